@@ -1,0 +1,24 @@
+"""Train, sample and measure small image models: VAE, DDPM, SimSiam and relatives."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from genssl.models.method import Method
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load"]
+
+
+def load(path: str) -> "Method[Any]":
+    """Load a trained model in eval mode; `.config` holds its settings.
+
+    Args:
+        path: a run folder, a model.safetensors file, a run's name, or a method's name (its newest
+            finished run).
+
+    Raises:
+        genssl.errors.UserError: nothing is there, or it is damaged.
+    """
+    from genssl import checkpoint  # torch is imported when it is needed, not for `genssl --help`
+
+    return checkpoint.load(checkpoint.find(path))

@@ -1,0 +1,1 @@
+"""The commands, thin: parse, one library call, render."""

@@ -1,0 +1,60 @@
+"""A split of a data set: one uint8 tensor of images and what is known of them."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from genssl.runtime import generator
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images at rest.
+
+    Attributes:
+        images: uint8 (N, 3, H, W).
+        labels: int64 (N,), or None.
+        classes: the name of each label.
+        masks: uint8 (N, H, W), 0 for ground, 1 + digit elsewhere; or None.
+        name: what to call the data set beside a number.
+        part: "train" or "test".
+        digest: of the content, so that results can name what they were measured on.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    classes: tuple[str, ...]
+    name: str
+    part: str
+    digest: str
+    masks: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device) -> "Split":
+        """The same split with its tensors on `device`."""
+        return replace(
+            self,
+            images=self.images.to(device),
+            labels=None if self.labels is None else self.labels.to(device),
+            masks=None if self.masks is None else self.masks.to(device),
+        )
+
+    def select(self, index: Tensor) -> "Split":
+        """The rows of `index`, int64 (M,)."""
+        index = index.to(self.images.device)
+        return replace(
+            self,
+            images=self.images[index],
+            labels=None if self.labels is None else self.labels[index],
+            masks=None if self.masks is None else self.masks[index],
+        )
+
+    def take(self, limit: int | None, seed: int = 0) -> "Split":
+        """The first `limit` images of the split shuffled by `seed`; all of them, in order, when limit is None."""
+        if limit is None or limit >= len(self):
+            return self
+        order = torch.randperm(len(self), generator=generator(seed, "limit"))
+        return self.select(order[:limit])

@@ -1,0 +1,46 @@
+"""What a person is told when something goes wrong.
+
+Exit codes: 2 for wrong input, 1 for a run that failed, 130 and 143 for an interrupt and a terminate signal.
+"""
+
+import errno
+
+WRONG_INPUT = 2
+FAILED_RUN = 1
+INTERRUPTED = 130
+TERMINATED = 143
+
+
+class UserError(Exception):
+    """One line for a person: what is wrong; what to do."""
+
+    def __init__(self, message: str, code: int = WRONG_INPUT) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def explain(error: BaseException) -> UserError | None:
+    """Translate the failures of disks and devices into a line for a person; None when nothing is known."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, OSError):
+        return _explain_os_error(error)
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        return UserError("out of memory; try a smaller --batch-size or model", FAILED_RUN)
+    if "DefaultCPUAllocator: can't allocate memory" in str(error):
+        return UserError("out of memory on the CPU; try a smaller --batch-size or model", FAILED_RUN)
+    return None
+
+
+def _explain_os_error(error: OSError) -> UserError | None:
+    where = f" ({error.filename})" if error.filename else ""
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            return UserError(f"the disk is full{where}; free some space, then --resume the run", FAILED_RUN)
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return UserError(f"no permission to use {error.filename}; choose another folder", FAILED_RUN)
+        case errno.ENOENT:
+            return UserError(f"no such file or folder: {error.filename}")
+        case errno.EISDIR | errno.ENOTDIR:
+            return UserError(f"{error.filename}: {error.strerror}; check the path")
+    return None

@@ -1,0 +1,144 @@
+"""Files that are either whole or absent: written beside their place, flushed to disk, then renamed."""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from genssl.errors import FAILED_RUN, UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
+    from torch import Tensor
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Give a temporary sibling of `path` to write to; on success it takes the place of `path`.
+
+    The rename is what makes the change: a reader, or a process killed at any moment, sees the old file
+    or the new one. The data reach the disk before the name does, and the mode is what the umask says.
+    """
+    path = Path(os.path.realpath(path))  # a symbolic link keeps pointing where it points
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        _flush(temporary)
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+        _flush(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically."""
+    with atomic(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write indented JSON atomically; not-a-number is refused, since JSON has none."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_picture(path: Path, picture: "Figure | Image") -> None:
+    """Write a PIL image or a matplotlib figure atomically, in the format of the path's suffix (PNG if none)."""
+    kind = path.suffix.lstrip(".").lower() or "png"
+    if kind not in {"png", "jpg", "jpeg", "webp", "pdf", "svg"}:
+        raise UserError(f"cannot write a picture as .{kind}; use .png, .jpg, .webp, .pdf or .svg")
+    with atomic(path) as temporary:
+        if hasattr(picture, "savefig"):
+            picture.savefig(temporary, format=kind)
+        elif kind == "svg":
+            raise UserError("a grid of images cannot be written as .svg; use .png")
+        else:
+            picture.save(temporary, format="jpeg" if kind == "jpg" else kind)
+
+
+def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> str:
+    """Write a safetensors file atomically with the SHA-256 of its tensors in the metadata; returns it."""
+    from safetensors.torch import save_file
+
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    digest = tensor_digest(contiguous)
+    with atomic(path) as temporary:
+        save_file(contiguous, temporary, metadata={**metadata, "sha256": digest})
+    return digest
+
+
+def read_tensors(path: Path, *, verify: bool = True) -> "tuple[dict[str, Tensor], dict[str, str]]":
+    """Read a safetensors file: (tensors, metadata). The tensors are memory-mapped.
+
+    Raises:
+        UserError: the file is missing, is no safetensors file, or its tensors differ from their digest.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise UserError(f"no such file: {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, ValueError, OSError) as error:
+        raise UserError(
+            f"{path} is damaged or no safetensors file ({error}); restore it", FAILED_RUN
+        ) from error
+    if verify and tensor_digest(tensors) != metadata.get("sha256"):
+        raise UserError(f"{path} is damaged: its tensors do not match their SHA-256; restore it", FAILED_RUN)
+    return tensors, metadata
+
+
+def tensor_digest(tensors: "Mapping[str, Tensor]") -> str:
+    """SHA-256 over names, types, shapes and bytes, in the order of the names."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        if tensor.numel():
+            digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UserError: the file is missing or is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no such file: {path}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no valid JSON ({error}); restore or remove it") from error
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,1 @@
+"""Methods: networks, losses and diffusion maths."""

@@ -1,0 +1,130 @@
+"""Device, precision and random streams."""
+
+import contextlib
+import hashlib
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from genssl.errors import UserError
+
+Randomness = torch.Generator | Sequence[torch.Generator] | None
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+def seed_of(seed: int, stream: str, *counter: int) -> int:
+    """The key of a random stream: a stable 63-bit hash of (seed, stream, counter).
+
+    The same on every machine and in every version, so that a run resumed at a step continues bit for bit
+    without saved generator state.
+    """
+    text = "|".join([str(seed), stream, *map(str, counter)])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
+
+
+def generator(seed: int, stream: str, *counter: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator at the start of the stream (seed, stream, counter)."""
+    return torch.Generator(device=device).manual_seed(seed_of(seed, stream, *counter))
+
+
+def generators(seed: int, stream: str, indices: Sequence[int]) -> list[torch.Generator]:
+    """One CPU generator an image: what image i gets depends on (seed, stream, i) alone, not on its batch."""
+    return [generator(seed, stream, i) for i in indices]
+
+
+def normal(shape: Sequence[int], source: Randomness, device: torch.device | str | None = None) -> Tensor:
+    """Standard normal noise, float32, drawn where the generator lives and moved to `device`.
+
+    With a sequence of generators, row i of the first axis comes from generator i.
+    """
+    if isinstance(source, Sequence):
+        if len(source) != shape[0]:
+            raise ValueError(f"{len(source)} generators for {shape[0]} rows")
+        return torch.stack([normal(shape[1:], one) for one in source]).to(device)
+    where = device if source is None else source.device
+    return torch.randn(tuple(shape), generator=source, device=where).to(device)
+
+
+def uniform(shape: Sequence[int], source: Randomness, device: torch.device | str | None = None) -> Tensor:
+    """Uniform noise in [0, 1), float32; generators as in `normal`."""
+    if isinstance(source, Sequence):
+        if len(source) != shape[0]:
+            raise ValueError(f"{len(source)} generators for {shape[0]} rows")
+        return torch.stack([uniform(shape[1:], one) for one in source]).to(device)
+    where = device if source is None else source.device
+    return torch.rand(tuple(shape), generator=source, device=where).to(device)
+
+
+def choose_device(name: str) -> torch.device:
+    """Turn auto, cpu, cuda, cuda:1 or mps into a device that works here.
+
+    Raises:
+        UserError: the name is unknown, or this machine has no such device.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"unknown device {name!r}; use auto, cpu, cuda, cuda:1 or mps") from None
+    if not _available(device):
+        raise UserError(f"no device {name!r} on this machine; use --device {choose_device('auto')}")
+    return device
+
+
+def _available(device: torch.device) -> bool:
+    match device.type:
+        case "cpu":
+            return True
+        case "cuda":
+            return torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
+        case "mps":
+            return torch.backends.mps.is_available()
+    return False
+
+
+def choose_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
+    """Resolve "auto": bf16 where the hardware multiplies it, fp32 elsewhere."""
+    if precision != "auto":
+        return precision
+    return "bf16" if has_fast_bf16(device) else "fp32"
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether bf16 matrix products have hardware: CUDA from Ampere on, CPUs with avx512_bf16 or amx."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return False
+
+
+def autocast(
+    device: torch.device, precision: Literal["fp32", "bf16"]
+) -> contextlib.AbstractContextManager[None]:
+    """Autocast to bf16, or nothing for fp32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def describe(device: torch.device) -> str:
+    """What to write beside a measurement: the device's name, and the threads of a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        return f"cpu ({cpu_name()}, {torch.get_num_threads()} threads)"
+    return str(device)
+
+
+def cpu_name() -> str:
+    """The processor's model name, where the system tells it."""
+    import platform
+    from pathlib import Path
+
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
