@@ -1,6 +1,6 @@
 """Train, sample and measure small image models: VAE, DDPM, SimSiam and relatives."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from genssl.models.method import Method
@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
 
 
-def load(path: str) -> "Method[Any]":
+def load(path: str) -> "Method":
     """Load a trained model in eval mode; `.config` holds its settings.
 
     Args:

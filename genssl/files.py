@@ -56,7 +56,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def write_picture(path: Path, picture: "Figure | Image") -> None:
-    """Write a PIL image or a matplotlib figure atomically, in the format of the path's suffix (PNG if none)."""
+    """Write a PIL image or a figure atomically, in the format of the path's suffix (PNG if none)."""
     kind = path.suffix.lstrip(".").lower() or "png"
     if kind not in {"png", "jpg", "jpeg", "webp", "pdf", "svg"}:
         raise UserError(f"cannot write a picture as .{kind}; use .png, .jpg, .webp, .pdf or .svg")
@@ -112,7 +112,7 @@ def tensor_digest(tensors: "Mapping[str, Tensor]") -> str:
         tensor = tensors[name].contiguous()
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         if tensor.numel():
-            digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -1,0 +1,57 @@
+"""`latent-profile`, `importance-ll`."""
+
+from typing import Annotated
+
+import typer
+
+from genssl.commands import options
+from genssl.commands.screen import ticking
+from genssl.commands.subject import deliver, open_run
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this group."""
+    app.command()(latent_profile)
+    app.command()(importance_ll)
+
+
+def latent_profile(
+    run: options.Run,
+    checkpoint: options.Checkpoint = None,
+    data: options.Data = None,
+    limit: options.Limit = None,
+    out: options.Out = None,
+    seed: options.Seed = 0,
+    batch_size: options.BatchSize = 256,
+    device: options.Device = "auto",
+    as_json: options.Json = False,
+) -> None:
+    """Draw the mean latent code of each class over training images."""
+    from genssl.eval import latent_profile as evaluation
+
+    subject = open_run(run, checkpoint, device)
+    split = subject.split(data, "train", limit, seed)
+    with ticking("encoding") as tick:
+        outcome = evaluation.latent_profile(subject.method, split, batch_size=batch_size, tick=tick)
+    deliver(subject, "latent-profile", outcome, out, as_json, split)
+
+
+def importance_ll(
+    run: options.Run,
+    k: Annotated[int, typer.Option("-k", help="Importance samples an image.")] = 100,
+    checkpoint: options.Checkpoint = None,
+    data: options.Data = None,
+    limit: options.Limit = None,
+    out: options.Out = None,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    as_json: options.Json = False,
+) -> None:
+    """Estimate log p(x) of test images under a VAE, in nats and bits/dim."""
+    from genssl.eval import importance_ll as evaluation
+
+    subject = open_run(run, checkpoint, device)
+    split = subject.split(data, "test", limit, seed)
+    with ticking("weighing samples") as tick:
+        outcome = evaluation.importance_ll(subject.method, split, k, seed=seed, tick=tick)
+    deliver(subject, "importance-ll", outcome, out, as_json, split)

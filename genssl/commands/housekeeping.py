@@ -1,0 +1,150 @@
+"""`data`, `runs`, `doctor`, `demo`."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from genssl.commands import options
+from genssl.commands.progress import TrainingScreen, readable_seconds
+from genssl.commands.screen import say, show_rows, show_values
+from genssl.commands.subject import PARTS, read_split
+from genssl.errors import FAILED_RUN, UserError
+
+data_app = typer.Typer(no_args_is_help=True, help="What there is to train on.")
+runs_app = typer.Typer(no_args_is_help=True, help="What was trained.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this group."""
+    app.add_typer(data_app, name="data")
+    app.add_typer(runs_app, name="runs")
+    app.command()(doctor)
+    app.command()(demo)
+
+
+@data_app.command("list")
+def data_list(as_json: options.Json = False) -> None:
+    """List the data sets, and which are ready."""
+    from genssl.data.load import catalogue
+
+    rows = [vars(entry) for entry in catalogue()]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    show_rows("data sets (--data also takes a folder, .tar, .tar.gz or .zip)", rows)
+
+
+@data_app.command("fetch")
+def data_fetch(data: Annotated[str, typer.Argument(help="svhn, cifar10, synthetic or a path.")]) -> None:
+    """Fetch and convert a data set now, so that training starts at once."""
+    for part in PARTS:
+        split = read_split(data, part)
+        say(f"{split.name} {part}: {len(split):,} images, {len(split.classes)} classes")
+
+
+@data_app.command("preview")
+def data_preview(
+    data: Annotated[str, typer.Argument(help="svhn, cifar10, synthetic or a path.")],
+    n: Annotated[int, typer.Option("-n", min=1, help="How many images.")] = 64,
+    part: Annotated[Literal["train", "test"], typer.Option(help="Of which split.")] = "train",
+    image_size: Annotated[int, typer.Option(min=1, help="Pixels a side.")] = 32,
+    seed: options.Seed = 0,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable files out.")] = False,
+    out: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("preview.png"),
+) -> None:
+    """Draw a contact sheet of a data set."""
+    from genssl import figures, files
+
+    split = read_split(data, part, image_size, seed, skip_bad)
+    files.write_picture(out, figures.grid(split.take(n, seed).images[:n]))
+    say(f"{split.name} {part}: {len(split):,} images of {len(split.classes)} classes; {out}")
+
+
+@runs_app.command("list")
+def runs_list(as_json: options.Json = False) -> None:
+    """List the runs in checkpoints/, newest last."""
+    from genssl import checkpoint
+
+    rows = [
+        {
+            "run": info.name,
+            "method": info.config.method,
+            "data": info.config.data,
+            "epoch": f"{info.epoch}/{info.config.epochs}",
+            "finished": "yes" if info.finished else "no",
+            "loss": info.metrics.get("loss"),
+        }
+        for info in checkpoint.runs()
+    ]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    elif rows:
+        show_rows(f"runs in {checkpoint.root()}/", rows)
+    else:
+        say(f"no runs in {checkpoint.root()}/ yet; `genssl train vae --data synthetic` makes one")
+
+
+@runs_app.command("show")
+def runs_show(run: options.Run, as_json: options.Json = False) -> None:
+    """Show a run's settings, numbers and origin."""
+    from genssl import checkpoint, files
+
+    info = checkpoint.inspect(checkpoint.find(run))
+    origin = info.folder / checkpoint.ENVIRONMENT
+    about = {
+        "run": str(info.folder),
+        "epoch": info.epoch,
+        "finished": info.finished,
+        "weights_sha256": info.digest,
+        "settings": info.config.model_dump(),
+        "numbers": info.metrics,
+        "origin": files.read_json(origin) if origin.exists() else {},
+    }
+    if as_json:
+        print(json.dumps(about, indent=2))
+    else:
+        show_values(info.name, about)
+
+
+@runs_app.command("verify")
+def runs_verify(run: options.Run) -> None:
+    """Check every tensor of a run against its SHA-256."""
+    from genssl import checkpoint
+
+    path = checkpoint.find(run)
+    problems = checkpoint.verify(path)
+    if problems:
+        raise UserError("; ".join(problems), FAILED_RUN)
+    say(f"{path} is sound")
+
+
+def doctor(as_json: options.Json = False) -> None:
+    """Show what to paste into a bug report."""
+    from genssl.eval.doctor import examine
+
+    about = examine()
+    if as_json:
+        print(json.dumps(about, indent=2))
+    else:
+        show_values("genssl doctor", about)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("demo"),
+    minutes: Annotated[float, typer.Option(min=0.01, help="How long to train.")] = 2.0,
+    device: options.Device = "auto",
+) -> None:
+    """Render digits, train a VAE for two minutes, and draw all its pictures."""
+    import time
+
+    from genssl.studies import demo as study
+
+    start = time.monotonic()
+    with TrainingScreen() as screen:
+        pictures, values = study.demo(out, minutes, device, screen)
+    show_values("demo: a VAE on rendered digits", values)
+    for title, path in pictures.items():
+        say(f"{title}: {path}")
+    say(f"done in {readable_seconds(time.monotonic() - start)}; look at {out}/, then `genssl train vae -h`")

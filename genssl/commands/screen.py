@@ -1,0 +1,80 @@
+"""What is shown: to a person on stderr, results on stdout; plain lines where there is no terminal."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+PLAIN_EVERY = 30.0  # seconds between plain lines of progress
+
+
+def say(text: str) -> None:
+    """A line for the person watching, on stderr."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+
+
+def show_values(title: str, values: Mapping[str, Any], notes: Sequence[str] = ()) -> None:
+    """A table of names and numbers on stdout; nested tables as dotted names."""
+    table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in flatten(values):
+        table.add_row(name, readable(value))
+    console = Console(highlight=False)
+    console.print(table)
+    for note in notes:
+        console.print(note, markup=False)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested mappings as dotted names."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def readable(value: Any) -> str:
+    """A number to six digits, a list with commas."""
+    if isinstance(value, float):
+        return f"{value:,.6g}" if abs(value) < 1e6 else f"{value:,.0f}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, list):
+        return ", ".join(map(readable, value))
+    return str(value)
+
+
+@contextlib.contextmanager
+def ticking(text: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal that goes when it is done; elsewhere a plain line at most every 30 s."""
+    if sys.stderr.isatty():
+        console = Console(stderr=True)
+        columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task(text, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+        return
+    last = time.monotonic()
+
+    def plain(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= PLAIN_EVERY:
+            last = time.monotonic()
+            say(f"{text}: {done} of {total}")
+
+    yield plain
+
+
+def show_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A table with one line a row on stdout; the first row's names are the header."""
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for name in rows[0]:
+        table.add_column(name.replace("_", " "))
+    for row in rows:
+        table.add_row(*("" if value is None else readable(value) for value in row.values()))
+    Console(highlight=False).print(table)

@@ -1,0 +1,124 @@
+"""What an evaluating command works on, and how its outcome is delivered."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from genssl.commands.screen import say, show_values, ticking
+from genssl.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from genssl.checkpoint import RunInfo
+    from genssl.data.split import Split
+    from genssl.eval.outcome import Outcome
+    from genssl.models.method import Method
+
+
+Part = Literal["train", "test"]
+PARTS: tuple[Part, Part] = ("train", "test")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A loaded run."""
+
+    method: "Method"
+    info: "RunInfo"
+    device: "torch.device"
+
+    def split(self, data: str | None, part: Part, limit: int | None = None, seed: int = 0) -> "Split":
+        """A part of `data`, else of the run's own data, on the device."""
+        config = self.method.config
+        split = read_split(data or config.data, part, config.image_size, config.seed, config.skip_bad)
+        return split.take(limit, seed).to(self.device)
+
+
+def read_split(data: str, part: Part, image_size: int = 32, seed: int = 0, skip_bad: bool = False) -> "Split":
+    """Load a part of a data set, showing what takes long."""
+    from genssl.data.load import load
+
+    with ticking(f"reading {data}") as tick:
+        return load(
+            data,
+            part,
+            image_size=image_size,
+            seed=seed,
+            skip_bad=skip_bad,
+            progress=lambda _, done, total: tick(done, total or done),
+        )
+
+
+def open_run(reference: str, named: str | None, device: str) -> Subject:
+    """Load the run that REF and --checkpoint name, and say which it is.
+
+    Args:
+        reference: the command's REF; with --checkpoint, a method that must be the run's.
+        named: --checkpoint.
+        device: --device.
+    """
+    from genssl import checkpoint, config
+    from genssl.runtime import choose_device
+
+    where = choose_device(device)
+    method = config.config_class(reference).model_fields["method"].default if named else None
+    path = checkpoint.find(named or reference, method)
+    info = checkpoint.inspect(path)
+    done = "finished" if info.finished else "unfinished"
+    say(f"using {path} ({info.config.method}, {info.config.data}, epoch {info.epoch}, {done})")
+    return Subject(checkpoint.load(path, where), info, where)
+
+
+def deliver(
+    subject: Subject,
+    name: str,
+    outcome: "Outcome",
+    out: Path | None,
+    as_json: bool,
+    split: "Split | None" = None,
+) -> None:
+    """Write the picture and the numbers, and show the numbers."""
+    from genssl import files
+
+    picture = picture_path(subject, name, out)
+    values = {**provenance(subject, split), **outcome.values, "notes": list(outcome.notes)}
+    for place, (title, figure) in enumerate(outcome.figures.items()):
+        path = picture if place == 0 else picture.with_stem(f"{picture.stem}-{title.replace(' ', '-')}")
+        files.write_picture(path, figure)
+        say(f"{title}: {path}")
+    files.write_json(picture.with_suffix(".json"), values)
+    if as_json:
+        print(json.dumps(values, indent=2))
+    else:
+        show_values(f"{name} {subject.info.name}", outcome.values, outcome.notes)
+
+
+def provenance(subject: Subject, split: "Split | None") -> dict[str, Any]:
+    """What a number was measured on."""
+    from genssl.runtime import describe
+
+    about: dict[str, Any] = {
+        "run": subject.info.name,
+        "method": subject.info.config.method,
+        "epoch": subject.info.epoch,
+        "weights_sha256": subject.info.digest,
+        "device": describe(subject.device),
+    }
+    if split is not None:
+        about |= {"data": split.name, "part": split.part, "data_digest": split.digest}
+    return about
+
+
+def picture_path(subject: Subject, name: str, out: Path | None) -> Path:
+    """`out`, else <run>/eval/<name>.png, else ./<name>.png where the run's folder is read-only."""
+    if out is not None:
+        if out.is_dir():
+            return out / f"{name}.png"
+        if out.suffix:
+            return out
+        raise UserError(f"--out {out} has no suffix; name a picture such as {out}.png")
+    folder = subject.info.folder
+    return (folder / "eval" if os.access(folder, os.W_OK) else Path()) / f"{name}.png"

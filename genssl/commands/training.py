@@ -1,0 +1,150 @@
+"""`train`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from genssl.commands import options
+from genssl.commands.progress import TrainingScreen
+from genssl.commands.screen import say, show_values
+from genssl.errors import UserError
+
+if TYPE_CHECKING:
+    from genssl.config import Config
+    from genssl.train.run import Options
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this group."""
+    app.command()(train)
+
+
+def train(
+    method: Annotated[str | None, typer.Argument(help="What to train, e.g. vae.")] = None,
+    data: Annotated[str | None, typer.Option(help="svhn, cifar10, synthetic or a path.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the train split.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of the optimiser.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Train on so many images, shuffled by the seed.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Pixels a side.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
+    sample_every: Annotated[int | None, typer.Option(help="Epochs between pictures; 0: none.")] = None,
+    skip_bad: Annotated[bool | None, typer.Option("--skip-bad", help="Leave unreadable files out.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other setting; repeatable.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="Start from a saved config.json.")] = None,
+    resume: Annotated[str | None, typer.Option(metavar="RUN", help="Continue an interrupted run.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show settings, memory and time; then stop.")
+    ] = False,
+    tag: Annotated[str | None, typer.Option(help="Added to the run's name.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder; checkpoints/NAME by default.")] = None,
+    save_every: Annotated[float, typer.Option(min=0, help="Seconds between saved states.")] = 60.0,
+    max_minutes: Annotated[float | None, typer.Option(min=0, help="End cleanly after so long.")] = None,
+    compile: Annotated[Literal["auto", "on", "off"], typer.Option(help="One compiled graph.")] = "auto",
+    device: options.Device = "auto",
+    as_json: options.Json = False,
+) -> None:
+    """Train a method; everything it makes goes to one run folder."""
+    from genssl.config import parse_settings
+    from genssl.train.run import Options
+
+    named = {
+        "data": data, "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate,
+        "limit": limit, "image_size": image_size, "seed": seed, "precision": precision,
+        "sample_every": sample_every, "skip_bad": skip_bad,
+    }  # fmt: skip
+    changes = {name: value for name, value in named.items() if value is not None}
+    changes |= parse_settings(settings or [])
+    how = Options(device, save_every, max_minutes, compile, tag, out)
+    if resume is not None:
+        _resume(resume, method, changes, how, as_json)
+        return
+    settled = _settle(method, config, changes)
+    if dry_run:
+        _dry_run(settled, how, as_json)
+        return
+    _start(settled, how, as_json)
+
+
+def _settle(method: str | None, file: Path | None, changes: dict[str, Any]) -> "Config":
+    from genssl import config as configs
+
+    if file is not None:
+        if not file.is_file():
+            raise UserError(f"no such config file: {file}")
+        saved = configs.read(file.read_text(encoding="utf-8"), str(file))
+        if method is not None and configs.config_class(method) is not type(saved):
+            raise UserError(f"{file} is the config of a {saved.method}, not of a {method}; name one of them")
+        return saved.updated(changes)
+    if method is None:
+        raise UserError(f"which method? known: {', '.join(sorted(configs.methods()))}")
+    return configs.make(method, changes)
+
+
+def _start(config: "Config", how: "Options", as_json: bool) -> None:
+    from genssl.train import run
+
+    with TrainingScreen(quiet=as_json) as screen:
+        folder = run.start(config, how, screen)
+    _show_result(folder, as_json)
+
+
+def _resume(
+    reference: str, method: str | None, changes: dict[str, Any], how: "Options", as_json: bool
+) -> None:
+    from genssl import checkpoint
+    from genssl.config import config_class
+    from genssl.train import run
+
+    if method is not None:
+        changes["method"] = config_class(method).model_fields["method"].default
+    if how.tag is not None or how.out is not None:
+        raise UserError("a resumed run keeps its folder; leave --tag and --out away")
+    folder = checkpoint.root() / reference
+    with TrainingScreen(quiet=as_json) as screen:
+        folder = run.resume(folder if folder.is_dir() else Path(reference), changes, how, screen)
+    _show_result(folder, as_json)
+
+
+def _show_result(folder: Path, as_json: bool) -> None:
+    import json
+
+    from genssl import checkpoint
+
+    info = checkpoint.inspect(folder)
+    if as_json:
+        print(json.dumps({"run": str(folder), "epoch": info.epoch, **info.metrics}, indent=2))
+        return
+    show_values(f"{folder.name}, epoch {info.epoch}", info.metrics)
+    say(f"pictures, curves and weights: {folder}")
+    say(f"next: genssl sample {info.config.method} -n 64 --out grid.png")
+
+
+def _dry_run(config: "Config", how: "Options", as_json: bool) -> None:
+    import json
+
+    from genssl.train.estimate import estimate
+    from genssl.train.sitting import readable_time
+
+    with TrainingScreen(quiet=as_json) as screen:
+        cost = estimate(config, how, screen)
+    if as_json:
+        print(json.dumps({"config": config.model_dump(), "estimate": vars(cost)}, indent=2))
+        return
+    show_values(f"settings of {config.method} (change any with --set)", config.model_dump())
+    show_values(
+        "expected",
+        {
+            "parameters": cost.parameters,
+            "images": cost.images,
+            "steps": cost.steps,
+            "device": f"{cost.device}, {cost.precision}",
+            "memory": f"{cost.memory_bytes / 2**30:.2f} GiB",
+            "speed": f"{cost.images_per_second:,.0f} images/s",
+            "time": readable_time(cost.seconds),
+        },
+    )

@@ -1,0 +1,198 @@
+"""Converted splits on disk: written once, under a lock, and memory-mapped from then on."""
+
+import contextlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from genssl.data.split import Split
+from genssl.errors import UserError
+from genssl.files import read_tensors, write_tensors
+
+Progress = Callable[[str, int, int | None], None]  # what, how many done, of how many if known
+
+FORMAT = "1"
+SUFFIX = ".safetensors"
+
+
+def cache_folder() -> Path:
+    """GENSSL_CACHE, else the platform's folder for caches."""
+    if named := os.environ.get("GENSSL_CACHE"):
+        return Path(named).expanduser().absolute()
+    from platformdirs import user_cache_path
+
+    return user_cache_path("genssl", appauthor=False)
+
+
+def split_path(key: str, part: str) -> Path:
+    """Where a part is kept under a key."""
+    return cache_folder() / f"{key}-{part}{SUFFIX}"
+
+
+def recall(
+    key: str,
+    parts: Sequence[str],
+    build: Callable[[], Mapping[str, Split]],
+    *,
+    source: str = "",
+    place: str = "",
+    progress: Progress | None = None,
+) -> Split | None:
+    """The first of `parts` that is kept under `key`; else build, keep all that was built, and look again.
+
+    A hit takes no lock. Of two processes that miss at once the second waits and then reads. A damaged
+    file counts as absent. Where the folder cannot be written, what was built stays in memory, with a
+    warning.
+
+    Args:
+        key: of everything that decides the content, fit for a file name.
+        parts: in order of preference.
+        build: gives every part that there is; may give none of `parts`.
+        source: where it came from, kept as a note.
+        place: what all keys of this source begin with; files of its other keys are out of date, and go.
+        progress: told when another process is waited for.
+
+    Returns:
+        The split, memory-mapped where possible; None when the build gave none of `parts`.
+    """
+    if found := _first(key, parts):
+        return found
+    with _lock(cache_folder() / f"{place or key}.lock", progress):
+        if found := _first(key, parts):
+            return found
+        built = build()
+        _keep(key, built, source)
+        if place:
+            _remove_stale(place, key)
+        return _first(key, parts) or next((built[part] for part in parts if part in built), None)
+
+
+def read_split(path: Path) -> Split | None:
+    """Read a kept split, memory-mapped; None when the file is missing, damaged or of another format.
+
+    The content is not hashed: that would take longer than the rest of the start.
+    """
+    try:
+        tensors, metadata = read_tensors(path, verify=False)
+        split = _from_file(tensors, metadata)
+        usable = metadata["format"] == FORMAT and _consistent(split)
+    except (UserError, KeyError, TypeError, ValueError, OSError):
+        return None
+    return split if usable else None
+
+
+def source_of(path: Path) -> str:
+    """The note of where a kept split came from; empty where there is none."""
+    return read_tensors(path, verify=False)[1].get("source", "")
+
+
+def write_split(path: Path, split: Split, source: str = "") -> None:
+    """Write a split atomically as one safetensors file: images, labels, masks; the rest as metadata."""
+    optional = {"labels": split.labels, "masks": split.masks}
+    tensors = {"images": split.images} | {k: v for k, v in optional.items() if v is not None}
+    metadata = {
+        "format": FORMAT,
+        "name": split.name,
+        "part": split.part,
+        "classes": json.dumps(split.classes),
+        "digest": split.digest,
+        "source": source,
+    }
+    write_tensors(path, tensors, metadata)
+
+
+def _first(key: str, parts: Sequence[str]) -> Split | None:
+    return next((found for part in parts if (found := read_split(split_path(key, part)))), None)
+
+
+def _from_file(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Split:
+    return Split(
+        images=tensors["images"],
+        labels=tensors.get("labels"),
+        classes=tuple(json.loads(metadata["classes"])),
+        name=metadata["name"],
+        part=metadata["part"],
+        digest=metadata["digest"],
+        masks=tensors.get("masks"),
+    )
+
+
+def _consistent(split: Split) -> bool:
+    """Whether types, shapes and the range of labels are those of a split."""
+    images, labels, masks = split.images, split.labels, split.masks
+    n, *_, height, width = images.shape
+    if images.dtype != torch.uint8 or images.shape != (n, 3, height, width) or n == 0:
+        return False
+    if masks is not None and (masks.dtype != torch.uint8 or masks.shape != (n, height, width)):
+        return False
+    if labels is None:
+        return True
+    if labels.dtype != torch.int64 or labels.shape != (n,):
+        return False
+    return int(labels.min()) >= 0 and int(labels.max()) < len(split.classes)
+
+
+def _keep(key: str, built: Mapping[str, Split], source: str) -> None:
+    try:
+        for part, split in built.items():
+            _remove_orphans(split_path(key, part))
+            write_split(split_path(key, part), split, source)
+    except OSError as error:
+        _warn(error)
+
+
+def _remove_orphans(path: Path) -> None:
+    """What a killed writer left behind: under the lock nobody else is writing this file."""
+    for orphan in path.parent.glob(f".{path.name}.*.tmp"):
+        orphan.unlink(missing_ok=True)
+
+
+def _remove_stale(place: str, key: str) -> None:
+    for file in cache_folder().glob(f"{place}-*{SUFFIX}"):
+        if not file.name.startswith(key):
+            with contextlib.suppress(OSError):
+                file.unlink()
+
+
+def _warn(error: OSError) -> None:
+    warnings.warn(
+        f"cannot write to the cache {cache_folder()} ({error.strerror or error}), so the data are prepared "
+        "anew at every start; set GENSSL_CACHE to a folder with space",
+        stacklevel=3,
+    )
+
+
+@contextlib.contextmanager
+def _lock(path: Path, progress: Progress | None) -> Iterator[None]:
+    """Hold a lock between processes, as far as the place has one; files are replaced whole in any case."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError:  # a folder that is not to be written: _keep will say so
+        yield
+        return
+    try:
+        _acquire(handle, progress)
+        yield
+    finally:
+        os.close(handle)  # releases the lock; the file stays, for a name removed is a lock that two may hold
+
+
+def _acquire(handle: int, progress: Progress | None) -> None:
+    try:
+        import fcntl
+    except ImportError:  # not a Unix
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if progress:
+            progress("waiting for another process that prepares the same data", 0, None)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    except OSError:  # a network file system without locks
+        return

@@ -1,0 +1,91 @@
+"""One image file in, one square of bytes out."""
+
+import contextlib
+import io
+import warnings
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+Bytes = npt.NDArray[np.uint8]
+
+MAX_PIXELS = 64_000_000
+
+# Only formats that are pictures: Pillow would hand PostScript that calls itself .png to an interpreter.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF")
+
+
+class BadImage(ValueError):
+    """A file that is no usable image; the message is the reason, in a few words."""
+
+
+def decode(content: bytes, image_size: int) -> Bytes:
+    """Decode an image of any mode and size: uint8 (image_size, image_size, 3).
+
+    EXIF orientation is applied, alpha is laid over white, 16 bits become 8, the centre square is cut out
+    and resized with antialiasing. A square of the right size keeps its pixels bit for bit.
+
+    Raises:
+        BadImage: the content is no image, truncated, larger than MAX_PIXELS, or of 32-bit pixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = _open(content)
+            return np.array(_fit(_to_rgb(image), image_size))
+    except BadImage:
+        raise
+    except Exception as error:  # on damaged files Pillow's readers raise nearly every type there is
+        raise BadImage(_reason(error)) from error
+
+
+def _open(content: bytes) -> Image.Image:
+    image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
+    if image.width * image.height > MAX_PIXELS:
+        raise BadImage(f"too large, {image.width} x {image.height} pixels")
+    image.load()  # verify() would let a truncated file pass
+    with contextlib.suppress(Exception):  # broken EXIF says nothing about the pixels
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        return _from_16_bit(np.asarray(image), image.info.get("transparency"))
+    if image.mode == "I" and image.format in {"PPM", "PNG"}:  # 16 bits, in a wider type
+        return _from_16_bit(np.asarray(image), image.info.get("transparency"))
+    if image.mode in {"I", "F"}:
+        raise BadImage("32-bit pixels have no agreed range")
+    if image.has_transparency_data:
+        return _over_white(image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def _from_16_bit(wide: npt.NDArray[np.integer], transparent: object) -> Image.Image:
+    narrow = (wide >> 8).astype(np.uint8)  # convert() would clip at 255 instead
+    if isinstance(transparent, int):
+        narrow[wide == transparent] = 255
+    return Image.fromarray(narrow).convert("RGB")
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")
+
+
+def _fit(image: Image.Image, size: int) -> Image.Image:
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    if image.size != (side, side):
+        image = image.crop((left, top, left + side, top + side))
+    return image if side == size else image.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, Image.DecompressionBombError):
+        return "too large"
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image"
+    words = str(error).splitlines() or [type(error).__name__]
+    return "truncated" if "truncated" in words[0].lower() else words[0][:80]

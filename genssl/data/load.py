@@ -1,0 +1,205 @@
+"""`load`: from what --data says to a split in memory."""
+
+import difflib
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from genssl.data import cache
+from genssl.data.batches import chunks
+from genssl.data.cache import Progress
+from genssl.data.split import Split
+from genssl.errors import UserError
+
+Part = Literal["train", "test"]
+PARTS: tuple[Part, Part] = ("train", "test")
+
+NATIVE_SIZE = 32
+SYNTHETIC_VERSION = 1  # to be raised when the renderer draws other pixels
+SYNTHETIC_SEED = 0  # one data set for everybody, whatever the seed of a run
+KNOWN = {
+    "svhn": ("house numbers photographed from the street (SVHN, cropped digits)", 73_257 + 26_032),
+    "cifar10": ("animals and vehicles in ten classes (CIFAR-10)", 60_000),
+    "synthetic": ("rendered digits with exact masks; needs no network", 24_000),
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A data set in the list of those that are known or prepared.
+
+    Attributes:
+        name: what --data takes, or the path that was read.
+        what: one line on it.
+        cached: whether all of it lies prepared in the cache.
+        images: how many, train and test together.
+        size: bytes in the cache.
+    """
+
+    name: str
+    what: str
+    cached: bool
+    images: int
+    size: int
+
+
+def load(
+    data: str,
+    part: Part,
+    *,
+    image_size: int = NATIVE_SIZE,
+    seed: int = 0,
+    skip_bad: bool = False,
+    progress: Progress | None = None,
+) -> Split:
+    """Load a part of a data set; what is slow about it is done once and kept in the cache.
+
+    Args:
+        data: svhn, cifar10, synthetic, or the path of a folder, .tar, .tar.gz or .zip.
+        part: "train" or "test".
+        image_size: pixels on a side.
+        seed: of the 90/10 split of a path that has no parts; of no influence elsewhere.
+        skip_bad: leave out files of a path that are no usable images, with a warning.
+        progress: called with (what, how many done, of how many or None).
+
+    Returns:
+        The split on the CPU, images uint8 (N, 3, image_size, image_size).
+
+    Raises:
+        UserError: nothing of that name, no network, damaged files, no image for the part.
+    """
+    if image_size < 1:
+        raise UserError(f"the image size must be positive, not {image_size}")
+    if data in KNOWN:
+        return _load_known(data, part, image_size, progress)
+    return _load_path(_path(data), part, image_size, seed=seed, skip_bad=skip_bad, progress=progress)
+
+
+def fetch(name: str, *, progress: Progress | None = None) -> Entry:
+    """Prepare both parts of a data set, at its native size; the entry of the catalogue that comes of it.
+
+    Raises:
+        UserError: as for `load`, or the name is none of svhn, cifar10, synthetic.
+    """
+    if name not in KNOWN:
+        raise UserError(_unknown(name, "is nothing to fetch"))
+    for part in PARTS:
+        load(name, part, progress=progress)
+    return next(entry for entry in catalogue() if entry.name == name)
+
+
+def catalogue() -> list[Entry]:
+    """Every known data set, then every path that has been prepared."""
+    return [_known_entry(name) for name in KNOWN] + _path_entries()
+
+
+def _load_known(name: str, part: Part, image_size: int, progress: Progress | None) -> Split:
+    def build() -> dict[str, Split]:
+        return {part: _build_known(name, part, image_size, progress)}
+
+    found = cache.recall(_key(name, image_size), [part], build, progress=progress)
+    assert found is not None
+    return found
+
+
+def _key(name: str, image_size: int) -> str:
+    version = f"-v{SYNTHETIC_VERSION}" if name == "synthetic" else ""
+    return f"{name}{version}-{image_size}"
+
+
+def _build_known(name: str, part: Part, image_size: int, progress: Progress | None) -> Split:
+    if name == "synthetic":
+        from genssl.data.synthetic import make
+
+        return make(part, SYNTHETIC_SEED, image_size, progress=_counted("rendering digits", progress))
+    if image_size != NATIVE_SIZE:
+        return _resized(load(name, part, progress=progress), image_size)
+    from genssl.data import official
+
+    return official.read(name, part, cache.cache_folder() / "downloads", progress)
+
+
+def _counted(what: str, progress: Progress | None) -> Callable[[int, int], None] | None:
+    return None if progress is None else lambda done, total: progress(what, done, total)
+
+
+def _resized(split: Split, size: int) -> Split:
+    images = torch.cat([_resize(split.images[rows], size) for rows in chunks(len(split), 4096)])
+    digest = hashlib.sha256(f"{split.digest}|{size}".encode()).hexdigest()
+    return replace(split, images=images, digest=digest)
+
+
+def _resize(images: Tensor, size: int) -> Tensor:
+    """Antialiased bicubic, uint8 (B, 3, H, W) to (B, 3, size, size)."""
+    return F.interpolate(images, (size, size), mode="bicubic", antialias=True)
+
+
+def _load_path(
+    path: Path, part: Part, image_size: int, *, seed: int, skip_bad: bool, progress: Progress | None
+) -> Split:
+    from genssl.data import paths
+
+    place, key = paths.keys(path, image_size, skip_bad)
+    found = cache.recall(
+        key,
+        [part, "all"],
+        lambda: paths.read(path, image_size, skip_bad, progress),
+        source=str(path.resolve()),
+        place=place,
+        progress=progress,
+    )
+    if found is not None and found.part == "all":
+        found = paths.hold_out(found, part, seed)
+    if not found:
+        raise UserError(f"{path} has no images for the {part} part; add some")
+    return found
+
+
+def _path(data: str) -> Path:
+    path = Path(data).expanduser()
+    if path.exists():
+        return path
+    if os.sep in data or path.suffix:
+        raise UserError(f"no such file or folder: {data}; {_choices()}")
+    raise UserError(_unknown(data, "is no known data set and no path"))
+
+
+def _unknown(name: str, problem: str) -> str:
+    close = difflib.get_close_matches(name.lower(), KNOWN, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"{name!r} {problem}; {hint}{_choices()}"
+
+
+def _choices() -> str:
+    return f"use {', '.join(KNOWN)}, or a path"
+
+
+def _known_entry(name: str) -> Entry:
+    what, images = KNOWN[name]
+    files = [cache.split_path(_key(name, NATIVE_SIZE), part) for part in PARTS]
+    splits = [split for file in files if (split := cache.read_split(file))]
+    cached = len(splits) == len(PARTS)
+    total = sum(map(len, splits)) if cached else images
+    return Entry(name, what, cached, total, sum(file.stat().st_size for file in files if file.exists()))
+
+
+def _path_entries() -> list[Entry]:
+    files = sorted(cache.cache_folder().glob(f"path-*{cache.SUFFIX}"))
+    found: dict[str, Entry] = {}
+    for file in files:
+        split, source = cache.read_split(file), cache.source_of(file)
+        if split is None:
+            continue
+        what = f"images of {split.images.shape[-1]} x {split.images.shape[-1]} pixels from a path"
+        before = found.get(file.name.rpartition("-")[0], Entry(source, what, True, 0, 0))
+        found[file.name.rpartition("-")[0]] = replace(
+            before, images=before.images + len(split), size=before.size + file.stat().st_size
+        )
+    return list(found.values())

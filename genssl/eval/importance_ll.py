@@ -1,0 +1,101 @@
+"""log p(x) of a VAE by importance sampling."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from genssl import figures
+from genssl.data.batches import chunks
+from genssl.data.split import Split
+from genssl.errors import UserError
+from genssl.eval.outcome import Outcome
+from genssl.eval.reconstruct import check_size, require_vae
+from genssl.eval.sample import Tick
+from genssl.metrics.importance import bound_by_samples, effective_sample_size
+from genssl.models.method import Method
+from genssl.models.vae import VAE
+from genssl.pixels import bits_per_dim, to_model
+from genssl.runtime import generators, uniform
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DECODINGS = 1024  # decodings held at once: bounds memory whatever K is
+NOT_COMPARABLE = (
+    "bits/dim under an identity covariance is not comparable with other models': its floor is "
+    "D/2 ln 2 pi nats (8.33 bits/dim); train with --set decoder_variance=learned for one that is"
+)
+
+
+def importance_ll(method: Method, split: Split, k: int, *, seed: int, tick: Tick) -> Outcome:
+    """Mean log p(x) over the split in nats and bits/dim, with what is needed to believe it, in float32.
+
+    The images are dequantised, x = (u + U[0, 1)) / 128 - 1, so that the density bounds the probability
+    of the bytes (Theis et al. 2016). Image i's noise depends on (seed, i) alone.
+
+    Raises:
+        UserError: not a VAE, or k < 1.
+    """
+    vae = require_vae(method, "importance-ll")
+    check_size(method, split)
+    if k < 1:
+        raise UserError(f"-k must be at least 1, not {k}")
+    counts = sample_counts(k)
+    bounds, sizes, elbos = [], [], []
+    batch = max(1, min(64, DECODINGS // k))
+    for rows in chunks(len(split), batch):
+        noise = generators(seed, "eval", range(rows.start, rows.stop))
+        weights = _log_weights(vae, split.images[rows], k, DECODINGS // batch, noise)
+        bounds.append(bound_by_samples(weights, counts))
+        sizes.append(effective_sample_size(weights))
+        elbos.append(weights.mean(0))
+        tick(rows.stop, len(split))
+    bound, size, elbo = torch.cat(bounds, 1), torch.cat(sizes), torch.cat(elbos)
+    values = _summary(bound, size, elbo, k, split)
+    unit = vae.decoder_logvar is None
+    curve = _draw_bound(counts, bound.mean(1), values["elbo_nats"], split)
+    return Outcome(values, {"bound over K": curve}, (NOT_COMPARABLE,) if unit else ())
+
+
+@torch.inference_mode()
+def _log_weights(vae: VAE, images: Tensor, k: int, portion: int, noise: list[torch.Generator]) -> Tensor:
+    """(k, B) in float64 on the CPU, `portion` of the k samples at a time."""
+    x = to_model(images, uniform(images.shape, noise, images.device))
+    parts = [vae.log_weights(x, min(portion, k - done), noise) for done in range(0, k, portion)]
+    return torch.cat(parts).double().cpu()
+
+
+def sample_counts(k: int) -> list[int]:
+    """1, 2, 5, 10, 20, 50, ... up to k, and k itself."""
+    ladder = [digit * 10**power for power in range(len(str(k))) for digit in (1, 2, 5)]
+    return sorted({count for count in ladder if count < k} | {k})
+
+
+def _summary(bound: Tensor, size: Tensor, elbo: Tensor, k: int, split: Split) -> dict[str, Any]:
+    log_p = bound[-1]
+    dimensions = split.images[0].numel()
+    error = float(log_p.std()) / math.sqrt(len(log_p)) if len(log_p) > 1 else None
+    return {
+        "images": len(split),
+        "k": k,
+        "log_p_nats": float(log_p.mean()),
+        "standard_error_nats": error,
+        "elbo_nats": float(elbo.mean()),
+        "gap_to_elbo_nats": float((log_p - elbo).mean()),
+        "bits_per_dim": bits_per_dim(-float(log_p.mean()), dimensions),
+        "elbo_bits_per_dim": bits_per_dim(-float(elbo.mean()), dimensions),
+        "effective_sample_size_mean": float(size.mean()),
+        "effective_sample_size_median": float(size.median()),
+    }
+
+
+def _draw_bound(counts: list[int], bound: Tensor, elbo: float, split: Split) -> "Figure":
+    figure, (axis,) = figures.new_figure(1, 1, 5.5, 3.5)
+    axis.plot(counts, bound, marker="o", label="log 1/K Σ w")
+    axis.axhline(elbo, color="0.5", linestyle="--", label="ELBO, mean over all samples")
+    title = f"Importance-weighted bound, {len(split)} {split.part} images"
+    axis.set(xscale="log", xlabel="samples K", ylabel="nats", title=title)
+    axis.legend(frameon=False)
+    return figure

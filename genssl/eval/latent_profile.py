@@ -1,0 +1,75 @@
+"""The mean latent code of each class (figure 5 of the assignment)."""
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from genssl import figures
+from genssl.data.batches import chunks
+from genssl.data.split import Split
+from genssl.errors import UserError
+from genssl.eval.outcome import Outcome
+from genssl.eval.reconstruct import check_size, require_vae
+from genssl.eval.sample import Tick
+from genssl.metrics.latents import Profile, active_units, class_profile
+from genssl.models.method import Method
+from genssl.pixels import to_model
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TELLING = 5  # dimensions marked in the picture
+
+
+@torch.inference_mode()
+def latent_profile(method: Method, split: Split, *, batch_size: int, tick: Tick) -> Outcome:
+    """Bar charts, one a class, of the mean posterior mean over the split's images, with its spread.
+
+    Raises:
+        UserError: not a VAE, or the data have no labels.
+    """
+    vae = require_vae(method, "latent-profile")
+    check_size(method, split)
+    if split.labels is None:
+        raise UserError(f"{split.name} has no labels, and a profile is one a class; choose another --data")
+    codes = []
+    for rows in chunks(len(split), batch_size):
+        codes.append(vae.features(to_model(split.images[rows])).double().cpu())
+        tick(rows.stop, len(split))
+    means = torch.cat(codes)
+    profile = class_profile(means, split.labels.cpu(), len(split.classes))
+    telling = profile.separation.argsort(descending=True)[:TELLING].tolist()
+    values = {
+        "images": len(split),
+        "z_dim": means.shape[1],
+        "active_units": active_units(means),
+        "most_telling_dimensions": telling,
+        "their_separation": [round(float(profile.separation[d]), 4) for d in telling],
+        "largest_peak_by_class": {name: _peak(profile, place) for place, name in enumerate(split.classes)},
+    }
+    return Outcome(values, {"latent profile": draw_profile(profile, split.classes, telling)})
+
+
+def _peak(profile: Profile, place: int) -> dict[str, float]:
+    dimension = int(profile.means[place].abs().argmax())
+    return {"dimension": dimension, "mean": round(float(profile.means[place, dimension]), 4)}
+
+
+def draw_profile(profile: Profile, classes: tuple[str, ...], telling: list[int]) -> "Figure":
+    """One panel a class: bars of the mean, whiskers of one std, the telling dimensions in orange."""
+    columns = min(2, len(classes))
+    figure, axes = figures.new_figure(math.ceil(len(classes) / columns), columns, 5.5, 1.7)
+    dimensions = range(profile.means.shape[1])
+    colours = ["tab:orange" if d in telling else "tab:blue" for d in dimensions]
+    reach = float((profile.means.abs() + profile.stds).max()) * 1.05
+    for place, axis in enumerate(axes):
+        if place >= len(classes):
+            axis.set_visible(False)
+            continue
+        spread = {"ecolor": "0.6", "elinewidth": 0.8}
+        axis.bar(dimensions, profile.means[place], yerr=profile.stds[place], color=colours, error_kw=spread)
+        axis.set(ylim=(-reach, reach), title=f"{classes[place]}  ({int(profile.counts[place])} images)")
+    figure.supxlabel("latent dimension (orange: most telling about the class; whisker: one std)")
+    figure.supylabel("mean of the posterior mean")
+    return figure

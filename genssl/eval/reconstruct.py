@@ -1,0 +1,64 @@
+"""Test images beside what a VAE makes of them."""
+
+import torch
+
+from genssl import figures
+from genssl.data.batches import chunks
+from genssl.data.split import Split
+from genssl.errors import UserError
+from genssl.eval.outcome import Outcome
+from genssl.eval.sample import Tick
+from genssl.models.method import Method
+from genssl.models.vae import VAE
+from genssl.pixels import to_model
+
+
+def require_vae(method: Method, what: str) -> VAE:
+    """The method as a VAE.
+
+    Raises:
+        UserError: it is another method.
+    """
+    if not isinstance(method, VAE):
+        raise UserError(f"{what} needs a vae, and this is a {method.config.method}; choose another run")
+    return method
+
+
+def check_size(method: Method, split: Split) -> None:
+    """Refuse images of another size than the method was trained on.
+
+    Raises:
+        UserError: the sizes differ.
+    """
+    size, found = method.config.image_size, split.images.shape[-1]
+    if found != size:
+        raise UserError(f"the run was trained on {size}x{size} images, the data are {found}x{found}")
+
+
+@torch.inference_mode()
+def reconstruct(method: Method, split: Split, n: int, *, batch_size: int, tick: Tick) -> Outcome:
+    """Pairs of the first `n` images and their reconstructions; the error over the whole split.
+
+    The error is the mean squared difference in the model's range [-1, 1], at the posterior mean, and the
+    peak signal-to-noise ratio 10 log10(4 / mse) per image, averaged.
+    """
+    vae = require_vae(method, "reconstruct")
+    check_size(method, split)
+    errors, shown = [], []
+    for rows in chunks(len(split), batch_size):
+        x = to_model(split.images[rows])
+        again = vae.reconstruct(x)
+        errors.append((again - x).square().flatten(1).mean(1).double().cpu())
+        if rows.start < n:
+            pairs = torch.stack([x, again], 1)[: n - rows.start]  # (b, 2, 3, H, W)
+            shown.append(pairs.flatten(0, 1).cpu())
+        tick(rows.stop, len(split))
+    mse = torch.cat(errors)
+    psnr = 10 * torch.log10(4 / mse.clamp(min=1e-12))
+    values = {
+        "images": len(split),
+        "mse": float(mse.mean()),
+        "rmse": float(mse.mean().sqrt()),
+        "psnr_db": float(psnr.mean()),
+    }
+    return Outcome(values, {"reconstructions": figures.grid(torch.cat(shown), columns=8)})

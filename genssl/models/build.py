@@ -1,0 +1,24 @@
+"""From a config to a method: the only place in `models/` that reads one."""
+
+import torch
+
+from genssl.config import Config, VAEConfig
+from genssl.models.method import Method
+from genssl.models.vae import VAE
+from genssl.runtime import seed_of
+
+
+def build(config: Config) -> Method:
+    """Build the method that `config` describes, its weights initialised from the config's seed."""
+    with torch.random.fork_rng(devices=[]):  # torch initialises from the global generator
+        torch.manual_seed(seed_of(config.seed, "weights"))
+        method = _construct(config)
+    method.config = config
+    return method.to(memory_format=torch.channels_last)
+
+
+def _construct(config: Config) -> Method:
+    match config:
+        case VAEConfig(image_size=size, width=width, z_dim=z_dim, decoder_variance=variance):
+            return VAE(size, 3, width, z_dim, variance, config.mixture_components)
+    raise TypeError(f"no method for {type(config).__name__}")

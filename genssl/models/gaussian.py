@@ -1,0 +1,79 @@
+"""The diagonal Gaussian: every density of the VAE is one."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from genssl.runtime import Randomness, normal
+
+LOG_TWO_PI = math.log(2 * math.pi)
+LOGVAR_MIN, LOGVAR_MAX = -30.0, 20.0
+
+
+class DiagonalGaussianDistribution:
+    """N(mean, diag(exp(logvar))) over all axes but the first, in float32.
+
+    Args:
+        mean: (B, ...).
+        logvar: natural log of the variance, broadcastable to the mean, clamped to [-30, 20];
+            None means identity covariance.
+    """
+
+    def __init__(self, mean: Tensor, logvar: Tensor | None = None) -> None:
+        self.mean = mean.float()
+        self.logvar = None if logvar is None else logvar.float().clamp(LOGVAR_MIN, LOGVAR_MAX)
+
+    def sample(self, generator: Randomness = None) -> Tensor:
+        """Draw one sample a row, shape of the mean, differentiable in mean and logvar."""
+        return self.reparameterise(normal(self.mean.shape, generator, self.mean.device))
+
+    def reparameterise(self, noise: Tensor) -> Tensor:
+        """mean + std * noise: the standard normal `noise` (B, ...) as a sample (Kingma & Welling 2014)."""
+        if self.logvar is None:
+            return self.mean + noise
+        return self.mean + (0.5 * self.logvar).exp() * noise
+
+    def kl(self) -> Tensor:
+        """KL(self || N(0, I)) in nats, summed over dimensions, (B,): Kingma & Welling 2014, appendix B."""
+        squared = self.mean.square()
+        if self.logvar is None:
+            return 0.5 * squared.flatten(1).sum(1)
+        return 0.5 * (squared + self.logvar.exp() - 1 - self.logvar).flatten(1).sum(1)
+
+    def nll(self, x: Tensor) -> Tensor:
+        """-log density of `x` (B, ...) in nats, summed over dimensions, constants included: (B,)."""
+        squared = (x.float() - self.mean).square()
+        if self.logvar is None:
+            return 0.5 * (squared + LOG_TWO_PI).flatten(1).sum(1)
+        scaled = squared * (-self.logvar).exp()
+        return 0.5 * (scaled + self.logvar + LOG_TWO_PI).flatten(1).sum(1)
+
+    def mode(self) -> Tensor:
+        """The point of highest density: the mean."""
+        return self.mean
+
+
+def standard_normal_log_density(z: Tensor) -> Tensor:
+    """Log density of N(0, I) at `z` (..., D) in nats: (...)."""
+    return -0.5 * (z.float().square() + LOG_TWO_PI).sum(-1)
+
+
+def gaussian_mixture_sample(
+    weights: Tensor, means: Tensor, scales: Tensor, chance: Tensor, noise: Tensor
+) -> Tensor:
+    """Sample a Gaussian mixture: component by inverse distribution function, then mean + scale @ noise.
+
+    Args:
+        weights: (K,), summing to one.
+        means: (K, D).
+        scales: (K, D, D), lower Cholesky factors of the covariances.
+        chance: (N,) uniform in [0, 1).
+        noise: (N, D) standard normal.
+
+    Returns:
+        (N, D).
+    """
+    edges = weights.cumsum(0)
+    component = torch.searchsorted(edges, chance * edges[-1], right=True).clamp(max=len(weights) - 1)
+    return means[component] + torch.einsum("nij,nj->ni", scales[component], noise)

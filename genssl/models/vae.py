@@ -1,0 +1,210 @@
+"""The variational autoencoder (Kingma & Welling 2014), with the course's network."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from genssl.models.gaussian import (
+    DiagonalGaussianDistribution,
+    gaussian_mixture_sample,
+    standard_normal_log_density,
+)
+from genssl.models.method import Method
+from genssl.models.networks import ConvolutionalDecoder, ConvolutionalEncoder
+from genssl.pixels import to_model
+from genssl.runtime import Randomness, normal, uniform
+
+Prior = Literal["normal", "mixture"]
+
+
+class VAE(Method):
+    """q(z|x) = N(mu(x), diag sigma(x)^2), p(z) = N(0, I), p(x|z) = N(mu(z), s I).
+
+    s is 1 with decoder_variance="unit", one learned number with "learned" (sigma-VAE, Rybkin et al. 2021).
+    After training a Gaussian mixture over the posterior means of the training images gives an alternative
+    prior to sample from; likelihoods stay under N(0, I).
+
+    Args:
+        image_size: pixels a side, a multiple of 16.
+        channels: of the images.
+        width: channels of the encoder's first layer.
+        z_dim: latent dimensions.
+        decoder_variance: "unit" or "learned".
+        mixture_components: of the mixture that `after_training` fits; 0 for none.
+    """
+
+    mixture_weights: Tensor  # (K,), all zero until fitted
+    mixture_means: Tensor  # (K, z_dim)
+    mixture_scales: Tensor  # (K, z_dim, z_dim), lower Cholesky factors
+
+    def __init__(
+        self,
+        image_size: int = 32,
+        channels: int = 3,
+        width: int = 32,
+        z_dim: int = 32,
+        decoder_variance: Literal["unit", "learned"] = "unit",
+        mixture_components: int = 10,
+    ) -> None:
+        super().__init__()
+        self.z_dim = z_dim
+        self.encoder = ConvolutionalEncoder(channels, width)
+        hidden = 8 * width * (image_size // 16) ** 2
+        self.mean = nn.Linear(hidden, z_dim)
+        self.logvar = nn.Linear(hidden, z_dim)
+        self.decoder = ConvolutionalDecoder(channels, width, z_dim, image_size)
+        learned = decoder_variance == "learned"
+        self.decoder_logvar = nn.Parameter(torch.zeros(())) if learned else None
+        self.register_buffer("mixture_weights", torch.zeros(mixture_components))
+        self.register_buffer("mixture_means", torch.zeros(mixture_components, z_dim))
+        self.register_buffer("mixture_scales", torch.zeros(mixture_components, z_dim, z_dim))
+
+    # The model
+
+    def encode(self, x: Tensor) -> DiagonalGaussianDistribution:
+        """The posterior q(z|x) of images (B, C, H, W), over (B, z_dim)."""
+        hidden = self.encoder(x)
+        return DiagonalGaussianDistribution(self.mean(hidden), self.logvar(hidden))
+
+    def decode(self, z: Tensor) -> DiagonalGaussianDistribution:
+        """The likelihood p(x|z) of latents (B, z_dim), over (B, C, H, W)."""
+        return DiagonalGaussianDistribution(self.decoder(z), self.decoder_logvar)
+
+    def forward(self, x: Tensor, generator: Randomness = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode, draw one latent, decode: (mode (B, C, H, W), nll (B,), kl (B,)), nats."""
+        return self._through(x, normal((len(x), self.z_dim), generator, x.device))
+
+    def _through(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        posterior = self.encode(x)
+        likelihood = self.decode(posterior.reparameterise(noise))
+        return likelihood.mode(), likelihood.nll(x), posterior.kl()
+
+    # Training
+
+    def draws(self, n: int, generator: Randomness) -> dict[str, Tensor]:
+        """The posterior's noise, (n, z_dim)."""
+        return {"noise": normal((n, self.z_dim), generator)}
+
+    def loss(self, views: tuple[Tensor, ...], draws: dict[str, Tensor]) -> dict[str, Tensor]:
+        """-ELBO = E_q[-log p(x|z)] + KL(q(z|x) || p(z)), in nats, the mean over images."""
+        (x,) = views
+        _, nll, kl = self._through(x, draws["noise"])
+        terms = {"loss": (nll + kl).mean(), "nll": nll.mean(), "kl": kl.mean()}
+        if self.decoder_logvar is not None:
+            terms["decoder_std"] = (0.5 * self.decoder_logvar.detach()).exp()
+        return terms
+
+    @torch.no_grad()
+    def after_training(self, images: Tensor) -> None:
+        """Fit the Gaussian mixture to the posterior means of the training images, uint8 (N, 3, H, W)."""
+        components = len(self.mixture_weights)
+        if components == 0 or len(images) < 2 * components:
+            return
+        means = torch.cat([self.features(to_model(chunk)) for chunk in images.split(512)])
+        weights, centres, scales = fit_mixture(means, components)
+        self.mixture_weights.copy_(weights)
+        self.mixture_means.copy_(centres)
+        self.mixture_scales.copy_(scales)
+
+    # Generation
+
+    def sample(self, n: int, generator: Randomness = None, prior: Prior = "normal") -> Tensor:
+        """The modes of p(x|z) for `n` latents from the prior: (n, C, H, W).
+
+        Raises:
+            ValueError: prior is "mixture" and no mixture was fitted.
+        """
+        return self.decode(self.sample_prior(n, generator, prior)).mode()
+
+    def sample_prior(self, n: int, generator: Randomness = None, prior: Prior = "normal") -> Tensor:
+        """Latents (n, z_dim) from N(0, I) or from the fitted mixture."""
+        noise = normal((n, self.z_dim), generator, self.mean.weight.device)
+        if prior == "normal":
+            return noise
+        if not self.has_mixture:
+            raise ValueError("no mixture was fitted: it is at the end of training")
+        chance = uniform((n,), generator, noise.device)
+        return gaussian_mixture_sample(
+            self.mixture_weights, self.mixture_means, self.mixture_scales, chance, noise
+        )
+
+    @property
+    def has_mixture(self) -> bool:
+        """Whether the mixture over the latents has been fitted."""
+        return bool(self.mixture_weights.sum() > 0)
+
+    def interpolate(self, z_1: Tensor, z_2: Tensor, n: int) -> Tensor:
+        """Decode `n` points on the straight line from z_1 to z_2, both (B, z_dim): (n, B, C, H, W)."""
+        share = torch.linspace(0, 1, n, device=z_1.device).view(n, 1, 1)
+        return self.decode_path(z_1 + share * (z_2 - z_1))
+
+    def decode_path(self, z: Tensor) -> Tensor:
+        """Decode latents (n, B, z_dim) to the modes (n, B, C, H, W)."""
+        images = self.decode(z.flatten(0, 1)).mode()
+        return images.view(*z.shape[:2], *images.shape[1:])
+
+    # Likelihood
+
+    def log_weights(self, x: Tensor, k: int, generator: Randomness = None) -> Tensor:
+        """Importance log-weights log p(x, z_k) - log q(z_k|x), z_k ~ q(z|x), in nats.
+
+        Args:
+            x: (B, C, H, W).
+            k: samples an image.
+            generator: one for all, or one an image.
+
+        Returns:
+            (k, B). All k B decodings are held at once: draw in portions when k is large.
+        """
+        posterior = self.encode(x)
+        noise = normal((len(x), k, self.z_dim), generator, x.device).transpose(0, 1)  # (k, B, z_dim)
+        z = posterior.reparameterise(noise)
+        likelihood = self.decode(z.flatten(0, 1))
+        repeated = x.expand(k, *x.shape).flatten(0, 1)  # (k B, C, H, W)
+        log_likelihood = -likelihood.nll(repeated).view(k, len(x))
+        assert posterior.logvar is not None
+        log_posterior = standard_normal_log_density(noise) - 0.5 * posterior.logvar.sum(1)
+        return log_likelihood + standard_normal_log_density(z) - log_posterior
+
+    def log_likelihood(self, x: Tensor, k: int, generator: Randomness = None) -> Tensor:
+        """log p(x) ~ log 1/K sum_k p(x, z_k) / q(z_k|x), a lower bound in expectation: (B,) nats.
+
+        Burda et al. 2016, equation 8, through log-sum-exp.
+        """
+        return self.log_weights(x, k, generator).logsumexp(0) - math.log(k)
+
+    # Looking at it
+
+    def features(self, images: Tensor) -> Tensor:
+        """The posterior means, (B, z_dim)."""
+        return self.encode(images).mode()
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """The mode of p(x|z) at the posterior mean, (B, C, H, W): deterministic."""
+        return self.decode(self.encode(images).mode()).mode()
+
+    def previews(self, images: Tensor, generator: Randomness) -> dict[str, Tensor]:
+        """Samples from the prior, and pairs of an image and its reconstruction, side by side."""
+        pairs = torch.stack([images, self.reconstruct(images)], 1).flatten(0, 1)
+        return {"samples": self.sample(len(images), generator), "reconstructions": pairs}
+
+
+def fit_mixture(points: Tensor, components: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Fit a full-covariance Gaussian mixture by expectation maximisation.
+
+    Args:
+        points: (N, D).
+        components: K.
+
+    Returns:
+        weights (K,), means (K, D) and lower Cholesky factors of the covariances (K, D, D), float32.
+    """
+    from sklearn.mixture import GaussianMixture
+
+    mixture = GaussianMixture(components, reg_covar=1e-4, random_state=0, max_iter=200)
+    mixture.fit(points.double().cpu().numpy())
+    scales = torch.linalg.cholesky(torch.from_numpy(mixture.covariances_))
+    weights, means = torch.from_numpy(mixture.weights_), torch.from_numpy(mixture.means_)
+    return weights.float(), means.float(), scales.float()

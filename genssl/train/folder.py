@@ -1,0 +1,144 @@
+"""A run folder and everything that is written to it."""
+
+import fcntl
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from genssl import checkpoint, config, figures, files
+from genssl.config import Config
+from genssl.errors import UserError
+from genssl.models.method import Method
+from genssl.runtime import describe
+
+PACKAGES = ("genssl", "torch", "torchvision", "numpy", "safetensors", "pillow", "scikit-learn", "scipy")
+
+
+class RunFolder:
+    """One run's files. Held by one process at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = _hold(path)
+
+    def release(self) -> None:
+        """Let another process resume this run."""
+        self._lock.close()
+        (self.path / ".lock").unlink(missing_ok=True)
+
+    def write_start(self, config: Config, device: torch.device) -> None:
+        """Write what reruns the experiment and what it ran on."""
+        files.write_text(self.path / checkpoint.CONFIG, config.to_json())
+        files.write_json(self.path / checkpoint.ENVIRONMENT, environment(device))
+
+    def read_config(self) -> Config:
+        """The run's settings."""
+        file = self.path / checkpoint.CONFIG
+        if not file.exists():
+            raise UserError(f"{self.path} is no run folder: it has no {checkpoint.CONFIG}")
+        return config.read(file.read_text(encoding="utf-8"), str(file))
+
+    def write_state(self, tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> None:
+        """Write everything that resuming needs."""
+        files.write_tensors(self.path / checkpoint.STATE, tensors, texts)
+
+    def read_state(self) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+        """The last saved state; None when nothing was saved yet."""
+        file = self.path / checkpoint.STATE
+        return files.read_tensors(file) if file.exists() else None
+
+    def write_model(self, method: Method, epoch: int, finished: bool, metrics: Mapping[str, Any]) -> None:
+        """Write the weights for inference."""
+        checkpoint.save(method, self.path, epoch=epoch, finished=finished, metrics=metrics)
+
+    def write_history(self, records: list[dict[str, Any]]) -> None:
+        """Write one line of JSON an epoch."""
+        lines = [json.dumps(record, allow_nan=False) + "\n" for record in records]
+        files.write_text(self.path / checkpoint.HISTORY, "".join(lines))
+
+    def read_history(self, step: int, steps_per_epoch: int) -> list[dict[str, Any]]:
+        """The records of the whole epochs that had ended by `step`."""
+        file = self.path / checkpoint.HISTORY
+        if not file.exists():
+            return []
+        records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        whole = [record for record in records if record["step"] == record["epoch"] * steps_per_epoch]
+        return [record for record in whole if record["step"] <= step]
+
+    def write_previews(self, previews: Mapping[str, Tensor], epoch: int) -> None:
+        """Write one grid a kind: samples/epoch-005.png."""
+        for kind, images in previews.items():
+            paired = kind == "reconstructions"
+            picture = figures.grid(images, columns=8 if paired or len(images) > 16 else None)
+            files.write_picture(self.path / kind / f"epoch-{epoch:03d}.png", picture)
+
+    def write_curves(self, records: list[dict[str, Any]]) -> None:
+        """Write curves.png and wall-clock.png."""
+        if records:
+            name = self.path.name
+            files.write_picture(self.path / "curves.png", figures.curves(records, name))
+            files.write_picture(self.path / "wall-clock.png", figures.wall_clock(records, name))
+
+    def write_contact_sheets(self) -> None:
+        """Write one picture a kind of preview, over all epochs: samples-over-epochs.png."""
+        from PIL import Image
+
+        for folder in sorted({file.parent for file in self.path.glob("*/epoch-*.png")}):
+            pages = []
+            for file in sorted(folder.glob("epoch-*.png")):
+                with Image.open(file) as picture:
+                    pages.append((f"epoch {int(file.stem.split('-')[1])}", picture.convert("RGB")))
+            sheet = figures.contact_sheet(pages)
+            files.write_picture(self.path / f"{folder.name}-over-epochs.png", sheet)
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, device, command line and git revision."""
+    return {
+        "command": " ".join(["genssl", *sys.argv[1:]]),
+        "device": describe(device),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "versions": {package: _version(package) for package in PACKAGES},
+        "git": _git_revision(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _git_revision() -> str | None:
+    """The revision of this source tree, with + when it was changed; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],
+            cwd=here, capture_output=True, text=True, timeout=5, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None
+
+
+def _hold(path: Path) -> IO[str]:
+    lock = (path / ".lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise UserError(f"another process is training {path}; wait for it, or start a new run") from None
+    return lock

@@ -1,0 +1,160 @@
+"""The only training loop. It knows no method and no data set, and it never prints, draws or saves."""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genssl.config import Config
+from genssl.data.augment import Views
+from genssl.data.batches import order
+from genssl.data.split import Split
+from genssl.models.method import Method
+from genssl.runtime import autocast, choose_precision, generator
+from genssl.train.optim import Average, Guard, build_optimizer, gradients, set_rate, update
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one training step yields.
+
+    Attributes:
+        epoch: one-based.
+        step: how many steps the run has taken, this one included.
+        losses: the method's named terms, scalars still on the device.
+        images: how many images the step saw.
+        seconds: wall clock since the loop was entered.
+    """
+
+    epoch: int
+    step: int
+    losses: dict[str, Tensor]
+    images: int
+    seconds: float
+
+
+class Objective(nn.Module):
+    """Views and loss in one forward: the one thing that is compiled."""
+
+    def __init__(self, method: Method, views: Views) -> None:
+        super().__init__()
+        self.method = method
+        self.views = views
+
+    def forward(
+        self, images: Tensor, view_draws: dict[str, Tensor], method_draws: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """uint8 images (B, 3, H, W) and everything random -> named scalar losses."""
+        views = self.views(images, view_draws)
+        views = tuple(view.contiguous(memory_format=torch.channels_last) for view in views)
+        return self.method.loss(views, method_draws)
+
+
+class Training:
+    """A method in training: its optimiser, its guard, its average and how far it has come.
+
+    Args:
+        method: on the device.
+        views: what turns images into the method's views.
+        split: the train split, on the device.
+        config: the run's settings.
+    """
+
+    def __init__(self, method: Method, views: Views, split: Split, config: Config) -> None:
+        self.method, self.split, self.config = method, split, config
+        self.device = split.images.device
+        self.precision = choose_precision(config.precision, self.device)
+        self.batch_size = min(config.batch_size, len(split))
+        self.steps_per_epoch = len(split) // self.batch_size  # the rest waits for the next shuffle
+        self.total_steps = config.epochs * self.steps_per_epoch
+        self.optimizer = build_optimizer(method.parameter_groups(), config)
+        self.guard = Guard(method, self.device)
+        self.average = None if config.ema_decay is None else Average(method, config.ema_decay, self.guard)
+        self.step = 0
+        self.views = views
+        self.objective: nn.Module = Objective(method, views)
+
+    def compile(self) -> None:
+        """Compile views, network and losses into one graph, at the first step."""
+        self.objective.compile()
+
+    @property
+    def inference(self) -> Method:
+        """The method to evaluate and to keep: the average where there is one."""
+        return self.method if self.average is None else self.average.averaged.module  # type: ignore[return-value]
+
+    def steps(self) -> Iterator[Step]:
+        """Train from where the run stands to its end, yielding after each step."""
+        start = time.perf_counter()
+        while self.step < self.total_steps:
+            epoch, first = divmod(self.step, self.steps_per_epoch)
+            shuffled = order(self.config.seed, epoch, len(self.split), self.device)
+            for batch in range(first, self.steps_per_epoch):
+                rows = shuffled[batch * self.batch_size : (batch + 1) * self.batch_size]
+                losses = self._take_step(self.split.images[rows])
+                yield Step(epoch + 1, self.step, losses, len(rows), time.perf_counter() - start)
+
+    def _take_step(self, images: Tensor) -> dict[str, Tensor]:
+        self.method.train()
+        set_rate(self.optimizer, self.config, self.step, self.steps_per_epoch)
+        self.guard.remember()
+        losses = self._forward(images)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        self._update(losses["loss"].detach())
+        return {name: value.detach() for name, value in losses.items()}
+
+    def _forward(self, images: Tensor) -> dict[str, Tensor]:
+        # Drawn outside the graph: a generator inside a full graph does not compile
+        view_draws = self.views.draws(len(images), self._stream("views"))
+        method_draws = self.method.draws(len(images), self._stream("method"))
+        with autocast(self.device, self.precision):
+            losses: dict[str, Tensor] = self.objective(images, view_draws, method_draws)
+        return losses
+
+    def _update(self, loss: Tensor) -> None:
+        found = gradients(self.optimizer)
+        norm = torch.nn.utils.get_total_norm(found)
+        self.guard.check(loss, norm, self.step)
+        if self.config.gradient_clip is not None:
+            torch._foreach_mul_(found, (self.config.gradient_clip / (norm + 1e-6)).clamp(max=1.0))
+        update(self.optimizer, self.guard)
+        self.method.after_step((self.step + 1) / self.total_steps)
+        self.guard.restore()
+        if self.average is not None:
+            self.average.update(self.method)
+        self.step += 1
+
+    def _stream(self, name: str) -> torch.Generator:
+        return generator(self.config.seed, name, self.step, device=self.device)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Everything that resuming needs: (tensors, texts)."""
+        tensors = {f"method.{name}": value for name, value in self.method.state_dict().items()}
+        if self.average is not None:
+            averaged = self.average.averaged.state_dict()
+            tensors |= {f"average.{name}": value for name, value in averaged.items()}
+        saved = self.optimizer.state_dict()
+        for index, entries in saved["state"].items():
+            tensors |= {f"optimizer.{index}.{k}": v for k, v in entries.items() if isinstance(v, Tensor)}
+        return tensors, {"step": str(self.step), "groups": json.dumps(saved["param_groups"])}
+
+    def restore(self, tensors: dict[str, Tensor], texts: dict[str, str]) -> None:
+        """Continue from a `state`: the next step is the one that would have followed it."""
+        self.method.load_state_dict(_under("method.", tensors))
+        if self.average is not None:
+            self.average.averaged.load_state_dict(_under("average.", tensors))
+        entries: dict[int, dict[str, Any]] = {}
+        for name, value in _under("optimizer.", tensors).items():
+            index, key = name.split(".", 1)
+            entries.setdefault(int(index), {})[key] = value.clone()
+        self.optimizer.load_state_dict({"state": entries, "param_groups": json.loads(texts["groups"])})
+        self.step = int(texts["step"])
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

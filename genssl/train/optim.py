@@ -1,0 +1,129 @@
+"""Optimiser, learning-rate schedule, and the guard that keeps a non-finite step out."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genssl.config import Config
+
+
+def build_optimizer(groups: list[dict[str, Any]], config: Config) -> torch.optim.Optimizer:
+    """The config's optimiser over a method's parameter groups.
+
+    Fused, since only the fused kernels can be told on the device to skip a step (`found_inf`), and
+    since they are the fastest ones.
+    """
+    rate, decay = config.learning_rate, config.weight_decay
+    match config.optimizer:
+        case "adam":
+            return torch.optim.Adam(groups, lr=rate, weight_decay=decay, fused=True)
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=rate, weight_decay=decay, fused=True)
+        case "sgd":
+            return torch.optim.SGD(groups, lr=rate, weight_decay=decay, momentum=config.momentum, fused=True)
+
+
+def rate_factor(config: Config, step: int, steps_per_epoch: int) -> float:
+    """What the learning rate is multiplied by at zero-based `step`: linear warm-up, then the schedule."""
+    warmup = config.warmup_epochs * steps_per_epoch
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if config.schedule == "constant":
+        return 1.0
+    share = (step - warmup) / max(1.0, config.epochs * steps_per_epoch - warmup)
+    return 0.5 * (1 + math.cos(math.pi * share))
+
+
+def set_rate(optimizer: torch.optim.Optimizer, config: Config, step: int, steps_per_epoch: int) -> None:
+    """Set every group's rate for zero-based `step`; a `constant_rate` group keeps its own."""
+    factor = rate_factor(config, step, steps_per_epoch)
+    for group in optimizer.param_groups:
+        base = group.setdefault("initial_lr", group["lr"])
+        group["lr"] = base if group.get("constant_rate") else base * factor
+
+
+class Guard:
+    """Keeps a step whose loss or gradient is not finite from reaching anything, without a host read.
+
+    The flag lives on the device. Once raised it stays up: the fused optimiser skips every further update,
+    and what the forward pass or `after_step` wrote (batch-norm statistics, an EMA target) is put back, so
+    that the method is exactly as it was before the first bad step when the host comes to look.
+    """
+
+    def __init__(self, method: nn.Module, device: torch.device) -> None:
+        frozen = [p for p in method.parameters() if not p.requires_grad]
+        self.kept: list[Tensor] = [*method.buffers(), *frozen]
+        self.copies = [torch.empty_like(tensor) for tensor in self.kept]
+        self.bad = torch.zeros((), device=device)
+        self.first = torch.full((), -1, dtype=torch.int64, device=device)
+
+    @torch.no_grad()
+    def remember(self) -> None:
+        """Before the forward pass: copy what it may write."""
+        if self.kept:
+            torch._foreach_copy_(self.copies, self.kept)
+
+    @torch.no_grad()
+    def check(self, loss: Tensor, norm: Tensor, step: int) -> None:
+        """After the backward pass: raise the flag if the loss or the gradient's norm is not finite."""
+        fine = torch.isfinite(loss) & torch.isfinite(norm)
+        now_bad = torch.maximum(self.bad, (~fine).to(self.bad.dtype))
+        self.first.copy_(torch.where((now_bad > 0) & (self.first < 0), step, self.first))
+        self.bad.copy_(now_bad)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """After the step: put back what was copied, where the flag is up."""
+        bad = self.bad > 0
+        for tensor, copy in zip(self.kept, self.copies, strict=True):
+            tensor.copy_(torch.where(bad, copy, tensor))
+
+    def first_bad_step(self) -> int | None:
+        """The first non-finite step, zero-based; reads from the device."""
+        step = int(self.first.item())
+        return None if step < 0 else step
+
+
+def update(optimizer: torch.optim.Optimizer, guard: Guard) -> None:
+    """Take the optimiser's step unless the guard's flag is up."""
+    optimizer.grad_scale = None  # type: ignore[attr-defined]
+    optimizer.found_inf = guard.bad  # type: ignore[attr-defined]
+    optimizer.step()
+
+
+def gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The gradients of every parameter that has one."""
+    return [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+
+
+class Average(nn.Module):
+    """Exponential moving average of a method's weights, through torch's own tool.
+
+    The decay warms up as min(decay, (1 + k) / (10 + k)) after k updates, so that short runs do not keep
+    their initial weights. A raised guard stops it.
+    """
+
+    def __init__(self, method: nn.Module, decay: float, guard: Guard) -> None:
+        super().__init__()
+        self.decay = decay
+        self._guard = [guard]  # in a list: the guard's tensors are no part of this module's state
+        self.averaged = torch.optim.swa_utils.AveragedModel(
+            method, multi_avg_fn=self._blend, use_buffers=True
+        )
+
+    def update(self, method: nn.Module) -> None:
+        """Move the average towards the method's present weights."""
+        self.averaged.update_parameters(method)
+
+    @torch.no_grad()
+    def _blend(self, averages: Any, current: Any, count: Tensor | int) -> None:
+        if not averages[0].is_floating_point():
+            torch._foreach_copy_(averages, current)
+            return
+        warm = torch.as_tensor((1 + count) / (10 + count), device=averages[0].device)
+        weight = (1 - warm.clamp(max=self.decay)) * (1 - self._guard[0].bad)
+        steps = torch._foreach_sub(current, averages)
+        torch._foreach_mul_(steps, weight)
+        torch._foreach_add_(averages, steps)

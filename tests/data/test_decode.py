@@ -1,0 +1,195 @@
+import io
+import struct
+import warnings
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from genssl.data import decode as module
+from genssl.data.decode import BadImage, decode
+
+RANDOM = np.random.default_rng(0)
+RGB = RANDOM.integers(0, 256, (32, 32, 3), np.uint8)
+GRAY = RGB[..., 0]
+
+
+def content(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def tripled(gray: np.ndarray) -> np.ndarray:
+    return np.repeat(gray[..., None], 3, axis=2)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])
+def test_an_image_of_the_right_size_keeps_every_bit(kind: str) -> None:
+    assert np.array_equal(decode(content(Image.fromarray(RGB), kind), 32), RGB)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "AVIF"])
+def test_lossy_formats_give_what_pillow_decodes(kind: str) -> None:
+    data = content(Image.fromarray(RGB), kind)
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    assert np.array_equal(decode(data, 32), expected)
+
+
+def test_gray_becomes_three_equal_channels() -> None:
+    assert np.array_equal(decode(content(Image.fromarray(GRAY)), 32), tripled(GRAY))
+
+
+def test_black_and_white_becomes_0_and_255() -> None:
+    ones = GRAY > 127
+    assert np.array_equal(decode(content(Image.fromarray(ones)), 32), tripled(ones * np.uint8(255)))
+
+
+def test_a_palette_is_looked_up() -> None:
+    image = Image.fromarray(RGB).quantize(16)
+    assert np.array_equal(decode(content(image), 32), np.asarray(image.convert("RGB")))
+
+
+def test_cmyk_is_converted() -> None:
+    data = content(Image.fromarray(RGB).convert("CMYK"), "TIFF")
+    assert np.abs(decode(data, 32).astype(int) - RGB).max() <= 1
+
+
+def test_alpha_is_laid_over_white() -> None:
+    alpha = RANDOM.integers(0, 256, (32, 32, 1), np.uint8)
+    blended = (RGB * (alpha / 255.0) + 255 - alpha).round()
+    data = content(Image.fromarray(np.concatenate([RGB, alpha], 2)))
+    assert np.abs(decode(data, 32) - blended).max() <= 1
+
+
+def test_an_opaque_alpha_channel_changes_nothing() -> None:
+    assert np.array_equal(decode(content(Image.fromarray(RGB).convert("RGBA")), 32), RGB)
+
+
+def test_gray_with_alpha_is_laid_over_white() -> None:
+    alpha = np.where(GRAY > 99, 255, 0).astype(np.uint8)
+    data = content(Image.merge("LA", [Image.fromarray(GRAY), Image.fromarray(alpha)]))
+    assert np.array_equal(decode(data, 32), tripled(np.where(alpha == 255, GRAY, 255)))
+
+
+@pytest.mark.parametrize("transparency", [3, bytes([255, 255, 255, 0])])
+def test_a_transparent_palette_entry_is_white(transparency: int | bytes) -> None:
+    image = Image.fromarray(RGB).quantize(16)
+    found = decode(content(image, transparency=transparency), 32)
+    hole = np.asarray(image) == 3
+    assert (found[hole] == 255).all()
+    assert np.array_equal(found[~hole], np.asarray(image.convert("RGB"))[~hole])
+
+
+def test_a_transparent_gif_is_white_where_it_is_transparent() -> None:
+    image = Image.fromarray(RGB).quantize(16)
+    found = decode(content(image, "GIF", transparency=3), 32)
+    assert (found[np.asarray(image) == 3] == 255).all()
+
+
+def test_a_transparent_colour_without_alpha_is_white() -> None:
+    found = decode(content(Image.fromarray(GRAY), transparency=int(GRAY[0, 0])), 32)
+    assert (found[GRAY == GRAY[0, 0]] == 255).all()
+    assert np.array_equal(found[GRAY != GRAY[0, 0]], tripled(GRAY)[GRAY != GRAY[0, 0]])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_16_bits_are_scaled_and_not_clipped(kind: str) -> None:
+    wide = RANDOM.integers(0, 65536, (32, 32), np.uint16)
+    wide[0, :2] = 0, 65535
+    assert np.array_equal(decode(content(Image.fromarray(wide), kind), 32), tripled((wide >> 8).astype(np.uint8)))
+
+
+def png(header: bytes, pixels: bytes) -> bytes:
+    """A PNG written by hand, for what Pillow reads but does not write."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def test_16_bits_a_colour_are_scaled() -> None:
+    wide = RANDOM.integers(0, 65536, (32, 32, 3)).astype(">u2")
+    lines = b"".join(b"\0" + line.tobytes() for line in wide)
+    data = png(struct.pack(">IIBBBBB", 32, 32, 16, 2, 0, 0, 0), lines)
+    assert np.array_equal(decode(data, 32), (wide >> 8).astype(np.uint8))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_32_bit_pixels_are_refused(dtype: type) -> None:
+    with pytest.raises(BadImage, match="32-bit"):
+        decode(content(Image.fromarray(GRAY.astype(dtype)), "TIFF"), 32)
+
+
+@pytest.mark.parametrize("size", [(40, 32), (41, 32), (32, 57)])
+def test_the_centre_square_is_cut_out(size: tuple[int, int]) -> None:
+    pixels = RANDOM.integers(0, 256, (size[1], size[0], 3), np.uint8)
+    left, top = (size[0] - 32) // 2, (size[1] - 32) // 2
+    expected = pixels[top : top + 32, left : left + 32]
+    assert np.array_equal(decode(content(Image.fromarray(pixels)), 32), expected)
+
+
+def test_making_smaller_is_antialiased() -> None:
+    board = np.indices((256, 256)).sum(0) % 2 * np.uint8(255)
+    found = decode(content(Image.fromarray(board.astype(np.uint8))), 32)
+    assert np.abs(found.astype(int) - 127.5).max() < 4
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (5, 3), (100, 30), (33, 32)])
+def test_every_size_becomes_the_size_asked_for(width: int, height: int) -> None:
+    found = decode(content(Image.new("RGB", (width, height), (9, 99, 200))), 32)
+    assert found.shape == (32, 32, 3)
+    assert (found == (9, 99, 200)).all()
+
+
+def test_the_orientation_of_a_camera_is_applied() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    found = decode(content(Image.fromarray(RGB), exif=exif), 32)
+    assert np.array_equal(found, np.rot90(RGB, -1))
+
+
+def test_broken_exif_does_not_lose_the_image() -> None:
+    data = content(Image.fromarray(RGB), exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    assert np.array_equal(decode(data, 32), RGB)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "GIF", "TIFF"])
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.9])
+def test_a_truncated_file_is_bad(kind: str, share: float) -> None:
+    data = content(Image.fromarray(RGB), kind)
+    with pytest.raises(BadImage):
+        decode(data[: int(len(data) * share)], 32)
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
+def test_what_is_no_image_is_bad(data: bytes) -> None:
+    with pytest.raises(BadImage, match="not an image"):
+        decode(data, 32)
+
+
+def test_damage_in_the_middle_is_bad() -> None:
+    data = bytearray(content(Image.fromarray(RGB)))
+    data[len(data) // 2] ^= 255
+    with pytest.raises(BadImage):
+        decode(bytes(data), 32)
+
+
+@pytest.mark.parametrize("side", [8_001, 10_000, 50_000, 2_000_000])
+def test_a_huge_image_is_refused_by_its_header(side: int) -> None:
+    data = png(struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0), b"")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(BadImage, match="too large"):
+            decode(data, 32)
+
+
+def test_the_limit_counts_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_PIXELS", 32 * 32)
+    decode(content(Image.fromarray(RGB)), 32)
+    with pytest.raises(BadImage, match="33 x 32"):
+        decode(content(Image.new("RGB", (33, 32))), 32)
