@@ -145,13 +145,14 @@ def _load_path(
     path: Path, part: Part, image_size: int, *, seed: int, skip_bad: bool, progress: Progress | None
 ) -> Split:
     from genssl.data import paths
+    from genssl.data.members import printable
 
     place, key = paths.keys(path, image_size, skip_bad)
     found = cache.recall(
         key,
         [part, "all"],
         lambda: paths.read(path, image_size, skip_bad, progress),
-        source=str(path.resolve()),
+        source=printable(str(path.resolve())),
         place=place,
         progress=progress,
     )
@@ -194,9 +195,10 @@ def _path_entries() -> list[Entry]:
     files = sorted(cache.cache_folder().glob(f"path-*{cache.SUFFIX}"))
     found: dict[str, Entry] = {}
     for file in files:
-        split, source = cache.read_split(file), cache.source_of(file)
+        split = cache.read_split(file)
         if split is None:
             continue
+        source = cache.source_of(file)
         what = f"images of {split.images.shape[-1]} x {split.images.shape[-1]} pixels from a path"
         before = found.get(file.name.rpartition("-")[0], Entry(source, what, True, 0, 0))
         found[file.name.rpartition("-")[0]] = replace(

@@ -64,7 +64,12 @@ def clean(name: str) -> str | None:
         return None
     if os.path.splitext(components[-1])[1].lower() not in SUFFIXES:
         return None
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in "/".join(components))
+    return printable("/".join(components))
+
+
+def printable(name: str) -> str:
+    """The name with what no terminal and no file of text would take spelt out."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in name)
 
 
 def _kind(path: Path) -> Callable[[Path], Iterator[Member]]:

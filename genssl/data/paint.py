@@ -38,7 +38,7 @@ def draw_scene(numbers: Numbers, plane: Plane, pixel: Tensor, dice: Dice) -> tup
     """
     ground, ink = _brightnesses(dice)
     distance, digit = look_up(numbers, *plane)
-    distance = distance + dice.uniform(-0.01, 0.035, 1, 1)  # the weight of the stroke
+    distance = distance + dice.uniform(0, 0.035, 1, 1)  # the weight of the stroke
     body = _coverage(distance, pixel)
     scene = _ground(numbers, plane, pixel, ground, dice)
     scene = _shadow(scene, numbers, plane, pixel, dice)
@@ -88,7 +88,7 @@ def _ground(numbers: Numbers, plane: Plane, pixel: Tensor, brightness: Tensor, d
     plate, wall = _paint(brightness, dice), _paint((brightness + dice.normal(0, 0.2)).clamp(0.05, 0.95), dice)
     has_plate = dice.chance(0.5, 1, 1)
     coverage = torch.where(has_plate, _coverage(inside, pixel), 1.0)
-    roughness = dice.lognormal(0.011, 0.7, 1, 1, 1) * _clouds(across, 9, dice)
+    roughness = dice.lognormal(0.010, 0.5, 1, 1, 1) * _clouds(across, 9, dice)
     return _mix(wall, plate, coverage) + roughness
 
 

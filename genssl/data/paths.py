@@ -12,7 +12,7 @@ import torch
 from genssl.data.cache import FORMAT, Progress
 from genssl.data.decode import BadImage, Bytes, decode
 from genssl.data.layout import Layout, lay_out
-from genssl.data.members import BadFile, Member, count, members
+from genssl.data.members import BadFile, Member, count, members, printable
 from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.files import tensor_digest
@@ -26,7 +26,7 @@ PERIOD = 250  # files between two reports of progress
 
 def stem(path: Path) -> str:
     """What to call the data of a path: a folder's name, or an archive's without its suffix."""
-    name = path.resolve().name
+    name = printable(path.resolve().name)
     for suffix in ARCHIVES:
         if name.lower().endswith(suffix) and not path.is_dir():
             return name[: -len(suffix)]

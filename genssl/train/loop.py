@@ -148,12 +148,20 @@ class Training:
         self.method.load_state_dict(_under("method.", tensors))
         if self.average is not None:
             self.average.averaged.load_state_dict(_under("average.", tensors))
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         entries: dict[int, dict[str, Any]] = {}
         for name, value in _under("optimizer.", tensors).items():
             index, key = name.split(".", 1)
-            entries.setdefault(int(index), {})[key] = value.clone()
+            entries.setdefault(int(index), {})[key] = _laid_out_like(parameters[int(index)], value)
         self.optimizer.load_state_dict({"state": entries, "param_groups": json.loads(texts["groups"])})
         self.step = int(texts["step"])
+
+
+def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
+    """A copy of a saved tensor with the parameter's strides, which fused optimisers take for granted."""
+    if value.shape != parameter.shape:
+        return value.clone()
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -34,7 +34,9 @@ def picture() -> Callable[..., bytes]:
 @pytest.fixture
 def tree(picture: Callable[..., bytes]) -> dict[str, bytes]:
     """Names and contents of svhn/{train,test}/{2,10}/*.png, with files that are none of it."""
-    names = [f"svhn/{part}/{digit}/{i}.png" for part in ("train", "test") for digit in (10, 2) for i in (0, 1)]
+    names = [
+        f"svhn/{part}/{digit}/{i}.png" for part in ("train", "test") for digit in (10, 2) for i in (0, 1)
+    ]
     images = {name: picture(seed) for seed, name in enumerate(names)}
     noise = {
         "svhn/train/2/.hidden.png": b"x",

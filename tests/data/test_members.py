@@ -21,7 +21,9 @@ def contents(path: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_gives_the_visible_images(kind: str, tmp_path: Path, put: Put, tree: dict[str, bytes]) -> None:
+def test_every_kind_gives_the_visible_images(
+    kind: str, tmp_path: Path, put: Put, tree: dict[str, bytes]
+) -> None:
     path = put(tmp_path / kind, tree)
     assert contents(path) == {name: data for name, data in tree.items() if data != b"x"}
     assert count(path) == (8 if kind in {"folder", "a.zip"} else None)

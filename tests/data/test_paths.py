@@ -56,7 +56,9 @@ def test_every_image_keeps_its_label(tmp_path: Path, put: Put, picture: Picture)
         found = load(str(path), part)  # type: ignore[arg-type]
         assert found.labels is not None
         for image, label in zip(found.images, found.labels, strict=True):
-            source = next(i for i in range(30) if np.array_equal(decode(picture(i), 32), image.permute(1, 2, 0)))
+            source = next(
+                i for i in range(30) if np.array_equal(decode(picture(i), 32), image.permute(1, 2, 0))
+            )
             assert found.classes[label] == ("cat" if source % 2 else "dog")
 
 

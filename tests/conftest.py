@@ -1,0 +1,67 @@
+"""Rendered digits and a small trained VAE, made once; no test touches the user's folders or the network."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from genssl import figures
+from genssl.cli import app
+from genssl.data import synthetic
+
+SMALL = ["--set", "width=8", "--set", "z_dim=6", "--set", "mixture_components=2"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)  # tiny tensors: threads only cost
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An empty working folder with its own cache and checkpoints."""
+    folder = tmp_path_factory.mktemp("workplace")
+    before = {name: os.environ.get(name) for name in ("GENSSL_CACHE", "GENSSL_CHECKPOINTS")}
+    here = Path.cwd()
+    os.environ["GENSSL_CACHE"] = str(folder / "cache")
+    os.environ["GENSSL_CHECKPOINTS"] = str(folder / "checkpoints")
+    os.chdir(folder)
+    yield folder
+    os.chdir(here)
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+@pytest.fixture(scope="session")
+def digits(workplace: Path) -> Path:
+    """An image folder of rendered digits: 120 to train on, 40 to test on."""
+    folder = workplace / "digits"
+    for part, count in (("train", 120), ("test", 40)):
+        split = synthetic.make(part, count=count)
+        for place, (image, label) in enumerate(zip(split.images, split.labels.tolist(), strict=True)):
+            file = folder / part / str(label) / f"{place:04d}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            figures.one(image).save(file)
+    return folder
+
+
+def call(*arguments: object) -> Result:
+    """Run a command line in this process."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="session")
+def vae_run(digits: Path, workplace: Path) -> Path:
+    """A small VAE with a learned variance, trained for two epochs on the digits."""
+    result = call(
+        "train", "vae", "--data", digits, "--epochs", 2, "--batch-size", 16, "--sample-every", 1,
+        *SMALL, "--set", "decoder_variance=learned", "--tag", "fixture",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    return workplace / "checkpoints" / "vae-digits-fixture"

@@ -1,0 +1,183 @@
+import inspect
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from genssl.data import load as module
+from genssl.data import official, synthetic
+from genssl.data.cache import split_path, write_split
+from genssl.data.load import catalogue, fetch, load
+from genssl.data.split import Split
+from genssl.errors import UserError
+
+RANDOM = torch.Generator().manual_seed(0)
+IMAGES = torch.randint(0, 256, (6, 3, 32, 32), generator=RANDOM).to(torch.uint8)
+
+
+@pytest.fixture
+def svhn(cache: Path) -> Split:
+    """What the cache holds of SVHN, as if it were all."""
+    for part in ("train", "test"):
+        split = Split(IMAGES, torch.arange(6), tuple("0123456789"), "svhn", part, f"digest of {part}")
+        write_split(split_path("svhn-32", part), split)
+    return split
+
+
+@pytest.fixture
+def renderings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
+    """A renderer of nearly nothing, and the list of its calls."""
+    calls = []
+
+    def make(part: str, seed: int, image_size: int, progress: Callable[[int, int], None] | None) -> Split:
+        calls.append((part, seed, image_size))
+        if progress:
+            progress(2, 2)
+        images = torch.zeros(2, 3, image_size, image_size, dtype=torch.uint8)
+        masks = torch.ones(2, image_size, image_size, dtype=torch.uint8)
+        return Split(images, torch.tensor([3, 4]), tuple("0123456789"), "synthetic", part, "d", masks)
+
+    monkeypatch.setattr(synthetic, "make", make)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("svnh", "did you mean svhn?"), ("CIFAR-10", "did you mean cifar10?"), ("mnist", "use svhn")],
+)
+def test_an_unknown_name_is_told_with_a_hint(name: str, hint: str) -> None:
+    with pytest.raises(UserError) as told:
+        load(name, "train")
+    assert hint in str(told.value)
+    assert str(told.value).endswith("use svhn, cifar10, synthetic, or a path")
+    assert told.value.code == 2
+
+
+@pytest.mark.parametrize("name", ["./svhn", "nowhere/images", "images.tar.gz"])
+def test_a_path_that_is_not_there_is_told_as_one(name: str) -> None:
+    with pytest.raises(UserError, match="no such file or folder"):
+        load(name, "train")
+
+
+def test_a_size_must_be_positive() -> None:
+    with pytest.raises(UserError, match="positive"):
+        load("svhn", "train", image_size=0)
+
+
+def test_a_name_goes_before_a_folder_and_a_path_reaches_it(
+    svhn: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, picture: Callable[..., bytes]
+) -> None:
+    (tmp_path / "svhn").mkdir()
+    (tmp_path / "svhn" / "1.png").write_bytes(picture())
+    monkeypatch.chdir(tmp_path)
+    assert len(load("svhn", "train")) == 6
+    assert len(load("./svhn", "train")) == 1
+
+
+def test_the_home_folder_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, picture: Callable[..., bytes]
+) -> None:
+    (tmp_path / "1.png").write_bytes(picture())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("GENSSL_CACHE", str(tmp_path / ".cache"))
+    assert load("~", "train").name == tmp_path.name
+
+
+@pytest.mark.parametrize("size", [16, 28, 64])
+def test_another_size_is_resized_like_an_image_file(svhn: Split, size: int) -> None:
+    found = load("svhn", "train", image_size=size)
+    assert found.images.dtype == torch.uint8
+    for image, source in zip(found.images, IMAGES, strict=True):
+        expected = Image.fromarray(source.permute(1, 2, 0).numpy()).resize(
+            (size, size), Image.Resampling.BICUBIC
+        )
+        difference = np.asarray(expected, int).transpose(2, 0, 1) - image.numpy()
+        assert np.abs(difference).max() <= 1
+    assert found.labels is not None
+    assert found.labels.tolist() == list(range(6))
+    assert found.digest != load("svhn", "train").digest
+    assert torch.equal(load("svhn", "train", image_size=size).images, found.images)
+
+
+def test_rendered_digits_are_kept_with_their_masks(renderings: list[tuple[str, int, int]]) -> None:
+    told: list[tuple[str, int, int | None]] = []
+    first = load("synthetic", "train", seed=7, progress=lambda *what: told.append(what))
+    assert told == [("rendering digits", 2, 2)]
+    second = load("synthetic", "train", seed=8)
+    assert renderings == [("train", 0, 32)]  # the seed of a run is not the seed of the data
+    assert first.masks is not None
+    assert second.masks is not None
+    assert torch.equal(first.masks, second.masks)
+    load("synthetic", "train", image_size=16)
+    assert renderings[-1] == ("train", 0, 16)  # rendered, not resized
+
+
+def test_the_renderer_takes_what_it_is_given() -> None:
+    given = inspect.signature(synthetic.make).bind("test", 0, 16, progress=None)
+    assert given.arguments == {"part": "test", "seed": 0, "image_size": 16, "progress": None}
+
+
+def test_the_catalogue_of_an_empty_cache() -> None:
+    entries = catalogue()
+    assert [(entry.name, entry.cached, entry.images, entry.size) for entry in entries] == [
+        ("svhn", False, 99_289, 0),
+        ("cifar10", False, 60_000, 0),
+        ("synthetic", False, 24_000, 0),
+    ]
+    assert all(entry.what for entry in entries)
+    assert entries[2].images == synthetic.TRAIN_IMAGES + synthetic.TEST_IMAGES
+
+
+def test_the_catalogue_says_what_is_prepared(
+    svhn: Split, tmp_path: Path, cache: Path, put: Callable[..., Path], tree: dict[str, bytes]
+) -> None:
+    load(str(put(tmp_path / "set.zip", tree)), "train")
+    known, *_, path = catalogue()
+    assert (known.name, known.cached, known.images) == ("svhn", True, 12)
+    assert known.size == sum(file.stat().st_size for file in cache.glob("svhn-32-*.safetensors"))
+    assert (path.name, path.cached, path.images) == (str(tmp_path / "set.zip"), True, 8)
+    assert "32 x 32" in path.what
+
+
+def test_the_catalogue_passes_over_what_is_damaged(svhn: Split, cache: Path) -> None:
+    (cache / "path-some-1-2-train.safetensors").write_text("hello")
+    (cache / "svhn-32-test.safetensors").write_text("hello")
+    assert [(entry.name, entry.cached) for entry in catalogue()] == [
+        ("svhn", False),
+        ("cifar10", False),
+        ("synthetic", False),
+    ]
+
+
+def test_half_of_a_data_set_is_not_prepared(svhn: Split) -> None:
+    split_path("svhn-32", "test").unlink()
+    assert not catalogue()[0].cached
+
+
+def test_fetching_prepares_both_parts(renderings: list[tuple[str, int, int]]) -> None:
+    entry = fetch("synthetic")
+    assert [part for part, *_ in renderings] == ["train", "test"]
+    assert (entry.name, entry.cached, entry.images) == ("synthetic", True, 4)
+    assert entry.size > 0
+
+
+def test_only_names_can_be_fetched() -> None:
+    with pytest.raises(UserError, match="did you mean cifar10"):
+        fetch("cifar")
+
+
+def test_what_is_known_can_be_read() -> None:
+    assert set(official.READERS) | {"synthetic"} == set(module.KNOWN)
+
+
+def test_a_jpeg_folder_is_what_pillow_reads(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(IMAGES[0].permute(1, 2, 0).numpy()).save(buffer, "JPEG")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "1.JPG").write_bytes(buffer.getvalue())
+    expected = np.asarray(Image.open(buffer))
+    assert np.array_equal(load(str(tmp_path / "set"), "train").images[0].permute(1, 2, 0), expected)

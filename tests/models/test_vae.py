@@ -1,0 +1,173 @@
+"""The VAE against models whose likelihood is known, and against its own definitions."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from genssl.config import VAEConfig
+from genssl.models.build import build
+from genssl.models.gaussian import DiagonalGaussianDistribution
+from genssl.models.vae import VAE, fit_mixture
+from genssl.runtime import generator, generators
+
+SIDE = 16
+
+
+def small(**settings: object) -> VAE:
+    torch.manual_seed(0)
+    return VAE(image_size=SIDE, width=4, z_dim=5, mixture_components=2, **settings).eval()  # type: ignore[arg-type]
+
+
+def images(n: int = 3) -> Tensor:
+    return torch.rand(n, 3, SIDE, SIDE, generator=generator(0, "test")) * 2 - 1
+
+
+class LinearGaussian(VAE):
+    """p(x|z) = N(W z + b, s I) with orthogonal columns, so that p(x) and p(z|x) are known exactly."""
+
+    def __init__(self, widen: float = 1.0) -> None:
+        super().__init__(image_size=SIDE, width=1, z_dim=4)
+        source = generator(1, "test")
+        basis, _ = torch.linalg.qr(torch.randn(12, 4, generator=source, dtype=torch.float64))
+        self.weight = basis * torch.tensor([2.0, 1.0, 0.5, 1.5], dtype=torch.float64)  # (12, 4)
+        self.bias = torch.randn(12, generator=source, dtype=torch.float64)
+        self.variance = 0.3
+        self.widen = widen
+
+    def encode(self, x: Tensor) -> DiagonalGaussianDistribution:
+        precision = 1 + self.weight.square().sum(0) / self.variance  # diagonal: the columns are orthogonal
+        mean = (x.flatten(1).double() - self.bias) @ self.weight / self.variance / precision
+        logvar = (self.widen / precision).log().expand_as(mean)
+        return DiagonalGaussianDistribution(mean, logvar)
+
+    def decode(self, z: Tensor) -> DiagonalGaussianDistribution:
+        mean = z.double() @ self.weight.T + self.bias
+        return DiagonalGaussianDistribution(mean.view(-1, 3, 2, 2), torch.tensor(math.log(self.variance)))
+
+    def exact(self, x: Tensor) -> Tensor:
+        covariance = self.weight @ self.weight.T + self.variance * torch.eye(12, dtype=torch.float64)
+        model = torch.distributions.MultivariateNormal(self.bias, covariance)
+        return model.log_prob(x.flatten(1).double()).float()
+
+
+def test_every_weight_is_the_likelihood_when_the_posterior_is_exact() -> None:
+    model = LinearGaussian()
+    x = torch.randn(6, 3, 2, 2, generator=generator(2, "test"))
+    weights = model.log_weights(x, 8, generator(3, "test"))
+    torch.testing.assert_close(weights, model.exact(x).expand(8, 6), rtol=0, atol=2e-4)
+    # and so is the ELBO, whose gap is KL(q || posterior) = 0
+    posterior = model.encode(x)
+    torch.testing.assert_close(model.log_likelihood(x, 8), model.exact(x), rtol=0, atol=2e-4)
+    assert posterior.kl().shape == (6,)
+
+
+def test_importance_sampling_finds_the_likelihood_from_a_wrong_posterior() -> None:
+    model = LinearGaussian(widen=1.5)
+    x = torch.randn(6, 3, 2, 2, generator=generator(2, "test"))
+    k = 20_000
+    weights = model.log_weights(x, k, generator(3, "test")).double()
+    exact = model.exact(x).double()
+    relative = (weights - exact).exp()  # mean 1
+    error = relative.std(0) / math.sqrt(k)  # of the mean; d log = d at 1
+    found = model.log_likelihood(x, k, generator(3, "test"))
+    assert ((found - exact).abs() < 5 * error + 1e-4).all()
+    elbo = weights.mean(0)
+    assert (elbo < exact - 0.01).all()  # a wrong posterior pays KL(q || p(z|x))
+
+
+def test_identity_covariance_bounds_the_likelihood() -> None:
+    vae, x = small(), images()
+    ceiling = -x[0].numel() / 2 * math.log(2 * math.pi)
+    assert (vae.log_likelihood(x, 4) <= ceiling).all()
+    assert (vae.decode(vae.encode(x).mode()).nll(x) >= -ceiling).all()
+
+
+def test_forward_gives_the_terms_of_the_elbo() -> None:
+    vae, x = small(), images()
+    mode, nll, kl = vae(x, generator(0, "test"))
+    posterior = vae.encode(x)
+    z = posterior.sample(generator(0, "test"))
+    torch.testing.assert_close(mode, vae.decode(z).mean)
+    flat = (vae.decode(z).mean - x).square().flatten(1).sum(1)
+    torch.testing.assert_close(nll, 0.5 * flat + x[0].numel() / 2 * math.log(2 * math.pi))
+    torch.testing.assert_close(kl, posterior.kl())
+    noise = torch.randn(3, 5, generator=generator(0, "test"))
+    terms = vae.loss((x,), {"noise": noise})
+    torch.testing.assert_close(terms["loss"], (nll + kl).mean())
+
+
+def test_a_learned_variance_has_its_optimum_at_the_error() -> None:
+    # sigma-VAE, equation 7: at the best shared variance, sigma^2 is the mean squared error
+    vae, x = small(decoder_variance="learned"), images(8)
+    draws = vae.draws(8, generator(0, "test"))
+    mse = (vae._through(x, draws["noise"])[0] - x).square().mean().detach()
+    assert vae.decoder_logvar is not None
+    with torch.no_grad():
+        vae.decoder_logvar.copy_(mse.log())
+    vae.loss((x,), draws)["loss"].backward()
+    assert abs(float(vae.decoder_logvar.grad)) < 1e-3 * x[0].numel()
+    with torch.no_grad():
+        vae.decoder_logvar.add_(0.5)
+    vae.decoder_logvar.grad = None
+    vae.loss((x,), draws)["loss"].backward()
+    assert float(vae.decoder_logvar.grad) > 0.1 * x[0].numel()
+
+
+def test_interpolation_runs_from_the_first_point_to_the_second() -> None:
+    vae = small()
+    z_1, z_2 = torch.randn(2, 4, 5, generator=generator(0, "test"))
+    path = vae.interpolate(z_1, z_2, 7)
+    assert path.shape == (7, 4, 3, SIDE, SIDE)
+    torch.testing.assert_close(path[0], vae.decode(z_1).mode())
+    torch.testing.assert_close(path[-1], vae.decode(z_2).mode())
+    torch.testing.assert_close(path[3], vae.decode((z_1 + z_2) / 2).mode())
+
+
+def test_a_sample_depends_on_its_own_generator_alone() -> None:
+    vae = small()
+    whole = vae.sample(5, generators(0, "sample", range(5)))
+    alone = vae.sample(1, generators(0, "sample", [3]))
+    torch.testing.assert_close(whole[3:4], alone)
+
+
+def test_mixture_is_fitted_on_the_posterior_means_and_sampled() -> None:
+    vae = small()
+    with pytest.raises(ValueError, match="no mixture"):
+        vae.sample(2, prior="mixture")
+    bytes_ = torch.randint(0, 256, (60, 3, SIDE, SIDE), generator=generator(0, "test"), dtype=torch.uint8)
+    vae.after_training(bytes_)
+    assert vae.has_mixture
+    assert vae.sample(3, generators(0, "sample", range(3)), "mixture").shape == (3, 3, SIDE, SIDE)
+    means = vae.features(bytes_.float().add(0.5).div(128).sub(1)).detach()
+    fitted = vae.mixture_weights @ vae.mixture_means
+    torch.testing.assert_close(fitted, means.mean(0), rtol=0, atol=1e-3)  # EM keeps the overall mean
+
+
+def test_fitted_mixture_finds_two_clusters() -> None:
+    source = generator(0, "test")
+    left = torch.randn(300, 2, generator=source) * 0.1 - 3
+    right = torch.randn(100, 2, generator=source) * 0.2 + 3
+    weights, means, scales = fit_mixture(torch.cat([left, right]), 2)
+    order = means[:, 0].argsort()
+    torch.testing.assert_close(weights[order], torch.tensor([0.75, 0.25]), rtol=0, atol=1e-3)
+    covariance = scales[order][0] @ scales[order][0].mT
+    torch.testing.assert_close(covariance, left.T.cov() + 1e-4 * torch.eye(2), rtol=0.02, atol=1e-4)
+
+
+def test_the_default_network_is_the_courses() -> None:
+    vae = build(VAEConfig())
+    assert sum(p.numel() for p in vae.parameters()) == 1_178_659
+    assert vae.encode(torch.zeros(2, 3, 32, 32)).mean.shape == (2, 32)
+    assert vae.decode(torch.zeros(2, 32)).mean.shape == (2, 3, 32, 32)
+
+
+def test_initial_weights_depend_on_the_seed_alone() -> None:
+    before = torch.random.get_rng_state()
+    first, again = build(VAEConfig(width=4)), build(VAEConfig(width=4))
+    other = build(VAEConfig(width=4, seed=1))
+    assert torch.equal(before, torch.random.get_rng_state())
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name])
+    assert not torch.equal(first.mean.weight, other.mean.weight)  # type: ignore[union-attr]

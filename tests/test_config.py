@@ -1,0 +1,68 @@
+import pytest
+
+from genssl import config as configs
+from genssl.config import Config, VAEConfig
+from genssl.errors import UserError
+
+
+def test_json_round_trip() -> None:
+    config = VAEConfig(data="x.zip", learning_rate=3e-4, limit=7, decoder_variance="learned")
+    assert configs.read(config.to_json(), "here") == config
+
+
+def test_settings_are_parsed_by_their_type() -> None:
+    changes = configs.parse_settings(["epochs=3", "limit=none", "learning-rate=1e-3", "skip_bad=true"])
+    config = configs.make("vae", changes)
+    assert (config.epochs, config.limit, config.learning_rate, config.skip_bad) == (3, None, 1e-3, True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epoch": 3}, r"unknown setting 'epoch' \(did you mean 'epochs'\?\)"),
+        ({"epochs": 0}, r"epochs must be greater than 0 \(got 0\)"),
+        ({"learning_rate": "fast"}, "learning_rate must be a valid number"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a finite number"),
+        ({"decoder_variance": "big"}, "decoder_variance must be 'unit' or 'learned'"),
+        ({"image_size": 20}, "image_size must be a multiple of 16"),
+        ({"data": " "}, "data must name a data set"),
+    ],
+)
+def test_wrong_settings_are_one_line(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        configs.make("vae", changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_method_has_a_hint() -> None:
+    with pytest.raises(UserError, match="did you mean 'vae'"):
+        configs.make("vea", {})
+
+
+def test_a_setting_needs_a_value() -> None:
+    with pytest.raises(UserError, match="--set takes key=value"):
+        configs.parse_settings(["epochs"])
+
+
+def test_a_config_is_frozen_and_copies_are_validated() -> None:
+    config = VAEConfig()
+    with pytest.raises(ValueError, match="frozen"):
+        config.epochs = 3  # type: ignore[misc]
+    with pytest.raises(UserError, match="epochs"):
+        config.updated({"epochs": -1})
+
+
+def test_differences_name_both_sides() -> None:
+    assert configs.differences(VAEConfig(), VAEConfig(epochs=3)) == {"epochs": (70, 3)}
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"method": 3}', '{"method": "vae", "speed": 3}'])
+def test_damaged_config_is_named(text: str) -> None:
+    with pytest.raises(UserError, match="here"):
+        configs.read(text, "here")
+
+
+def test_defaults_are_the_courses() -> None:
+    config = VAEConfig()
+    assert isinstance(config, Config)
+    assert (config.epochs, config.batch_size, config.learning_rate, config.z_dim) == (70, 64, 1e-4, 32)

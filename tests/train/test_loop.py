@@ -1,0 +1,162 @@
+"""The loop, the guard and the average, with the toy method."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from genssl.data.split import Split
+from genssl.runtime import generator
+from genssl.train.loop import Training
+from genssl.train.optim import rate_factor
+
+from .toy import Toy, ToyConfig, ToyViews, build_toy
+
+
+def split(n: int = 40) -> Split:
+    images = torch.randint(0, 256, (n, 3, 32, 32), generator=generator(0, "test"), dtype=torch.uint8)
+    return Split(images, None, (), "noise", "train", "")
+
+
+def training(config: ToyConfig, method: Toy | None = None, n: int = 40) -> Training:
+    return Training(method or build_toy(config), ToyViews(), split(n), config)
+
+
+def weights(loop: Training) -> dict[str, Tensor]:
+    return copy.deepcopy({**loop.state()[0]})
+
+
+def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    assert set(first) == set(second)
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("stop", [1, 5, 7])
+def test_a_resumed_run_is_the_same_run(optimizer: str, stop: int) -> None:
+    config = ToyConfig(optimizer=optimizer, ema_decay=0.9, weight_decay=0.01, gradient_clip=0.5)
+    whole = training(config)
+    list(whole.steps())
+    begun = training(config)
+    steps = begun.steps()
+    for _ in range(stop):
+        next(steps)
+    tensors, texts = begun.state()
+    continued = training(config)
+    continued.restore(copy.deepcopy(tensors), texts)
+    list(continued.steps())
+    assert continued.step == whole.step == 10
+    assert_same(weights(whole), weights(continued))
+
+
+def test_another_seed_is_another_run() -> None:
+    first, second = training(ToyConfig()), training(ToyConfig(seed=1))
+    list(first.steps()), list(second.steps())
+    assert not torch.equal(weights(first)["method.head.weight"], weights(second)["method.head.weight"])
+
+
+def test_an_epoch_sees_every_image_once() -> None:
+    seen: list[Tensor] = []
+
+    class Watching(ToyViews):
+        def __call__(self, images: Tensor, draws: dict[str, Tensor]) -> tuple[Tensor, ...]:
+            seen.append(images)
+            return super().__call__(images, draws)
+
+    config = ToyConfig(epochs=1)
+    loop = Training(build_toy(config), Watching(), split(), config)
+    list(loop.steps())
+    found = torch.cat(seen).flatten(1).float().sum(1).sort().values
+    assert torch.equal(found, split().images.flatten(1).float().sum(1).sort().values)
+
+
+def test_a_split_smaller_than_a_batch_is_one_batch() -> None:
+    loop = training(ToyConfig(batch_size=64), n=5)
+    assert [step.images for step in loop.steps()] == [5, 5]
+
+
+class Poisoned(Toy):
+    """Gives a loss, or a gradient, that is not finite at one step."""
+
+    def __init__(self, at: int, where: str) -> None:
+        super().__init__()
+        self.at, self.where, self.calls = at, where, 0
+
+    def loss(self, views: tuple[Tensor, ...], draws: dict[str, Tensor]) -> dict[str, Tensor]:
+        losses = super().loss(views, draws)
+        self.calls += 1
+        if self.calls - 1 != self.at:
+            return losses
+        if self.where == "loss":
+            return {"loss": losses["loss"] * math.nan}
+        zero = (self.head.weight * 0).sum()
+        return {"loss": losses["loss"] + torch.sqrt(zero)}  # finite, with an infinite slope
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_step_that_is_not_finite_changes_nothing(where: str, optimizer: str) -> None:
+    config = ToyConfig(optimizer=optimizer, ema_decay=0.9, gradient_clip=1.0)
+    torch.manual_seed(0)
+    method = Poisoned(6, where)
+    method.config = config
+    loop = training(config, method)
+    steps = loop.steps()
+    for _ in range(6):
+        next(steps)
+    before = weights(loop)
+    assert loop.guard.first_bad_step() is None
+    next(steps), next(steps)  # the bad one, and one more before anyone looks
+    assert loop.guard.first_bad_step() == 6
+    after = weights(loop)
+    ignored = {"average.n_averaged"}
+    assert_same(
+        {k: v for k, v in before.items() if k not in ignored},
+        {k: v for k, v in after.items() if k not in ignored},
+    )
+
+
+def test_rates_follow_their_schedule() -> None:
+    config = ToyConfig(learning_rate=0.1, epochs=4)
+    loop = training(config)
+    body, head = loop.optimizer.param_groups
+    rates = []
+    for _ in loop.steps():
+        rates.append(body["lr"])
+        assert head["lr"] == 0.5
+    expected = [0.05 * (1 + math.cos(math.pi * k / 20)) for k in range(20)]
+    assert rates == pytest.approx(expected)
+
+
+def test_warm_up_rises_to_the_schedule() -> None:
+    config = ToyConfig(warmup_epochs=2, schedule="constant")
+    factors = [rate_factor(config, step, 5) for step in range(12)]
+    assert factors[:10] == pytest.approx([(k + 1) / 11 for k in range(10)])
+    assert factors[10:] == [1, 1]
+
+
+def test_the_average_follows_its_formula() -> None:
+    config = ToyConfig(ema_decay=0.5, optimizer="sgd")
+    loop = training(config)
+    expected = None
+    for count, _ in enumerate(loop.steps()):
+        now = loop.method.head.weight.detach().clone()  # type: ignore[union-attr]
+        decay = min(0.5, (1 + count) / (10 + count))
+        expected = now if expected is None else decay * expected + (1 - decay) * now
+    torch.testing.assert_close(loop.inference.head.weight, expected)  # type: ignore[union-attr]
+
+
+def test_clipping_bounds_the_step() -> None:
+    config = ToyConfig(optimizer="sgd", momentum=0, gradient_clip=1e-3, epochs=1, schedule="constant")
+    loop = training(config)
+    before = {k: v.clone() for k, v in loop.method.named_parameters()}
+    next(loop.steps())
+    moved = [
+        (v - before[k]).detach().square().sum()
+        for k, v in loop.method.named_parameters()
+        if k.startswith("body")
+    ]  # type: ignore[union-attr]
+    assert 0 < float(torch.stack(moved).sum().sqrt()) <= 1e-3 * config.learning_rate * 1.001

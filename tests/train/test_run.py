@@ -1,0 +1,261 @@
+"""Runs: their folder, resuming, stopping, and what must not reach them."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from genssl import checkpoint
+from genssl.config import Config, VAEConfig
+from genssl.data import augment
+from genssl.errors import FAILED_RUN, UserError
+from genssl.train import loop, run
+from genssl.train.events import EpochEnded, Event, Note, Progress, Started
+from genssl.train.run import Options
+
+from .toy import ToyConfig, ToyViews, build_toy
+
+TINY = {"width": 4, "z_dim": 3, "mixture_components": 2, "batch_size": 16, "sample_every": 2}
+
+
+def config(digits: Path, **changes: object) -> Config:
+    return VAEConfig(data=str(digits), **{**TINY, "epochs": 3, **changes})
+
+
+def train(config: Config, folder: Path, **options: object) -> list[Event]:
+    events: list[Event] = []
+    run.start(config, Options(device="cpu", out=folder, **options), events.append)  # type: ignore[arg-type]
+    return events
+
+
+def same_weights(first: Path, second: Path) -> None:
+    for name in (checkpoint.MODEL, checkpoint.STATE):
+        ours, theirs = load_file(first / name), load_file(second / name)
+        assert set(ours) == set(theirs)
+        for key, value in ours.items():
+            assert torch.equal(value, theirs[key]), (name, key)
+
+
+def without_time(folder: Path) -> list[dict[str, object]]:
+    records = [json.loads(line) for line in (folder / checkpoint.HISTORY).read_text().splitlines()]
+    return [{k: v for k, v in r.items() if k not in {"seconds", "images_per_second"}} for r in records]
+
+
+def test_a_run_folder_holds_everything(digits: Path, tmp_path: Path) -> None:
+    events = train(config(digits), tmp_path / "run")
+    names = {str(file.relative_to(tmp_path / "run")) for file in (tmp_path / "run").rglob("*.*")}
+    assert names == {
+        "config.json", "environment.json", "history.jsonl", "model.safetensors", "state.safetensors",
+        "curves.png", "wall-clock.png", "samples-over-epochs.png", "reconstructions-over-epochs.png",
+        "samples/epoch-002.png", "samples/epoch-003.png",
+        "reconstructions/epoch-002.png", "reconstructions/epoch-003.png",
+    }  # fmt: skip
+    assert isinstance(events[-1], EpochEnded)
+    started = next(event for event in events if isinstance(event, Started))
+    assert (started.images, started.total_steps) == (120, 21)
+    assert any(isinstance(event, Note) and "expected time" in event.text for event in events)
+    record = json.loads((tmp_path / "run" / checkpoint.HISTORY).read_text().splitlines()[-1])
+    assert record["loss"] == pytest.approx(record["nll"] + record["kl"], rel=1e-5)
+    assert {"test_loss", "test_nll", "test_kl", "seconds", "images_per_second"} <= set(record)
+    info = checkpoint.inspect(tmp_path / "run")
+    assert (info.epoch, info.finished) == (3, True)
+    assert info.metrics == record
+
+
+def test_a_run_starts_again_from_its_own_config(digits: Path, tmp_path: Path) -> None:
+    train(config(digits, epochs=1), tmp_path / "run")
+    again = run.start(
+        Config.__subclasses__()[0].model_validate_json((tmp_path / "run" / "config.json").read_text()),
+        Options(device="cpu", out=tmp_path / "again"),
+    )
+    same_weights(tmp_path / "run", again)
+
+
+class Killed(Exception):
+    """Stands for a kill: nothing of the run's own code sees it coming."""
+
+
+@pytest.mark.parametrize("at", [1, 6, 8, 14, 20])
+def test_a_killed_run_resumes_to_the_same_end(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    settled = config(digits, ema_decay=0.9)
+    train(settled, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        real = loop.Training._take_step
+
+        def dying(self: loop.Training, images: torch.Tensor) -> dict[str, torch.Tensor]:
+            if self.step == at:
+                raise Killed
+            return real(self, images)
+
+        patch.setattr(loop.Training, "_take_step", dying)
+        with pytest.raises(Killed):
+            train(settled, tmp_path / "cut", save_every=0)
+    run.resume(tmp_path / "cut", {}, Options(device="cpu", save_every=0))
+    same_weights(tmp_path / "whole", tmp_path / "cut")
+    assert without_time(tmp_path / "whole") == without_time(tmp_path / "cut")
+
+
+def test_history_is_cut_back_to_the_saved_step(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        saves = iter(range(100))
+        real = run.Run._save
+        patch.setattr(run.Run, "_save", lambda self: real(self) if next(saves) < 9 else None)
+        patch.setattr(run.Run, "_finish", lambda self: None)
+        train(config(digits), tmp_path / "cut", save_every=0)
+    assert len(without_time(tmp_path / "cut")) == 3  # three epochs were written, the state is of step 9
+    run.resume(tmp_path / "cut", {}, Options(device="cpu"))
+    train(config(digits), tmp_path / "whole")
+    same_weights(tmp_path / "whole", tmp_path / "cut")
+    assert without_time(tmp_path / "whole") == without_time(tmp_path / "cut")
+
+
+def test_changed_settings_are_refused_by_name(digits: Path, tmp_path: Path) -> None:
+    train(config(digits, epochs=1), tmp_path / "run")
+    changes = {"learning_rate": 0.5, "epochs": 1}
+    with pytest.raises(UserError, match=r"learning_rate was 0.0001, now 0.5\); start a new run"):
+        run.resume(tmp_path / "run", changes, Options(device="cpu"))
+
+
+def test_a_complete_run_says_so_and_stays_as_it_is(digits: Path, tmp_path: Path) -> None:
+    train(config(digits, epochs=1), tmp_path / "run")
+    before = (tmp_path / "run" / checkpoint.MODEL).read_bytes()
+    events: list[Event] = []
+    run.resume(tmp_path / "run", {}, Options(device="cpu"), events.append)
+    assert any(isinstance(event, Note) and "is complete" in event.text for event in events)
+    assert (tmp_path / "run" / checkpoint.MODEL).read_bytes() == before
+
+
+def test_a_folder_in_use_is_never_overwritten(digits: Path, tmp_path: Path) -> None:
+    train(config(digits, epochs=1), tmp_path / "run")
+    with pytest.raises(UserError, match="exists; choose another --out"):
+        train(config(digits, epochs=1), tmp_path / "run")
+
+
+def test_two_processes_do_not_train_one_run(digits: Path, tmp_path: Path) -> None:
+    train(config(digits, epochs=1), tmp_path / "run")
+    held = run.RunFolder(tmp_path / "run")
+    with pytest.raises(UserError, match="another process is training"):
+        run.resume(tmp_path / "run", {}, Options(device="cpu"))
+    held.release()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = loop.Training._forward
+
+    def poisoned(self: loop.Training, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        losses = real(self, images)
+        return losses if self.step != 10 else {k: v * torch.nan for k, v in losses.items()}
+
+    monkeypatch.setattr(loop.Training, "_forward", poisoned)
+    with pytest.raises(UserError, match="step 11 gave a loss or gradient that is not finite") as caught:
+        train(config(digits), tmp_path / "run", save_every=0)
+    assert caught.value.code == FAILED_RUN
+    assert all(bool(t.isfinite().all()) for t in load_file(tmp_path / "run" / checkpoint.STATE).values())
+    assert checkpoint.verify(tmp_path / "run") == []
+
+
+def test_a_run_ends_cleanly_when_its_time_is_up(digits: Path, tmp_path: Path) -> None:
+    whole = config(digits, epochs=400, sample_every=0)
+    events = train(whole, tmp_path / "run", max_minutes=0.5 / 60)
+    assert any(isinstance(event, Note) and "time is up" in event.text for event in events)
+    assert checkpoint.inspect(tmp_path / "run").finished
+    assert checkpoint.load(tmp_path / "run").has_mixture  # type: ignore[union-attr]
+    run.resume(tmp_path / "run", {}, Options(device="cpu", max_minutes=0.5 / 60))
+    epochs = [record["epoch"] for record in without_time(tmp_path / "run")]
+    assert epochs == list(range(1, len(epochs) + 1))
+
+
+def test_the_toy_method_needs_no_change_to_the_loop(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "build", build_toy)
+    monkeypatch.setattr(run, "choose_views", lambda name: {"toy": ToyViews()}[name])
+    assert augment.choose_views("plain")
+    events = train(ToyConfig(data=str(digits), sample_every=1, ema_decay=0.9), tmp_path / "toy")
+    assert (tmp_path / "toy" / "inputs-over-epochs.png").exists()
+    record = next(event.record for event in events if isinstance(event, EpochEnded))
+    assert {"loss", "distance", "test_distance"} <= set(record)
+
+
+def test_progress_is_reported_with_speed_and_time_left(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "READ_EVERY", 0.0)
+    events = train(config(digits), tmp_path / "run")
+    last = [event for event in events if isinstance(event, Progress)][-1]
+    assert (last.epoch, last.step, last.total_steps) == (3, 21, 21)
+    assert last.seconds_left == 0
+    assert last.images_per_second > 0
+    assert last.memory_bytes > 0
+
+
+def command(digits: Path, folder: Path, *more: str) -> list[str]:
+    settings = [part for key, value in TINY.items() for part in ("--set", f"{key}={value}")]
+    return [
+        sys.executable, "-m", "genssl", "train", "vae", "--data", str(digits), "--epochs", "30",
+        "--save-every", "0", "--device", "cpu", "--out", str(folder), *settings, *more,
+    ]  # fmt: skip
+
+
+def wait_for(file: Path, process: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + 60
+    while not file.exists() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.02)
+    assert file.exists(), process.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_first(digits: Path, tmp_path: Path, number: int, code: int) -> None:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command(digits, tmp_path / "run"), **pipes)  # type: ignore[call-overload]
+    wait_for(tmp_path / "run" / checkpoint.STATE, process)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert "stopped and saved at step" in errors.splitlines()[-1]
+    assert "Traceback" not in errors
+    assert checkpoint.verify(tmp_path / "run") == []
+
+
+@pytest.mark.slow
+def test_killed_at_ten_random_moments_a_run_ends_with_the_same_weights(digits: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command(digits, tmp_path / "whole"), check=True, capture_output=True, env=environment)
+    chance = random.Random(0)
+    cut = command(digits, tmp_path / "cut")
+    resume = [*cut[:4], "--resume", str(tmp_path / "cut"), "--save-every", "0", "--device", "cpu"]
+    kills = 0
+    while kills < 10:
+        first = not (tmp_path / "cut" / checkpoint.CONFIG).exists()
+        process = subprocess.Popen(
+            cut if first else resume,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            text=True,
+        )
+        wait_for(tmp_path / "cut" / checkpoint.CONFIG, process)
+        time.sleep(chance.uniform(0.0, 4.0))
+        process.kill()
+        process.communicate()
+        kills += 1
+    subprocess.run(resume, check=True, capture_output=True, env=environment)
+    same_weights(tmp_path / "whole", tmp_path / "cut")
+    assert without_time(tmp_path / "whole") == without_time(tmp_path / "cut")
+    leftovers = [file.name for file in (tmp_path / "cut").rglob(".*.tmp")]
+    assert len(leftovers) <= 10
