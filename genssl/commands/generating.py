@@ -76,7 +76,9 @@ def reconstruct(
     subject = open_run(run, checkpoint, device)
     split = subject.split(data, "test", limit, seed)
     with ticking("reconstructing") as tick:
-        outcome = evaluation.reconstruct(subject.method, split, n, batch_size=batch_size, tick=tick)
+        outcome = evaluation.reconstruct(
+            subject.method, split, n, seed=seed, batch_size=batch_size, tick=tick
+        )
     deliver(subject, "reconstruct", outcome, out, as_json, split)
 
 

@@ -20,10 +20,11 @@ def say(text: str) -> None:
 
 def show_values(title: str, values: Mapping[str, Any], notes: Sequence[str] = ()) -> None:
     """A table of names and numbers on stdout; nested tables as dotted names."""
-    table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 2))
     for name, value in flatten(values):
         table.add_row(name, readable(value))
     console = Console(highlight=False)
+    console.print(title, style="bold", markup=False)
     console.print(table)
     for note in notes:
         console.print(note, markup=False)
@@ -72,9 +73,11 @@ def ticking(text: str) -> Iterator[Callable[[int, int], None]]:
 
 def show_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """A table with one line a row on stdout; the first row's names are the header."""
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table = Table(box=None, padding=(0, 2, 0, 2))
     for name in rows[0]:
         table.add_column(name.replace("_", " "))
     for row in rows:
         table.add_row(*("" if value is None else readable(value) for value in row.values()))
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    console.print(title, style="bold", markup=False)
+    console.print(table)

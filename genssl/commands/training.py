@@ -12,7 +12,7 @@ from genssl.errors import UserError
 
 if TYPE_CHECKING:
     from genssl.config import Config
-    from genssl.train.run import Options
+    from genssl.train.options import Options
 
 
 def register(app: typer.Typer) -> None:
@@ -50,7 +50,7 @@ def train(
 ) -> None:
     """Train a method; everything it makes goes to one run folder."""
     from genssl.config import parse_settings
-    from genssl.train.run import Options
+    from genssl.train.options import Options
 
     named = {
         "data": data, "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate,

@@ -28,7 +28,7 @@ def photograph(scene: Tensor, dice: Dice) -> Tensor:
     """
     size = scene.shape[-1]
     resolution = (dice.lognormal(20, 0.30).clamp(15, REFERENCE) * size / REFERENCE).floor()
-    blur = dice.lognormal(0.72, 0.42).clamp(max=1.4)
+    blur = dice.lognormal(0.82, 0.40).clamp(max=1.5)
     sharpening = dice.uniform(-0.4, 0.5).clamp(min=0)
     columns, rows = (_lens(size, resolution, blur, sharpening, dice) for _ in range(2))
     exposed = rows @ scene @ columns.mT
@@ -76,7 +76,7 @@ def _enlargement(size: int, resolution: Tensor) -> Tensor:
 
 def _noise(size: int, dice: Dice) -> Tensor:
     """Sensor noise, most of it shared by the channels: (N, 3, size, size)."""
-    strength = dice.lognormal(0.0055, 0.7, 1, 1, 1)
+    strength = dice.lognormal(0.005, 0.7, 1, 1, 1)
     grey, colour = dice.normal(0, 1, 1, size, size), dice.normal(0, 0.5, 3, size, size)
     return strength * (grey + colour)
 

@@ -88,9 +88,11 @@ def _within(paths: Names, kind: str) -> Names:
 
 
 def _classes_of(group: Names, outside: list[str]) -> dict[str, str | None]:
-    if all(len(path) == 1 for path in group.values()):
+    """The class of each name; where most names have none, none counts."""
+    loose = [name for name, path in group.items() if len(path) == 1]
+    if 2 * len(loose) > len(group):
         return dict.fromkeys(group)
-    outside += [name for name, path in group.items() if len(path) == 1]
+    outside += loose
     return {name: path[0] for name, path in group.items() if len(path) > 1}
 
 

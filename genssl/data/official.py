@@ -104,7 +104,7 @@ def _unwritable(folder: Path, error: OSError) -> UserError:
 
 
 def _advice(file: Path, found: bool, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:120] or type(error).__name__
+    reason = " ".join(str(getattr(error, "reason", error)).split())[:120] or type(error).__name__
     if found:
         return (
             f"{file} is damaged (its MD5 is not the official one) and cannot be downloaded again ({reason}); "

@@ -60,7 +60,7 @@ def _mix(under: Tensor, over: Tensor, coverage: Tensor) -> Tensor:
 
 def _brightnesses(dice: Dice) -> tuple[Tensor, Tensor]:
     """Brightness of the ground and of the ink, each (N,) in [0, 1]; either may be the lighter."""
-    difference = dice.lognormal(0.36, 0.36).clamp(0.20, 0.76)
+    difference = dice.lognormal(0.355, 0.35).clamp(0.20, 0.74)
     difference = torch.where(dice.chance(0.5), difference, -difference)
     middle = dice.normal(0.46, 0.16)
     ground, ink = middle - 0.4 * difference, middle + 0.6 * difference

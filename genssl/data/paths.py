@@ -36,8 +36,8 @@ def stem(path: Path) -> str:
 def keys(path: Path, image_size: int, skip_bad: bool) -> tuple[str, str]:
     """File names: one for the path and the options, one that also changes whenever a file there does."""
     name = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in stem(path))
-    place = f"path-{name[:60]}-{_hash(FORMAT, str(path.resolve()), str(image_size), str(skip_bad))}"
-    return place, f"{place}-{_hash(*_state(path))}"
+    place = f"path-{name[:60]}-{_hash(str(path.resolve()), str(image_size), str(skip_bad))}"
+    return place, f"{place}-{_hash(FORMAT, *_state(path))}"
 
 
 def _hash(*words: str) -> str:

@@ -53,8 +53,8 @@ class Split:
         )
 
     def take(self, limit: int | None, seed: int = 0) -> "Split":
-        """The first `limit` images of the split shuffled by `seed`; all of them, in order, when limit is None."""
-        if limit is None or limit >= len(self):
+        """The first `limit` images of the split shuffled by `seed`; the split as it is when limit is None."""
+        if limit is None:
             return self
         order = torch.randperm(len(self), generator=generator(seed, "limit"))
         return self.select(order[:limit])

@@ -57,19 +57,36 @@ def _peak(profile: Profile, place: int) -> dict[str, float]:
 
 
 def draw_profile(profile: Profile, classes: tuple[str, ...], telling: list[int]) -> "Figure":
-    """One panel a class: bars of the mean, whiskers of one std, the telling dimensions in orange."""
-    columns = min(2, len(classes))
-    figure, axes = figures.new_figure(math.ceil(len(classes) / columns), columns, 5.5, 1.7)
+    """One panel a class: bars of the mean, whiskers of two standard errors, telling dimensions in orange.
+
+    Two panels below: the spread within the classes, far larger than the means, and how telling a
+    dimension is.
+    """
+    rows = math.ceil(len(classes) / 2) + 1
+    figure, axes = figures.new_figure(rows, 2, 5.5, 1.7)
     dimensions = range(profile.means.shape[1])
     colours = ["tab:orange" if d in telling else "tab:blue" for d in dimensions]
-    reach = float((profile.means.abs() + profile.stds).max()) * 1.05
-    for place, axis in enumerate(axes):
-        if place >= len(classes):
-            axis.set_visible(False)
-            continue
-        spread = {"ecolor": "0.6", "elinewidth": 0.8}
-        axis.bar(dimensions, profile.means[place], yerr=profile.stds[place], color=colours, error_kw=spread)
-        axis.set(ylim=(-reach, reach), title=f"{classes[place]}  ({int(profile.counts[place])} images)")
-    figure.supxlabel("latent dimension (orange: most telling about the class; whisker: one std)")
+    errors = 2 * profile.stds / profile.counts.clamp(min=1).sqrt()[:, None]
+    reach = float((profile.means.abs() + errors).max()) * 1.05
+    for place, (name, axis) in enumerate(zip(classes, axes, strict=False)):
+        whisker = {"ecolor": "0.5", "elinewidth": 0.8}
+        axis.bar(
+            dimensions,
+            profile.means[place].tolist(),
+            yerr=errors[place].tolist(),
+            color=colours,
+            error_kw=whisker,
+        )
+        axis.set(ylim=(-reach, reach), title=f"{name}  ({int(profile.counts[place])} images)")
+    for axis in axes[len(classes) : -2]:
+        axis.set_visible(False)
+    axes[-2].bar(dimensions, profile.stds.mean(0).tolist(), color=colours)
+    axes[-2].set(title="spread within a class (std, mean over classes)")
+    axes[-1].bar(dimensions, profile.separation.tolist(), color=colours)
+    chance = (len(classes) - 1) / max(1.0, float(profile.counts.sum()) - len(classes))
+    axes[-1].axhline(chance, color="0.3", linestyle="--", linewidth=1, label="if classes did not matter")
+    axes[-1].set(title="how telling: variance between / within classes")
+    axes[-1].legend(frameon=False)
+    figure.supxlabel("latent dimension (orange: most telling; whisker: two standard errors of the mean)")
     figure.supylabel("mean of the posterior mean")
     return figure

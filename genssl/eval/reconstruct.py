@@ -36,22 +36,18 @@ def check_size(method: Method, split: Split) -> None:
 
 
 @torch.inference_mode()
-def reconstruct(method: Method, split: Split, n: int, *, batch_size: int, tick: Tick) -> Outcome:
-    """Pairs of the first `n` images and their reconstructions; the error over the whole split.
+def reconstruct(method: Method, split: Split, n: int, *, seed: int, batch_size: int, tick: Tick) -> Outcome:
+    """Pairs of `n` images, drawn by `seed`, and their reconstructions; the error over the whole split.
 
     The error is the mean squared difference in the model's range [-1, 1], at the posterior mean, and the
     peak signal-to-noise ratio 10 log10(4 / mse) per image, averaged.
     """
     vae = require_vae(method, "reconstruct")
     check_size(method, split)
-    errors, shown = [], []
+    errors = []
     for rows in chunks(len(split), batch_size):
         x = to_model(split.images[rows])
-        again = vae.reconstruct(x)
-        errors.append((again - x).square().flatten(1).mean(1).double().cpu())
-        if rows.start < n:
-            pairs = torch.stack([x, again], 1)[: n - rows.start]  # (b, 2, 3, H, W)
-            shown.append(pairs.flatten(0, 1).cpu())
+        errors.append((vae.reconstruct(x) - x).square().flatten(1).mean(1).double().cpu())
         tick(rows.stop, len(split))
     mse = torch.cat(errors)
     psnr = 10 * torch.log10(4 / mse.clamp(min=1e-12))
@@ -61,4 +57,6 @@ def reconstruct(method: Method, split: Split, n: int, *, batch_size: int, tick: 
         "rmse": float(mse.mean().sqrt()),
         "psnr_db": float(psnr.mean()),
     }
-    return Outcome(values, {"reconstructions": figures.grid(torch.cat(shown), columns=8)})
+    shown = to_model(split.take(n, seed).images)
+    pairs = torch.stack([shown, vae.reconstruct(shown)], 1).flatten(0, 1)  # (2 n, 3, H, W)
+    return Outcome(values, {"reconstructions": figures.grid(pairs, columns=8)})

@@ -17,6 +17,7 @@ from genssl.eval.sample import sample
 from genssl.runtime import choose_device
 from genssl.train import run
 from genssl.train.events import Listener, Loading, Note
+from genssl.train.options import Options
 
 LIKELIHOOD_IMAGES = 500
 LIKELIHOOD_SAMPLES = 50
@@ -41,13 +42,13 @@ def demo(out: Path, minutes: float, device: str, listen: Listener) -> tuple[dict
     config = VAEConfig(
         data="synthetic", learning_rate=1e-3, decoder_variance="learned", epochs=200, sample_every=5
     )
-    options = run.Options(device=device, max_minutes=minutes, out=folder)
+    options = Options(device=device, max_minutes=minutes, out=folder)
     run.start(config, options, listen)
     listen(Note("trained; now the pictures and the numbers"))
     outcomes = _evaluate(folder, device, listen)
     pictures = {"data": out / "data.png"}
     train = load(config.data, "train", image_size=config.image_size)
-    files.write_picture(pictures["data"], figures.grid(train.images[:64]))
+    files.write_picture(pictures["data"], figures.grid(train.take(64).images))
     for name, outcome in outcomes.items():
         pictures[name] = out / f"{name}.png"
         files.write_picture(pictures[name], next(iter(outcome.figures.values())))
@@ -81,7 +82,7 @@ def _evaluate(folder: Path, device: str, listen: Listener) -> dict[str, Outcome]
     few = test.take(LIKELIHOOD_IMAGES)
     outcomes = {
         "samples": sample(vae, 64, prior="normal", **drawn)[0],
-        "reconstructions": reconstruct(vae, test, 32, batch_size=256, tick=ticking("reconstructing")),
+        "reconstructions": reconstruct(vae, test, 32, seed=0, batch_size=256, tick=ticking("reconstructing")),
         "interpolations": interpolate(vae, test, **path),
         "latent-profile": latent_profile(vae, train, batch_size=256, tick=ticking("encoding")),
         "likelihood": importance_ll(vae, few, LIKELIHOOD_SAMPLES, seed=0, tick=ticking("weighing samples")),

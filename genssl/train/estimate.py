@@ -11,7 +11,8 @@ from genssl.models.build import build
 from genssl.runtime import choose_device, describe
 from genssl.train.events import Listener, silent
 from genssl.train.loop import Training
-from genssl.train.run import Options, load_splits
+from genssl.train.options import Options
+from genssl.train.run import load_splits
 from genssl.train.sitting import peak_memory
 
 WARM_STEPS = 3

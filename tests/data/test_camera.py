@@ -55,3 +55,11 @@ def test_a_lens_looks_where_its_sensor_is() -> None:
     shift = mass[:, 0, :8] - inner
     assert torch.allclose(shift, inner - mass[:, 2, :8], atol=1e-2)
     assert 0.1 < shift.std() < 0.25
+
+
+def test_a_photograph_of_a_grey_card_is_grey_and_a_little_noisy() -> None:
+    n = 100
+    photographs = camera.photograph(torch.full((n, 3, 32, 32), 0.5), dice(n)).float()
+    assert photographs.shape == (n, 3, 32, 32)
+    assert abs(photographs.mean() - 128) < 5 * 0.04 * 256 / n**0.5  # brightness: sigma 0.04 an image
+    assert 0.3 < photographs.std((2, 3)).median() < 3

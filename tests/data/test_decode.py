@@ -104,13 +104,14 @@ def test_16_bits_are_scaled_and_not_clipped(kind: str) -> None:
     )
 
 
-def png(header: bytes, pixels: bytes) -> bytes:
+def png(header: bytes, pixels: bytes, transparent: bytes = b"") -> bytes:
     """A PNG written by hand, for what Pillow reads but does not write."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
+    hole = chunk(b"tRNS", transparent) if transparent else b""
+    body = chunk(b"IHDR", header) + hole + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
 
 
@@ -119,6 +120,14 @@ def test_16_bits_a_colour_are_scaled() -> None:
     lines = b"".join(b"\0" + line.tobytes() for line in wide)
     data = png(struct.pack(">IIBBBBB", 32, 32, 16, 2, 0, 0, 0), lines)
     assert np.array_equal(decode(data, 32), (wide >> 8).astype(np.uint8))
+
+
+def test_a_transparent_value_of_16_bits_is_white() -> None:
+    wide = np.arange(1024).reshape(32, 32).astype(">u2")
+    lines = b"".join(b"\0" + line.tobytes() for line in wide)
+    found = decode(png(struct.pack(">IIBBBBB", 32, 32, 16, 0, 0, 0, 0), lines, struct.pack(">H", 5)), 32)
+    assert (found[0, 5] == 255).all()
+    assert found[0, 4, 0] == found[0, 6, 0] == 0
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
@@ -155,8 +164,9 @@ def test_the_orientation_of_a_camera_is_applied() -> None:
     assert np.array_equal(found, np.rot90(RGB, -1))
 
 
-def test_broken_exif_does_not_lose_the_image() -> None:
-    data = content(Image.fromarray(RGB), exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+@pytest.mark.parametrize("rest", [b"MM\0*\0\0", b"MM\0\2\0\0\0\10\0\2"])
+def test_broken_exif_does_not_lose_the_image(rest: bytes) -> None:
+    data = content(Image.fromarray(RGB), exif=b"Exif\0\0" + rest)
     assert np.array_equal(decode(data, 32), RGB)
 
 

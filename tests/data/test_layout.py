@@ -56,8 +56,15 @@ def test_images_beside_the_classes_are_outside() -> None:
     assert layout.parts["train"] == [("set/train/a/1.png", 0)]
 
 
-def test_a_folder_beside_more_images_is_not_the_top() -> None:
-    assert lay_out(["1.png", "2.png", "3.png", "more/4.png"]).outside == ["1.png", "2.png", "3.png"]
+def test_a_folder_beside_more_images_is_no_class() -> None:
+    layout = lay_out(["1.png", "2.png", "3.png", "more/4.png"])
+    assert layout.parts == {"all": [(name, None) for name in ("1.png", "2.png", "3.png", "more/4.png")]}
+    assert layout.outside == []
+
+
+def test_images_are_ordered_by_class_and_name() -> None:
+    layout = lay_out(["10/a.png", "9/b.png", "9/a.png"])
+    assert layout.parts["all"] == [("9/a.png", 0), ("9/b.png", 0), ("10/a.png", 1)]
 
 
 def test_a_test_folder_of_foreign_classes_has_no_labels() -> None:

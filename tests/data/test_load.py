@@ -64,7 +64,7 @@ def test_a_path_that_is_not_there_is_told_as_one(name: str) -> None:
 
 
 def test_a_size_must_be_positive() -> None:
-    with pytest.raises(UserError, match="positive"):
+    with pytest.raises(UserError, match="size must be positive"):
         load("svhn", "train", image_size=0)
 
 

@@ -75,6 +75,14 @@ def test_a_tenth_is_held_out(n: int, test: int) -> None:
     assert len(paths.hold_out(everything, "train", 0)) == n - test
 
 
+def test_what_is_held_out_keeps_its_order() -> None:
+    images = torch.arange(200, dtype=torch.uint8).view(200, 1, 1, 1).expand(200, 3, 1, 1)
+    everything = Split(images, None, (), "a", "all", "d")
+    rows = [paths.hold_out(everything, part, 0).images[:, 0, 0, 0] for part in ("train", "test")]
+    assert all(torch.equal(row, row.sort().values) for row in rows)
+    assert torch.equal(torch.cat(rows).sort().values, images[:, 0, 0, 0])
+
+
 def test_a_single_image_is_not_enough_for_two_parts(tmp_path: Path, put: Put, picture: Picture) -> None:
     path = put(tmp_path / "one", {"1.png": picture()})
     assert len(load(str(path), "train")) == 1

@@ -17,9 +17,10 @@ from genssl import checkpoint
 from genssl.config import Config, VAEConfig
 from genssl.data import augment
 from genssl.errors import FAILED_RUN, UserError
-from genssl.train import loop, run
+from genssl.train import loop, run, runner
 from genssl.train.events import EpochEnded, Event, Note, Progress, Started
-from genssl.train.run import Options
+from genssl.train.folder import RunFolder
+from genssl.train.options import Options
 
 from .toy import ToyConfig, ToyViews, build_toy
 
@@ -110,9 +111,9 @@ def test_history_is_cut_back_to_the_saved_step(
 ) -> None:
     with monkeypatch.context() as patch:
         saves = iter(range(100))
-        real = run.Run._save
-        patch.setattr(run.Run, "_save", lambda self: real(self) if next(saves) < 9 else None)
-        patch.setattr(run.Run, "_finish", lambda self: None)
+        real = runner.Run._save
+        patch.setattr(runner.Run, "_save", lambda self: real(self) if next(saves) < 9 else None)
+        patch.setattr(runner.Run, "_finish", lambda self: None)
         train(config(digits), tmp_path / "cut", save_every=0)
     assert len(without_time(tmp_path / "cut")) == 3  # three epochs were written, the state is of step 9
     run.resume(tmp_path / "cut", {}, Options(device="cpu"))
@@ -145,7 +146,7 @@ def test_a_folder_in_use_is_never_overwritten(digits: Path, tmp_path: Path) -> N
 
 def test_two_processes_do_not_train_one_run(digits: Path, tmp_path: Path) -> None:
     train(config(digits, epochs=1), tmp_path / "run")
-    held = run.RunFolder(tmp_path / "run")
+    held = RunFolder(tmp_path / "run")
     with pytest.raises(UserError, match="another process is training"):
         run.resume(tmp_path / "run", {}, Options(device="cpu"))
     held.release()
@@ -182,8 +183,8 @@ def test_a_run_ends_cleanly_when_its_time_is_up(digits: Path, tmp_path: Path) ->
 def test_the_toy_method_needs_no_change_to_the_loop(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "build", build_toy)
-    monkeypatch.setattr(run, "choose_views", lambda name: {"toy": ToyViews()}[name])
+    monkeypatch.setattr(runner, "build", build_toy)
+    monkeypatch.setattr(runner, "choose_views", lambda name: {"toy": ToyViews()}[name])
     assert augment.choose_views("plain")
     events = train(ToyConfig(data=str(digits), sample_every=1, ema_decay=0.9), tmp_path / "toy")
     assert (tmp_path / "toy" / "inputs-over-epochs.png").exists()
@@ -194,7 +195,7 @@ def test_the_toy_method_needs_no_change_to_the_loop(
 def test_progress_is_reported_with_speed_and_time_left(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "READ_EVERY", 0.0)
+    monkeypatch.setattr(runner, "READ_EVERY", 0.0)
     events = train(config(digits), tmp_path / "run")
     last = [event for event in events if isinstance(event, Progress)][-1]
     assert (last.epoch, last.step, last.total_steps) == (3, 21, 21)

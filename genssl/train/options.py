@@ -1,0 +1,37 @@
+"""How a run is carried out, apart from what it is."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+COMPILE_PAYS_AFTER = 2000  # steps on CUDA: compiling costs about a minute
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run is carried out; nothing here changes its weights.
+
+    Attributes:
+        device: auto, cpu, cuda, cuda:1, mps.
+        save_every: seconds between saved states; 0 saves after every step.
+        max_minutes: end the run cleanly after so long.
+        compile: one graph for views, network and losses; auto: on CUDA, for runs long enough to pay.
+        tag: added to the run's name.
+        out: the run folder, instead of a new one in checkpoints/.
+    """
+
+    device: str = "auto"
+    save_every: float = 60.0
+    max_minutes: float | None = None
+    compile: Literal["auto", "on", "off"] = "auto"
+    tag: str | None = None
+    out: Path | None = None
+
+
+def should_compile(options: Options, device: torch.device, steps: int) -> bool:
+    """Whether compiling is asked for, or pays."""
+    if options.compile == "auto":
+        return device.type == "cuda" and steps >= COMPILE_PAYS_AFTER
+    return options.compile == "on"

@@ -1,0 +1,276 @@
+"""Every command, as a user types it, on rendered digits."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import genssl
+from genssl import checkpoint, files
+from genssl.data.load import load
+from genssl.eval import importance_ll as evaluation
+
+from ..conftest import call
+
+
+def json_of(*arguments: object) -> dict[str, object]:
+    result = call(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert isinstance(found, dict)
+    return found
+
+
+def test_version_and_help() -> None:
+    assert call("--version").stdout.strip() == f"genssl {genssl.__version__}"
+    for words in (["-h"], ["train", "-h"], ["sample", "--help"], ["runs", "-h"], ["data", "-h"]):
+        assert call(*words).exit_code == 0
+
+
+def test_train_prints_its_numbers_and_leaves_its_folder(vae_run: Path) -> None:
+    assert (vae_run / "samples" / "epoch-002.png").exists()
+    record = json.loads((vae_run / "history.jsonl").read_text().splitlines()[-1])
+    assert record["epoch"] == 2
+    assert "decoder_std" in record
+
+
+def test_a_second_run_gets_its_own_folder(digits: Path, workplace: Path) -> None:
+    small = ["--data", digits, "--epochs", 1, "--set", "width=4", "--sample-every", 0, "--tag", "twice"]
+    for name in ("vae-digits-twice", "vae-digits-twice-2"):
+        found = json_of("train", "vae", *small)
+        assert Path(str(found["run"])).name == name
+        assert (workplace / "checkpoints" / name / "model.safetensors").exists()
+
+
+def test_train_from_a_saved_config(vae_run: Path, tmp_path: Path) -> None:
+    found = json_of("train", "--config", vae_run / "config.json", "--epochs", 1, "--out", tmp_path / "again")
+    assert found["epoch"] == 1
+    assert (
+        checkpoint.inspect(tmp_path / "again").config.updated({"epochs": 2})
+        == checkpoint.inspect(vae_run).config
+    )
+
+
+def test_dry_run_shows_settings_and_leaves_nothing(digits: Path, workplace: Path) -> None:
+    before = sorted((workplace / "checkpoints").iterdir())
+    result = call("train", "vae", "--data", digits, "--set", "width=4", "--dry-run")
+    assert result.exit_code == 0, result.output
+    for word in ("decoder_variance", "parameters", "memory", "time"):
+        assert word in result.stdout
+    assert sorted((workplace / "checkpoints").iterdir()) == before
+
+
+def test_sample_writes_a_grid_and_numbers(vae_run: Path, tmp_path: Path) -> None:
+    found = json_of("sample", "vae", "-n", 12, "--checkpoint", vae_run, "--out", tmp_path / "grid.png")
+    assert found["prior"] == "normal"
+    assert Image.open(tmp_path / "grid.png").size == (4 * 34 + 2, 3 * 34 + 2)
+    assert json.loads((tmp_path / "grid.json").read_text()) == found
+
+
+def test_image_i_is_the_same_for_every_batch_size(vae_run: Path, tmp_path: Path) -> None:
+    for batch in (1, 3, 64):
+        call("sample", vae_run, "-n", 7, "--batch-size", batch, "--out", tmp_path / str(batch))
+    for place in range(7):
+        one, three, many = (
+            torch.tensor(list(Image.open(tmp_path / b / f"{place:05d}.png").tobytes()))
+            for b in ("1", "3", "64")
+        )
+        # a product's rounding depends on the batch: one level at the edge of a bin
+        assert (one - three).abs().max() <= 1
+        assert (one - many).abs().max() <= 1
+
+
+def test_a_folder_holds_nothing_but_the_samples(vae_run: Path, tmp_path: Path) -> None:
+    result = call("sample", vae_run, "-n", 3, "--out", tmp_path / "images", "--prior", "mixture")
+    assert result.exit_code == 0, result.output
+    assert sorted(f.name for f in (tmp_path / "images").iterdir()) == ["00000.png", "00001.png", "00002.png"]
+    assert (tmp_path / "images-grid.png").exists()
+
+
+def test_reconstruct(vae_run: Path) -> None:
+    found = json_of("reconstruct", vae_run, "-n", 4)
+    assert found["images"] == 40
+    assert found["data_digest"]
+    assert found["rmse"] == pytest.approx(float(found["mse"]) ** 0.5)  # type: ignore[arg-type]
+    assert Image.open(vae_run / "eval" / "reconstruct.png").size[0] == 8 * 34 + 2
+
+
+@pytest.mark.parametrize("path", ["linear", "spherical"])
+@pytest.mark.parametrize("between", ["prior", "test"])
+def test_interpolate(vae_run: Path, path: str, between: str, tmp_path: Path) -> None:
+    chosen = ["--path", path, "--between", between, "--rows", 3, "--steps", 5]
+    found = json_of("interpolate", vae_run, *chosen, "--out", tmp_path / "p.png")
+    assert (found["rows"], found["steps"], found["path"]) == (3, 5, path)
+    assert Image.open(tmp_path / "p.png").size == (5 * 34 + 2, 3 * 34 + 2)
+
+
+def test_latent_profile(vae_run: Path) -> None:
+    found = json_of("latent-profile", vae_run)
+    assert (found["images"], found["z_dim"]) == (120, 6)
+    assert len(found["most_telling_dimensions"]) == 5  # type: ignore[arg-type]
+    assert (vae_run / "eval" / "latent-profile.png").exists()
+
+
+def test_importance_ll(vae_run: Path) -> None:
+    found = json_of("importance-ll", vae_run, "-k", 20)
+    assert found["images"] == 40
+    assert float(found["elbo_nats"]) <= float(found["log_p_nats"])  # type: ignore[arg-type]
+    assert 1 <= float(found["effective_sample_size_mean"]) <= 20  # type: ignore[arg-type]
+    assert found["notes"] == []
+
+
+def test_importance_ll_does_not_depend_on_the_batch(vae_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vae = checkpoint.load(vae_run)
+    split = load(vae.config.data, "test")
+    found = []
+    for decodings in (1024, 7):  # all images at once, or two
+        monkeypatch.setattr(evaluation, "DECODINGS", decodings)
+        outcome = evaluation.importance_ll(vae, split, 3, seed=0, tick=lambda done, total: None)
+        found.append(outcome.values["log_p_nats"])
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
+def test_an_identity_covariance_is_said_not_to_compare(digits: Path, tmp_path: Path) -> None:
+    unit = ["--data", digits, "--epochs", 1, "--set", "width=4", "--out", tmp_path / "unit"]
+    assert call("train", "vae", *unit).exit_code == 0
+    found = json_of("importance-ll", tmp_path / "unit", "-k", 2)
+    assert "not comparable" in found["notes"][0]  # type: ignore[index]
+    assert float(found["bits_per_dim"]) > 8.32  # type: ignore[arg-type]
+
+
+def test_runs(vae_run: Path) -> None:
+    assert vae_run.name in call("runs", "list", "--json").stdout
+    shown = json_of("runs", "show", vae_run.name)
+    assert shown["finished"] is True
+    assert "versions" in shown["origin"]  # type: ignore[operator]
+    verified = call("runs", "verify", vae_run)
+    assert (verified.exit_code, "is sound" in verified.stderr) == (0, True)
+
+
+def test_doctor() -> None:
+    found = json_of("doctor")
+    assert {"genssl", "python", "device", "bf16", "cache"} <= set(found)
+
+
+def test_data_preview_and_list(digits: Path, tmp_path: Path) -> None:
+    result = call("data", "preview", digits, "-n", 9, "--out", tmp_path / "p.png")
+    assert result.exit_code == 0, result.output
+    assert Image.open(tmp_path / "p.png").size == (3 * 34 + 2, 3 * 34 + 2)
+    assert "synthetic" in call("data", "list").stdout
+
+
+def test_a_method_names_its_newest_finished_run(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GENSSL_CHECKPOINTS", str(tmp_path / "runs"))
+    small = ["--data", digits, "--epochs", 1, "--set", "width=4", "--sample-every", 0]
+    for _ in range(2):
+        assert call("train", "vae", *small).exit_code == 0
+    result = call("sample", "vae", "-n", 1, "--out", tmp_path / "x.png")
+    assert "vae-digits-2" in result.stderr
+
+
+def test_load_from_python(vae_run: Path) -> None:
+    vae = genssl.load(str(vae_run))
+    assert not vae.training
+    assert vae.config.method == "vae"
+    assert vae.sample(2).shape == (2, 3, 32, 32)  # type: ignore[operator]
+
+
+def damaged(run: Path, folder: Path, name: str) -> Path:
+    """A copy of a run with one fault."""
+    folder.mkdir()
+    tensors = load_file(run / checkpoint.MODEL)
+    _, metadata = files.read_tensors(run / checkpoint.MODEL)
+    target = folder / checkpoint.MODEL
+    content = (run / checkpoint.MODEL).read_bytes()
+    match name:
+        case "flipped bit":
+            target.write_bytes(content[:-9] + bytes([content[-9] ^ 4]) + content[-8:])
+        case "truncated":
+            target.write_bytes(content[:-100])
+        case "not a number":
+            tensors["mean.bias"][0] = torch.nan
+            files.write_tensors(target, tensors, metadata)
+        case "half precision":
+            tensors["mean.bias"] = tensors["mean.bias"].half()
+            files.write_tensors(target, tensors, metadata)
+        case "missing tensor":
+            del tensors["mean.bias"]
+            files.write_tensors(target, tensors, metadata)
+        case "somebody else's":
+            save_file(tensors, target)
+    return folder
+
+
+FAULTS = ["flipped bit", "truncated", "not a number", "half precision", "missing tensor", "somebody else's"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_damaged_checkpoint_is_one_line(vae_run: Path, tmp_path: Path, fault: str) -> None:
+    result = call("sample", damaged(vae_run, tmp_path / "bad", fault), "-n", 1)
+    assert result.exit_code in {1, 2}
+    (line,) = [text for text in result.stderr.splitlines() if text.startswith("genssl:")]
+    assert "bad" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "vea"], "did you mean 'vae'"),
+        (["train"], "which method?"),
+        (["train", "vae", "--data", "nowhere.zip"], "nowhere.zip"),
+        (["train", "vae", "--data", "DIGITS", "--epochs", 0], "epochs must be greater than 0"),
+        (["train", "vae", "--data", "DIGITS", "--set", "widht=3"], "did you mean 'width'"),
+        (["train", "vae", "--data", "DIGITS", "--set", "width"], "key=value"),
+        (["train", "vae", "--data", "DIGITS", "--image-size", 20], "multiple of 16"),
+        (["train", "vae", "--data", "DIGITS", "--device", "gpu"], "unknown device"),
+        (["train", "vae", "--data", "DIGITS", "--out", "RUN"], "exists"),
+        (["train", "--config", "nothing.json"], "no such config file"),
+        (["train", "--resume", "nothing"], "no run folder"),
+        (["train", "--resume", "RUN", "--tag", "x"], "keeps its folder"),
+        (["train", "--resume", "RUN", "--epochs", 9], "epochs was 2, now 9"),
+        (["sample", "nothing"], "no run 'nothing'"),
+        (["sample", "RUN", "-n", 0], "at least 1"),
+        (["sample", "RUN", "--out", "x.txt"], "cannot write a picture"),
+        (["interpolate", "RUN", "--steps", 1], "2 steps"),
+        (["interpolate", "RUN", "--between", "test", "--rows", 50], "images"),
+        (["reconstruct", "RUN", "--data", "nowhere"], "nowhere"),
+        (["importance-ll", "RUN", "-k", 0], "at least 1"),
+        (["runs", "show", "nothing"], "no run 'nothing'"),
+        (["data", "preview", "nowhere"], "nowhere"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(
+    vae_run: Path, digits: Path, arguments: list[object], message: str
+) -> None:
+    places = {"RUN": vae_run, "DIGITS": digits}
+    result = call(*[places.get(str(argument), argument) for argument in arguments])
+    assert result.exit_code == 2, result.output
+    (line,) = [text for text in result.stderr.splitlines() if text.startswith("genssl:")]
+    assert message in line
+    assert "Traceback" not in result.output
+
+
+def test_a_profile_needs_labels(vae_run: Path, digits: Path, tmp_path: Path) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for place, file in enumerate(sorted(digits.rglob("*.png"))[:30]):
+        (flat / f"{place}.png").write_bytes(file.read_bytes())
+    result = call("latent-profile", vae_run, "--data", flat)
+    assert (result.exit_code, "has no labels" in result.stderr) == (2, True)
+
+
+def test_an_unexpected_error_is_one_line_too(vae_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("boom")
+
+    monkeypatch.setattr("genssl.eval.sample.sample", broken)
+    result = call("sample", vae_run)
+    assert result.exit_code == 1
+    assert "unexpected error: ZeroDivisionError: boom; set GENSSL_DEBUG=1" in result.stderr
+    monkeypatch.setenv("GENSSL_DEBUG", "1")
+    assert isinstance(call("sample", vae_run).exception, ZeroDivisionError)
