@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -17,6 +18,7 @@ class Program(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; a traceback appears only when GENSSL_DEBUG is set."""
+        warnings.showwarning = _warn
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -33,7 +35,7 @@ class Program(TyperGroup):
 
 def _is_typer_error(error: Exception) -> bool:
     # Usage errors and exits are the parser's own, which prints them; it keeps its classes private
-    return hasattr(error, "exit_code") and hasattr(type(error), "__mro__")
+    return hasattr(error, "exit_code")
 
 
 def _unexpected(error: Exception) -> UserError:
@@ -42,6 +44,11 @@ def _unexpected(error: Exception) -> UserError:
         f"unexpected error: {text}; set GENSSL_DEBUG=1 for the details and add `genssl doctor` to a report",
         FAILED_RUN,
     )
+
+
+def _warn(message: Warning | str, category: type[Warning], *_: object) -> None:
+    if issubclass(category, UserWarning):  # the libraries' own deprecations are not for the user
+        print(f"genssl: warning: {message}", file=sys.stderr)
 
 
 def _tell(message: str, code: int) -> int:

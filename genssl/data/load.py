@@ -104,12 +104,13 @@ def _load_known(name: str, part: Part, image_size: int, progress: Progress | Non
     def build() -> dict[str, Split]:
         return {part: _build_known(name, part, image_size, progress)}
 
-    found = cache.recall(_key(name, image_size), [part], build, progress=progress)
+    found = cache.recall(key_of(name, image_size), [part], build, progress=progress)
     assert found is not None
     return found
 
 
-def _key(name: str, image_size: int) -> str:
+def key_of(name: str, image_size: int = NATIVE_SIZE) -> str:
+    """The cache key of a known data set."""
     version = f"-v{SYNTHETIC_VERSION}" if name == "synthetic" else ""
     return f"{name}{version}-{image_size}"
 
@@ -184,7 +185,7 @@ def _choices() -> str:
 
 def _known_entry(name: str) -> Entry:
     what, images = KNOWN[name]
-    files = [cache.split_path(_key(name, NATIVE_SIZE), part) for part in PARTS]
+    files = [cache.split_path(key_of(name), part) for part in PARTS]
     splits = [split for file in files if (split := cache.read_split(file))]
     cached = len(splits) == len(PARTS)
     total = sum(map(len, splits)) if cached else images

@@ -1,0 +1,9 @@
+"""`python -m benchmarks [vae] [startup]`: all of them by default."""
+
+import importlib
+import sys
+
+ALL = ("startup", "vae")
+
+for name in sys.argv[1:] or ALL:
+    importlib.import_module(f"benchmarks.{name}").main()
