@@ -3,7 +3,7 @@
 import os
 import sys
 import warnings
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from typer.core import TyperGroup
@@ -46,7 +46,14 @@ def _unexpected(error: Exception) -> UserError:
     )
 
 
-def _warn(message: Warning | str, category: type[Warning], *_: object) -> None:
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     if issubclass(category, UserWarning):  # the libraries' own deprecations are not for the user
         print(f"genssl: warning: {message}", file=sys.stderr)
 

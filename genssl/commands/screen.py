@@ -27,7 +27,7 @@ def show_values(title: str, values: Mapping[str, Any], notes: Sequence[str] = ()
     console.print(title, style="bold", markup=False)
     console.print(table)
     for note in notes:
-        console.print(note, markup=False)
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

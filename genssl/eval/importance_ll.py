@@ -1,6 +1,7 @@
 """log p(x) of a VAE by importance sampling."""
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +29,12 @@ NOT_COMPARABLE = (
     "D/2 ln 2 pi nats (8.33 bits/dim); train with --set decoder_variance=learned for one that is"
 )
 
+STILL_CLIMBING = (
+    "the weights of most images amount to fewer than 5 equal ones: the estimate still climbs with K, "
+    "see the curve; read it as a lower bound"
+)
+FEW = 5.0  # effective samples below which an estimate is called a bound
+
 
 def importance_ll(method: Method, split: Split, k: int, *, seed: int, tick: Tick) -> Outcome:
     """Mean log p(x) over the split in nats and bits/dim, with what is needed to believe it, in float32.
@@ -54,9 +61,15 @@ def importance_ll(method: Method, split: Split, k: int, *, seed: int, tick: Tick
         tick(rows.stop, len(split))
     bound, size, elbo = torch.cat(bounds, 1), torch.cat(sizes), torch.cat(elbos)
     values = _summary(bound, size, elbo, k, split)
-    unit = vae.decoder_logvar is None
     curve = _draw_bound(counts, bound.mean(1), values["elbo_nats"], split)
-    return Outcome(values, {"bound over K": curve}, (NOT_COMPARABLE,) if unit else ())
+    return Outcome(values, {"bound over K": curve}, tuple(_notes(vae, values)))
+
+
+def _notes(vae: VAE, values: dict[str, Any]) -> Iterator[str]:
+    if vae.decoder_logvar is None:
+        yield NOT_COMPARABLE
+    if values["effective_sample_size_median"] < FEW:
+        yield STILL_CLIMBING
 
 
 @torch.inference_mode()

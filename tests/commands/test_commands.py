@@ -119,7 +119,7 @@ def test_importance_ll(vae_run: Path) -> None:
     assert found["images"] == 40
     assert float(found["elbo_nats"]) <= float(found["log_p_nats"])  # type: ignore[arg-type]
     assert 1 <= float(found["effective_sample_size_mean"]) <= 20  # type: ignore[arg-type]
-    assert found["notes"] == []
+    assert not any("not comparable" in note for note in found["notes"])  # type: ignore[attr-defined]
 
 
 def test_importance_ll_does_not_depend_on_the_batch(vae_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

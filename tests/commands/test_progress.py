@@ -1,0 +1,65 @@
+"""What a person sees of a run where there is no terminal."""
+
+from pathlib import Path
+
+import pytest
+
+from genssl.commands import progress
+from genssl.commands.screen import flatten, readable
+from genssl.train.events import EpochEnded, Note, Progress, Started
+
+PROGRESS = Progress(
+    epoch=2, epochs=5, step=30, total_steps=100, images_per_second=1234.4, losses={"loss": 1.23456},
+    seconds_left=200, memory_bytes=2**30,
+)  # fmt: skip
+RECORD = {"epoch": 2, "step": 40, "loss": 1.5, "test_loss": None, "images_per_second": 10.0, "seconds": 75.0}
+
+
+def test_a_line_holds_epoch_step_speed_losses_memory_and_time_left() -> None:
+    line = progress.describe_progress(PROGRESS)
+    for part in ("epoch 2/5", "step 30/100", "1,234 images/s", "loss 1.2346", "1.00 GiB", "3 min 20 s left"):
+        assert part in line
+
+
+def test_plain_lines_come_at_most_every_thirty_seconds(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    with progress.TrainingScreen() as screen:
+        for _ in range(100):
+            screen(PROGRESS)
+            now += 1
+        screen(Note("a sentence"))
+    lines = capsys.readouterr().err.splitlines()
+    assert sum("epoch 2/5" in line for line in lines) == 4  # at 0, 30, 60 and 90 seconds
+    assert lines[-1] == "a sentence"
+
+
+def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.TrainingScreen(quiet=True) as screen:
+        screen(Note("a sentence"))
+        screen(EpochEnded(RECORD))
+    captured = capsys.readouterr()
+    assert captured.err == captured.out == ""
+
+
+def test_an_epochs_line_leaves_out_what_is_missing() -> None:
+    assert progress.describe_epoch(EpochEnded(RECORD)) == "epoch 2: loss 1.5 (10 images/s, 1 min 15 s)"
+
+
+def test_the_start_names_the_folder_and_the_device() -> None:
+    started = Started(
+        folder=Path("checkpoints/x"), method="vae", parameters=1234567, data="svhn", images=1000, epochs=3,
+        total_steps=45, step=7, device="cpu", precision="bf16",
+    )  # fmt: skip
+    text = progress.describe_start(started)
+    for part in ("1,234,567 parameters", "1,000 images", "resumed at step 7", "checkpoints/x", "cpu, bf16"):
+        assert part in text
+
+
+def test_values_are_readable() -> None:
+    assert dict(flatten({"a": {"b": 1}, "c": 2})) == {"a.b": 1, "c": 2}
+    assert [readable(v) for v in (1234567, 0.123456789, [1, 2.5], True, "x")] == [
+        "1,234,567", "0.123457", "1, 2.5", "True", "x",
+    ]  # fmt: skip

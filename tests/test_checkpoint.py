@@ -1,0 +1,102 @@
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from genssl import checkpoint
+from genssl.config import VAEConfig
+from genssl.errors import UserError
+from genssl.models.build import build
+
+CONFIG = VAEConfig(data="synthetic", width=4, z_dim=3)
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("GENSSL_CHECKPOINTS", str(tmp_path / "runs"))
+    return tmp_path / "runs"
+
+
+def saved(folder: Path, finished: bool = True, seed: int = 0) -> Path:
+    folder.mkdir(parents=True)
+    method = build(CONFIG.updated({"seed": seed}))
+    checkpoint.save(method, folder, epoch=3, finished=finished, metrics={"loss": 1.5})
+    return folder
+
+
+def test_what_is_loaded_is_what_was_saved(root: Path) -> None:
+    folder = saved(root / "a", seed=4)
+    method = checkpoint.load(folder)
+    assert method.config == CONFIG.updated({"seed": 4})
+    expected = build(method.config).state_dict()
+    for name, value in method.state_dict().items():
+        assert torch.equal(value, expected[name])
+    info = checkpoint.inspect(folder)
+    assert (info.epoch, info.finished, info.metrics, info.name) == (3, True, {"loss": 1.5}, "a")
+    assert checkpoint.verify(folder) == []
+
+
+def test_a_method_is_its_newest_finished_run(root: Path) -> None:
+    import os
+
+    for age, name in enumerate(("old", "new", "unfinished")):
+        file = saved(root / name, finished=name != "unfinished") / checkpoint.MODEL
+        os.utime(file, (1000 + age, 1000 + age))
+    assert checkpoint.find("vae") == root / "new"
+    assert checkpoint.find("unfinished") == root / "unfinished"
+    assert checkpoint.find(str(root / "old" / checkpoint.MODEL)).name == checkpoint.MODEL
+
+
+def test_a_method_without_a_finished_run_says_what_to_do(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "shipped_root", lambda: root / "shipped")
+    saved(root / "half", finished=False)
+    with pytest.raises(UserError, match=r"no finished vae run.*genssl train vae.*unfinished half"):
+        checkpoint.find("vae")
+
+
+def test_shipped_weights_are_taken_where_nothing_was_trained(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "shipped_root", lambda: root.parent / "shipped")
+    saved(root.parent / "shipped" / "vae")
+    assert checkpoint.find("vae") == root.parent / "shipped" / "vae"
+
+
+def test_another_method_is_refused(root: Path) -> None:
+    saved(root / "a")
+    with pytest.raises(UserError, match="holds a vae, and this needs a ddpm"):
+        checkpoint.find("a", method="ddpm")
+
+
+@pytest.mark.parametrize(
+    ("data", "tag", "name"),
+    [
+        ("svhn", None, "vae-svhn"),
+        ("/some/where/svhn-images.tar.gz", None, "vae-svhn-images"),
+        ("my data/ü x", "a/b", "vae-x-a-b"),
+        ("..", "-", "vae-data-data"),
+    ],
+)
+def test_run_names_suit_every_file_system(
+    data: str, tag: str | None, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir("/")
+    assert checkpoint.run_name(VAEConfig(data=data), tag) == name
+
+
+def test_runs_started_at_once_get_folders_of_their_own(root: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: checkpoint.new_folder(CONFIG), range(8)))
+    assert len(set(folders)) == 8
+    assert {folder.name for folder in folders} == {
+        "vae-synthetic",
+        *(f"vae-synthetic-{k}" for k in range(2, 9)),
+    }
+
+
+def test_an_unreadable_run_does_not_hide_the_others(root: Path) -> None:
+    saved(root / "good")
+    (root / "bad").mkdir()
+    (root / "bad" / checkpoint.MODEL).write_bytes(b"nonsense")
+    assert [info.name for info in checkpoint.runs()] == ["good"]

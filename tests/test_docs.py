@@ -1,0 +1,96 @@
+"""The documentation says what the program does: commands exist, code runs, links lead somewhere."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+import genssl
+from genssl import checkpoint
+from genssl.cli import app
+from genssl.train import runner
+
+from .conftest import call
+
+ROOT = Path(genssl.__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands() -> dict[str, Any]:
+    """Every command by its words, e.g. "runs list"."""
+    found: dict[str, Any] = {}
+
+    def walk(group: Any, words: list[str]) -> None:
+        for name, command in group.commands.items():
+            if hasattr(command, "commands"):
+                walk(command, [*words, name])
+            else:
+                found[" ".join([*words, name])] = command
+
+    walk(typer.main.get_command(app), [])
+    return found
+
+
+def written_commands(page: Path) -> Iterator[str]:
+    """The command lines of a page, from code blocks and inline code."""
+    text = page.read_text(encoding="utf-8")
+    for block in re.findall(r"```(?:bash|console)?\n(.*?)```", text, re.DOTALL):
+        yield from (line for line in block.splitlines() if line.startswith("genssl "))
+    yield from re.findall(r"`(genssl [a-z][^`\n]*)`", text)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_written_command_exists_with_its_options(page: Path) -> None:
+    known = commands()
+    for line in written_commands(page):
+        words = shlex.split(line.split("#")[0])[1:]
+        name = " ".join(words[:2]) if " ".join(words[:2]) in known else words[0]
+        assert name in known, line
+        options = {option for parameter in known[name].params for option in parameter.opts} | {"-h", "--help"}
+        for word in words:
+            if word.startswith("-") and not word.lstrip("-")[:1].isdigit():
+                assert word.split("=")[0] in options, f"{line}: {word}"
+
+
+def test_every_command_is_in_the_readme() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in commands():
+        assert f"genssl {name}" in text or f"`{name}`" in text, name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_and_pictures_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text) + re.findall(r'src="([^"]+)"', text):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+def test_the_page_on_extending_runs(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    config, method, case = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec("from genssl.config import *\nfrom genssl.config import Literal, PositiveInt, PositiveFloat", names)
+    exec("import torch\nfrom torch import Tensor, nn\nfrom genssl.models.method import *", names)
+    exec("from genssl.models.networks import *\nfrom genssl.runtime import *", names)
+    exec(config, names)
+    exec(method, names)
+    body = "\n".join(line for line in case.splitlines() if not line.startswith("#"))
+    exec(f"def build(config):\n    match config:\n{body}", names)
+
+    def build(settings: Any) -> Any:
+        built = names["build"](settings)
+        built.config = settings
+        return built
+
+    monkeypatch.setattr(runner, "build", build)
+    monkeypatch.setattr(checkpoint, "build", build)
+    arguments = ["--data", digits, "--epochs", 3, "--sample-every", 1, "--out", tmp_path / "run"]
+    result = call("train", "denoising", *arguments)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "run" / "reconstructions-over-epochs.png").exists()
+    assert call("runs", "verify", tmp_path / "run").exit_code == 0
