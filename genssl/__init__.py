@@ -10,7 +10,7 @@ __all__ = ["__version__", "load"]
 
 
 def load(path: str) -> "Method":
-    """Load a trained model in eval mode; `.config` holds its settings.
+    """Load a trained model in eval mode, without gradients; `.config` holds its settings.
 
     Args:
         path: a run folder, a model.safetensors file, a run's name, or a method's name (its newest

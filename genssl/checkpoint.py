@@ -66,7 +66,7 @@ def save(method: Method, folder: Path, *, epoch: int, finished: bool, metrics: M
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> Method:
-    """Load weights, verified, in eval mode; `.config` holds the settings.
+    """Load weights, verified, in eval mode and without gradients; `.config` holds the settings.
 
     Args:
         path: a run folder or a model file.
@@ -81,7 +81,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> Method:
     method = build(config)
     _check_fit(method, tensors, file)
     method.load_state_dict(tensors)
-    return method.to(device).eval()
+    return method.to(device).eval().requires_grad_(False)
 
 
 def inspect(path: Path) -> RunInfo:

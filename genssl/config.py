@@ -95,6 +95,38 @@ class VAEConfig(Config):
         return self
 
 
+class DDPMConfig(Config):
+    """Denoising diffusion (Ho et al. 2020) as in the course, with a choice of networks."""
+
+    method: Literal["ddpm"] = "ddpm"
+
+    gradient_clip: PositiveFloat | None = 1.0
+    ema_decay: Fraction | None = 0.999
+
+    timesteps: PositiveInt = 1000  # T
+    beta_schedule: Literal["linear", "cosine"] = "linear"
+    beta_start: Annotated[float, Field(gt=0, lt=1)] = 1e-4  # of the linear schedule
+    beta_end: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    scale_betas: bool = False  # times 1000 / T, so that every T ends equally noisy
+    loss: Literal["smooth_l1", "mse"] = "smooth_l1"
+    network: Literal["tiny", "small", "base"] = "small"  # about 1, 10 and 36 million parameters
+    features_t: NonNegativeInt = 50  # zero-based time at which features are taken
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.image_size % 8:
+            raise ValueError("image_size must be a multiple of 8: the network halves it up to three times")
+        if self.features_t >= self.timesteps:
+            raise ValueError(
+                f"features_t must be less than timesteps ({self.timesteps}), not {self.features_t}"
+            )
+        if self.beta_start > self.beta_end:
+            raise ValueError(f"beta_start {self.beta_start:g} must not exceed beta_end {self.beta_end:g}")
+        if self.scale_betas and self.beta_end * 1000 / self.timesteps >= 1:
+            raise ValueError("scale_betas takes beta_end to 1 or beyond with so few timesteps; use more")
+        return self
+
+
 def methods() -> dict[str, type[Config]]:
     """Every method's name and config class."""
     return {

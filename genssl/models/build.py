@@ -2,8 +2,11 @@
 
 import torch
 
-from genssl.config import Config, VAEConfig
+from genssl.config import Config, DDPMConfig, VAEConfig
+from genssl.models.ddpm import DDPM
+from genssl.models.diffusion import NoiseSchedule, cosine_schedule, linear_schedule
 from genssl.models.method import Method
+from genssl.models.unet import LAYOUTS, UNet
 from genssl.models.vae import VAE
 from genssl.runtime import seed_of
 
@@ -21,4 +24,14 @@ def _construct(config: Config) -> Method:
     match config:
         case VAEConfig(image_size=size, width=width, z_dim=z_dim, decoder_variance=variance):
             return VAE(size, 3, width, z_dim, variance, config.mixture_components)
+        case DDPMConfig(image_size=size, loss=loss, features_t=features_t):
+            network = UNet(LAYOUTS[config.network])
+            return DDPM(_schedule(config), network, size, 3, loss, features_t)
     raise TypeError(f"no method for {type(config).__name__}")
+
+
+def _schedule(config: DDPMConfig) -> NoiseSchedule:
+    if config.beta_schedule == "cosine":
+        return cosine_schedule(config.timesteps)
+    scaled = config.scale_betas
+    return linear_schedule(config.timesteps, config.beta_start, config.beta_end, scaled=scaled)

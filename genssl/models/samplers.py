@@ -7,7 +7,6 @@ nothing is kept otherwise. All raise ValueError when the steps or t_start do not
 """
 
 import math
-from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -74,7 +73,7 @@ def ddim(
     """
     if eta > 0 and noise is None:
         raise ValueError("eta > 0 adds noise at each step: give it")
-    for now, after in pairwise(_levels(schedule, even_times(check_start(schedule, t_start), steps))):
+    for now, after in pairwise(_levels(schedule, quadratic_times(check_start(schedule, t_start), steps))):
         x_start, epsilon = _predict(model, x, now, clip)
         fresh = eta * math.sqrt(posterior_variance(now, after))
         x = after.alpha * x_start + math.sqrt(max(after.variance - fresh**2, 0.0)) * epsilon
@@ -102,7 +101,7 @@ def ddim_invert(
         model, schedule, x, steps, keep: see the module.
         t_end: the time to reach, T - 1 when not given.
     """
-    levels = list(_levels(schedule, even_times(check_start(schedule, t_end), steps)))[::-1]
+    levels = list(_levels(schedule, quadratic_times(check_start(schedule, t_end), steps)))[::-1]
     for now, after in pairwise(levels):
         epsilon = model(x, _times(x, max(now.t, 0)))  # the network knows no time before 0
         x = after.alpha * (x - now.sigma * epsilon) / now.alpha + after.sigma * epsilon
@@ -131,7 +130,7 @@ def ancestral(
     """
     if noise is None:
         raise ValueError("ancestral sampling adds noise at each step: give it")
-    for now, after in pairwise(_levels(schedule, even_times(check_start(schedule, t_start), steps))):
+    for now, after in pairwise(_levels(schedule, quadratic_times(check_start(schedule, t_start), steps))):
         x_start, _ = _predict(model, x, now, clip)
         x = _posterior_mean(x_start, x, now, after)
         if after.t != CLEAN:
@@ -190,32 +189,32 @@ def _posterior_mean(x_start: Tensor, x: Tensor, now: Level, after: Level) -> Ten
     return from_start * x_start + from_x * x
 
 
-def even_times(t_start: int, steps: int) -> list[int]:
-    """`steps` times from t_start down to 0, evenly spaced; t_start alone when steps = 1."""
+def quadratic_times(t_start: int, steps: int) -> list[int]:
+    """`steps` times from t_start down to 0, evenly spaced in their square roots.
+
+    Song et al. 2021, appendix D.2. For Gaussian data, where the right answer is known, it brings `ddim`
+    and `ancestral` closer to it than even steps in t or in lambda, at 10 to 100 steps.
+    """
     _check_steps(t_start, steps)
-    if steps == 1:
-        return [t_start]
-    return [round(t_start * i / (steps - 1)) for i in reversed(range(steps))]
+    shares = [1 - i / max(steps - 1, 1) for i in range(steps)]
+    return _distinct([round(t_start * share**2) for share in shares])
 
 
 def log_snr_times(schedule: NoiseSchedule, t_start: int, steps: int) -> list[int]:
-    """`steps` times from t_start down to 0, evenly spaced in lambda as far as whole times allow."""
+    """`steps` times from t_start down to 0, evenly spaced in lambda (Lu et al. 2022, section 6)."""
     _check_steps(t_start, steps)
-    lambdas = [-_level(schedule, t).log_snr for t in range(t_start + 1)]  # rising
+    levels = [_level(schedule, t).log_snr for t in range(t_start + 1)]
+    lambdas = torch.tensor(levels, dtype=torch.float64)  # falling
+    wanted = torch.linspace(levels[-1], levels[0], steps, dtype=torch.float64)
+    return _distinct((wanted[:, None] - lambdas).abs().argmin(1).tolist())
+
+
+def _distinct(wanted: list[int]) -> list[int]:
+    """The falling times with repeated ones moved: each once, and enough left for the steps to come."""
     times: list[int] = []
-    for i in range(steps):
-        share = i / max(steps - 1, 1)
-        wanted = lambdas[-1] + share * (lambdas[0] - lambdas[-1])
-        t = _nearest(lambdas, wanted)
-        # each time once, and enough of them left for the steps to come
-        times.append(max(min(t, times[-1] - 1 if times else t_start), steps - 1 - i))
+    for left, t in zip(reversed(range(len(wanted))), wanted, strict=True):
+        times.append(max(min(t, times[-1] - 1), left) if times else t)
     return times
-
-
-def _nearest(rising: list[float], wanted: float) -> int:
-    above = bisect_left(rising, wanted)
-    candidates = range(max(above - 1, 0), min(above + 1, len(rising)))
-    return min(candidates, key=lambda t: abs(rising[t] - wanted))
 
 
 def _check_steps(t_start: int, steps: int) -> None:

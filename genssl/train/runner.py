@@ -109,8 +109,8 @@ class Run:
             self.sums[name] = self.sums.get(name, 0) + value * step.images
         self.clock.count(step.images)
         if self.clock.steps == STEPS_BEFORE_ESTIMATE:
-            left = self._progress(step).seconds_left
-            self.listen(Note(f"expected time: {readable_time(self.elapsed + self.clock.total() + left)}"))
+            whole = self.elapsed + self.clock.total() + self._seconds_left(step)
+            self.listen(Note(f"expected time: {readable_time(whole)}"))
         if self.clock.since_read() >= READ_EVERY:
             self._check_finite()
             self.listen(self._progress(step))
@@ -121,18 +121,22 @@ class Run:
             self._save()
 
     def _progress(self, step: Step) -> Progress:
-        rate = self.clock.images_per_second()
-        left = (self.training.total_steps - step.step) * self.training.batch_size / rate
         return Progress(
             epoch=step.epoch,
             epochs=self.config.epochs,
             step=step.step,
             total_steps=self.training.total_steps,
-            images_per_second=rate,
+            images_per_second=self.clock.images_per_second(),
             losses={name: float(value) for name, value in step.losses.items()},
-            seconds_left=left,
+            seconds_left=self._seconds_left(step),
             memory_bytes=peak_memory(self.training.device),
         )
+
+    def _seconds_left(self, step: Step) -> float:
+        images = (self.training.total_steps - step.step) * self.training.batch_size
+        left = images / self.clock.images_per_second()
+        limit = self.options.max_minutes
+        return left if limit is None else min(left, max(0.0, 60 * limit - self.clock.total()))
 
     def _end_epoch(self, epoch: int, *, whole: bool) -> None:
         """Write the epoch's line of the history, and look at the method when that is due."""

@@ -56,6 +56,13 @@ def test_samples_have_the_distributions_moments() -> None:
     assert ((drawn.std(0) - std).abs() < 5 * std / math.sqrt(2 * n)).all()
 
 
+def test_an_identity_covariance_samples_with_unit_variance() -> None:
+    n = 40_000
+    drawn = DiagonalGaussianDistribution(torch.full((n, 1), 2.0)).sample(generator(0, "test"))
+    assert abs(float(drawn.mean()) - 2) < 5 / math.sqrt(n)
+    assert abs(float(drawn.std()) - 1) < 5 / math.sqrt(2 * n)
+
+
 def test_gradients_flow_through_a_sample() -> None:
     mean = torch.zeros(2, 3, requires_grad=True)
     logvar = torch.zeros(2, 3, requires_grad=True)

@@ -52,6 +52,29 @@ def test_a_resumed_run_is_the_same_run(optimizer: str, stop: int) -> None:
     assert_same(weights(whole), weights(continued))
 
 
+def test_every_step_has_its_own_draws_and_is_followed_by_after_step() -> None:
+    seen: list[Tensor] = []
+    shares: list[float] = []
+
+    class Watching(Toy):
+        def loss(self, views: tuple[Tensor, ...], draws: dict[str, Tensor]) -> dict[str, Tensor]:
+            seen.append(draws["noise"])
+            return super().loss(views, draws)
+
+        def after_step(self, progress: float) -> None:
+            shares.append(progress)
+            super().after_step(progress)
+
+    method = Watching()
+    method.config = ToyConfig()
+    loop = training(ToyConfig(), method)
+    start = method.target[0].weight.clone()  # type: ignore[union-attr,operator]
+    list(loop.steps())
+    assert len({float(noise.sum()) for noise in seen}) == 10
+    assert shares == pytest.approx([k / 10 for k in range(1, 11)])
+    assert not torch.equal(start, method.target[0].weight)  # type: ignore[union-attr,arg-type]
+
+
 def test_another_seed_is_another_run() -> None:
     first, second = training(ToyConfig()), training(ToyConfig(seed=1))
     list(first.steps()), list(second.steps())

@@ -1,0 +1,181 @@
+"""Denoising diffusion (Ho et al. 2020): a U-Net that finds the noise, trained at random noise levels."""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor
+
+from genssl.models.diffusion import (
+    Keep,
+    Loss,
+    NoiseSchedule,
+    Variance,
+    extract,
+    p_losses_per_image,
+    t_sample,
+)
+from genssl.models.method import Method
+from genssl.models.samplers import ancestral, ddim, dpm_solver_pp
+from genssl.models.unet import UNet
+from genssl.runtime import Randomness, normal
+
+Sampler = Literal["dpm++", "ddim", "ancestral"]
+FAST_STEPS = 20
+LEVELS = ("low", "mid", "high")  # thirds of the times, by noise
+
+
+class DDPM(Method):
+    """p(x_0) by undoing T small steps of noise, x_t = sqrt(alpha-bar_t) x_0 + sqrt(1 - alpha-bar_t) epsilon.
+
+    Args:
+        schedule: of T steps.
+        network: (x (B, C, H, W), t (B,)) -> epsilon.
+        image_size: pixels a side.
+        channels: of the images.
+        loss: on epsilon, "smooth_l1" or "mse".
+        features_t: the time at which `features` looks at an image.
+    """
+
+    def __init__(
+        self,
+        schedule: NoiseSchedule,
+        network: UNet,
+        image_size: int = 32,
+        channels: int = 3,
+        loss: Loss = "smooth_l1",
+        features_t: int = 50,
+    ) -> None:
+        super().__init__()
+        self.schedule = schedule
+        self.network = network
+        self.shape = (channels, image_size, image_size)
+        self.loss_kind: Loss = loss
+        self.features_t = features_t
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        # The schedule follows the weights from device to device. It is no buffer: it is made from the config,
+        # and belongs neither in a checkpoint nor in an average.
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.schedule = self.schedule.to(self.device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.network.parameters()).device
+
+    # Training
+
+    def draws(self, n: int, generator: Randomness) -> dict[str, Tensor]:
+        """The times, (n,) int64, and the noise, (n, C, H, W)."""
+        t = t_sample(self.schedule.timesteps, n, generator)
+        return {"t": t, "noise": normal((n, *self.shape), generator)}
+
+    def loss(self, views: tuple[Tensor, ...], draws: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The simplified objective (equation 14), and its part in each third of the times.
+
+        A part is the sum over a third's images over the number of images expected there, not over those
+        present: finite when there are none, without bias when averaged over steps.
+        """
+        (x_start,) = views
+        t = draws["t"]
+        losses = p_losses_per_image(
+            self.network, self.schedule, x_start, t, draws["noise"], self.loss_kind
+        )  # (B,)
+        terms = {"loss": losses.mean()}
+        for name, (first, end) in zip(LEVELS, thirds(self.schedule.timesteps), strict=True):
+            inside = (t >= first) & (t < end)
+            expected = len(t) * (end - first) / self.schedule.timesteps
+            terms[f"loss_{name}"] = (losses.detach() * inside).sum() / max(expected, 1e-12)
+        return terms
+
+    # Generation
+
+    def sample(
+        self,
+        n: int,
+        generator: Randomness = None,
+        sampler: Sampler = "dpm++",
+        steps: int | None = None,
+        *,
+        eta: float = 0.0,
+        variance: Variance = "posterior",
+        clip: bool = True,
+        keep: Keep | None = None,
+    ) -> Tensor:
+        """Images (n, C, H, W) from noise; with one generator an image, image i depends on its own alone.
+
+        The rest is as for `denoise`.
+        """
+        x = normal((n, *self.shape), generator, self.device)
+        return self.denoise(
+            x, None, generator, sampler, steps, eta=eta, variance=variance, clip=clip, keep=keep
+        )
+
+    def denoise(
+        self,
+        x: Tensor,
+        t_start: int | None,
+        generator: Randomness = None,
+        sampler: Sampler = "dpm++",
+        steps: int | None = None,
+        *,
+        eta: float = 0.0,
+        variance: Variance = "posterior",
+        clip: bool = True,
+        keep: Keep | None = None,
+    ) -> Tensor:
+        """Clean images from noisy ones.
+
+        Args:
+            x: at time t_start, (B, C, H, W).
+            t_start: T - 1 when None.
+            generator: of the noise that stochastic samplers add; one for all, or one an image.
+            sampler: "dpm++", "ddim" or "ancestral".
+            steps: network calls; 20 when not given, or as many as there are times; all for "ancestral".
+            eta: of "ddim".
+            variance: of "ancestral".
+            clip: keep the predicted images in [-1, 1] on the way.
+            keep: told (time, x) after each step.
+
+        Raises:
+            ValueError: an unknown sampler, or steps or t_start that do not fit the schedule.
+        """
+        times = self.schedule.timesteps if t_start is None else t_start + 1
+        if steps is None:
+            steps = times if sampler == "ancestral" else min(FAST_STEPS, times)
+
+        def noise(_: int) -> Tensor:
+            return normal(x.shape, generator, x.device)
+
+        common: dict[str, Any] = {"clip": clip, "keep": keep}
+        match sampler:
+            case "dpm++":
+                return dpm_solver_pp(self.network, self.schedule, x, steps, t_start, **common)
+            case "ddim":
+                return ddim(self.network, self.schedule, x, steps, t_start, noise, eta, **common)
+            case "ancestral":
+                return ancestral(self.network, self.schedule, x, steps, t_start, noise, variance, **common)
+        raise ValueError(f"unknown sampler {sampler!r}; use dpm++, ddim or ancestral")
+
+    # Looking at it
+
+    def features(self, images: Tensor) -> Tensor:
+        """The middle of the network, averaged over places, for images (B, C, H, W): (B, D).
+
+        Each image stands for x_t at `features_t` by its mean, sqrt(alpha-bar) x: nothing is drawn.
+        """
+        t = torch.full((len(images),), self.features_t, device=images.device)
+        return self.network.middle(extract(self.schedule.sqrt_alphas_cumprod, t, images) * images, t)
+
+    def previews(self, images: Tensor, generator: Randomness) -> dict[str, Tensor]:
+        """Samples by the fast sampler, as many as there are images."""
+        return {"samples": self.sample(len(images), generator)}
+
+
+def thirds(timesteps: int) -> list[tuple[int, int]]:
+    """The times 0 .. T - 1 in three runs of nearly equal length, each [first, end)."""
+    edges = [timesteps * i // 3 for i in range(4)]
+    return list(pairwise(edges))
