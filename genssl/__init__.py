@@ -1,5 +1,6 @@
 """Train, sample and measure small image models: VAE, DDPM, SimSiam and relatives."""
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -9,7 +10,7 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
 
 
-def load(path: str) -> "Method":
+def load(path: "str | os.PathLike[str]") -> "Method":
     """Load a trained model in eval mode, without gradients; `.config` holds its settings.
 
     Args:
@@ -19,6 +20,6 @@ def load(path: str) -> "Method":
     Raises:
         genssl.errors.UserError: nothing is there, or it is damaged.
     """
-    from genssl import checkpoint  # torch is imported when it is needed, not for `genssl --help`
+    from genssl import checkpoint, runs  # torch is imported when it is needed, not for `genssl --help`
 
-    return checkpoint.load(checkpoint.find(path))
+    return checkpoint.load(runs.find(os.fspath(path)))

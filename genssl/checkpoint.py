@@ -1,8 +1,6 @@
-"""Checkpoints: safetensors and JSON, never pickle. Save, load, find, inspect, verify."""
+"""Checkpoints: safetensors and JSON, never pickle. Save, load, inspect, verify."""
 
 import json
-import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,16 +38,6 @@ class RunInfo:
     def name(self) -> str:
         """The folder's name."""
         return self.folder.name
-
-
-def root() -> Path:
-    """Where runs live: GENSSL_CHECKPOINTS, else ./checkpoints."""
-    return Path(os.environ.get("GENSSL_CHECKPOINTS", "checkpoints"))
-
-
-def shipped_root() -> Path:
-    """The weights of the repository."""
-    return Path(__file__).parent.parent / "checkpoints" / "shipped"
 
 
 def save(method: Method, folder: Path, *, epoch: int, finished: bool, metrics: Mapping[str, Any]) -> None:
@@ -96,16 +84,20 @@ def inspect(path: Path) -> RunInfo:
     try:
         with safe_open(file, framework="pt") as opened:
             metadata = dict(opened.metadata() or {})
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, OSError) as error:
         raise UserError(f"{file} is damaged ({error}); restore it", FAILED_RUN) from error
-    return RunInfo(
-        folder=file.parent,
-        config=_config_in(metadata, file),
-        epoch=int(metadata["epoch"]),
-        finished=bool(json.loads(metadata["finished"])),
-        metrics=json.loads(metadata["metrics"]),
-        digest=metadata.get("sha256", ""),
-    )
+    config = _config_in(metadata, file)
+    try:
+        return RunInfo(
+            folder=file.parent,
+            config=config,
+            epoch=int(metadata["epoch"]),
+            finished=bool(json.loads(metadata["finished"])),
+            metrics=json.loads(metadata["metrics"]),
+            digest=metadata["sha256"],
+        )
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{file} does not say what it is ({error!r}); restore it", FAILED_RUN) from error
 
 
 def verify(path: Path) -> list[str]:
@@ -126,95 +118,6 @@ def verify(path: Path) -> list[str]:
         if not all(bool(t.isfinite().all()) for t in tensors.values() if t.is_floating_point()):
             problems.append(f"{file} holds values that are not finite")
     return problems
-
-
-def runs(method: str | None = None) -> list[RunInfo]:
-    """The readable runs in `root()`, newest last; only those of `method` when it is given."""
-    found = []
-    folders = sorted(root().glob(f"*/{MODEL}"), key=lambda file: file.stat().st_mtime)
-    for file in folders:
-        try:
-            info = inspect(file)
-        except UserError:
-            continue
-        if method is None or info.config.method == method:
-            found.append(info)
-    return found
-
-
-def find(reference: str, method: str | None = None) -> Path:
-    """Resolve REF to a run folder or model file.
-
-    Args:
-        reference: a method's name (its newest finished run, else the shipped weights), the name of a
-            run in `root()`, or a path.
-        method: refuse anything of another method.
-
-    Raises:
-        UserError: nothing is there, or it is of another method.
-    """
-    path = _named(reference) or _newest(reference)
-    if path is None:
-        known = ", ".join(info.name for info in runs()[-5:]) or "none yet"
-        raise UserError(f"no run {reference!r} in {root()}/ and no such path; runs: {known}")
-    if method is not None and (actual := inspect(path).config.method) != method:
-        raise UserError(f"{path} holds a {actual}, and this needs a {method}; choose another --checkpoint")
-    return path
-
-
-def _named(reference: str) -> Path | None:
-    for path in (root() / reference, Path(reference)):
-        if (path / MODEL).exists() or path.is_file():
-            return path
-        if (path / CONFIG).exists():
-            raise UserError(f"{path} has no weights yet: let it train, or `genssl train --resume {path}`")
-    return None
-
-
-def _newest(reference: str) -> Path | None:
-    method = reference.lower().replace("-", "_")
-    if method not in configs.methods():
-        return None
-    finished = [info for info in runs(method) if info.finished]
-    if finished:
-        return finished[-1].folder
-    shipped = shipped_root() / method
-    if (shipped / MODEL).exists():
-        return shipped
-    hint = f"train one with `genssl train {method}`"
-    if unfinished := runs(method):
-        hint += f", or name the unfinished {unfinished[-1].name}"
-    raise UserError(f"no finished {method} run in {root()}/; {hint}")
-
-
-def run_name(config: Config, tag: str | None) -> str:
-    """<method>-<data>[-tag], in characters that every file system takes."""
-    data = Path(config.data).name.split(".")[0] or Path(config.data).resolve().name
-    parts = [config.method, data, *([tag] if tag else [])]
-    return "-".join(re.sub(r"[^A-Za-z0-9_.]+", "-", part).strip("-.") or "data" for part in parts)
-
-
-def new_folder(config: Config, tag: str | None = None, out: Path | None = None) -> Path:
-    """Make a folder for a run that no other run has: `out`, else <root>/<name>[-2, -3, ...].
-
-    Raises:
-        UserError: `out` exists and is not empty.
-    """
-    if out is not None:
-        if out.is_file() or (out.is_dir() and any(out.iterdir())):
-            raise UserError(f"{out} exists; choose another --out, or --resume it")
-        out.mkdir(parents=True, exist_ok=True)
-        return out
-    root().mkdir(parents=True, exist_ok=True)
-    name, count = run_name(config, tag), 1
-    while True:
-        folder = root() / (name if count == 1 else f"{name}-{count}")
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            count += 1
-            continue
-        return folder
 
 
 def _model_file(path: Path) -> Path:

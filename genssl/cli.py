@@ -1,41 +1,85 @@
 """The command line: registers the commands and turns errors into one line and an exit code."""
 
 import os
+import signal
 import sys
+import threading
 import warnings
+from collections.abc import Sequence
+from types import FrameType
 from typing import Annotated, Any, TextIO
 
 import typer
 from typer.core import TyperGroup
 
 from genssl import __version__
-from genssl.commands import evaluating, generating, housekeeping, training
-from genssl.errors import FAILED_RUN, INTERRUPTED, UserError, explain
+from genssl.commands import evaluating, generating, housekeeping, reconstructing, studying, training
+from genssl.errors import FAILED_RUN, INTERRUPTED, TERMINATED, WRONG_INPUT, UserError, explain
+
+
+class Terminated(KeyboardInterrupt):
+    """A terminate signal outside a training loop, which catches it itself."""
 
 
 class Program(TyperGroup):
     """A command group whose errors are for a person: one line on stderr and an exit code."""
 
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run the program; a wrong command line is one line, too."""
+        try:
+            code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+        except Exception as error:
+            if not hasattr(
+                error, "format_message"
+            ):  # the parser's own errors; it keeps their classes private
+                raise
+            code = _usage(error)
+        if standalone_mode:
+            sys.exit(code if isinstance(code, int) else 0)
+        return code
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command; a traceback appears only when GENSSL_DEBUG is set."""
         warnings.showwarning = _warn
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _terminate)
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            raise typer.Exit(_tell("interrupted", INTERRUPTED)) from None
+        except KeyboardInterrupt as stop:
+            code = TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
+            hint = "a training run continues with `genssl train --resume RUN`"
+            raise typer.Exit(_tell(f"stopped; {hint}", code)) from None
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
         except Exception as error:
-            if _is_typer_error(error) or os.environ.get("GENSSL_DEBUG"):
+            if hasattr(error, "exit_code") or os.environ.get("GENSSL_DEBUG"):
                 raise
             told = explain(error) or _unexpected(error)
             raise typer.Exit(_tell(str(told), told.code)) from error
 
 
-def _is_typer_error(error: Exception) -> bool:
-    # Usage errors and exits are the parser's own, which prints them; it keeps its classes private
-    return hasattr(error, "exit_code")
+def _usage(error: Any) -> int:
+    message = str(error.format_message())
+    if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help
+        print(message, file=sys.stderr)
+        return WRONG_INPUT
+    command = error.ctx.command_path if getattr(error, "ctx", None) else "genssl"
+    return _tell(
+        f"{' '.join(message.split()).rstrip('.')}; `{command} -h` shows what there is", error.exit_code
+    )
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
 
 
 def _unexpected(error: Exception) -> UserError:
@@ -89,7 +133,7 @@ def program(
     """Train, sample and measure small image models."""
 
 
-for group in (training, generating, evaluating, housekeeping):
+for group in (training, generating, reconstructing, evaluating, studying, housekeeping):
     group.register(app)
 
 

@@ -20,6 +20,7 @@ from pydantic import (
 
 from genssl.errors import UserError
 
+SHORT = {"lr": "learning_rate", "bs": "batch_size", "wd": "weight_decay"}  # what people type
 AnyConfig = TypeVar("AnyConfig", bound="Config")
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -39,7 +40,7 @@ class Config(BaseModel):
 
     # Optimisation
     epochs: PositiveInt = 70
-    batch_size: PositiveInt = 64
+    batch_size: int = Field(64, ge=2)  # batch norm has no use for one image
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: PositiveFloat = 1e-4
     momentum: Fraction = 0.9  # of SGD
@@ -245,5 +246,5 @@ def _line(problem: Mapping[str, Any]) -> str:
 
 
 def _hint(name: str, known: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
+    close = [SHORT[name]] if name in SHORT else difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""

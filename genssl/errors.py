@@ -36,11 +36,12 @@ def _explain_os_error(error: OSError) -> UserError | None:
     where = f" ({error.filename})" if error.filename else ""
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:
-            return UserError(f"the disk is full{where}; free some space, then --resume the run", FAILED_RUN)
+            what = f"the disk is full{where}; free some space and try again (train continues with --resume)"
+            return UserError(what, FAILED_RUN)
         case errno.EACCES | errno.EPERM | errno.EROFS:
             return UserError(f"no permission to use {error.filename}; choose another folder", FAILED_RUN)
         case errno.ENOENT:
             return UserError(f"no such file or folder: {error.filename}")
-        case errno.EISDIR | errno.ENOTDIR:
+        case errno.EISDIR | errno.ENOTDIR | errno.EEXIST | errno.ENAMETOOLONG:
             return UserError(f"{error.filename}: {error.strerror}; check the path")
     return None

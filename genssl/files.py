@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -71,13 +72,26 @@ def write_picture(path: Path, picture: "Figure | Image") -> None:
 
 def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> str:
     """Write a safetensors file atomically with the SHA-256 of its tensors in the metadata; returns it."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     digest = tensor_digest(contiguous)
     with atomic(path) as temporary:
-        save_file(contiguous, temporary, metadata={**metadata, "sha256": digest})
+        try:
+            save_file(contiguous, temporary, metadata={**metadata, "sha256": digest})
+        except SafetensorError as error:
+            raise _as_os_error(error, path) from error
     return digest
+
+
+def _as_os_error(error: Exception, path: Path) -> Exception:
+    """The disk's error in safetensors' own, which hides its number in its text."""
+    found = re.search(r"os error (\d+)", str(error))
+    if found is None:
+        return error
+    number = int(found.group(1))
+    return OSError(number, os.strerror(number), str(path))
 
 
 def read_tensors(path: Path, *, verify: bool = True) -> "tuple[dict[str, Tensor], dict[str, str]]":
@@ -116,17 +130,42 @@ def tensor_digest(tensors: "Mapping[str, Tensor]") -> str:
     return digest.hexdigest()
 
 
+def read_text(path: Path) -> str:
+    """Read a UTF-8 text file.
+
+    Raises:
+        UserError: the file is missing or is no text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"no such file: {path}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is damaged: it is no text ({error}); restore or remove it") from error
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
         UserError: the file is missing or is no JSON.
     """
+    return _parsed(read_text(path), path)
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """Read a file of one JSON value a line.
+
+    Raises:
+        UserError: the file is missing, or a line is no JSON.
+    """
+    return [_parsed(line, path) for line in read_text(path).splitlines()]
+
+
+def _parsed(text: str, path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no such file: {path}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
         raise UserError(f"{path} is no valid JSON ({error}); restore or remove it") from error
 
 

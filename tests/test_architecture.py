@@ -16,7 +16,7 @@ SOURCES = sorted(ROOT.rglob("*.py"))
 # A module may import those on lower floors, and within its own room where that is allowed
 FLOORS = {
     "cli": 9, "__main__": 10, "commands": 8, "studies": 7, "report": 6, "train": 5, "eval": 5,
-    "checkpoint": 4, "models": 3, "data": 3, "metrics": 3, "figures": 3,
+    "runs": 4.5, "checkpoint": 4, "models": 3, "data": 3, "metrics": 3, "figures": 3,
     "runtime": 2, "pixels": 2, "files": 2, "config": 2, "errors": 1, "__init__": 0,
 }  # fmt: skip
 
@@ -50,7 +50,7 @@ def test_imports_point_down(path: Path) -> None:
 
 
 def test_methods_do_not_import_methods() -> None:
-    methods = {"vae"}
+    methods = {"vae", "ddpm"}
     for path in (ROOT / "models").glob("*.py"):
         if path.stem == "build":
             continue

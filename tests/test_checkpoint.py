@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from genssl import checkpoint
+from genssl import checkpoint, runs
 from genssl.config import VAEConfig
 from genssl.errors import UserError
 from genssl.models.build import build
@@ -43,30 +43,30 @@ def test_a_method_is_its_newest_finished_run(root: Path) -> None:
     for age, name in enumerate(("old", "new", "unfinished")):
         file = saved(root / name, finished=name != "unfinished") / checkpoint.MODEL
         os.utime(file, (1000 + age, 1000 + age))
-    assert checkpoint.find("vae") == root / "new"
-    assert checkpoint.find("unfinished") == root / "unfinished"
-    assert checkpoint.find(str(root / "old" / checkpoint.MODEL)).name == checkpoint.MODEL
+    assert runs.find("vae") == root / "new"
+    assert runs.find("unfinished") == root / "unfinished"
+    assert runs.find(str(root / "old" / checkpoint.MODEL)).name == checkpoint.MODEL
 
 
 def test_a_method_without_a_finished_run_says_what_to_do(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "shipped_root", lambda: root / "shipped")
+    monkeypatch.setattr(runs, "shipped_root", lambda: root / "shipped")
     saved(root / "half", finished=False)
     with pytest.raises(UserError, match=r"no finished vae run.*genssl train vae.*unfinished half"):
-        checkpoint.find("vae")
+        runs.find("vae")
 
 
 def test_shipped_weights_are_taken_where_nothing_was_trained(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "shipped_root", lambda: root.parent / "shipped")
+    monkeypatch.setattr(runs, "shipped_root", lambda: root.parent / "shipped")
     saved(root.parent / "shipped" / "vae")
-    assert checkpoint.find("vae") == root.parent / "shipped" / "vae"
+    assert runs.find("vae") == root.parent / "shipped" / "vae"
 
 
 def test_another_method_is_refused(root: Path) -> None:
     saved(root / "a")
     with pytest.raises(UserError, match="holds a vae, and this needs a ddpm"):
-        checkpoint.find("a", method="ddpm")
+        runs.find("a", method="ddpm")
 
 
 @pytest.mark.parametrize(
@@ -82,12 +82,12 @@ def test_run_names_suit_every_file_system(
     data: str, tag: str | None, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir("/")
-    assert checkpoint.run_name(VAEConfig(data=data), tag) == name
+    assert runs.run_name(VAEConfig(data=data), tag) == name
 
 
 def test_runs_started_at_once_get_folders_of_their_own(root: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
-        folders = list(pool.map(lambda _: checkpoint.new_folder(CONFIG), range(8)))
+        folders = list(pool.map(lambda _: runs.new_folder(CONFIG), range(8)))
     assert len(set(folders)) == 8
     assert {folder.name for folder in folders} == {
         "vae-synthetic",
@@ -99,4 +99,4 @@ def test_an_unreadable_run_does_not_hide_the_others(root: Path) -> None:
     saved(root / "good")
     (root / "bad").mkdir()
     (root / "bad" / checkpoint.MODEL).write_bytes(b"nonsense")
-    assert [info.name for info in checkpoint.runs()] == ["good"]
+    assert [info.name for info in runs.known()] == ["good"]

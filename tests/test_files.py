@@ -73,6 +73,14 @@ def test_a_symbolic_link_keeps_pointing(tmp_path: Path) -> None:
     assert (tmp_path / "target.txt").read_text() == "hello"
 
 
+def test_a_full_disk_is_told_apart_from_damage() -> None:
+    inner = Exception("Error while serializing: I/O error: No space left on device (os error 28)")
+    found = files._as_os_error(inner, Path("/some/file"))
+    assert isinstance(found, OSError)
+    assert (found.errno, found.filename) == (28, "/some/file")
+    assert files._as_os_error(Exception("else"), Path("x")).args == ("else",)
+
+
 def test_odd_picture_suffix_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot write a picture as \.txt"):
         files.write_picture(tmp_path / "x.txt", Image.new("RGB", (2, 2)))

@@ -1,6 +1,6 @@
-"""`latent-profile`, `importance-ll`."""
+"""`latent-profile`, `importance-ll`, `bits-per-dim`."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -13,12 +13,14 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this group."""
     app.command()(latent_profile)
     app.command()(importance_ll)
+    app.command()(bits_per_dim)
 
 
 def latent_profile(
     run: options.Run,
     checkpoint: options.Checkpoint = None,
     data: options.Data = None,
+    skip_bad: options.SkipBad = False,
     limit: options.Limit = None,
     out: options.Out = None,
     seed: options.Seed = 0,
@@ -30,7 +32,7 @@ def latent_profile(
     from genssl.eval import latent_profile as evaluation
 
     subject = open_run(run, checkpoint, device)
-    split = subject.split(data, "train", limit, seed)
+    split = subject.split(data, "train", limit, seed, skip_bad)
     with ticking("encoding") as tick:
         outcome = evaluation.latent_profile(subject.method, split, batch_size=batch_size, tick=tick)
     deliver(subject, "latent-profile", outcome, out, as_json, split)
@@ -41,6 +43,7 @@ def importance_ll(
     k: Annotated[int, typer.Option("-k", help="Importance samples an image.")] = 100,
     checkpoint: options.Checkpoint = None,
     data: options.Data = None,
+    skip_bad: options.SkipBad = False,
     limit: options.Limit = None,
     out: options.Out = None,
     seed: options.Seed = 0,
@@ -51,7 +54,38 @@ def importance_ll(
     from genssl.eval import importance_ll as evaluation
 
     subject = open_run(run, checkpoint, device)
-    split = subject.split(data, "test", limit, seed)
+    split = subject.split(data, "test", limit, seed, skip_bad)
     with ticking("weighing samples") as tick:
         outcome = evaluation.importance_ll(subject.method, split, k, seed=seed, tick=tick)
     deliver(subject, "importance-ll", outcome, out, as_json, split)
+
+
+def bits_per_dim(
+    run: options.Run,
+    t_samples: Annotated[
+        int | None, typer.Option(help="Times an image, stratified; all of them when not given.")
+    ] = None,
+    variance: Annotated[
+        Literal["posterior", "large"], typer.Option(help="Of the reverse process.")
+    ] = "posterior",
+    checkpoint: options.Checkpoint = None,
+    data: options.Data = None,
+    skip_bad: options.SkipBad = False,
+    limit: options.Limit = None,
+    out: options.Out = None,
+    seed: options.Seed = 0,
+    batch_size: options.BatchSize = 256,
+    device: options.Device = "auto",
+    as_json: options.Json = False,
+) -> None:
+    """Measure the variational bound of a DDPM on test images, term by term."""
+    from genssl.eval import bits_per_dim as evaluation
+
+    subject = open_run(run, checkpoint, device)
+    split = subject.split(data, "test", limit, seed, skip_bad)
+    with ticking("bounding") as tick:
+        outcome = evaluation.bits_per_dim(
+            subject.method, split, t_samples=t_samples, seed=seed, batch_size=batch_size, tick=tick,
+            variance=variance,
+        )  # fmt: skip
+    deliver(subject, "bits-per-dim", outcome, out, as_json, split)

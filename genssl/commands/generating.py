@@ -1,4 +1,4 @@
-"""`sample`, `reconstruct`, `interpolate`."""
+"""`sample`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -8,6 +8,7 @@ import typer
 from genssl.commands import options
 from genssl.commands.screen import say, ticking
 from genssl.commands.subject import deliver, open_run
+from genssl.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,18 +17,30 @@ if TYPE_CHECKING:
 def register(app: typer.Typer) -> None:
     """Add the commands of this group."""
     app.command()(sample)
-    app.command()(reconstruct)
-    app.command()(interpolate)
 
 
 def sample(
     run: options.Run,
     n: Annotated[int, typer.Option("-n", help="How many images.")] = 64,
     prior: Annotated[
-        Literal["normal", "mixture"],
+        Literal["normal", "mixture"] | None,
         typer.Option(help="Of a VAE: N(0, I), or the mixture fitted to its latents."),
-    ] = "normal",
+    ] = None,
+    sampler: Annotated[
+        Literal["dpm++", "ddim", "ancestral"] | None, typer.Option(help="Of a DDPM; dpm++ by default.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Network calls of a DDPM's sampler.")] = None,
+    eta: Annotated[float | None, typer.Option(help="Fresh noise of ddim: 0 none, 1 ancestral.")] = None,
+    variance: Annotated[
+        Literal["posterior", "large"] | None, typer.Option(help="Of the ancestral sampler's steps.")
+    ] = None,
+    trajectory: Annotated[
+        bool, typer.Option("--trajectory", help="Draw images on their way from noise, too.")
+    ] = False,
     checkpoint: options.Checkpoint = None,
+    data: Annotated[
+        str | None, typer.Option(help="Take the newest run that was trained on these data.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="A picture for the grid, or a folder for one PNG an image.")
     ] = None,
@@ -39,70 +52,37 @@ def sample(
     """Draw images from a generative model."""
     from genssl.eval import sample as evaluation
 
-    subject = open_run(run, checkpoint, device)
+    named = {"prior": prior, "sampler": sampler, "steps": steps, "eta": eta, "variance": variance}
+    chosen = {name: value for name, value in named.items() if value is not None}
+    folder = _empty_folder(out)
+    subject = open_run(run, checkpoint, device, data)
     with ticking("sampling") as tick:
         outcome, images = evaluation.sample(
-            subject.method, n, seed=seed, batch_size=batch_size, device=subject.device, tick=tick, prior=prior
+            subject.method, n, seed=seed, batch_size=batch_size, tick=tick, options=chosen
         )
-    if out is not None and (out.is_dir() or not out.suffix):
-        _write_each(images, out)
-        out = out.with_name(f"{out.name}-grid.png")  # beside the folder, which holds nothing but samples
+    if trajectory:
+        way = evaluation.trajectory(subject.method, seed=seed, options=chosen)
+        outcome.figures.update(way.figures)
+    if folder is not None:
+        _write_each(images, folder)
+        out = folder.with_name(f"{folder.name}-grid.png")  # beside it: it holds nothing but samples
     deliver(subject, "sample", outcome, out, as_json)
 
 
+def _empty_folder(out: Path | None) -> Path | None:
+    """`out` where it names a folder, made and empty: leftovers would be counted as samples."""
+    if out is None or (out.suffix and not out.is_dir()):
+        return None
+    folder = out.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise UserError(f"{out} is not empty; choose a new folder for the samples")
+    return folder
+
+
 def _write_each(images: "Tensor", folder: Path) -> None:
-    from genssl import figures, files
+    from genssl import figures
 
     for place, image in enumerate(images):
-        files.write_picture(folder / f"{place:05d}.png", figures.one(image))
+        figures.one(image).save(folder / f"{place:05d}.png")  # no flush to disk for each of thousands
     say(f"{len(images)} images: {folder}")
-
-
-def reconstruct(
-    run: options.Run,
-    n: Annotated[int, typer.Option("-n", min=1, help="How many pairs to show.")] = 32,
-    checkpoint: options.Checkpoint = None,
-    data: options.Data = None,
-    limit: options.Limit = None,
-    out: options.Out = None,
-    seed: options.Seed = 0,
-    batch_size: options.BatchSize = 256,
-    device: options.Device = "auto",
-    as_json: options.Json = False,
-) -> None:
-    """Show test images beside their reconstructions, and measure the error."""
-    from genssl.eval import reconstruct as evaluation
-
-    subject = open_run(run, checkpoint, device)
-    split = subject.split(data, "test", limit, seed)
-    with ticking("reconstructing") as tick:
-        outcome = evaluation.reconstruct(
-            subject.method, split, n, seed=seed, batch_size=batch_size, tick=tick
-        )
-    deliver(subject, "reconstruct", outcome, out, as_json, split)
-
-
-def interpolate(
-    run: options.Run,
-    rows: Annotated[int, typer.Option(help="How many paths.")] = 8,
-    steps: Annotated[int, typer.Option(help="Images on a path, both ends included.")] = 10,
-    path: Annotated[Literal["linear", "spherical"], typer.Option(help="The path's shape.")] = "linear",
-    between: Annotated[
-        Literal["prior", "test"], typer.Option(help="The ends: draws from the prior, or test images.")
-    ] = "prior",
-    checkpoint: options.Checkpoint = None,
-    data: options.Data = None,
-    out: options.Out = None,
-    seed: options.Seed = 0,
-    device: options.Device = "auto",
-    as_json: options.Json = False,
-) -> None:
-    """Draw paths through the latent space."""
-    from genssl.eval import interpolate as evaluation
-
-    subject = open_run(run, checkpoint, device)
-    split = subject.split(data, "test", 2 * rows, seed) if between == "test" else None
-    outcome = evaluation.interpolate(
-        subject.method, split, rows=rows, steps=steps, shape=path, seed=seed, device=subject.device
-    )
-    deliver(subject, "interpolate", outcome, out, as_json, split)

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -11,6 +11,9 @@ from genssl.commands.progress import TrainingScreen, readable_seconds
 from genssl.commands.screen import say, show_rows, show_values
 from genssl.commands.subject import PARTS, read_split
 from genssl.errors import FAILED_RUN, UserError
+
+if TYPE_CHECKING:
+    from genssl.checkpoint import RunInfo
 
 data_app = typer.Typer(no_args_is_help=True, help="What there is to train on.")
 runs_app = typer.Typer(no_args_is_help=True, help="What was trained.")
@@ -37,10 +40,14 @@ def data_list(as_json: options.Json = False) -> None:
 
 
 @data_app.command("fetch")
-def data_fetch(data: Annotated[str, typer.Argument(help="svhn, cifar10, synthetic or a path.")]) -> None:
+def data_fetch(
+    data: Annotated[str, typer.Argument(help="svhn, cifar10, synthetic or a path.")],
+    image_size: Annotated[int, typer.Option(min=1, help="Pixels a side.")] = 32,
+    skip_bad: options.SkipBad = False,
+) -> None:
     """Fetch and convert a data set now, so that training starts at once."""
     for part in PARTS:
-        split = read_split(data, part)
+        split = read_split(data, part, image_size, skip_bad=skip_bad)
         say(f"{split.name} {part}: {len(split):,} images, {len(split.classes)} classes")
 
 
@@ -51,7 +58,7 @@ def data_preview(
     part: Annotated[Literal["train", "test"], typer.Option(help="Of which split.")] = "train",
     image_size: Annotated[int, typer.Option(min=1, help="Pixels a side.")] = 32,
     seed: options.Seed = 0,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable files out.")] = False,
+    skip_bad: options.SkipBad = False,
     out: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("preview.png"),
 ) -> None:
     """Draw a contact sheet of a data set."""
@@ -65,33 +72,37 @@ def data_preview(
 @runs_app.command("list")
 def runs_list(as_json: options.Json = False) -> None:
     """List the runs in checkpoints/, newest last."""
-    from genssl import checkpoint
+    from genssl import runs
 
-    rows = [
-        {
-            "run": info.name,
-            "method": info.config.method,
-            "data": info.config.data,
-            "epoch": f"{info.epoch}/{info.config.epochs}",
-            "finished": "yes" if info.finished else "no",
-            "loss": info.metrics.get("loss"),
-        }
-        for info in checkpoint.runs()
-    ]
+    rows = [_row(info) for info in runs.known()]
+    known = {row["run"] for row in rows}
+    odd = [name for name in runs.folders() if name not in known]
+    rows += [{**_row(None), "run": name, "finished": "no weights yet, or damaged"} for name in odd]
     if as_json:
         print(json.dumps(rows, indent=2))
     elif rows:
-        show_rows(f"runs in {checkpoint.root()}/", rows)
+        show_rows(f"runs in {runs.root()}/", rows)
     else:
-        say(f"no runs in {checkpoint.root()}/ yet; `genssl train vae --data synthetic` makes one")
+        say(f"no runs in {runs.root()}/ yet; `genssl train vae --data synthetic` makes one")
+
+
+def _row(info: "RunInfo | None") -> dict[str, object]:
+    return {
+        "run": info and info.name,
+        "method": info and info.config.method,
+        "data": info and info.config.data,
+        "epoch": info and f"{info.epoch}/{info.config.epochs}",
+        "finished": info and ("yes" if info.finished else "no"),
+        "loss": info and info.metrics.get("loss"),
+    }
 
 
 @runs_app.command("show")
 def runs_show(run: options.Run, as_json: options.Json = False) -> None:
     """Show a run's settings, numbers and origin."""
-    from genssl import checkpoint, files
+    from genssl import checkpoint, files, runs
 
-    info = checkpoint.inspect(checkpoint.find(run))
+    info = checkpoint.inspect(runs.find(run))
     origin = info.folder / checkpoint.ENVIRONMENT
     about = {
         "run": str(info.folder),
@@ -111,9 +122,9 @@ def runs_show(run: options.Run, as_json: options.Json = False) -> None:
 @runs_app.command("verify")
 def runs_verify(run: options.Run) -> None:
     """Check every tensor of a run against its SHA-256."""
-    from genssl import checkpoint
+    from genssl import checkpoint, runs
 
-    path = checkpoint.find(run)
+    path = runs.find(run)
     problems = checkpoint.verify(path)
     if problems:
         raise UserError("; ".join(problems), FAILED_RUN)
@@ -134,6 +145,7 @@ def doctor(as_json: options.Json = False) -> None:
 def demo(
     out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("demo"),
     minutes: Annotated[float, typer.Option(min=0.01, help="How long to train.")] = 2.0,
+    seed: options.Seed = 0,
     device: options.Device = "auto",
 ) -> None:
     """Render digits, train a VAE for two minutes, and draw all its pictures."""
@@ -143,7 +155,7 @@ def demo(
 
     start = time.monotonic()
     with TrainingScreen() as screen:
-        pictures, values = study.demo(out, minutes, device, screen)
+        pictures, values = study.demo(out, minutes, device, screen, seed)
     show_values("demo: a VAE on rendered digits", values)
     for title, path in pictures.items():
         say(f"{title}: {path}")

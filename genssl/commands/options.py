@@ -21,4 +21,5 @@ Out = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON and nothing else.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use so many images of the split, shuffled.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable files of a path out.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images at a time.")]

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from genssl.commands.screen import PLAIN_EVERY, readable, say
 
@@ -62,14 +63,14 @@ class TrainingScreen:
             return
         table = Table.grid(padding=(0, 1))
         bar = ProgressBar(total=event.total_steps, completed=event.step, width=24)
-        table.add_row(bar, describe_progress(event))
+        table.add_row(bar, Text(describe_progress(event)))
         self._live.update(table)
 
     def _update(self, text: str) -> None:
         if self._live is None:
             self._plain(text)
         else:
-            self._live.update(text)
+            self._live.update(Text(text))
 
     def _plain(self, text: str) -> None:
         if self._live is None and time.monotonic() - self._told >= PLAIN_EVERY:

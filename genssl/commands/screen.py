@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 PLAIN_EVERY = 30.0  # seconds between plain lines of progress
 
@@ -18,12 +19,18 @@ def say(text: str) -> None:
     Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
 
 
+def results() -> Console:
+    """Where results go: stdout, as wide as they are where it is no terminal."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 240)
+
+
 def show_values(title: str, values: Mapping[str, Any], notes: Sequence[str] = ()) -> None:
     """A table of names and numbers on stdout; nested tables as dotted names."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 2))
     for name, value in flatten(values):
-        table.add_row(name, readable(value))
-    console = Console(highlight=False)
+        if value is not None:
+            table.add_row(Text(name), Text(readable(value)))
+    console = results()
     console.print(title, style="bold", markup=False)
     console.print(table)
     for note in notes:
@@ -55,7 +62,12 @@ def ticking(text: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on a terminal that goes when it is done; elsewhere a plain line at most every 30 s."""
     if sys.stderr.isatty():
         console = Console(stderr=True)
-        columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task(text, total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
@@ -77,7 +89,7 @@ def show_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     for name in rows[0]:
         table.add_column(name.replace("_", " "))
     for row in rows:
-        table.add_row(*("" if value is None else readable(value) for value in row.values()))
-    console = Console(highlight=False)
+        table.add_row(*(Text("" if value is None else readable(value)) for value in row.values()))
+    console = results()
     console.print(title, style="bold", markup=False)
     console.print(table)

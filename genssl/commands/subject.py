@@ -1,6 +1,7 @@
 """What an evaluating command works on, and how its outcome is delivered."""
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +31,14 @@ class Subject:
     info: "RunInfo"
     device: "torch.device"
 
-    def split(self, data: str | None, part: Part, limit: int | None = None, seed: int = 0) -> "Split":
+    def split(
+        self, data: str | None, part: Part, limit: int | None = None, seed: int = 0, skip_bad: bool = False
+    ) -> "Split":
         """A part of `data`, else of the run's own data, on the device."""
         config = self.method.config
-        split = read_split(data or config.data, part, config.image_size, config.seed, config.skip_bad)
+        split = read_split(
+            data or config.data, part, config.image_size, config.seed, skip_bad or config.skip_bad
+        )
         return split.take(limit, seed).to(self.device)
 
 
@@ -52,20 +57,21 @@ def read_split(data: str, part: Part, image_size: int = 32, seed: int = 0, skip_
         )
 
 
-def open_run(reference: str, named: str | None, device: str) -> Subject:
+def open_run(reference: str, named: str | None, device: str, data: str | None = None) -> Subject:
     """Load the run that REF and --checkpoint name, and say which it is.
 
     Args:
         reference: the command's REF; with --checkpoint, a method that must be the run's.
         named: --checkpoint.
         device: --device.
+        data: take a method's newest run on these data.
     """
-    from genssl import checkpoint, config
+    from genssl import checkpoint, config, runs
     from genssl.runtime import choose_device
 
     where = choose_device(device)
     method = config.config_class(reference).model_fields["method"].default if named else None
-    path = checkpoint.find(named or reference, method)
+    path = runs.find(named or reference, method, data)
     info = checkpoint.inspect(path)
     done = "finished" if info.finished else "unfinished"
     say(f"using {path} ({info.config.method}, {info.config.data}, epoch {info.epoch}, {done})")
@@ -84,7 +90,7 @@ def deliver(
     from genssl import files
 
     picture = picture_path(subject, name, out)
-    values = {**provenance(subject, split), **outcome.values, "notes": list(outcome.notes)}
+    values = finite({**provenance(subject, split), **outcome.values, "notes": list(outcome.notes)})
     for place, (title, figure) in enumerate(outcome.figures.items()):
         path = picture if place == 0 else picture.with_stem(f"{picture.stem}-{title.replace(' ', '-')}")
         files.write_picture(path, figure)
@@ -94,6 +100,15 @@ def deliver(
         print(json.dumps(values, indent=2))
     else:
         show_values(f"{name} {subject.info.name}", outcome.values, outcome.notes)
+
+
+def finite(value: Any) -> Any:
+    """The same JSON value with null for numbers that are not finite, which JSON does not have."""
+    if isinstance(value, dict):
+        return {name: finite(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def provenance(subject: Subject, split: "Split | None") -> dict[str, Any]:

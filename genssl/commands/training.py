@@ -28,6 +28,7 @@ def train(
     learning_rate: Annotated[float | None, typer.Option(help="Of the optimiser.")] = None,
     limit: Annotated[int | None, typer.Option(help="Train on so many images, shuffled by the seed.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Pixels a side.")] = None,
+    timesteps: Annotated[int | None, typer.Option(help="Diffusion steps of a DDPM.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
     sample_every: Annotated[int | None, typer.Option(help="Epochs between pictures; 0: none.")] = None,
@@ -35,7 +36,9 @@ def train(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other setting; repeatable.")
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="Start from a saved config.json.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Start from the settings of a run folder or a config.json.")
+    ] = None,
     resume: Annotated[str | None, typer.Option(metavar="RUN", help="Continue an interrupted run.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show settings, memory and time; then stop.")
@@ -55,12 +58,14 @@ def train(
     named = {
         "data": data, "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate,
         "limit": limit, "image_size": image_size, "seed": seed, "precision": precision,
-        "sample_every": sample_every, "skip_bad": skip_bad,
+        "sample_every": sample_every, "skip_bad": skip_bad, "timesteps": timesteps,
     }  # fmt: skip
     changes = {name: value for name, value in named.items() if value is not None}
     changes |= parse_settings(settings or [])
     how = Options(device, save_every, max_minutes, compile, tag, out)
     if resume is not None:
+        if dry_run or config is not None:
+            raise UserError("a resumed run has its own settings; leave --dry-run and --config away")
         _resume(resume, method, changes, how, as_json)
         return
     settled = _settle(method, config, changes)
@@ -72,11 +77,13 @@ def train(
 
 def _settle(method: str | None, file: Path | None, changes: dict[str, Any]) -> "Config":
     from genssl import config as configs
+    from genssl import files
 
     if file is not None:
+        file = file / "config.json" if file.is_dir() else file
         if not file.is_file():
             raise UserError(f"no such config file: {file}")
-        saved = configs.read(file.read_text(encoding="utf-8"), str(file))
+        saved = configs.read(files.read_text(file), str(file))
         if method is not None and configs.config_class(method) is not type(saved):
             raise UserError(f"{file} is the config of a {saved.method}, not of a {method}; name one of them")
         return saved.updated(changes)
@@ -96,7 +103,7 @@ def _start(config: "Config", how: "Options", as_json: bool) -> None:
 def _resume(
     reference: str, method: str | None, changes: dict[str, Any], how: "Options", as_json: bool
 ) -> None:
-    from genssl import checkpoint
+    from genssl import runs
     from genssl.config import config_class
     from genssl.train import run
 
@@ -104,9 +111,8 @@ def _resume(
         changes["method"] = config_class(method).model_fields["method"].default
     if how.tag is not None or how.out is not None:
         raise UserError("a resumed run keeps its folder; leave --tag and --out away")
-    folder = checkpoint.root() / reference
     with TrainingScreen(quiet=as_json) as screen:
-        folder = run.resume(folder if folder.is_dir() else Path(reference), changes, how, screen)
+        folder = run.resume(runs.find_unfinished(reference), changes, how, screen)
     _show_result(folder, as_json)
 
 

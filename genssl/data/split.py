@@ -1,5 +1,6 @@
 """A split of a data set: one uint8 tensor of images and what is known of them."""
 
+import hashlib
 from dataclasses import dataclass, replace
 
 import torch
@@ -57,4 +58,5 @@ class Split:
         if limit is None:
             return self
         order = torch.randperm(len(self), generator=generator(seed, "limit"))
-        return self.select(order[:limit])
+        digest = hashlib.sha256(f"{self.digest}|{limit}|{seed}".encode()).hexdigest()
+        return replace(self.select(order[:limit]), digest=digest)

@@ -12,13 +12,13 @@ from genssl.data.batches import chunks
 from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.eval.outcome import Outcome
-from genssl.eval.reconstruct import check_size, require_vae
+from genssl.eval.require import check_size, require_vae
 from genssl.eval.sample import Tick
 from genssl.metrics.importance import bound_by_samples, effective_sample_size
 from genssl.models.method import Method
 from genssl.models.vae import VAE
 from genssl.pixels import bits_per_dim, to_model
-from genssl.runtime import generators, uniform
+from genssl.runtime import generators, measuring, uniform
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,12 +72,12 @@ def _notes(vae: VAE, values: dict[str, Any]) -> Iterator[str]:
         yield STILL_CLIMBING
 
 
-@torch.inference_mode()
+@measuring()
 def _log_weights(vae: VAE, images: Tensor, k: int, portion: int, noise: list[torch.Generator]) -> Tensor:
     """(k, B) in float64 on the CPU, `portion` of the k samples at a time."""
     x = to_model(images, uniform(images.shape, noise, images.device))
     parts = [vae.log_weights(x, min(portion, k - done), noise) for done in range(0, k, portion)]
-    return torch.cat(parts).double().cpu()
+    return torch.cat(parts).cpu().double()
 
 
 def sample_counts(k: int) -> list[int]:

@@ -9,16 +9,16 @@ from genssl import figures
 from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.eval.outcome import Outcome
-from genssl.eval.reconstruct import check_size, require_vae
+from genssl.eval.require import check_size, require_vae
 from genssl.models.method import Method
 from genssl.models.vae import VAE
 from genssl.pixels import to_model
-from genssl.runtime import generators
+from genssl.runtime import generators, measuring
 
 Shape = Literal["linear", "spherical"]
 
 
-@torch.inference_mode()
+@measuring()
 def interpolate(
     method: Method,
     split: Split | None,
@@ -60,7 +60,7 @@ def interpolate(
         "path": shape,
         "ends": "prior" if split is None else f"{split.name} {split.part} images",
         "mean_step_rmse": float(step.mean()),
-        "largest_to_mean_step": float((step.amax(0) / step.mean(0)).mean()),
+        "largest_to_mean_step": float((step.amax(0) / step.mean(0).clamp(min=1e-12)).mean()),
     }
     return Outcome(values, {"interpolations": figures.grid(by_row, columns=steps)})
 

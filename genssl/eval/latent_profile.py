@@ -10,11 +10,12 @@ from genssl.data.batches import chunks
 from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.eval.outcome import Outcome
-from genssl.eval.reconstruct import check_size, require_vae
+from genssl.eval.require import check_size, require_vae
 from genssl.eval.sample import Tick
 from genssl.metrics.latents import Profile, active_units, class_profile
 from genssl.models.method import Method
 from genssl.pixels import to_model
+from genssl.runtime import measuring
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 TELLING = 5  # dimensions marked in the picture
 
 
-@torch.inference_mode()
+@measuring()
 def latent_profile(method: Method, split: Split, *, batch_size: int, tick: Tick) -> Outcome:
     """Bar charts, one a class, of the mean posterior mean over the split's images, with its spread.
 
@@ -35,7 +36,7 @@ def latent_profile(method: Method, split: Split, *, batch_size: int, tick: Tick)
         raise UserError(f"{split.name} has no labels, and a profile is one a class; choose another --data")
     codes = []
     for rows in chunks(len(split), batch_size):
-        codes.append(vae.features(to_model(split.images[rows])).double().cpu())
+        codes.append(vae.features(to_model(split.images[rows])).cpu().double())
         tick(rows.stop, len(split))
     means = torch.cat(codes)
     profile = class_profile(means, split.labels.cpu(), len(split.classes))

@@ -5,37 +5,15 @@ import torch
 from genssl import figures
 from genssl.data.batches import chunks
 from genssl.data.split import Split
-from genssl.errors import UserError
 from genssl.eval.outcome import Outcome
+from genssl.eval.require import check_size, require_vae
 from genssl.eval.sample import Tick
 from genssl.models.method import Method
-from genssl.models.vae import VAE
 from genssl.pixels import to_model
+from genssl.runtime import measuring
 
 
-def require_vae(method: Method, what: str) -> VAE:
-    """The method as a VAE.
-
-    Raises:
-        UserError: it is another method.
-    """
-    if not isinstance(method, VAE):
-        raise UserError(f"{what} needs a vae, and this is a {method.config.method}; choose another run")
-    return method
-
-
-def check_size(method: Method, split: Split) -> None:
-    """Refuse images of another size than the method was trained on.
-
-    Raises:
-        UserError: the sizes differ.
-    """
-    size, found = method.config.image_size, split.images.shape[-1]
-    if found != size:
-        raise UserError(f"the run was trained on {size}x{size} images, the data are {found}x{found}")
-
-
-@torch.inference_mode()
+@measuring()
 def reconstruct(method: Method, split: Split, n: int, *, seed: int, batch_size: int, tick: Tick) -> Outcome:
     """Pairs of `n` images, drawn by `seed`, and their reconstructions; the error over the whole split.
 
@@ -47,7 +25,7 @@ def reconstruct(method: Method, split: Split, n: int, *, seed: int, batch_size: 
     errors = []
     for rows in chunks(len(split), batch_size):
         x = to_model(split.images[rows])
-        errors.append((vae.reconstruct(x) - x).square().flatten(1).mean(1).double().cpu())
+        errors.append((vae.reconstruct(x) - x).square().flatten(1).mean(1).cpu().double())
         tick(rows.stop, len(split))
     mse = torch.cat(errors)
     psnr = 10 * torch.log10(4 / mse.clamp(min=1e-12))

@@ -1,11 +1,13 @@
 """Draw images from a generative method."""
 
+import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from genssl import figures
 from genssl.data.batches import chunks
@@ -13,44 +15,118 @@ from genssl.errors import UserError
 from genssl.eval.outcome import Outcome
 from genssl.models.method import Method
 from genssl.pixels import to_bytes
-from genssl.runtime import generators
+from genssl.runtime import generators, measuring
 
 Tick = Callable[[int, int], None]  # images done, images in all
 
+SNAPSHOTS = 10  # of a trajectory
+FOLLOWED = 8  # images whose trajectory is drawn
 
-@torch.inference_mode()
+
+def sampler_of(method: Method, options: Mapping[str, Any]) -> Callable[..., Tensor]:
+    """The method's `sample`, checked for the options.
+
+    Raises:
+        UserError: the method does not generate, or has no such option.
+    """
+    sample: Callable[..., Tensor] | None = getattr(method, "sample", None)
+    if sample is None:
+        raise UserError(f"a {method.config.method} does not generate images; sample a vae or a ddpm")
+    for name in options:
+        if name not in inspect.signature(sample).parameters:
+            raise UserError(f"a {method.config.method} has no --{name} to sample with; leave it away")
+    return sample
+
+
+@measuring()
 def draw_samples(
-    method: Method, n: int, seed: int, batch_size: int, device: torch.device, tick: Tick, **options: Any
+    method: Method, n: int, seed: int, batch_size: int, tick: Tick, options: Mapping[str, Any]
 ) -> Tensor:
     """Sample `n` images, uint8 (n, 3, H, W) on the CPU. Image i depends on (seed, i) alone.
 
     Raises:
-        UserError: the method does not generate, or cannot with these options.
+        UserError: the method does not generate, or not with these options.
     """
-    sample = getattr(method, "sample", None)
-    if sample is None:
-        raise UserError(f"a {method.config.method} does not generate images; sample a vae")
+    sample = sampler_of(method, options)
     if n < 1:
         raise UserError(f"-n must be at least 1, not {n}")
-    method.to(device)
     images = []
     for rows in chunks(n, batch_size):
         noise = generators(seed, "sample", range(rows.start, rows.stop))
         try:
             images.append(to_bytes(sample(len(noise), noise, **options)).cpu())
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise UserError(f"cannot sample this {method.config.method}: {error}") from error
         tick(rows.stop, n)
     return torch.cat(images)
 
 
+@contextmanager
+def counting_calls(method: Method) -> Iterator[list[int]]:
+    """Counts the calls of the method's `network`, in batches, into a list of one number."""
+    calls = [0]
+    network = getattr(method, "network", None)
+    if not isinstance(network, nn.Module):
+        yield calls
+        return
+
+    def count(*_: object) -> None:
+        calls[0] += 1
+
+    handle = network.register_forward_hook(count)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
 def sample(
-    method: Method, n: int, *, seed: int, batch_size: int, device: torch.device, tick: Tick, prior: str
+    method: Method, n: int, *, seed: int, batch_size: int, tick: Tick, options: Mapping[str, Any]
 ) -> tuple[Outcome, Tensor]:
-    """`n` samples as a grid, with how they were drawn; the samples themselves, uint8 (n, 3, H, W)."""
+    """`n` samples as a grid, with how they were drawn; the samples themselves, uint8 (n, 3, H, W).
+
+    Args:
+        method: on its device; one that generates.
+        n: how many.
+        seed: image i depends on (seed, i) alone.
+        batch_size: images at a time.
+        tick: told the progress.
+        options: of the method's `sample`, e.g. prior="mixture" or sampler="ddim".
+    """
     start = time.perf_counter()
-    options = {} if prior == "normal" else {"prior": prior}
-    images = draw_samples(method, n, seed, batch_size, device, tick, **options)
+    with counting_calls(method) as calls:
+        images = draw_samples(method, n, seed, batch_size, tick, options)
     seconds = time.perf_counter() - start
-    values = {"images": n, "prior": prior, "seed": seed, "seconds": round(seconds, 3)}
+    values: dict[str, Any] = {"images": n, "seed": seed, **_how(method, options)}
+    values["seconds"] = round(seconds, 3)
+    if calls[0]:
+        values["network_calls_an_image"] = calls[0] // len(list(chunks(n, batch_size)))
     return Outcome(values, {"samples": figures.grid(images)}), images
+
+
+def _how(method: Method, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Which prior or sampler drew the images, the method's own default included, and what was asked for."""
+    parameters = inspect.signature(sampler_of(method, options)).parameters
+    defaults = {name: parameters[name].default for name in ("prior", "sampler") if name in parameters}
+    return {**defaults, **options}
+
+
+@measuring()
+def trajectory(method: Method, *, seed: int, options: Mapping[str, Any]) -> Outcome:
+    """The first images of `sample` on their way from noise, one a row.
+
+    Raises:
+        UserError: the method makes its images in one step.
+    """
+    sample = sampler_of(method, options)
+    if "keep" not in inspect.signature(sample).parameters:
+        raise UserError(f"a {method.config.method} makes its images in one step; --trajectory needs a ddpm")
+    kept: list[Tensor] = []
+
+    def keep(t: int, x: Tensor) -> None:
+        kept.append(to_bytes(x).cpu())  # bytes: a thousand steps of eight images are 25 MB
+
+    sample(FOLLOWED, generators(seed, "sample", range(FOLLOWED)), **options, keep=keep)
+    places = torch.linspace(0, len(kept) - 1, min(SNAPSHOTS, len(kept))).round().int().tolist()
+    rows = torch.stack([kept[place] for place in places], 1).flatten(0, 1)
+    return Outcome({}, {"trajectory": figures.grid(rows, columns=len(places))})

@@ -14,7 +14,7 @@ from genssl.runtime import seed_of
 def build(config: Config) -> Method:
     """Build the method that `config` describes, its weights initialised from the config's seed."""
     with torch.random.fork_rng(devices=[]):  # torch initialises from the global generator
-        torch.manual_seed(seed_of(config.seed, "weights"))
+        torch.default_generator.manual_seed(seed_of(config.seed, "weights"))
         method = _construct(config)
     method.config = config
     return method.to(memory_format=torch.channels_last)

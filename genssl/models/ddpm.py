@@ -23,6 +23,7 @@ from genssl.runtime import Randomness, normal
 
 Sampler = Literal["dpm++", "ddim", "ancestral"]
 FAST_STEPS = 20
+VISIBLE = 1e-3  # alpha-bar at the last time above which an image shows through the noise
 LEVELS = ("low", "mid", "high")  # thirds of the times, by noise
 
 
@@ -67,6 +68,14 @@ class DDPM(Method):
         return next(self.network.parameters()).device
 
     # Training
+
+    def remarks(self) -> tuple[str, ...]:
+        """Says when the forward process does not end in noise (Lin et al. 2024)."""
+        kept = float(self.schedule.alphas_cumprod[-1])
+        if kept < VISIBLE:
+            return ()
+        what = f"{self.schedule.timesteps} steps with these betas end with visible signal"
+        return (f"{what} (alpha-bar {kept:.1e}), sampling starts from none; --set scale_betas=true mends it",)
 
     def draws(self, n: int, generator: Randomness) -> dict[str, Tensor]:
         """The times, (n,) int64, and the noise, (n, C, H, W)."""

@@ -79,8 +79,10 @@ class NoiseSchedule:
         The share of signal that is lost between two near times, 1 - alpha-bar_t / alpha-bar_s, would
         keep three digits when taken from float32 products.
         """
-        logs: list[float] = torch.log1p(-self.betas.cpu().double()).cumsum(0).tolist()
-        return logs
+        betas, alphas = self.betas.cpu().double(), self.alphas.cpu().double()
+        logs = torch.where(betas < 0.5, torch.log1p(-betas), alphas.log())  # of the one with more digits
+        summed: list[float] = logs.cumsum(0).tolist()
+        return summed
 
     def to(self, device: torch.device | str) -> Self:
         """The same schedule on another device."""
@@ -199,11 +201,7 @@ def p_sample_loop(
 
 
 def check_start(schedule: NoiseSchedule, t_start: int | None) -> int:
-    """The time to start from, T - 1 when not given.
-
-    Raises:
-        ValueError: it is not in [0, T).
-    """
+    """The time to start from, T - 1 when not given; a ValueError when it is not in [0, T)."""
     last = schedule.timesteps - 1
     if t_start is not None and not 0 <= t_start <= last:
         raise ValueError(f"t_start must be from 0 to {last}, not {t_start}")

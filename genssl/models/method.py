@@ -16,6 +16,10 @@ class Method(nn.Module):
 
     config: Config  # set by `build`
 
+    def remarks(self) -> tuple[str, ...]:
+        """What a person should know before this method trains with these settings."""
+        return ()
+
     def draws(self, n: int, generator: Randomness) -> dict[str, Tensor]:
         """All the randomness of one training step on `n` images; each tensor's first axis is `n`."""
         return {}

@@ -1,6 +1,7 @@
 """The variational autoencoder (Kingma & Welling 2014), with the course's network."""
 
 import math
+import warnings
 from typing import Any, Literal
 
 import torch
@@ -113,7 +114,10 @@ class VAE(Method):
     def after_training(self, images: Tensor) -> None:
         """Fit the Gaussian mixture to the posterior means of the training images, uint8 (N, 3, H, W)."""
         components = len(self.mixture_weights)
-        if components == 0 or len(images) < 2 * components:
+        if components == 0:
+            return
+        if len(images) < 2 * components:
+            warnings.warn(f"no mixture was fitted: it needs {2 * components} images or more", stacklevel=2)
             return
         means = torch.cat([self.features(to_model(chunk)) for chunk in images.split(512)])
         weights, centres, scales = fit_mixture(means, components)
@@ -137,7 +141,7 @@ class VAE(Method):
         if prior == "normal":
             return noise
         if not self.has_mixture:
-            raise ValueError("no mixture was fitted: it is at the end of training")
+            raise ValueError("it has no mixture: training ends with one, given enough images")
         chance = uniform((n,), generator, noise.device)
         return gaussian_mixture_sample(
             self.mixture_weights, self.mixture_means, self.mixture_scales, chance, noise
@@ -155,8 +159,7 @@ class VAE(Method):
 
     def decode_path(self, z: Tensor) -> Tensor:
         """Decode latents (n, B, z_dim) to the modes (n, B, C, H, W)."""
-        images = self.decode(z.flatten(0, 1)).mode()
-        return images.view(*z.shape[:2], *images.shape[1:])
+        return torch.stack([self.decode(row).mode() for row in z])  # one place of all paths at a time
 
     # Likelihood
 
@@ -217,7 +220,9 @@ def fit_mixture(points: Tensor, components: int) -> tuple[Tensor, Tensor, Tensor
     from sklearn.mixture import GaussianMixture
 
     mixture = GaussianMixture(components, reg_covar=1e-4, random_state=0, max_iter=200)
-    mixture.fit(points.double().cpu().numpy())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # fewer distinct points than components: it fits what there is
+        mixture.fit(points.cpu().double().numpy())
     scales = torch.linalg.cholesky(torch.from_numpy(mixture.covariances_))
     weights, means = torch.from_numpy(mixture.weights_), torch.from_numpy(mixture.means_)
     return weights.float(), means.float(), scales.float()

@@ -23,7 +23,9 @@ LIKELIHOOD_IMAGES = 500
 LIKELIHOOD_SAMPLES = 50
 
 
-def demo(out: Path, minutes: float, device: str, listen: Listener) -> tuple[dict[str, Path], dict[str, Any]]:
+def demo(
+    out: Path, minutes: float, device: str, listen: Listener, seed: int = 0
+) -> tuple[dict[str, Path], dict[str, Any]]:
     """Train a VAE on rendered digits for `minutes` and evaluate it.
 
     Args:
@@ -31,6 +33,7 @@ def demo(out: Path, minutes: float, device: str, listen: Listener) -> tuple[dict
         minutes: of training.
         device: as in --device.
         listen: told what happens.
+        seed: of everything random in the training.
 
     Returns:
         The pictures by title, and the main numbers.
@@ -40,7 +43,12 @@ def demo(out: Path, minutes: float, device: str, listen: Listener) -> tuple[dict
     """
     folder = _place(out)
     config = VAEConfig(
-        data="synthetic", learning_rate=1e-3, decoder_variance="learned", epochs=200, sample_every=5
+        data="synthetic",
+        learning_rate=1e-3,
+        decoder_variance="learned",
+        epochs=200,
+        sample_every=5,
+        seed=seed,
     )
     options = Options(device=device, max_minutes=minutes, out=folder)
     run.start(config, options, listen)
@@ -77,18 +85,18 @@ def _evaluate(folder: Path, device: str, listen: Listener) -> dict[str, Outcome]
     def ticking(text: str) -> Callable[[int, int], None]:
         return lambda done, total: listen(Loading(text, done, total))
 
-    drawn: dict[str, Any] = {"seed": 0, "batch_size": 256, "device": where, "tick": ticking("sampling")}
+    drawn: dict[str, Any] = {"seed": 0, "batch_size": 256, "tick": ticking("sampling")}
     path: dict[str, Any] = {"rows": 8, "steps": 10, "shape": "linear", "seed": 0, "device": where}
     few = test.take(LIKELIHOOD_IMAGES)
     outcomes = {
-        "samples": sample(vae, 64, prior="normal", **drawn)[0],
+        "samples": sample(vae, 64, options={}, **drawn)[0],
         "reconstructions": reconstruct(vae, test, 32, seed=0, batch_size=256, tick=ticking("reconstructing")),
         "interpolations": interpolate(vae, test, **path),
         "latent-profile": latent_profile(vae, train, batch_size=256, tick=ticking("encoding")),
         "likelihood": importance_ll(vae, few, LIKELIHOOD_SAMPLES, seed=0, tick=ticking("weighing samples")),
     }
     if getattr(vae, "has_mixture", False):
-        outcomes["samples-mixture"] = sample(vae, 64, prior="mixture", **drawn)[0]
+        outcomes["samples-mixture"] = sample(vae, 64, options={"prior": "mixture"}, **drawn)[0]
     return outcomes
 
 

@@ -4,19 +4,20 @@ import fcntl
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from genssl import checkpoint, config, figures, files
 from genssl.config import Config
-from genssl.errors import UserError
+from genssl.errors import FAILED_RUN, UserError
 from genssl.models.method import Method
 from genssl.runtime import describe
 
@@ -32,8 +33,7 @@ class RunFolder:
 
     def release(self) -> None:
         """Let another process resume this run."""
-        self._lock.close()
-        (self.path / ".lock").unlink(missing_ok=True)
+        os.close(self._lock)
 
     def write_start(self, config: Config, device: torch.device) -> None:
         """Write what reruns the experiment and what it ran on."""
@@ -42,13 +42,24 @@ class RunFolder:
 
     def read_config(self) -> Config:
         """The run's settings."""
+        self.check()
         file = self.path / checkpoint.CONFIG
-        if not file.exists():
-            raise UserError(f"{self.path} is no run folder: it has no {checkpoint.CONFIG}")
-        return config.read(file.read_text(encoding="utf-8"), str(file))
+        return config.read(files.read_text(file), str(file))
+
+    def check(self) -> None:
+        """Refuse to read or write where there is no run.
+
+        Raises:
+            UserError: the folder was removed, or is something else.
+        """
+        if not (self.path / checkpoint.CONFIG).exists():
+            raise UserError(
+                f"{self.path} is no run folder (any more): it has no {checkpoint.CONFIG}", FAILED_RUN
+            )
 
     def write_state(self, tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> None:
         """Write everything that resuming needs."""
+        self.check()
         files.write_tensors(self.path / checkpoint.STATE, tensors, texts)
 
     def read_state(self) -> tuple[dict[str, Tensor], dict[str, str]] | None:
@@ -58,19 +69,33 @@ class RunFolder:
 
     def write_model(self, method: Method, epoch: int, finished: bool, metrics: Mapping[str, Any]) -> None:
         """Write the weights for inference."""
+        self.check()
         checkpoint.save(method, self.path, epoch=epoch, finished=finished, metrics=metrics)
 
     def write_history(self, records: list[dict[str, Any]]) -> None:
         """Write one line of JSON an epoch."""
+        self.check()
         lines = [json.dumps(record, allow_nan=False) + "\n" for record in records]
         files.write_text(self.path / checkpoint.HISTORY, "".join(lines))
+
+    def has_results(self) -> bool:
+        """Whether weights or history were written."""
+        return any((self.path / name).exists() for name in (checkpoint.MODEL, checkpoint.HISTORY))
+
+    def is_complete(self, epochs: int) -> bool:
+        """Whether the finished weights of all epochs are there, intact."""
+        try:
+            info = checkpoint.inspect(self.path)
+        except UserError:
+            return False
+        return info.finished and info.epoch >= epochs
 
     def read_history(self, step: int, steps_per_epoch: int) -> list[dict[str, Any]]:
         """The records of the whole epochs that had ended by `step`."""
         file = self.path / checkpoint.HISTORY
         if not file.exists():
             return []
-        records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        records = files.read_json_lines(file)
         whole = [record for record in records if record["step"] == record["epoch"] * steps_per_epoch]
         return [record for record in whole if record["step"] <= step]
 
@@ -80,6 +105,12 @@ class RunFolder:
             paired = kind == "reconstructions"
             picture = figures.grid(images, columns=8 if paired or len(images) > 16 else None)
             files.write_picture(self.path / kind / f"epoch-{epoch:03d}.png", picture)
+
+    def remove_previews_after(self, epoch: int) -> None:
+        """Remove the previews of epochs that a resumed run has yet to reach."""
+        for file in self.path.glob("*/epoch-*.png"):
+            if _epoch_of(file) > epoch:
+                file.unlink()
 
     def write_curves(self, records: list[dict[str, Any]]) -> None:
         """Write curves.png and wall-clock.png."""
@@ -94,9 +125,9 @@ class RunFolder:
 
         for folder in sorted({file.parent for file in self.path.glob("*/epoch-*.png")}):
             pages = []
-            for file in sorted(folder.glob("epoch-*.png")):
+            for file in sorted(folder.glob("epoch-*.png"), key=_epoch_of):
                 with Image.open(file) as picture:
-                    pages.append((f"epoch {int(file.stem.split('-')[1])}", picture.convert("RGB")))
+                    pages.append((f"epoch {_epoch_of(file)}", picture.convert("RGB")))
             sheet = figures.contact_sheet(pages)
             files.write_picture(self.path / f"{folder.name}-over-epochs.png", sheet)
 
@@ -104,7 +135,7 @@ class RunFolder:
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, device, command line and git revision."""
     return {
-        "command": " ".join(["genssl", *sys.argv[1:]]),
+        "command": shlex.join(["genssl", *sys.argv[1:]]),
         "device": describe(device),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
@@ -112,6 +143,11 @@ def environment(device: torch.device) -> dict[str, Any]:
         "versions": {package: _version(package) for package in PACKAGES},
         "git": _git_revision(),
     }
+
+
+def _epoch_of(preview: Path) -> int:
+    number = preview.stem.removeprefix("epoch-")
+    return int(number) if number.isdigit() else 0
 
 
 def _version(package: str) -> str:
@@ -134,11 +170,14 @@ def _git_revision() -> str | None:
     return found.stdout.strip() or None
 
 
-def _hold(path: Path) -> IO[str]:
-    lock = (path / ".lock").open("w")
+def _hold(path: Path) -> int:
+    """Lock the folder itself for as long as the returned descriptor is open."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
         raise UserError(f"another process is training {path}; wait for it, or start a new run") from None
-    return lock
+    except OSError:
+        pass  # a file system without locks
+    return descriptor

@@ -132,6 +132,17 @@ class Training:
     def _stream(self, name: str) -> torch.Generator:
         return generator(self.config.seed, name, self.step, device=self.device)
 
+    def rewind(self, step: int) -> None:
+        """Count as if the steps from zero-based `step` on had not been taken; the guard let none through."""
+        self.step = step
+        if self.average is not None:
+            self.average.averaged.n_averaged.fill_(step)
+
+    def is_finite(self) -> bool:
+        """Whether every weight and statistic is finite; reads from the device."""
+        values = [value for value in self.method.state_dict().values() if value.is_floating_point()]
+        return bool(torch.stack([value.isfinite().all() for value in values]).all())
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Everything that resuming needs: (tensors, texts)."""
         tensors = {f"method.{name}": value for name, value in self.method.state_dict().items()}

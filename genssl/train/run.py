@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 
-from genssl import checkpoint
+from genssl import runs
 from genssl.config import Config, differences
 from genssl.data.load import load
 from genssl.data.split import Split
@@ -24,12 +24,12 @@ def start(config: Config, options: Options, listen: Listener = silent) -> Path:
     Raises:
         UserError: the data or device is not to be had, the run was stopped, or a loss was not finite.
     """
-    device = choose_device(options.device)
-    train, test = load_splits(config, device, listen)
-    folder = RunFolder(checkpoint.new_folder(config, options.tag, options.out))
+    train, test = load_splits(config, choose_device(options.device), listen)
+    run = Run(config, options, listen, train, test)
+    folder = RunFolder(runs.new_folder(config, options.tag, options.out))
     try:
-        folder.write_start(config, device)
-        return Run(config, options, listen, folder, train, test).go()
+        folder.write_start(config, train.images.device)
+        return run.go(folder)
     finally:
         folder.release()
 
@@ -52,13 +52,13 @@ def resume(path: Path, changes: Mapping[str, Any], options: Options, listen: Lis
     try:
         config = folder.read_config()
         _refuse_changes(config, changes)
-        train, test = load_splits(config, choose_device(options.device), listen)
-        run = Run(config, options, listen, folder, train, test)
-        run.restore()
-        if run.is_complete():
+        if folder.is_complete(config.epochs):
             listen(Note(f"{path} is complete: all {config.epochs} epochs are done, nothing is left to do"))
             return path
-        return run.go()
+        train, test = load_splits(config, choose_device(options.device), listen)
+        run = Run(config, options, listen, train, test)
+        run.restore(folder)
+        return run.go(folder)
     finally:
         folder.release()
 
@@ -77,6 +77,10 @@ def load_splits(config: Config, device: torch.device, listen: Listener) -> tuple
         )
 
     train = load_part("train").take(config.limit, config.seed)
+    if len(train) < 2:
+        raise UserError(
+            f"{config.data} leaves {len(train)} image to train on, and batch norm needs 2 or more"
+        )
     return train.to(device), load_part("test").to(device)
 
 

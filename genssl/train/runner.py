@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from genssl import checkpoint
@@ -21,22 +22,18 @@ from genssl.train.sitting import Clock, StopSignals, peak_memory, readable_time
 from genssl.train.watch import Watch
 
 READ_EVERY = 1.0  # seconds between reads of the losses from the device
+DRAW_EVERY = 30.0  # seconds between drawings of the curves
+WARM_STEPS = 3  # left out of the estimate: they compile and allocate
 STEPS_BEFORE_ESTIMATE = 20
 
 
 class Run:
     """One run in progress."""
 
-    def __init__(
-        self,
-        config: Config,
-        options: Options,
-        listen: Listener,
-        folder: RunFolder,
-        train: Split,
-        test: Split,
-    ) -> None:
-        self.config, self.options, self.listen, self.folder = config, options, listen, folder
+    folder: RunFolder  # from `go` or `restore` on
+
+    def __init__(self, config: Config, options: Options, listen: Listener, train: Split, test: Split) -> None:
+        self.config, self.options, self.listen = config, options, listen
         device = train.images.device
         views = choose_views(config.views)
         self.training = Training(build(config).to(device), views, train, config)
@@ -49,27 +46,35 @@ class Run:
         self.elapsed = 0.0  # seconds of earlier sittings
         self.clock = Clock()
 
-    def restore(self) -> None:
-        """Take up the last saved state; the history is cut back to it."""
-        saved = self.folder.read_state()
+    def restore(self, folder: RunFolder) -> None:
+        """Take up the last saved state; the history and the pictures are cut back to it.
+
+        Raises:
+            UserError: the state is damaged or lost, or the data are others than the run has seen.
+        """
+        saved = folder.read_state()
         if saved is None:
+            if folder.has_results():
+                again = f"`genssl train --config {folder.path}` starts a new run like it"
+                raise UserError(f"{folder.path} has lost its {checkpoint.STATE} and cannot go on; {again}")
             self.listen(Note("nothing was saved before the interruption: starting from the first step"))
             return
         tensors, texts = saved
+        split = self.training.split
+        if texts["data_digest"] != split.digest:
+            raise UserError(
+                f"{split.name} is not what {folder.path} was trained on; "
+                "bring those images back, or start a new run"
+            )
         self.training.restore(tensors, texts)
-        device = self.training.device
-        self.sums = {k[4:]: v.to(device) for k, v in tensors.items() if k.startswith("sum.")}
+        self.sums = {k[4:]: v.to(self.training.device) for k, v in tensors.items() if k.startswith("sum.")}
         self.images, self.elapsed = int(texts["images"]), float(texts["elapsed"])
-        self.history = self.folder.read_history(self.training.step, self.training.steps_per_epoch)
+        self.history = folder.read_history(self.training.step, self.training.steps_per_epoch)
+        folder.remove_previews_after(self.history[-1]["epoch"] if self.history else 0)
 
-    def is_complete(self) -> bool:
-        """Whether all steps were taken and the finished weights are on disk."""
-        model = self.folder.path / checkpoint.MODEL
-        done = self.training.step >= self.training.total_steps
-        return done and model.exists() and checkpoint.inspect(model).finished
-
-    def go(self) -> Path:
-        """Train to the end, or to the time limit; then finish."""
+    def go(self, folder: RunFolder) -> Path:
+        """Train to the end, or to the time limit; then finish. Returns the run's folder."""
+        self.folder = folder
         self._announce()
         with StopSignals() as signals:
             for step in self.training.steps():
@@ -77,14 +82,10 @@ class Run:
                 if signals.code is not None:
                     self._stop(signals.code)
                 if self._out_of_time():
-                    self.listen(
-                        Note(f"time is up after {step.step / self.training.steps_per_epoch:.1f} epochs")
-                    )
-                    self._save()
-                    self._end_epoch(step.epoch, whole=False)
+                    self._end_early(step)
                     break
-            self._finish()
-        return self.folder.path
+        self._finish()
+        return folder.path
 
     def _announce(self) -> None:
         training = self.training
@@ -102,15 +103,17 @@ class Run:
                 precision=training.precision,
             )
         )
+        for remark in training.method.remarks():
+            self.listen(Note(remark))
 
     def _after_step(self, step: Step) -> None:
-        self.images += step.images
-        for name, value in step.losses.items():
-            self.sums[name] = self.sums.get(name, 0) + value * step.images
-        self.clock.count(step.images)
+        self._add(step)
+        if self.clock.steps == WARM_STEPS:
+            step.losses["loss"].item()  # waits for the device, which may have compiled
+            self.clock.open_window()
         if self.clock.steps == STEPS_BEFORE_ESTIMATE:
-            whole = self.elapsed + self.clock.total() + self._seconds_left(step)
-            self.listen(Note(f"expected time: {readable_time(whole)}"))
+            left = self._progress(step).seconds_left
+            self.listen(Note(f"expected time: {readable_time(self.elapsed + self.clock.total() + left)}"))
         if self.clock.since_read() >= READ_EVERY:
             self._check_finite()
             self.listen(self._progress(step))
@@ -120,28 +123,34 @@ class Run:
         if self.clock.since_save() >= self.options.save_every:
             self._save()
 
+    def _add(self, step: Step) -> None:
+        """Add a step to the epoch's means; one that the guard kept out adds nothing."""
+        fine = self.training.guard.bad == 0
+        for name, value in step.losses.items():
+            share = torch.where(fine, value * step.images, 0.0)
+            self.sums[name] = self.sums[name] + share if name in self.sums else share
+        self.images += step.images
+        self.clock.count(step.images)
+
     def _progress(self, step: Step) -> Progress:
+        losses = {name: float(value) for name, value in step.losses.items()}  # waits for the device
+        images = (self.training.total_steps - step.step) * self.training.batch_size
+        rate = self.clock.images_per_second()
+        limit = self.options.max_minutes
+        most = math.inf if limit is None else max(0.0, 60 * limit - self.clock.total())
         return Progress(
             epoch=step.epoch,
             epochs=self.config.epochs,
             step=step.step,
             total_steps=self.training.total_steps,
-            images_per_second=self.clock.images_per_second(),
-            losses={name: float(value) for name, value in step.losses.items()},
-            seconds_left=self._seconds_left(step),
+            images_per_second=rate,
+            losses=losses,
+            seconds_left=min(images / rate, most),
             memory_bytes=peak_memory(self.training.device),
         )
 
-    def _seconds_left(self, step: Step) -> float:
-        images = (self.training.total_steps - step.step) * self.training.batch_size
-        left = images / self.clock.images_per_second()
-        limit = self.options.max_minutes
-        return left if limit is None else min(left, max(0.0, 60 * limit - self.clock.total()))
-
     def _end_epoch(self, epoch: int, *, whole: bool) -> None:
         """Write the epoch's line of the history, and look at the method when that is due."""
-        if self.images == 0:
-            return
         self._check_finite()
         record: dict[str, Any] = {"epoch": epoch, "step": self.training.step}
         record |= {name: float(total) / self.images for name, total in self.sums.items()}
@@ -152,33 +161,47 @@ class Run:
             self.folder.write_previews(self.watch.draw(self.training.inference), epoch)
         record["learning_rate"] = self.training.optimizer.param_groups[0]["lr"]
         record["seconds"] = round(self.elapsed + self.clock.total(), 3)
-        self.history.append({k: v if math.isfinite(v) else None for k, v in record.items()})
+        record = {name: value if math.isfinite(value) else None for name, value in record.items()}
+        self.history.append(record)
         self.folder.write_history(self.history)
-        if due:
+        if due and self.clock.since_drawn() >= DRAW_EVERY:
             self.folder.write_curves(self.history)
+            self.clock.mark_drawn()
         self.sums, self.images = {}, 0
         self.listen(EpochEnded(record))
         self.clock.open_window()
 
     def _check_finite(self) -> None:
-        step = self.training.guard.first_bad_step()
-        if step is None:
+        first = self.training.guard.first_bad_step()
+        if first is None:
             return
+        self.images -= (self.training.step - first) * self.training.batch_size
+        self.training.rewind(first)
+        self._write()
         raise UserError(
-            f"step {step + 1} gave a loss or gradient that is not finite; it changed nothing, and "
-            f"{self.folder.path} keeps the last good state. Try a smaller learning_rate, "
+            f"step {first + 1} gave a loss or gradient that is not finite; it changed nothing, and "
+            f"{self.folder.path} holds the weights before it. Try a smaller learning_rate, "
             "gradient_clip=1 or precision=fp32",
             FAILED_RUN,
         )
 
     def _save(self) -> None:
         self._check_finite()
+        if not self.training.is_finite():
+            raise UserError(
+                f"the weights are not finite after step {self.training.step}; {self.folder.path} keeps "
+                "what was saved before. Try a smaller learning_rate or gradient_clip=1",
+                FAILED_RUN,
+            )
+        self._write()
+        self.clock.mark_saved()
+
+    def _write(self) -> None:
         tensors, texts = self.training.state()
         tensors |= {f"sum.{name}": total for name, total in self.sums.items()}
         texts |= {"images": str(self.images), "elapsed": str(self.elapsed + self.clock.total())}
-        self.folder.write_state(tensors, texts)
+        self.folder.write_state(tensors, {**texts, "data_digest": self.training.split.digest})
         self._write_model(finished=False)
-        self.clock.mark_saved()
 
     def _write_model(self, *, finished: bool) -> None:
         metrics = self.history[-1] if self.history else {}
@@ -190,6 +213,17 @@ class Run:
         again = f"`genssl train --resume {self.folder.path}` continues"
         raise UserError(f"stopped and saved at step {self.training.step}; {again}", code)
 
+    def _out_of_time(self) -> bool:
+        limit = self.options.max_minutes
+        out = limit is not None and self.clock.total() >= 60 * limit
+        return out and self.training.step < self.training.total_steps
+
+    def _end_early(self, step: Step) -> None:
+        self.listen(Note(f"time is up after {step.step / self.training.steps_per_epoch:.1f} epochs"))
+        self._save()
+        if self.images > 0:
+            self._end_epoch(step.epoch, whole=False)
+
     def _finish(self) -> None:
         if self.training.step >= self.training.total_steps:
             self._save()
@@ -198,8 +232,3 @@ class Run:
         self.folder.write_contact_sheets()
         self.folder.write_curves(self.history)
         self._write_model(finished=True)
-
-    def _out_of_time(self) -> bool:
-        limit = self.options.max_minutes
-        out = limit is not None and self.clock.total() >= 60 * limit
-        return out and self.training.step < self.training.total_steps

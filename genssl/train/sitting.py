@@ -12,13 +12,15 @@ import torch
 
 from genssl.errors import INTERRUPTED, TERMINATED
 
+PATIENCE = 1.0  # seconds
+
 
 class Clock:
     """Counts seconds, steps and images of this sitting."""
 
     def __init__(self) -> None:
         self.steps = 0
-        self._started = self._read = self._saved = time.perf_counter()
+        self._started = self._read = self._saved = self._drawn = time.perf_counter()
         self._window = self._started
         self._images = 0
         self._rate = 1.0
@@ -50,6 +52,14 @@ class Clock:
         """Seconds since the state was last saved."""
         return time.perf_counter() - self._saved
 
+    def since_drawn(self) -> float:
+        """Seconds since the curves were last drawn."""
+        return time.perf_counter() - self._drawn
+
+    def mark_drawn(self) -> None:
+        """The curves were just drawn."""
+        self._drawn = time.perf_counter()
+
     def mark_read(self) -> None:
         """The losses were just read."""
         self._read = time.perf_counter()
@@ -60,12 +70,13 @@ class Clock:
 
 
 class StopSignals:
-    """Turns the first Ctrl-C or terminate signal into a request to save and stop; a second one is obeyed.
+    """Turns a Ctrl-C or terminate signal into a request to save and stop; a second one is obeyed.
 
     Signals can be caught in the main thread alone; elsewhere this does nothing.
     """
 
     code: int | None = None  # the exit code asked for
+    _asked = 0.0  # when
 
     def __enter__(self) -> Self:
         self._before = {}
@@ -79,8 +90,12 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _request(self, number: int, _: FrameType | None) -> None:
+        if self.code is not None and time.monotonic() - self._asked < PATIENCE:
+            return  # the same key press, or one before the state could be saved
+        if self.code is not None:
+            raise KeyboardInterrupt
         self.code = INTERRUPTED if number == signal.SIGINT else TERMINATED
-        signal.signal(number, self._before[signal.Signals(number)])
+        self._asked = time.monotonic()
 
 
 def peak_memory(device: torch.device) -> int:

@@ -1,7 +1,5 @@
 """What is measured and drawn while a method trains, the same for every method."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -11,7 +9,7 @@ from genssl.data.batches import chunks
 from genssl.data.split import Split
 from genssl.models.method import Method
 from genssl.pixels import to_model
-from genssl.runtime import generator, generators
+from genssl.runtime import generator, generators, measuring
 
 TEST_IMAGES = 1024  # how many test images a test loss is the mean of
 PICTURES = 32  # how many images a preview shows
@@ -35,7 +33,7 @@ class Watch:
         every = self.config.sample_every
         return every > 0 and (epoch % every == 0 or epoch == self.config.epochs)
 
-    @torch.no_grad()
+    @measuring()
     def measure(self, method: Method) -> dict[str, float]:
         """The losses on test images, as test_<name>."""
         if self.test is None:
@@ -61,10 +59,3 @@ class Watch:
         method.eval()
         images = to_model(self.test.images[:PICTURES])
         return method.previews(images, generators(self.config.seed, "sample", range(len(images))))
-
-
-def describe_record(record: dict[str, Any]) -> str:
-    """A line of the history for a person."""
-    skipped = {"epoch", "step", "seconds", "learning_rate", "images_per_second"}
-    terms = [f"{name} {value:.4g}" for name, value in record.items() if name not in skipped]
-    return f"epoch {record['epoch']}: " + ", ".join(terms)

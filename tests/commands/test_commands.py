@@ -1,6 +1,7 @@
 """Every command, as a user types it, on rendered digits."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -233,6 +234,21 @@ def test_a_damaged_checkpoint_is_one_line(vae_run: Path, tmp_path: Path, fault: 
         (["train", "--resume", "nothing"], "no run folder"),
         (["train", "--resume", "RUN", "--tag", "x"], "keeps its folder"),
         (["train", "--resume", "RUN", "--epochs", 9], "epochs was 2, now 9"),
+        (["train", "--resume", "RUN", "--dry-run"], "leave --dry-run and --config away"),
+        (
+            ["train", "vae", "--data", "DIGITS", "--batch-size", 1],
+            "batch_size must be greater than or equal to 2",
+        ),
+        (["train", "vae", "--epochs", "many"], "--epochs"),
+        (["frobnicate"], "No such command"),
+        (["train", "vae", "--set", "lr=3"], "did you mean 'learning_rate'"),
+        (["sample", "RUN", "--out", "DIGITS"], "is not empty"),
+        (["sample", "vae", "--data", "nothing"], "no finished vae run on nothing"),
+        (["sample", "RUN", "--steps", 5], "has no --steps"),
+        (["sample", "RUN", "--trajectory"], "in one step"),
+        (["reconstruct", "RUN", "--t-prime", 5], "are for a ddpm"),
+        (["interpolate", "RUN", "--way", "ddim"], "--way is not for a vae"),
+        (["bits-per-dim", "RUN"], "needs a ddpm"),
         (["sample", "nothing"], "no run 'nothing'"),
         (["sample", "RUN", "-n", 0], "at least 1"),
         (["sample", "RUN", "--out", "x.txt"], "cannot write a picture"),
@@ -253,6 +269,31 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     (line,) = [text for text in result.stderr.splitlines() if text.startswith("genssl:")]
     assert message in line
     assert "Traceback" not in result.output
+
+
+def test_an_odd_checkpoint_does_not_hide_the_runs(vae_run: Path, workplace: Path) -> None:
+    odd = workplace / "checkpoints" / "odd"
+    tensors, metadata = files.read_tensors(vae_run / checkpoint.MODEL)
+    files.write_tensors(odd / checkpoint.MODEL, tensors, {k: v for k, v in metadata.items() if k != "epoch"})
+    listed = call("runs", "list").stdout
+    assert vae_run.name in listed
+    assert "damaged" in listed
+    result = call("runs", "show", "odd")
+    assert (result.exit_code, "does not say what it is" in result.stderr) == (1, True)
+    shutil.rmtree(odd)
+
+
+def test_train_takes_the_settings_of_a_run_folder(vae_run: Path) -> None:
+    result = call("train", "--config", vae_run, "--epochs", 0)
+    assert "epochs must be greater than 0" in result.stderr
+
+
+def test_brackets_in_names_are_shown(tmp_path: Path, digits: Path) -> None:
+    target = tmp_path / "br[z]"
+    shutil.copytree(digits, target)
+    found = call("data", "preview", target, "--out", tmp_path / "p.png")
+    assert found.exit_code == 0
+    assert "br[z]" in found.stderr
 
 
 def test_a_profile_needs_labels(vae_run: Path, digits: Path, tmp_path: Path) -> None:

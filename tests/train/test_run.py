@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -161,12 +162,84 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
         losses = real(self, images)
         return losses if self.step != 10 else {k: v * torch.nan for k, v in losses.items()}
 
-    monkeypatch.setattr(loop.Training, "_forward", poisoned)
-    with pytest.raises(UserError, match="step 11 gave a loss or gradient that is not finite") as caught:
-        train(config(digits), tmp_path / "run", save_every=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Training, "_forward", poisoned)
+        with pytest.raises(UserError, match="step 11 gave a loss or gradient that is not finite") as caught:
+            train(config(digits, ema_decay=0.9), tmp_path / "run")  # nothing was saved before
     assert caught.value.code == FAILED_RUN
-    assert all(bool(t.isfinite().all()) for t in load_file(tmp_path / "run" / checkpoint.STATE).values())
     assert checkpoint.verify(tmp_path / "run") == []
+    # what is kept is the state before step 11, to the bit: a cure, and the run ends as if nothing had been
+    run.resume(tmp_path / "run", {}, Options(device="cpu"))
+    train(config(digits, ema_decay=0.9), tmp_path / "whole")
+    same_weights(tmp_path / "whole", tmp_path / "run")
+    assert without_time(tmp_path / "whole") == without_time(tmp_path / "run")
+
+
+def test_weights_that_are_not_finite_never_replace_a_good_state(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = loop.Training._take_step
+
+    def overflowing(self: loop.Training, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        losses = real(self, images)
+        if self.step == 9:
+            next(self.method.parameters()).data.fill_(torch.inf)
+        return losses
+
+    monkeypatch.setattr(loop.Training, "_take_step", overflowing)
+    with pytest.raises(UserError, match="not finite after step 9"):
+        train(config(digits), tmp_path / "run", save_every=0)
+    assert checkpoint.verify(tmp_path / "run") == []
+
+
+def test_other_data_are_refused(digits: Path, tmp_path: Path) -> None:
+    shutil.copytree(digits, tmp_path / "data")
+    few = config(tmp_path / "data", epochs=400, sample_every=0)
+    train(few, tmp_path / "run", max_minutes=0.2 / 60)
+    next((tmp_path / "data" / "train").rglob("*.png")).unlink()
+    with pytest.raises(UserError, match=r"is not what .* was trained on"):
+        run.resume(tmp_path / "run", {}, Options(device="cpu"))
+
+
+def test_a_run_that_lost_its_state_is_never_begun_anew(digits: Path, tmp_path: Path) -> None:
+    train(config(digits), tmp_path / "run")
+    before = (tmp_path / "run" / checkpoint.HISTORY).read_text()
+    (tmp_path / "run" / checkpoint.STATE).unlink()
+    run.resume(tmp_path / "run", {}, Options(device="cpu"))  # complete: nothing to do
+    (tmp_path / "run" / checkpoint.MODEL).unlink()
+    with pytest.raises(UserError, match="has lost its state"):
+        run.resume(tmp_path / "run", {}, Options(device="cpu"))
+    assert (tmp_path / "run" / checkpoint.HISTORY).read_text() == before
+
+
+def test_a_damaged_model_is_written_again_from_the_state(digits: Path, tmp_path: Path) -> None:
+    train(config(digits), tmp_path / "run")
+    model = tmp_path / "run" / checkpoint.MODEL
+    whole = {name: value.clone() for name, value in load_file(model).items()}  # load_file maps the file
+    model.write_bytes(model.read_bytes()[:-50])
+    run.resume(tmp_path / "run", {}, Options(device="cpu"))
+    assert all(torch.equal(value, whole[name]) for name, value in load_file(model).items())
+
+
+def test_a_run_whose_folder_is_removed_says_so(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = loop.Training._take_step
+
+    def removing(self: loop.Training, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        if self.step == 5:
+            shutil.rmtree(tmp_path / "run")
+        return real(self, images)
+
+    monkeypatch.setattr(loop.Training, "_take_step", removing)
+    with pytest.raises(UserError, match="is no run folder"):
+        train(config(digits), tmp_path / "run", save_every=0)
+
+
+def test_a_split_of_one_image_is_refused_and_leaves_no_folder(digits: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="needs 2 or more"):
+        train(config(digits, limit=1), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_ends_cleanly_when_its_time_is_up(digits: Path, tmp_path: Path) -> None:
@@ -178,6 +251,8 @@ def test_a_run_ends_cleanly_when_its_time_is_up(digits: Path, tmp_path: Path) ->
     run.resume(tmp_path / "run", {}, Options(device="cpu", max_minutes=0.5 / 60))
     epochs = [record["epoch"] for record in without_time(tmp_path / "run")]
     assert epochs == list(range(1, len(epochs) + 1))
+    pictures = sorted(file.name for file in (tmp_path / "run" / "samples").iterdir())
+    assert pictures == [f"epoch-{epochs[-1]:03d}.png"]  # the one of the first sitting's end is gone
 
 
 def test_the_toy_method_needs_no_change_to_the_loop(

@@ -1,0 +1,222 @@
+"""The variational bound of a diffusion model on a split, in bits/dim (Ho et al. 2020, section 4.3)."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor
+
+from genssl import figures
+from genssl.data.batches import chunks
+from genssl.data.split import Split
+from genssl.errors import UserError
+from genssl.eval.outcome import Outcome
+from genssl.eval.require import check_size, require_ddpm
+from genssl.eval.sample import Tick
+from genssl.models.bound import bound_terms, prior_kl
+from genssl.models.ddpm import DDPM
+from genssl.models.diffusion import Variance
+from genssl.models.method import Method
+from genssl.pixels import to_model
+from genssl.runtime import generators, normal, uniform
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PARTS = 10  # of the times, in the table
+UNIFORM = "an upper bound on what the bytes cost: 8 bits/dim for uniform bytes, and less is better"
+STRATIFIED = (
+    "estimated from {} of {} times an image: t = 1, and one drawn from each of {} ranges that cover the "
+    "others; it has no bias, and the standard error includes the drawing"
+)
+VISIBLE = (
+    "x_T still shows the image: the prior's term is {:.2g} bits/dim; more timesteps, or training with "
+    "--set scale_betas=true, make it vanish"
+)
+VISIBLE_FROM = 1e-3  # bits/dim
+
+
+@dataclass(frozen=True)
+class Strata:
+    """Runs of times, zero-based, that together hold each time once; t = 0 is a run of its own.
+
+    Attributes:
+        firsts: the first time of each run, (S,) int64, rising.
+        sizes: how many times each holds, (S,) int64.
+    """
+
+    firsts: Tensor
+    sizes: Tensor
+
+    @classmethod
+    def make(cls, timesteps: int, t_samples: int | None) -> Self:
+        """t = 0, then `t_samples` runs; a run for each time when None.
+
+        They grow in proportion to t. The terms fall like a power of t, and with runs of equal length the
+        first one would make all of the error: 100 times as much, for a network trained on SVHN.
+
+        Raises:
+            UserError: the times after t = 0 do not make so many runs.
+        """
+        later = timesteps - 1
+        if t_samples is not None and not 1 <= t_samples <= later:
+            raise UserError(f"--t-samples must be from 1 to {later} with T = {timesteps}, not {t_samples}")
+        runs = later if t_samples is None else t_samples
+        edges = [0, 1]
+        for run in range(1, runs + 1):
+            edges.append(max(edges[-1] + 1, round(timesteps ** (run / runs))))
+        return cls(torch.tensor(edges[:-1]), torch.tensor(edges).diff())
+
+    def draw(self, chance: Tensor) -> Tensor:
+        """A time of each run, given uniform chance (B, S) in [0, 1): (B, S) int64 on the CPU."""
+        return self.firsts + (chance.double() * self.sizes).long()
+
+
+@dataclass
+class Sums:
+    """What is kept of the images seen, in bits/dim: nothing that grows with images times T.
+
+    Attributes:
+        bounds: the bound of each image, (B,) a batch.
+        prior: the sum of their prior terms.
+        by_stratum: the sum of their terms in each stratum, (S,).
+        by_part: the sum of their denoising terms in each tenth of the times, (10,).
+    """
+
+    timesteps: int
+    bounds: list[Tensor] = field(default_factory=list)
+    prior: float = 0.0
+    by_stratum: Tensor | float = 0.0
+    by_part: Tensor | float = 0.0
+
+    def add(self, t: Tensor, bits: Tensor, prior: Tensor) -> None:
+        """Add images: their times and terms, weighted by the strata's sizes, (B, S); prior terms (B,)."""
+        self.bounds.append(bits.sum(1) + prior)
+        self.prior += float(prior.sum())
+        self.by_stratum += bits.sum(0)
+        parts = t[:, 1:] * PARTS // self.timesteps
+        self.by_part += torch.bincount(parts.flatten(), bits[:, 1:].flatten(), PARTS)
+
+
+@torch.inference_mode()
+def bits_per_dim(
+    method: Method,
+    split: Split,
+    *,
+    t_samples: int | None,
+    seed: int,
+    batch_size: int,
+    tick: Tick,
+    variance: Variance = "posterior",
+) -> Outcome:
+    """The bound of the split's images, with its terms by time; the network runs in float32.
+
+    Args:
+        method: a DDPM.
+        split: images as bytes.
+        t_samples: how many times after t = 0 are drawn for each image, stratified; all of them when None.
+        seed: image i's times and noise depend on (seed, i) alone.
+        batch_size: images at once; bounds the memory.
+        tick: told how many images' work is done.
+        variance: of the reverse process.
+
+    Raises:
+        UserError: not a DDPM, images of another size, or no such number of times.
+    """
+    ddpm = require_ddpm(method, "bits-per-dim")
+    check_size(method, split)
+    timesteps = ddpm.schedule.timesteps
+    strata = Strata.make(timesteps, t_samples)
+    sums = Sums(timesteps)
+    for rows in chunks(len(split), batch_size):
+        noise = generators(seed, "eval", range(rows.start, rows.stop))
+        t = strata.draw(uniform((len(noise), len(strata.sizes)), noise))
+        x = to_model(split.images[rows].to(ddpm.device))
+        bits = _terms(ddpm, x, t, noise, variance, _within(tick, rows, len(split))) * strata.sizes
+        sums.add(t, bits, _in_bits(prior_kl(ddpm.schedule, x), x))
+    values = {"images": len(split), "timesteps": timesteps, "variance": variance, **_summary(sums, strata)}
+    figure = _draw(sums, strata, f"{len(split)} {split.part} images of {split.name}")
+    return Outcome(values, {"bits per dim": figure}, tuple(_notes(values)))
+
+
+def _terms(
+    ddpm: DDPM,
+    x: Tensor,
+    t: Tensor,
+    noise: list[torch.Generator],
+    variance: Variance,
+    told: Callable[[float], None],
+) -> Tensor:
+    """The terms of images x (B, 3, H, W) at their times t (B, S): (B, S) bits/dim."""
+    columns = []
+    for column, times in enumerate(t.T):
+        drawn = normal(x.shape, noise, x.device)
+        terms = bound_terms(ddpm.network, ddpm.schedule, x, times.to(x.device), drawn, variance=variance)
+        columns.append(_in_bits(terms, x))
+        told((column + 1) / t.shape[1])
+    return torch.stack(columns, 1)
+
+
+def _in_bits(nats: Tensor, x: Tensor) -> Tensor:
+    """Nats an image (B,) as bits a dimension of x (B, ...), float64 on the CPU."""
+    return nats.cpu().double() / (x[0].numel() * math.log(2))
+
+
+def _within(tick: Tick, rows: slice, total: int) -> Callable[[float], None]:
+    """Tells `tick` of a share of a batch: with all times, a batch alone takes minutes on a CPU."""
+    return lambda share: tick(rows.start + int((rows.stop - rows.start) * share), total)
+
+
+def _summary(sums: Sums, strata: Strata) -> dict[str, Any]:
+    bounds = torch.cat(sums.bounds)
+    n = len(bounds)
+    decoder, *later = (torch.as_tensor(sums.by_stratum) / n).tolist()
+    return {
+        "evaluations_per_image": len(strata.sizes),
+        "bits_per_dim": float(bounds.mean()),
+        "standard_error": float(bounds.std()) / math.sqrt(n) if n > 1 else None,
+        "prior_bits_per_dim": sums.prior / n,
+        "denoising_bits_per_dim": sum(later),
+        "decoder_bits_per_dim": decoder,
+        "denoising_bits_per_dim_by_t": _by_part(torch.as_tensor(sums.by_part) / n, sums.timesteps),
+    }
+
+
+def _by_part(bits: Tensor, timesteps: int) -> dict[str, float]:
+    """The ten sums under the times they are of, counted from 1 as on the command line."""
+    edges = [-(-timesteps * part // PARTS) for part in range(PARTS + 1)]  # rounded up
+    edges[0] = 1  # t = 0 is the decoder's
+    return {
+        f"{first + 1}-{end}": float(bits[part])
+        for part, (first, end) in enumerate(pairwise(edges))
+        if first < end
+    }
+
+
+def _notes(values: dict[str, Any]) -> Iterator[str]:
+    yield UNIFORM
+    evaluations, timesteps = values["evaluations_per_image"], values["timesteps"]
+    if evaluations < timesteps:
+        yield STRATIFIED.format(evaluations, timesteps, evaluations - 1)
+    if values["prior_bits_per_dim"] > VISIBLE_FROM:
+        yield VISIBLE.format(values["prior_bits_per_dim"])
+
+
+def _draw(sums: Sums, strata: Strata, title: str) -> "Figure":
+    """Bits/dim of each step, averaged over its stratum, and their sum from the first step on."""
+    n = sum(map(len, sums.bounds))
+    bits = torch.as_tensor(sums.by_stratum) / n
+    edges = torch.cat([strata.firsts, strata.firsts[-1:] + strata.sizes[-1:]]) + 1  # the paper's t
+    figure, (each, summed) = figures.new_figure(1, 2, 5.0, 3.5)
+    each.stairs(bits / strata.sizes, edges, baseline=None)
+    each.set(xscale="log", yscale="log", xlabel="noising step t", ylabel="bits/dim of the step")
+    summed.plot(edges[1:] - 1, bits.cumsum(0), drawstyle="steps-post", marker="." if len(bits) < 50 else None)
+    whole = float(torch.cat(sums.bounds).mean())
+    summed.axhline(whole, color="0.5", linestyle="--", label=f"the bound: {whole:.3f}")
+    summed.set(xscale="log", xlabel="noising step t", ylabel="bits/dim of steps 1 to t", ylim=(0, None))
+    summed.legend(frameon=False)
+    figure.suptitle(title)
+    return figure

@@ -1,0 +1,202 @@
+"""Test images noised to a level and brought back: how much of them returns (figure 9 of the assignment)."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from genssl.data.batches import chunks
+from genssl.data.split import Split
+from genssl.errors import UserError
+from genssl.eval.noise_pictures import titled_rows
+from genssl.eval.outcome import Outcome
+from genssl.eval.require import check_size, require_ddpm
+from genssl.eval.sample import Tick
+from genssl.metrics.recovery import mean_squared_error, psnr
+from genssl.models.ddpm import DDPM, FAST_STEPS, Sampler
+from genssl.models.diffusion import Keep, q_sample
+from genssl.models.method import Method
+from genssl.pixels import to_model
+from genssl.runtime import generators, measuring, normal
+
+MOST_LEVELS = 10_000
+
+
+def check_level(ddpm: DDPM, t_prime: int) -> None:
+    """Refuse a noise level that the process does not have.
+
+    Raises:
+        UserError: t' is not in 1..T.
+    """
+    last = ddpm.schedule.timesteps
+    if not 1 <= t_prime <= last:
+        raise UserError(f"t' must be from 1 to the run's {last} timesteps, not {t_prime}")
+
+
+def parse_levels(text: str) -> list[int]:
+    """Noise levels, rising: "16:64:16" is 16, 32, 48, 64, both ends included; "16,40" is 16, 40.
+
+    Raises:
+        UserError: the text is neither, or names no level above 0.
+    """
+    problem = UserError(f"cannot read the levels {text!r}; write first:last:step as 16:256:16, or 16,64,176")
+    try:
+        numbers = [int(part) for part in text.split(":" if ":" in text else ",")]
+    except ValueError:
+        raise problem from None
+    if ":" not in text:
+        levels: Sequence[int] = sorted(set(numbers))
+    elif len(numbers) == 3 and numbers[2] > 0:
+        levels = range(numbers[0], numbers[1] + 1, numbers[2])
+    else:
+        raise problem
+    if not levels or levels[0] < 1 or len(levels) > MOST_LEVELS:
+        raise problem
+    return list(levels)
+
+
+@dataclass(frozen=True)
+class Reverse:
+    """A way back from noised images.
+
+    Attributes:
+        ddpm: whose reverse process it is.
+        sampler: "ancestral", "dpm++" or "ddim".
+        steps: network calls an image; None: all for "ancestral", 20 for the others, fewer where t' is less.
+    """
+
+    ddpm: DDPM
+    sampler: Sampler
+    steps: int | None = None
+
+    def steps_from(self, t_prime: int) -> int:
+        """Network calls an image from t'."""
+        if self.steps is not None:
+            return self.steps
+        return t_prime if self.sampler == "ancestral" else min(FAST_STEPS, t_prime)
+
+    def __call__(
+        self, x: Tensor, t_prime: int, noise: list[torch.Generator], keep: Keep | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Images x (B, C, H, W) noised to t', and what they come back as.
+
+        Each image's generator gives its noise first, then what the sampler adds to it.
+
+        Raises:
+            UserError: t' or the steps do not fit the process, or the sampler is unknown.
+        """
+        check_level(self.ddpm, t_prime)
+        t = t_prime - 1  # the paper counts from 1, the code from 0
+        times = torch.full((len(x),), t, device=x.device)
+        noised = q_sample(self.ddpm.schedule, x, times, normal(x.shape, noise, x.device))
+        steps = self.steps_from(t_prime)
+        try:
+            return noised, self.ddpm.denoise(noised, t, noise, self.sampler, steps, keep=keep)
+        except ValueError as error:
+            raise UserError(f"cannot go back from t' = {t_prime} in this way: {error}") from error
+
+
+class Counter:
+    """Counts network calls, images times steps, and says how many are done."""
+
+    def __init__(self, total: int, tick: Tick) -> None:
+        self.total, self._tick, self.done = total, tick, 0
+
+    def __call__(self, _: int, x: Tensor) -> None:
+        """One step of the images x was done."""
+        self.done += len(x)
+        self._tick(self.done, self.total)
+
+
+class Trail:
+    """Keeps some of a sampler's states on the CPU, evenly spaced over its steps, without both ends.
+
+    Attributes:
+        states: (noising steps left, x), at most `wanted`.
+    """
+
+    def __init__(self, steps: int, wanted: int, count: Keep) -> None:
+        count_kept = min(wanted, steps - 1)
+        self._places = {i * steps // (count_kept + 1) for i in range(1, count_kept + 1)}
+        self._count, self._step = count, 0
+        self.states: list[tuple[int, Tensor]] = []
+
+    def __call__(self, t: int, x: Tensor) -> None:
+        """Told the time, one less than the noising steps left, and x (B, C, H, W), after each step."""
+        self._step += 1
+        self._count(t, x)
+        if self._step in self._places:
+            self.states.append((t + 1, x.cpu()))
+
+
+@measuring()
+def reconstruct_from(
+    method: Method,
+    split: Split,
+    t_prime: int,
+    n: int,
+    *,
+    seed: int,
+    batch_size: int,
+    sampler: Sampler = "ancestral",
+    steps: int | None = None,
+    snapshots: int = 8,
+    tick: Tick,
+) -> Outcome:
+    """Noise `n` images, drawn by `seed`, to t' and run the reverse process from there.
+
+    The picture has a row an image: the original, noised, snapshots of the way back, the result. Image i's
+    noise depends on (seed, i) alone. Errors are mean squares in [-1, 1] and ratios of signal to noise are
+    10 log10(4 / mse), averaged over images.
+
+    Args:
+        method: a DDPM.
+        split: where the images come from.
+        t_prime: noising steps, counted from 1 as in the paper.
+        n: images.
+        seed: of the choice and of the noise.
+        batch_size: images at once.
+        sampler, steps: the way back, see `Reverse`.
+        snapshots: columns between the noised image and the result, at most.
+        tick: told the network calls done and to do, images times steps.
+
+    Raises:
+        UserError: not a DDPM, images of another size, or numbers that do not fit it.
+    """
+    ddpm = require_ddpm(method, "reconstruct from a noise level")
+    check_size(method, split)
+    check_level(ddpm, t_prime)
+    if n < 1:
+        raise UserError(f"-n must be at least 1, not {n}")
+    start = time.perf_counter()
+    images = split.take(n, seed).images
+    reverse = Reverse(ddpm, sampler, steps)
+    calls = reverse.steps_from(t_prime)
+    count = Counter(calls * len(images), tick)
+    rows, left = [], [t_prime]
+    for chosen in chunks(len(images), batch_size):
+        x = to_model(images[chosen])
+        trail = Trail(calls, snapshots, count)
+        noised, restored = reverse(x, t_prime, generators(seed, "eval", range(*chosen.indices(n))), trail)
+        left = [t_prime, *(step for step, _ in trail.states)]
+        states = [x.cpu(), noised.cpu(), *(state for _, state in trail.states), restored.cpu()]
+        rows.append(torch.stack(states, 1))  # (B, columns, C, H, W)
+    shown = torch.cat(rows)
+    before, after = (mean_squared_error(shown[:, column], shown[:, 0]) for column in (1, -1))
+    values = {
+        "images": len(images),
+        "t_prime": t_prime,
+        "snr": float(ddpm.schedule.snr[t_prime - 1]),
+        "sampler": sampler,
+        "steps": calls,
+        "network_calls": count.done,
+        "mse": float(after.mean()),
+        "psnr_db": float(psnr(after).mean()),
+        "noised_mse": float(before.mean()),
+        "noised_psnr_db": float(psnr(before).mean()),
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+    titles = ["original", *(f"t' = {step}" for step in left), "result"]
+    return Outcome(values, {"reconstructions": titled_rows(shown, titles)})

@@ -1,0 +1,146 @@
+"""Nearest neighbours: classes by weighted vote, and distances. Exact, in float32, in bounded memory."""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+QUERIES = 512  # compared at once
+BANK = 32768  # rows of the bank that they are compared with at once
+GROUP = 8
+
+
+def knn_predict(
+    bank: Tensor,
+    bank_labels: Tensor,
+    queries: Tensor,
+    num_classes: int,
+    k: int = 200,
+    temperature: float = 0.1,
+) -> Tensor:
+    """Classes by a vote of the `k` nearest by cosine, each with weight exp(cosine / temperature).
+
+    The protocol of Wu et al. 2018 (section 3.4) that SimSiam, BYOL and their benchmarks report.
+
+    Args:
+        bank: features (N, D) of any real type; a chunk at a time is made float32 and unit length.
+        bank_labels: int64 (N,), in [0, num_classes).
+        queries: features (Q, D).
+        num_classes: C.
+        k: neighbours that vote.
+        temperature: the smaller, the more the nearest count.
+
+    Returns:
+        (Q,) int64; of classes with equal votes the first.
+
+    Raises:
+        ValueError: k is not in 1..N, or the shapes or the temperature make no sense.
+    """
+    _check(bank, queries)
+    if not 1 <= k <= len(bank):
+        raise ValueError(f"k must be from 1 to the size of the bank, {len(bank)}, not {k}")
+    if len(bank_labels) != len(bank) or temperature <= 0:
+        raise ValueError(f"{len(bank_labels)} labels for {len(bank)} features, temperature {temperature}")
+    with _float32(queries):
+        votes = [
+            _vote(*_most_similar(bank, part, k), bank_labels, num_classes, temperature)
+            for part in queries.split(QUERIES)
+        ]
+    return torch.cat(votes)
+
+
+def _vote(similarity: Tensor, index: Tensor, labels: Tensor, classes: int, temperature: float) -> Tensor:
+    # Relative to the nearest one, so that no temperature overflows: a vote does not mind the scale
+    weights = ((similarity - similarity.amax(1, keepdim=True)) / temperature).exp()  # (q, k)
+    sums = weights.new_zeros(len(weights), classes).scatter_add_(1, labels[index], weights)
+    return sums.argmax(1)
+
+
+def _most_similar(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The cosines of the k rows of the bank most like each query, and which rows: (q, k) both, unsorted."""
+    units = F.normalize(queries.float(), dim=1)
+    best: Tensor = units.new_empty(len(units), 0)
+    index = torch.empty(len(units), 0, dtype=torch.int64, device=units.device)
+    for start, rows in _pieces(bank):
+        values, places = top(units @ F.normalize(rows, dim=1).T, k)
+        best, index = torch.cat([best, values], 1), torch.cat([index, places + start], 1)
+        if best.shape[1] > k:
+            best, order = best.topk(k, sorted=False)
+            index = index.gather(1, order)
+    return best, index
+
+
+def top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The min(k, n) largest of each row of values (q, n), unsorted, and their columns.
+
+    The k largest are all in the k groups with the largest maxima, so that only those are searched: on a
+    CPU, selecting from all of a row can cost as much as the matrix product that made it.
+    """
+    n = values.shape[1]
+    width = n // GROUP
+    if width < 2 * k:
+        return values.topk(min(k, n), sorted=False)
+    groups = values[:, : width * GROUP].unflatten(1, (GROUP, width))  # group g: columns g, g + width, ...
+    leading = groups.amax(1).topk(k, sorted=False).indices  # (q, k)
+    offsets = torch.arange(0, width * GROUP, width, device=values.device)
+    columns = (leading[:, None] + offsets[:, None]).flatten(1)  # (q, GROUP k)
+    rest = torch.arange(width * GROUP, n, device=values.device).expand(len(values), -1)
+    columns = torch.cat([columns, rest], 1)
+    largest, order = values.gather(1, columns).topk(k, sorted=False)
+    return largest, columns.gather(1, order)
+
+
+def nearest(bank: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+    """The Euclidean distance from each query to the nearest row of the bank, and which row that is.
+
+    Args:
+        bank: (N, D) of any real type; a chunk at a time is made float32.
+        queries: (Q, D).
+
+    Returns:
+        distance (Q,) float32 and index (Q,) int64.
+
+    Raises:
+        ValueError: the bank is empty, or the shapes differ.
+    """
+    _check(bank, queries)
+    with _float32(queries):
+        parts = [_nearest(bank, part.float()) for part in queries.split(QUERIES)]
+    index = torch.cat(parts)
+    return distances(bank, queries, index), index
+
+
+def _nearest(bank: Tensor, queries: Tensor) -> Tensor:
+    # |q - b|^2 = |q|^2 + |b|^2 - 2 q.b; around the queries' own mean, so that less cancels
+    centre = queries.mean(0)
+    queries = queries - centre
+    smallest = torch.full((len(queries),), torch.inf, device=queries.device)
+    index = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
+    for start, piece in _pieces(bank):
+        rows = piece - centre
+        squares, places = torch.addmm(rows.square().sum(1), queries, rows.T, alpha=-2).min(1)
+        nearer = squares < smallest
+        smallest, index = torch.where(nearer, squares, smallest), torch.where(nearer, places + start, index)
+    return index
+
+
+def distances(bank: Tensor, queries: Tensor, index: Tensor) -> Tensor:
+    """The Euclidean distance from each query (Q, D) to its row `index` (Q,) of the bank (N, D): (Q,)."""
+    rows = zip(queries.split(QUERIES), index.split(QUERIES), strict=True)
+    return torch.cat([(part.float() - bank[own].float()).norm(dim=1) for part, own in rows])
+
+
+def _pieces(bank: Tensor) -> Iterator[tuple[int, Tensor]]:
+    for start in range(0, len(bank), BANK):
+        yield start, bank[start : start + BANK].float()
+
+
+def _float32(tensor: Tensor) -> torch.autocast:
+    """Full precision, whatever autocast surrounds the call."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+def _check(bank: Tensor, queries: Tensor) -> None:
+    if bank.ndim != 2 or queries.ndim != 2 or bank.shape[1] != queries.shape[1] or len(bank) == 0:
+        raise ValueError(f"features must be (N, D) and (Q, D), not {list(bank.shape)}, {list(queries.shape)}")

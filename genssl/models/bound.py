@@ -1,0 +1,150 @@
+"""The variational bound of a diffusion model, term by term (Ho et al. 2020, equation 5), in nats an image.
+
+    -log p(x_0) <= KL(q(x_T | x_0) || N(0, I))                                    the prior's term
+                 + sum over t > 0 of KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t))  the denoising terms
+                 - log p(x_0 | x_1)                                               the decoder's term
+
+Time is zero-based (see `genssl.models.diffusion`), so the decoder's term is the one at t = 0. It is that of
+a discrete decoder, which gives bytes a probability; the sum is therefore a bound on bytes, in nats, and
+needs no dequantisation. As in the official code, a predicted x_0 is clipped to [-1, 1] by default.
+
+Expectations over x_t are estimated from one draw: each function takes standard normal noise of x_0's shape.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from genssl.models.diffusion import NoisePredictor, NoiseSchedule, Variance, predict_x_start, q_sample
+from genssl.pixels import BIN_WIDTH, to_bytes
+
+
+def bound_terms(
+    model: NoisePredictor,
+    schedule: NoiseSchedule,
+    x_start: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    *,
+    variance: Variance = "posterior",
+    clip: bool = True,
+) -> Tensor:
+    """The term of each image's own time: the decoder's at t = 0, else the denoising one, (B,) nats.
+
+    Args:
+        model: finds the noise.
+        schedule: of T steps.
+        x_start: x_0, images in [-1, 1], (B, ...).
+        t: (B,) int64 in [0, T).
+        noise: standard normal, (B, ...).
+        variance: of p(x_{t-1} | x_t) at t > 0, as for `p_sample`.
+        clip: keep the predicted x_0 in [-1, 1].
+    """
+    terms = x_start.new_empty(len(x_start))
+    last, later = t == 0, t > 0
+    if bool(last.any()):
+        terms[last] = decoder_nll(model, schedule, x_start[last], noise[last], clip=clip)
+    if bool(later.any()):
+        rest = (x_start[later], t[later], noise[later])
+        terms[later] = denoising_kl(model, schedule, *rest, variance=variance, clip=clip)
+    return terms
+
+
+def prior_kl(schedule: NoiseSchedule, x_start: Tensor) -> Tensor:
+    """KL(q(x_T | x_0) || N(0, I)) of x_start (B, ...): (B,) nats. No network takes part in it.
+
+    With q = N(sqrt(k) x_0, 1 - k), k = alpha-bar_T, it is (k x_0^2 - k - log(1 - k)) / 2 a dimension.
+    """
+    kept = math.exp(schedule.log_alphas_cumprod[-1])
+    of_variance = -kept - math.log1p(-kept)  # about k^2 / 2, in float64
+    return 0.5 * (kept * x_start.square() + of_variance).flatten(1).sum(1)
+
+
+def denoising_kl(
+    model: NoisePredictor,
+    schedule: NoiseSchedule,
+    x_start: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    *,
+    variance: Variance = "posterior",
+    clip: bool = True,
+) -> Tensor:
+    """KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) at x_t = q_sample(x_0, t, noise): (B,) nats.
+
+    Both are Gaussian (equations 6 and 7), and both means are c x_0 + c' x_t, one with the true x_0 and one
+    with the model's: they differ by c (x_0 - predicted x_0). With the posterior variance for p, this
+    difference is all there is.
+
+    Args:
+        model, schedule, x_start, noise, variance, clip: as for `bound_terms`.
+        t: (B,) int64 in [1, T).
+    """
+    found = _predicted(model, schedule, x_start, t, noise, clip)
+    kept, added = schedule.alphas_cumprod_prev[t], schedule.betas[t]
+    noisiness = schedule.sqrt_one_minus_alphas_cumprod[t].square()  # 1 - alpha-bar
+    apart = (kept.sqrt() * added / noisiness).square() * (x_start - found).square().flatten(1).sum(1)
+    if variance == "posterior":
+        return 0.5 * apart / schedule.posterior_variance[t]
+    # posterior variance / beta = 1 - r; r - 1 - log r of that ratio, in float64 as it is about r^2 / 2
+    r = (kept * added / noisiness).cpu().double()
+    of_variance = (-r - torch.log1p(-r)).to(x_start.dtype).to(x_start.device)
+    return 0.5 * (apart / added + of_variance * x_start[0].numel())
+
+
+def decoder_nll(
+    model: NoisePredictor, schedule: NoiseSchedule, x_start: Tensor, noise: Tensor, *, clip: bool = True
+) -> Tensor:
+    """-log p(x_0 | x_1), x_1 the image after the first step of noise, for the discrete decoder: (B,) nats.
+
+    The mean is the predicted x_0. The posterior variance is 0 at t = 0; the decoder takes that of t = 1,
+    as the official code does, for either choice of the other variances.
+
+    Args:
+        model, schedule, x_start, noise, clip: as for `bound_terms`.
+    """
+    first = torch.zeros(len(x_start), dtype=torch.int64, device=x_start.device)
+    mean = _predicted(model, schedule, x_start, first, noise, clip)
+    log_p = byte_log_probability(to_bytes(x_start), mean, decoder_std(schedule))
+    return -log_p.flatten(1).sum(1).to(x_start.dtype).to(x_start.device)
+
+
+def decoder_std(schedule: NoiseSchedule) -> float:
+    """The standard deviation of the decoder's Gaussian; with T = 1, that of the only step."""
+    variances = schedule.posterior_variance[1:] if schedule.timesteps > 1 else schedule.betas
+    return math.sqrt(float(variances[0]))
+
+
+def byte_log_probability(images: Tensor, mean: Tensor, std: float) -> Tensor:
+    """log of the mass of N(mean, std^2) in the bin of each byte (equation 13), float64, shape of the mean.
+
+    Bins are 1/128 wide and tile [-1, 1]; those of 0 and 255 are open to the outside.
+
+    Args:
+        images: uint8.
+        mean: same shape, in the model's range.
+        std: in the model's range.
+    """
+    images, mean = _on_precise_device(images), _on_precise_device(mean).double()
+    edge = images.double() * BIN_WIDTH - 1
+    lower = ((edge - mean) / std).masked_fill(images == 0, -math.inf)
+    upper = ((edge + BIN_WIDTH - mean) / std).masked_fill(images == 255, math.inf)
+    # The distribution function keeps its digits in the left tail only: mirror what lies to the right
+    mirrored = lower + upper > 0
+    lower, upper = torch.where(mirrored, -upper, lower), torch.where(mirrored, -lower, upper)
+    log_upper = torch.special.log_ndtr(upper)
+    log_p: Tensor = log_upper + torch.log(-torch.expm1(torch.special.log_ndtr(lower) - log_upper))
+    return log_p
+
+
+def _predicted(
+    model: NoisePredictor, schedule: NoiseSchedule, x_start: Tensor, t: Tensor, noise: Tensor, clip: bool
+) -> Tensor:
+    x = q_sample(schedule, x_start, t, noise)
+    found = predict_x_start(schedule, x, t, model(x, t))
+    return found.clamp(-1, 1) if clip else found
+
+
+def _on_precise_device(x: Tensor) -> Tensor:
+    return x.cpu() if x.device.type == "mps" else x  # which has no float64

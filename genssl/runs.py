@@ -1,0 +1,139 @@
+"""The runs in checkpoints/: what they are called, which there are, and which one a REF means."""
+
+import os
+import re
+from pathlib import Path
+
+from genssl import checkpoint
+from genssl import config as configs
+from genssl.config import Config
+from genssl.errors import UserError
+
+
+def root() -> Path:
+    """Where runs live: GENSSL_CHECKPOINTS, else ./checkpoints."""
+    return Path(os.environ.get("GENSSL_CHECKPOINTS", "checkpoints"))
+
+
+def shipped_root() -> Path:
+    """The weights of the repository."""
+    return Path(__file__).parent.parent / "checkpoints" / "shipped"
+
+
+def known(method: str | None = None) -> list[checkpoint.RunInfo]:
+    """The readable runs in `root()`, newest last; only those of `method` when it is given."""
+    found = []
+    folders = sorted(root().glob(f"*/{checkpoint.MODEL}"), key=lambda file: file.stat().st_mtime)
+    for file in folders:
+        try:
+            info = checkpoint.inspect(file)
+        except UserError:
+            continue
+        if method is None or info.config.method == method:
+            found.append(info)
+    return found
+
+
+def folders() -> list[str]:
+    """The names of all run folders in `root()`, readable or not."""
+    return sorted(
+        {
+            file.parent.name
+            for name in (checkpoint.MODEL, checkpoint.CONFIG)
+            for file in root().glob(f"*/{name}")
+        }
+    )
+
+
+def find(reference: str, method: str | None = None, data: str | None = None) -> Path:
+    """Resolve REF to a run folder or model file.
+
+    Args:
+        reference: a method's name (its newest finished run, else the shipped weights), the name of a
+            run in `root()`, or a path.
+        method: refuse anything of another method.
+        data: of a method's runs, take only those trained on these data.
+
+    Raises:
+        UserError: nothing is there, or it is of another method.
+    """
+    path = _named(reference) or _newest(reference, data)
+    if path is None:
+        newest = ", ".join(info.name for info in known()[-5:]) or "none yet"
+        raise UserError(f"no run {reference!r} in {root()}/ and no such path; runs: {newest}")
+    if method is not None and (actual := checkpoint.inspect(path).config.method) != method:
+        raise UserError(f"{path} holds a {actual}, and this needs a {method}; choose another --checkpoint")
+    return path
+
+
+def find_unfinished(reference: str) -> Path:
+    """Resolve what --resume names to a run folder: a path, a run's name, or a method's newest unfinished run.
+
+    Raises:
+        UserError: there is none.
+    """
+    for path in (root() / reference, Path(reference)):
+        if path.is_dir():
+            return path
+    method = reference.lower().replace("-", "_")
+    unfinished = [info for info in known(method) if not info.finished]
+    if not unfinished:
+        raise UserError(f"no run folder {reference} to resume; `genssl runs list` names them")
+    return unfinished[-1].folder
+
+
+def _named(reference: str) -> Path | None:
+    for path in (root() / reference, Path(reference)):
+        if (path / checkpoint.MODEL).exists() or path.is_file():
+            return path
+        if (path / checkpoint.CONFIG).exists():
+            raise UserError(f"{path} has no weights yet: let it train, or `genssl train --resume {path}`")
+    return None
+
+
+def _newest(reference: str, data: str | None) -> Path | None:
+    method = reference.lower().replace("-", "_")
+    if method not in configs.methods():
+        return None
+    finished = [info for info in known(method) if info.finished and data in {None, info.config.data}]
+    if finished:
+        return finished[-1].folder
+    if data is not None:
+        raise UserError(f"no finished {method} run on {data} in {root()}/; leave --data away, or train one")
+    shipped = shipped_root() / method
+    if (shipped / checkpoint.MODEL).exists():
+        return shipped
+    hint = f"train one with `genssl train {method}`"
+    if unfinished := known(method):
+        hint += f", or name the unfinished {unfinished[-1].name}"
+    raise UserError(f"no finished {method} run in {root()}/; {hint}")
+
+
+def run_name(config: Config, tag: str | None) -> str:
+    """<method>-<data>[-tag], in characters that every file system takes."""
+    data = Path(config.data).name.split(".")[0] or Path(config.data).resolve().name
+    parts = [config.method, data, *([tag] if tag else [])]
+    return "-".join(re.sub(r"[^A-Za-z0-9_.]+", "-", part).strip("-.") or "data" for part in parts)
+
+
+def new_folder(config: Config, tag: str | None = None, out: Path | None = None) -> Path:
+    """Make a folder for a run that no other run has: `out`, else <root>/<name>[-2, -3, ...].
+
+    Raises:
+        UserError: `out` exists and is not empty.
+    """
+    if out is not None:
+        if out.is_file() or (out.is_dir() and any(out.iterdir())):
+            raise UserError(f"{out} exists; choose another --out, or --resume it")
+        out.mkdir(parents=True, exist_ok=True)
+        return out
+    root().mkdir(parents=True, exist_ok=True)
+    name, count = run_name(config, tag), 1
+    while True:
+        folder = root() / (name if count == 1 else f"{name}-{count}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            count += 1
+            continue
+        return folder

@@ -1,0 +1,184 @@
+"""Ablations: runs that differ in named settings, trained, measured and compared."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from genssl import checkpoint, runs
+from genssl import config as configs
+from genssl.config import Config, differences
+from genssl.errors import FAILED_RUN, INTERRUPTED, TERMINATED, UserError
+from genssl.eval.outcome import Outcome
+from genssl.runtime import choose_device
+from genssl.studies.comparison import Arm, ArmRuns, Measured, compare_arms
+from genssl.studies.measures import measure
+from genssl.train import run
+from genssl.train.events import Listener, Note
+from genssl.train.options import Options
+
+LONGEST_TAG = 60  # characters of a run's name
+
+
+def arms_of(
+    baseline: Config, named: Mapping[str, Sequence[Any]], settings: Mapping[str, Any] | None = None
+) -> list[Arm]:
+    """The baseline, one arm for each value of each named setting, and one for all `settings` together.
+
+    What equals the baseline is the baseline, and what is asked for twice is one arm.
+
+    Raises:
+        UserError: the method lacks a setting, a value is wrong, or nothing would change.
+    """
+    asked = [{name: value} for name, values in named.items() for value in values]
+    for change in asked:
+        _require(baseline, *change)
+    if settings:
+        asked.append(dict(settings))
+    first = "baseline"
+    arms: list[Arm] = []
+    for change in asked:
+        changes = _changes(baseline, change)
+        if not changes and len(change) == 1:
+            first = f"{_label(_values(baseline, change))} (baseline)"
+        elif changes and changes not in [arm.changes for arm in arms]:
+            arms.append(Arm(_label(changes), changes))
+    if not arms:
+        own = _label(_values(baseline, {name: None for change in asked for name in change}))
+        raise UserError(f"nothing to ablate: {own or 'no change'} is the baseline; give another value")
+    return [Arm(first, {}), *arms]
+
+
+def own_settings(kind: type[Config]) -> list[str]:
+    """The settings that a method has beyond those of every method."""
+    return [name for name in kind.model_fields if name not in Config.model_fields]
+
+
+def ablate(
+    baseline: Config, arms: Sequence[Arm], options: Options, listen: Listener, seeds: int = 1
+) -> Outcome:
+    """Train what is not trained yet, measure what is not measured yet, and compare.
+
+    An arm that was trained to its end before, by whatever command, is taken as it is, and a run that was cut
+    short is resumed: the same call continues a study that was stopped at any moment.
+
+    Args:
+        baseline: the settings of the first arm.
+        arms: as from `arms_of`, the baseline first.
+        options: how the runs are carried out; tag and out are chosen here.
+        listen: told what happens, which arm is at work among it.
+        seeds: each arm is repeated with the seed, the seed + 1, ...
+
+    Raises:
+        UserError: a run was stopped, or none came to its end.
+    """
+    results = [
+        _run_arm(baseline, arm, f"arm {place} of {len(arms)}: {arm.name}", options, listen, seeds)
+        for place, arm in enumerate(arms, 1)
+    ]
+    if not any(result.runs for result in results):
+        raise UserError(f"no arm came to its end: {results[0].failures[0]}", FAILED_RUN)
+    return compare_arms(baseline, results)
+
+
+def _run_arm(
+    baseline: Config, arm: Arm, title: str, options: Options, listen: Listener, seeds: int
+) -> ArmRuns:
+    """All seeds of one arm. A loss that breaks down is a result too: it is told, and the study goes on."""
+    runs, failures = [], []
+    changed = baseline.updated(arm.changes)
+    for count in range(seeds):
+        config = changed.updated({"seed": changed.seed + count})
+        listen(Note(title if seeds == 1 else f"{title}, seed {config.seed} ({count + 1} of {seeds})"))
+        try:
+            folder = _train(config, _tag(arm, count), options, listen)
+        except UserError as error:
+            if error.code != FAILED_RUN:
+                raise
+            listen(Note(f"{arm.name} failed: {error}"))
+            failures.append(f"seed {config.seed}: {error}")
+            continue
+        runs.append(_measured(folder, options.device, listen))
+    return ArmRuns(arm, runs, failures)
+
+
+def _train(config: Config, tag: str, options: Options, listen: Listener) -> Path:
+    """The folder of a run of `config`: one that is done, one that is resumed, or a new one."""
+    found = find_run(config)
+    if found is not None and found.complete:
+        listen(Note(f"already trained: {found.folder}"))
+        return found.folder
+    try:
+        if found is None:
+            return run.start(config, replace(options, tag=tag, out=None), listen)
+        return run.resume(found.folder, {}, replace(options, tag=None, out=None), listen)
+    except UserError as error:
+        if error.code in {INTERRUPTED, TERMINATED}:
+            raise UserError(f"{error}; the same ablate command continues the study", error.code) from error
+        raise
+
+
+@dataclass(frozen=True)
+class Found:
+    """A run of the settings looked for; `complete`: all its epochs are done."""
+
+    folder: Path
+    complete: bool
+
+
+def find_run(config: Config) -> Found | None:
+    """The run in `runs.root()` with exactly these settings that came furthest, the newest of them."""
+    same = [info for info in runs.known(config.method) if not differences(info.config, config)]
+    if same:
+        best = max(reversed(same), key=lambda info: (info.epoch, info.finished))
+        return Found(best.folder, best.finished and best.epoch >= config.epochs)
+    files = sorted(runs.root().glob(f"*/{checkpoint.CONFIG}"), key=lambda file: file.stat().st_mtime)
+    unsaved = [file.parent for file in files if _is_unsaved(file, config)]
+    return Found(unsaved[-1], complete=False) if unsaved else None
+
+
+def _is_unsaved(file: Path, config: Config) -> bool:
+    """Whether a run of `config` was cut short before its first saved state."""
+    if (file.parent / checkpoint.MODEL).exists():
+        return False
+    try:
+        return not differences(configs.read(file.read_text(encoding="utf-8"), str(file)), config)
+    except (UserError, UnicodeDecodeError):
+        return False
+
+
+def _measured(folder: Path, device: str, listen: Listener) -> Measured:
+    info = checkpoint.inspect(folder)
+    lines = (folder / checkpoint.HISTORY).read_text(encoding="utf-8").splitlines()
+    history = [json.loads(line) for line in lines]
+    return Measured(info, history, measure(info, history, choose_device(device), listen))
+
+
+def _require(baseline: Config, setting: str) -> None:
+    if setting in type(baseline).model_fields:
+        return
+    method, known = baseline.method, configs.methods()
+    owners = [name for name, kind in known.items() if setting in kind.model_fields]
+    whose = f" (that is for {', '.join(owners)})" if owners else ""
+    own = ", ".join(own_settings(type(baseline)))
+    raise UserError(f"a {method} has no {setting}{whose}; --set ablates its own settings: {own}")
+
+
+def _changes(baseline: Config, change: Mapping[str, Any]) -> dict[str, Any]:
+    """What of `change` differs from the baseline, validated."""
+    changed = differences(baseline, baseline.updated(change))
+    return {name: after for name, (_, after) in changed.items()}
+
+
+def _values(baseline: Config, names: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: getattr(baseline, name) for name in names}
+
+
+def _label(changes: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in changes.items())
+
+
+def _tag(arm: Arm, count: int) -> str:
+    tag = _label(arm.changes)[:LONGEST_TAG] if arm.changes else "baseline"
+    return tag if count == 0 else f"{tag}-seed+{count}"

@@ -1,0 +1,119 @@
+"""What is measured of a trained run, once: the numbers are kept beside it, by the digest of its weights."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genssl import checkpoint, figures, files
+from genssl.checkpoint import RunInfo
+from genssl.data.split import Split
+from genssl.eval.sample import draw_samples
+from genssl.models.method import Method
+from genssl.runtime import describe
+from genssl.train.events import Listener, Loading, Note
+from genssl.train.run import load_splits
+
+KEPT = Path("eval") / "ablate.json"  # in a run's folder
+SAMPLES = Path("eval") / "ablate-samples.png"
+SAMPLES_TIMED = 64
+SAMPLES_SHOWN = 16
+SAMPLING_BUDGET = 2.0  # seconds of repeating what is fast, since a first call is slower than the others
+SAMPLING_REPEATS = 20
+NO_TERMS = {"epoch", "step", "learning_rate", "images_per_second", "seconds"}
+
+
+class Trained:
+    """A trained run, opened to be measured.
+
+    Attributes:
+        folder: the run's, for pictures.
+        method: in eval mode, on the device.
+        device: where to measure.
+    """
+
+    def __init__(self, folder: Path, device: torch.device, listen: Listener) -> None:
+        self.folder, self.device, self._listen = folder, device, listen
+        self.method: Method = checkpoint.load(folder, device)
+
+    @cached_property
+    def splits(self) -> tuple[Split, Split]:
+        """What the run was trained on, and its test split, on the device."""
+        return load_splits(self.method.config, self.device, self._listen)
+
+    def tick(self, text: str) -> Callable[[int, int], None]:
+        """What tells the person watching how far a measurement is."""
+        return lambda done, total: self._listen(Loading(text, done, total))
+
+
+Measure = Callable[[Trained], dict[str, float]]
+
+
+def sampling(trained: Trained) -> dict[str, float]:
+    """Seconds to sample 64 images in one batch, as the method samples by default; a grid of some of them."""
+    if not hasattr(trained.method, "sample"):
+        return {}
+    seconds, images = time_sampling(trained, {})
+    files.write_picture(trained.folder / SAMPLES, figures.grid(images[:SAMPLES_SHOWN]))
+    return {"sampling_seconds": seconds}
+
+
+def time_sampling(trained: Trained, options: Mapping[str, Any]) -> tuple[float, Tensor]:
+    """Seconds of the fastest of a few samplings of 64 images with `options`, and the images."""
+    seconds: list[float] = []
+    while sum(seconds) < SAMPLING_BUDGET and len(seconds) < SAMPLING_REPEATS:
+        start = time.perf_counter()
+        tick = trained.tick("sampling")
+        images = draw_samples(trained.method, SAMPLES_TIMED, 0, SAMPLES_TIMED, tick, options)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds), images
+
+
+# Each is kept under its name: give it another one when what it measures changes. A measure returns {} for a
+# run that it does not apply to.
+MEASURES: dict[str, Measure] = {"sampling": sampling}
+
+
+def measure(
+    info: RunInfo, history: Sequence[Mapping[str, Any]], device: torch.device, listen: Listener
+) -> dict[str, float]:
+    """Every number of a run: its last losses, its training's time and speed, and what MEASURES finds."""
+    return {**from_history(history), **_from_measures(info, device, listen)}
+
+
+def from_history(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The last record's terms, the seconds of the whole training, and the median epoch's images a second."""
+    last = history[-1]
+    terms = {name: value for name, value in last.items() if name not in NO_TERMS and value is not None}
+    speeds = [record["images_per_second"] for record in history]
+    return {
+        **terms,
+        "training_seconds": last["seconds"],
+        "images_per_second": statistics.median(speeds),
+    }
+
+
+def _from_measures(info: RunInfo, device: torch.device, listen: Listener) -> dict[str, float]:
+    kept = _read_kept(info, device)
+    missing = [name for name in MEASURES if name not in kept["measures"]]
+    if missing:
+        listen(Note(f"measuring {info.name}"))
+        trained = Trained(info.folder, device, listen)
+        for name in missing:
+            kept["measures"][name] = MEASURES[name](trained)
+            files.write_json(info.folder / KEPT, kept)
+    found = [kept["measures"][name] for name in MEASURES]
+    return {name: value for numbers in found for name, value in numbers.items()}
+
+
+def _read_kept(info: RunInfo, device: torch.device) -> dict[str, Any]:
+    """What was measured of these very weights on this device; times on another one do not count."""
+    about = {"weights_sha256": info.digest, "device": describe(device)}
+    file = info.folder / KEPT
+    kept = files.read_json(file) if file.exists() else {}
+    return kept if about.items() <= kept.items() else {**about, "measures": {}}

@@ -1,0 +1,302 @@
+"""The samplers on Gaussian data, where the optimal model and the exact flow are known."""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from genssl.models.diffusion import NoiseSchedule, cosine_schedule, linear_schedule, p_sample_loop
+from genssl.models.samplers import (
+    ancestral,
+    ddim,
+    ddim_invert,
+    dpm_solver_pp,
+    log_snr_times,
+    quadratic_times,
+)
+from genssl.runtime import generator
+
+from .gaussian_data import GaussianData, distance
+
+Sampler = Callable[..., Tensor]
+# Times are whole numbers: with so many of them, a grid of 100 steps is as even as asked
+FINE = linear_schedule(20_000, scaled=True)
+
+
+def fresh_noise(x: Tensor, seed: int = 1) -> Callable[[int], Tensor]:
+    source = generator(seed, "test")
+    return lambda t: torch.randn(x.shape, generator=source, dtype=x.dtype)
+
+
+def output_distribution(
+    sampler: Sampler, data: GaussianData, steps: int, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """Exact mean and standard deviation (D,) of what a sampler makes of standard normal x.
+
+    Every step is linear and acts on each dimension alone, so one run shows how the output depends on the
+    start and on each step's noise: row 0 is all zero, row 1 starts at one, row 2 + k has one as noise k.
+    """
+    x = torch.zeros(2 + steps, 32, dtype=torch.float64)
+    x[1] = 1
+    asked = 0
+
+    def noise(t: int) -> Tensor:
+        nonlocal asked
+        drawn = torch.zeros_like(x)
+        drawn[2 + asked] = 1
+        asked += 1
+        return drawn
+
+    out = sampler(data, data.schedule, x, steps, noise=noise, **options)
+    assert asked in (0, steps - 1)  # not for the last step
+    return out[0], (out[1:] - out[0]).square().sum(0).sqrt()
+
+
+@pytest.mark.parametrize(
+    ("sampler", "options"),
+    [
+        (ancestral, {}),
+        (ancestral, {"variance": "large"}),
+        (ddim, {"eta": 0.0}),
+        (ddim, {"eta": 0.5}),
+        (ddim, {"eta": 1.0}),
+    ],
+)
+@pytest.mark.parametrize(("steps", "tolerance"), [(1000, 0.08), (100, 0.3)])
+def test_samples_are_distributed_like_the_data(
+    sampler: Sampler, options: dict[str, Any], steps: int, tolerance: float
+) -> None:
+    data = GaussianData(linear_schedule())
+    mean, std = output_distribution(sampler, data, steps, **options)
+    torch.testing.assert_close(mean, data.mean, rtol=0, atol=0.01)
+    torch.testing.assert_close(std, data.std, rtol=tolerance, atol=0)
+    torch.testing.assert_close(std[24:], data.std[24:], rtol=tolerance / 4, atol=0)  # the wide dimensions
+
+
+@pytest.mark.parametrize("schedule", [linear_schedule(), cosine_schedule(1000)])
+def test_deterministic_samplers_follow_the_exact_flow(schedule: NoiseSchedule) -> None:
+    data = GaussianData(schedule)
+    x = data.noised(999)
+    exact = data.flow(x, 999)
+    for steps, bound in ((10, 0.02), (20, 0.012)):
+        error = distance(dpm_solver_pp(data, schedule, x, steps), exact)
+        assert error < bound
+        assert error < 0.5 * distance(ddim(data, schedule, x, steps), exact)
+    assert distance(ddim(data, schedule, x, 1000), exact) < 0.005
+
+
+@pytest.mark.parametrize(("sampler", "order"), [(ddim, 1), (dpm_solver_pp, 2)])
+def test_errors_fall_at_the_methods_order(sampler: Sampler, order: int) -> None:
+    data = GaussianData(FINE, narrowest=0.3)
+    x = data.noised(19_999)
+    coarse, fine = (distance(sampler(data, FINE, x, n), data.flow(x, 19_999)) for n in (25, 100))
+    assert math.log(coarse / fine, 4) == pytest.approx(order, abs=0.3)
+
+
+@pytest.mark.parametrize("sampler", [ddim, dpm_solver_pp])
+@pytest.mark.parametrize("t_start", [0, 49, 300])
+def test_a_sampler_starts_where_it_is_told(sampler: Sampler, t_start: int) -> None:
+    data = GaussianData(linear_schedule())
+    x = data.noised(t_start)
+    out = sampler(data, data.schedule, x, min(t_start + 1, 40), t_start)
+    assert distance(out, data.flow(x, t_start)) < 0.01
+
+
+def test_dpm_solver_takes_the_steps_of_its_paper() -> None:
+    # Lu et al. 2022, algorithm 2, in the paper's letters, on three times
+    schedule = linear_schedule()
+    data = GaussianData(schedule)
+    x = data.noised(600)
+    times = log_snr_times(schedule, 600, 3)
+    alpha, sigma = data.alpha[times], data.variance[times].sqrt()
+    lam = (alpha / sigma).log()
+
+    def x_theta(x: Tensor, i: int) -> Tensor:
+        return (x - sigma[i] * data(x, torch.full((len(x),), times[i]))) / alpha[i]
+
+    h_1, h_2 = lam[1] - lam[0], lam[2] - lam[1]
+    first = sigma[1] / sigma[0] * x - alpha[1] * torch.expm1(-h_1) * x_theta(x, 0)
+    r = h_1 / h_2
+    d = (1 + 1 / (2 * r)) * x_theta(first, 1) - 1 / (2 * r) * x_theta(x, 0)
+    second = sigma[2] / sigma[1] * first - alpha[2] * torch.expm1(-h_2) * d
+    expected = x_theta(second, 2)  # to the clean image, h is infinite
+    found = dpm_solver_pp(data, schedule, x, 3, 600)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_ddim_with_all_noise_and_all_steps_is_ancestral() -> None:
+    schedule = linear_schedule(100, scaled=True)
+    data = GaussianData(schedule)
+    x = data.noised(99)
+    expected = p_sample_loop(data, schedule, x, fresh_noise(x))
+    torch.testing.assert_close(
+        ddim(data, schedule, x, 100, noise=fresh_noise(x), eta=1.0), expected, rtol=0, atol=1e-5
+    )
+    torch.testing.assert_close(
+        ancestral(data, schedule, x, 100, noise=fresh_noise(x)), expected, rtol=0, atol=1e-5
+    )
+    large = p_sample_loop(data, schedule, x, fresh_noise(x), variance="large", clip=True)
+    found = ancestral(data, schedule, x, 100, noise=fresh_noise(x), variance="large", clip=True)
+    torch.testing.assert_close(found, large, rtol=0, atol=1e-5)
+    clipped = p_sample_loop(data, schedule, 3 * x, fresh_noise(x), clip=True)
+    found = ddim(data, schedule, 3 * x, 100, noise=fresh_noise(x), eta=1.0, clip=True)
+    torch.testing.assert_close(found, clipped, rtol=0, atol=1e-4)
+
+
+def test_an_inverted_image_comes_back() -> None:
+    data = GaussianData(linear_schedule())
+    images = data.mean + data.std * torch.randn(8, 32, generator=generator(2, "test"), dtype=torch.float64)
+
+    def round_trip(steps: int, t: int) -> float:
+        noise = ddim_invert(data, data.schedule, images, steps, t)
+        return distance(ddim(data, data.schedule, noise, steps, t), images)
+
+    errors = [round_trip(steps, 999) for steps in (50, 200, 1000)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.006
+    assert round_trip(300, 299) < 0.006
+    # and the noise is that of the exact flow, which is standard normal for these data
+    noise = ddim_invert(data, data.schedule, images, 1000)
+    assert distance(data.flow(noise, 999), images) < 0.006
+    assert float(noise.std()) == pytest.approx(1, abs=0.15)
+
+
+@pytest.mark.parametrize("sampler", [ddim, ancestral, dpm_solver_pp])
+def test_clipping_keeps_predicted_images_in_range(sampler: Sampler) -> None:
+    schedule = linear_schedule()
+    data = GaussianData(schedule)
+    x = 5 * data.noised(999)
+    options = {"noise": fresh_noise(x)} if sampler is ancestral else {}
+    assert float(sampler(data, schedule, x, 10, **options).abs().max()) > 1.1
+    assert float(sampler(data, schedule, x, 10, clip=True, **options).abs().max()) <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("sampler", [ddim, ancestral, dpm_solver_pp, ddim_invert])
+@pytest.mark.parametrize("steps", [1, 2, 7, 20])
+def test_one_network_call_a_step_and_the_states_are_told(sampler: Sampler, steps: int) -> None:
+    schedule = linear_schedule(20)
+    data = GaussianData(schedule)
+    calls: list[int] = []
+
+    def model(x: Tensor, t: Tensor) -> Tensor:
+        assert t.dtype == torch.int64
+        assert t.shape == (len(x),)
+        calls.append(int(t[0]))
+        return data(x, t)
+
+    x = data.noised(19, 3)
+    options = {"noise": fresh_noise(x)} if sampler is ancestral else {}
+    kept: list[tuple[int, Tensor]] = []
+    out = sampler(model, schedule, x, steps, keep=lambda t, x: kept.append((t, x)), **options)
+    assert len(calls) == len(kept) == steps
+    assert torch.equal(kept[-1][1], out)
+    if sampler is ddim_invert:
+        assert kept[-1][0] == 19
+        assert calls == [0, *[t for t, _ in kept[:-1]]]
+    else:
+        assert kept[-1][0] == -1
+        assert calls == [19, *[t for t, _ in kept[:-1]]]
+
+
+@pytest.mark.parametrize("sampler", [ddim, ancestral, dpm_solver_pp, ddim_invert])
+@pytest.mark.parametrize(
+    ("steps", "t_start", "message"),
+    [
+        (0, None, "from 1 to 20"),
+        (21, None, "from 1 to 20"),
+        (6, 4, "from 1 to 5"),
+        (1, 20, "from 0 to 19"),
+        (1, -1, "from 0 to 19"),
+    ],
+)
+def test_steps_that_do_not_fit_are_refused(
+    sampler: Sampler, steps: int, t_start: int | None, message: str
+) -> None:
+    x = torch.zeros(1, 32, dtype=torch.float64)
+    options = {"noise": fresh_noise(x)} if sampler is ancestral else {}
+    with pytest.raises(ValueError, match=message):
+        sampler(lambda x, t: x, linear_schedule(20), x, steps, t_start, **options)
+
+
+def test_stochastic_samplers_need_noise() -> None:
+    x = torch.zeros(1, 32)
+    with pytest.raises(ValueError, match="adds noise"):
+        ddim(lambda x, t: x, linear_schedule(20), x, 5, eta=0.5)
+    with pytest.raises(ValueError, match="adds noise"):
+        ancestral(lambda x, t: x, linear_schedule(20), x, 5)
+
+
+@pytest.mark.parametrize("t_start", [0, 1, 9, 175, 999])
+def test_times_fall_from_the_start_to_zero_without_repeating(t_start: int) -> None:
+    schedule = linear_schedule()
+    for steps in {1, 2, t_start // 2 + 1, t_start, t_start + 1} & set(range(1, t_start + 2)):
+        for times in (quadratic_times(t_start, steps), log_snr_times(schedule, t_start, steps)):
+            assert len(times) == steps
+            assert times[0] == t_start
+            assert times[-1] == 0 or steps == 1
+            assert all(a > b for a, b in pairwise(times))
+
+
+# Against diffusers
+
+
+@pytest.mark.slow
+def test_steps_are_those_of_diffusers() -> None:
+    diffusers = pytest.importorskip("diffusers")
+    schedule = linear_schedule(50)
+    data = GaussianData(schedule)
+    x = 1.5 * data.noised(49)
+    for clip in (False, True):
+        for eta in (0.0, 0.5, 1.0):
+            peer = diffusers.DDIMScheduler(50, 1e-4, 0.02, clip_sample=clip)
+            peer.set_timesteps(50)
+            noise, theirs = fresh_noise(x), x
+            for t in peer.timesteps:
+                drawn = noise(int(t)) if eta > 0 and t > 0 else torch.zeros_like(x)
+                epsilon = data(theirs, t.expand(len(x)))
+                theirs = peer.step(
+                    epsilon, t, theirs, eta, use_clipped_model_output=True, variance_noise=drawn
+                ).prev_sample
+            ours = ddim(data, schedule, x, 50, noise=fresh_noise(x), eta=eta, clip=clip)
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-4)
+        for ours_kind, theirs_kind in (("posterior", "fixed_small"), ("large", "fixed_large")):
+            peer = diffusers.DDPMScheduler(50, 1e-4, 0.02, variance_type=theirs_kind, clip_sample=clip)
+            source, theirs = generator(1, "test"), x
+            for t in peer.timesteps:
+                theirs = peer.step(data(theirs, t.expand(len(x))), t, theirs, generator=source).prev_sample
+            options: dict[str, Any] = {"variance": ours_kind, "clip": clip}
+            ours = p_sample_loop(data, schedule, x, fresh_noise(x), **options)
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-4)
+
+
+@pytest.mark.slow
+def test_dpm_solver_is_that_of_diffusers_and_nearer_to_the_flow() -> None:
+    diffusers = pytest.importorskip("diffusers")
+    schedule = linear_schedule()
+    data = GaussianData(schedule)
+    x = data.noised(999)
+
+    def theirs(times: list[int] | None, steps: int, **options: Any) -> Tensor:
+        peer = diffusers.DPMSolverMultistepScheduler(
+            1000, 1e-4, 0.02, lower_order_final=False, final_sigmas_type="zero", **options
+        )
+        peer.set_timesteps(None if times else steps, timesteps=times)
+        out = x
+        for t in peer.timesteps:
+            out = peer.step(data(out, t.long().expand(len(x))), t, out).prev_sample
+        return out
+
+    for steps in (10, 20):
+        ours = dpm_solver_pp(data, schedule, x, steps)
+        same_times = theirs(log_snr_times(schedule, 999, steps), steps)
+        torch.testing.assert_close(ours, same_times, rtol=0, atol=1e-3)
+        exact = data.flow(x, 999)
+        error = distance(ours, exact)
+        assert error < 0.5 * distance(theirs(None, steps), exact)
+        assert error < 0.5 * distance(theirs(None, steps, use_karras_sigmas=True), exact)
+        # even steps in lambda are ours too, but for how they are rounded to whole times
+        assert error < 1.1 * distance(theirs(None, steps, use_lu_lambdas=True), exact)

@@ -1,0 +1,122 @@
+"""The U-Net: its sizes, its start, and that layout and batch change nothing."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from genssl.models.unet import LAYOUTS, Layout, ResidualBlock, UNet, sinusoids
+from genssl.runtime import generator
+
+SMALLEST = Layout((16, 32), (1, 2), (True, False))
+
+
+def awake(layout: Layout = SMALLEST) -> UNet:
+    """A network whose zero-initialised layers have been moved, as after some training."""
+    torch.manual_seed(0)
+    network = UNet(layout)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return network
+
+
+def images(n: int = 3, side: int = 8) -> tuple[Tensor, Tensor]:
+    source = generator(0, "test")
+    return torch.randn(n, 3, side, side, generator=source), torch.randint(0, 1000, (n,), generator=source)
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "most"), [("tiny", 0.8e6, 1.3e6), ("small", 9e6, 11.5e6), ("base", 34e6, 38e6)]
+)
+def test_networks_have_the_promised_sizes(name: str, least: float, most: float) -> None:
+    with torch.device("meta"):
+        network = UNet(LAYOUTS[name])
+    assert least < sum(p.numel() for p in network.parameters()) < most
+
+
+@pytest.mark.parametrize("side", [8, 24])
+def test_any_side_that_halves_often_enough_is_taken(side: int) -> None:
+    network = UNet(Layout((16, 16, 32, 32), (1, 1, 1, 1), (False, True, False, False)))
+    x, t = images(2, side)
+    assert network(x, t).shape == x.shape
+    assert network.middle(x, t).shape == (2, 32)
+
+
+def test_a_new_network_says_zero() -> None:
+    torch.manual_seed(0)
+    x, t = images()
+    assert not UNet(SMALLEST)(x, t).any()
+
+
+def test_the_time_scales_and_shifts_what_is_normalised() -> None:
+    block, x, time = ResidualBlock(16, 4), torch.randn(2, 16, 4, 4), torch.ones(2, 4)
+    with torch.no_grad():
+        block.conv_2.weight.normal_()
+        block.scale_shift.weight.zero_()
+        block.scale_shift.bias.zero_()
+    hidden = block.norm_2(block.conv_1(F.silu(block.norm_1(x))))
+    torch.testing.assert_close(block(x, time), x + block.conv_2(F.silu(hidden)))  # told nothing
+    with torch.no_grad():
+        block.scale_shift.bias[:16] = 0.5
+        block.scale_shift.bias[16:] = -1
+    torch.testing.assert_close(block(x, time), x + block.conv_2(F.silu(1.5 * hidden - 1)))
+
+
+def test_gradient_reaches_every_parameter() -> None:
+    network = awake()
+    x, t = images()
+    network(x, t).square().sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        if name.endswith("query_key_value.bias"):  # a key's bias shifts a softmax evenly: it does nothing
+            width = len(parameter) // 3
+            assert parameter.grad[:width].any()
+            assert parameter.grad[2 * width :].any()
+        else:
+            assert parameter.grad.abs().max() > 1e-7, name
+
+
+def test_memory_layout_changes_nothing() -> None:
+    network = awake()
+    x, t = images()
+    expected = network(x, t)
+    last = network.to(memory_format=torch.channels_last)
+    found = last(x.contiguous(memory_format=torch.channels_last), t)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_image_is_seen_apart_from_its_batch() -> None:
+    network = awake()
+    x, t = images(4)
+    torch.testing.assert_close(network(x, t)[2:3], network(x[2:3], t[2:3]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(network.middle(x, t)[2:3], network.middle(x[2:3], t[2:3]))
+
+
+def test_bf16_gives_nearly_the_same_in_float32() -> None:
+    network = awake()
+    x, t = images()
+    expected = network(x, t)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = network(x, t)
+        embedded = network.time_embedding(t)
+    assert found.dtype == embedded.dtype == torch.float32
+    torch.testing.assert_close(embedded, network.time_embedding(t))
+    error = (found - expected).square().mean().sqrt() / expected.square().mean().sqrt()
+    assert error < 0.03
+
+
+def test_every_time_is_told_from_its_neighbour() -> None:
+    t = torch.arange(1500)
+    waves = sinusoids(t, 32)
+    assert waves.shape == (1500, 32)
+    torch.testing.assert_close(waves[:, 0], t.double().sin().float(), rtol=0, atol=2e-4)
+    torch.testing.assert_close(waves[:, -1], (t.double() / 10_000).cos().float(), rtol=0, atol=2e-4)
+    assert (waves[1:] - waves[:-1]).norm(dim=1).min() > 0.5
+
+
+def test_the_output_depends_on_the_time() -> None:
+    network = awake()
+    x, _ = images()
+    first, second = (network(x, torch.full((3,), t)) for t in (10, 500))
+    assert (first - second).abs().max() > 1e-3

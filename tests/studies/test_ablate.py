@@ -1,0 +1,383 @@
+"""Ablations: their arms, what is reused and resumed, what is said of them, and the command."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from genssl import checkpoint, files
+from genssl.checkpoint import RunInfo
+from genssl.cli import Program
+from genssl.commands import studying
+from genssl.config import Config, DDPMConfig, VAEConfig
+from genssl.errors import FAILED_RUN, INTERRUPTED, UserError
+from genssl.studies import ablate as study
+from genssl.studies import comparison, measures
+from genssl.studies.comparison import Arm, ArmRuns, Measured, over_seeds, verdict
+from genssl.train import loop, run
+from genssl.train.events import Event, Note
+from genssl.train.folder import RunFolder
+from genssl.train.options import Options
+
+TINY = {"width": 4, "z_dim": 3, "mixture_components": 0, "batch_size": 40, "sample_every": 0}
+OPTIONS = Options(device="cpu", save_every=0)
+
+app = typer.Typer(cls=Program, pretty_exceptions_enable=False)
+app.callback()(lambda: None)
+studying.register(app)
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["ablate", *map(str, arguments)])
+
+
+def spare_curves(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(RunFolder, "write_curves", lambda *_: None)  # most of a tiny run's time
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for runs of its own, without the figures, which other tests look at."""
+    monkeypatch.setenv("GENSSL_CHECKPOINTS", str(tmp_path / "runs"))
+    spare_curves(monkeypatch)
+    monkeypatch.setattr(comparison, "draw_arms", lambda *_: Image.new("RGB", (1, 1)))
+    return tmp_path / "runs"
+
+
+@pytest.fixture(scope="module")
+def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """A study with one change and two seeds, from the command line."""
+    root = tmp_path_factory.mktemp("study")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GENSSL_CHECKPOINTS", str(root))
+        spare_curves(patch)
+        result = call(*command(digits))
+    return root, result
+
+
+def command(digits: Path) -> list[object]:
+    base = {name: value for name, value in TINY.items() if name not in {"batch_size", "sample_every"}}
+    settings = [f"--base={name}={value}" for name, value in base.items()]
+    return [
+        "vae", "--data", digits, "--epochs", 2, "--batch-size", 40, "--seeds", 2, "--device", "cpu",
+        "--base=sample_every=2", *settings, "--set=z_dim=2", "--json",
+    ]  # fmt: skip
+
+
+def config(digits: Path, **changes: object) -> Config:
+    return VAEConfig(data=str(digits), **{**TINY, "epochs": 1, **changes})
+
+
+def forbid_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(run, "start", refuse)
+    monkeypatch.setattr(run, "resume", refuse)
+
+
+def notes(events: list[Event]) -> list[str]:
+    return [event.text for event in events if isinstance(event, Note)]
+
+
+# Arms
+
+
+def test_every_value_is_an_arm_and_the_baselines_own_is_the_baseline() -> None:
+    arms = study.arms_of(DDPMConfig(), {"timesteps": [500, 1000, 1500, 500]}, {})
+    assert arms == [
+        Arm("timesteps=1000 (baseline)", {}),
+        Arm("timesteps=500", {"timesteps": 500}),
+        Arm("timesteps=1500", {"timesteps": 1500}),
+    ]
+
+
+def test_all_set_together_are_one_arm_of_what_differs() -> None:
+    settings = {"width": "4", "z_dim": "32", "decoder_variance": "learned"}  # 32 is the baseline's
+    baseline, arm = study.arms_of(VAEConfig(), {}, settings)
+    assert (baseline.name, baseline.changes) == ("baseline", {})
+    assert arm.changes == {"width": 4, "decoder_variance": "learned"}
+    assert arm.name == "width=4, decoder_variance=learned"
+
+
+def test_named_changes_and_settings_stand_side_by_side() -> None:
+    arms = study.arms_of(DDPMConfig(), {"timesteps": [500]}, {"loss": "mse", "timesteps": "2000"})
+    assert [arm.changes for arm in arms] == [{}, {"timesteps": 500}, {"loss": "mse", "timesteps": 2000}]
+
+
+# Training, reusing, resuming
+
+
+def test_a_second_call_trains_and_measures_nothing(
+    trained: tuple[Path, Result], digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, first = trained
+    forbid_training(monkeypatch)
+    monkeypatch.setattr(measures, "Trained", None)  # not even opened
+    monkeypatch.setenv("GENSSL_CHECKPOINTS", str(root))
+    again = call(*command(digits))
+    assert again.exit_code == 0, again.output
+    assert json.loads(again.stdout) == json.loads(first.stdout)
+
+
+def test_a_run_of_another_command_is_taken(
+    digits: Path, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    baseline = config(digits)
+    mine = run.start(baseline, Options(device="cpu", out=runs / "mine"))
+    assert study.find_run(baseline) == study.Found(mine, complete=True)
+    for other in ({"seed": 1}, {"z_dim": 2}, {"epochs": 2}):
+        assert study.find_run(baseline.updated(other)) is None
+    forbid_training(monkeypatch)
+    assert study._train(baseline, "x", OPTIONS, lambda event: None) == mine
+
+
+def test_a_run_ended_by_its_time_limit_is_trained_on(digits: Path, runs: Path) -> None:
+    baseline = config(digits, epochs=3)
+    cut = run.start(baseline, Options(device="cpu", max_minutes=0))
+    assert checkpoint.inspect(cut).finished
+    assert study.find_run(baseline) == study.Found(cut, complete=False)
+    assert study._train(baseline, "x", OPTIONS, lambda event: None) == cut
+    assert study.find_run(baseline) == study.Found(cut, complete=True)
+    assert len(list(runs.iterdir())) == 1
+
+
+class Killed(Exception):
+    """Stands for a kill: nothing of the run's own code sees it coming."""
+
+
+@pytest.mark.parametrize("at", [0, 2])  # before anything was saved; after
+def test_a_study_killed_in_its_second_arm_continues_there(
+    digits: Path, runs: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    baseline = config(digits)
+    arms = study.arms_of(baseline, {}, {"z_dim": 2})
+    real = loop.Training._take_step
+
+    def dying(self: loop.Training, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        if self.step == at and self.config.z_dim == 2:  # type: ignore[attr-defined]
+            raise Killed
+        return real(self, images)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Training, "_take_step", dying)
+        with pytest.raises(Killed):
+            study.ablate(baseline, arms, OPTIONS, lambda event: None)
+    before = sorted(folder.name for folder in runs.iterdir())
+    taken: list[tuple[Config, int]] = []
+
+    def counting(self: loop.Training, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        taken.append((self.config, self.step))
+        return real(self, images)
+
+    monkeypatch.setattr(loop.Training, "_take_step", counting)
+    outcome = study.ablate(baseline, arms, OPTIONS, lambda event: None)
+    assert taken == [(baseline.updated({"z_dim": 2}), step) for step in range(at, 3)]
+    assert sorted(folder.name for folder in runs.iterdir()) == before
+    assert [row["runs"][0]["epoch"] for row in outcome.values["rows"]] == [1, 1]
+
+
+def test_an_interrupt_ends_the_study_and_says_how_to_go_on(
+    digits: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> Path:
+        raise UserError("stopped and saved at step 3", INTERRUPTED)
+
+    monkeypatch.setattr(run, "start", stopped)
+    result = call("vae", "--data", digits, "--set", "z_dim=2")
+    assert result.exit_code == INTERRUPTED
+    assert "stopped and saved at step 3; the same ablate command continues" in result.stderr
+
+
+def test_an_arm_that_breaks_down_is_told_and_the_others_go_on(
+    digits: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = run.start
+
+    def breaking(config: Config, *rest: Any) -> Path:
+        if config.z_dim == 2:  # type: ignore[attr-defined]
+            raise UserError("step 3 gave a loss that is not finite", FAILED_RUN)
+        return real(config, *rest)
+
+    monkeypatch.setattr(run, "start", breaking)
+    baseline = config(digits)
+    arms = study.arms_of(baseline, {"z_dim": [2, 4]}, {})
+    outcome = study.ablate(baseline, arms, OPTIONS, lambda event: None)
+    _, broken, sound = outcome.values["rows"]
+    assert broken["verdict"] == "failed: seed 0: step 3 gave a loss that is not finite"
+    assert broken["numbers"] == {}
+    assert sound["numbers"]["loss"]["runs"] == 1
+    assert any(note.startswith("z_dim=2 failed, seed 0") for note in outcome.notes)
+    with pytest.raises(UserError, match="no arm came to its end: seed 0: step 3") as told:
+        study.ablate(baseline, arms[1:2], OPTIONS, lambda event: None)
+    assert told.value.code == FAILED_RUN
+
+
+def test_arms_of_one_seed_see_the_same_images_in_the_same_order(
+    digits: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[tuple[int, int], list[torch.Tensor]] = {}
+    real = loop.Training._take_step
+
+    def watching(self: loop.Training, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        seen.setdefault((self.config.z_dim, self.config.seed), []).append(images)  # type: ignore[attr-defined]
+        return real(self, images)
+
+    monkeypatch.setattr(loop.Training, "_take_step", watching)
+    baseline = config(digits)
+    events: list[Event] = []
+    arms = study.arms_of(baseline, {}, {"z_dim": 2})
+    study.ablate(baseline, arms, OPTIONS, events.append, seeds=2)
+    order = {key: torch.cat(batches) for key, batches in seen.items()}
+    assert sorted(order) == [(2, 0), (2, 1), (3, 0), (3, 1)]
+    for seed in (0, 1):
+        assert torch.equal(order[2, seed], order[3, seed])
+    assert not torch.equal(order[3, 0], order[3, 1])
+    titles = [text for text in notes(events) if text.startswith("arm ")]
+    assert titles[0] == "arm 1 of 2: baseline, seed 0 (1 of 2)"
+    assert titles[3] == "arm 2 of 2: z_dim=2, seed 1 (2 of 2)"
+
+
+# Measuring
+
+
+def test_a_measure_is_taken_once_for_the_same_weights_and_device(
+    trained: tuple[Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, _ = trained
+    info = checkpoint.inspect(root / "vae-digits-baseline")
+    taken: list[str] = []
+
+    def test_images(run: measures.Trained) -> dict[str, float]:
+        taken.append(run.method.config.method)
+        return {"test_images": len(run.splits[1])}
+
+    monkeypatch.setitem(measures.MEASURES, "test_images", test_images)
+    monkeypatch.setitem(measures.MEASURES, "sampling", lambda run: pytest.fail("is known"))
+    history = [{"seconds": 1.0, "images_per_second": 2.0, "loss": 3.0, "epoch": 1}]
+    for _ in range(2):
+        found = measures.measure(info, history, torch.device("cpu"), lambda event: None)
+        assert (found["test_images"], found["loss"], found["training_seconds"]) == (40, 3.0, 1.0)
+        assert found["sampling_seconds"] > 0
+    assert taken == ["vae"]
+    kept = files.read_json(info.folder / measures.KEPT)
+    for changed in ("weights_sha256", "device"):
+        files.write_json(info.folder / measures.KEPT, {**kept, changed: "another"})
+        monkeypatch.setitem(measures.MEASURES, "sampling", lambda run: {"sampling_seconds": -1.0})
+        assert measures.measure(info, history, torch.device("cpu"), print)["sampling_seconds"] == -1.0
+    files.write_json(info.folder / measures.KEPT, kept)
+
+
+def test_a_method_that_does_not_generate_has_no_sampling_time() -> None:
+    class Still:
+        method = object()
+
+    assert measures.sampling(Still()) == {}  # type: ignore[arg-type]
+
+
+# Comparing
+
+
+def arm_of(name: str, changes: dict[str, Any], *numbers: dict[str, float]) -> ArmRuns:
+    info = RunInfo(Path("nowhere"), VAEConfig(), 70, True, {}, "")
+    return ArmRuns(Arm(name, changes), [Measured(info, [], values) for values in numbers])
+
+
+def test_mean_and_standard_deviation_over_seeds() -> None:
+    number = over_seeds([1.0, 2.0, 6.0])
+    assert (number.mean, number.runs) == (3.0, 3)
+    assert number.std == pytest.approx(7**0.5)
+    assert over_seeds([4.0]).std is None
+
+
+def test_a_verdict_is_computed_from_the_numbers() -> None:
+    base = arm_of("baseline", {}, {"test_loss": 2889.0, "training_seconds": 100, "sampling_seconds": 1})
+    arm = arm_of("z", {"z_dim": 2}, {"test_loss": 2391.0, "training_seconds": 140, "sampling_seconds": 0.5})
+    expected = "test_loss 2889 -> 2391 (-17 %); training 1.4x slower; sampling 2x faster"
+    assert verdict(arm, base) == expected
+    assert verdict(base, base) == "the baseline: test_loss 2889"
+    other = arm_of("v", {"decoder_variance": "learned"}, {"test_loss": -50.0, "training_seconds": 105})
+    assert verdict(other, base) == "test_loss 2889 -> -50 (not comparable: another loss); training as fast"
+
+
+def test_a_verdict_knows_the_seeds_spread() -> None:
+    base = arm_of(
+        "baseline", {}, {"loss": 10.0, "training_seconds": 9}, {"loss": 12.0, "training_seconds": 5}
+    )
+    near = arm_of("a", {}, {"loss": 11.0, "training_seconds": 99}, {"loss": 13.0, "training_seconds": 99})
+    far = arm_of("b", {}, {"loss": 20.0}, {"loss": 22.0})
+    assert verdict(near, base) == "loss 11 -> 12 (+9.1 %, within the seeds' spread); training 14x slower"
+    assert verdict(far, base) == "loss 11 -> 21 (+91 %, beyond the seeds' spread)"
+    slow = arm_of("baseline", {}, {"training_seconds": 20.0}, {"training_seconds": 40.0})
+    noisy = arm_of("d", {}, {"training_seconds": 45.0}, {"training_seconds": 25.0})
+    assert verdict(noisy, slow) == "training as fast"  # 1.2x, which is within the spread
+    short = arm_of("c", {}, {"loss": 11.0, "training_seconds": 2}, {"loss": 13.0, "training_seconds": 3})
+    assert "training" not in verdict(short, base)
+
+
+# The command
+
+
+def test_the_command_leaves_a_figure_and_pure_json(trained: tuple[Path, Result]) -> None:
+    root, result = trained
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    folder = root / "ablate-vae-digits-z_dim"
+    assert json.loads((folder / "ablate.json").read_text()) == found
+    assert Image.open(folder / "ablate.png").size[0] > 800
+    assert (found["method"], found["baseline"], found["epochs"]) == ("vae", "baseline", 2)
+    baseline, arm = found["rows"]
+    assert (baseline["changes"], arm["changes"]) == ({}, {"z_dim": 2})
+    assert [each["seed"] for each in arm["runs"]] == [0, 1]
+    number = arm["numbers"]["test_loss"]
+    values = [each["numbers"]["test_loss"] for each in arm["runs"]]
+    assert number["mean"] == pytest.approx(sum(values) / 2)
+    assert number["std"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+    assert arm["verdict"].startswith("test_loss ")
+    assert any("short runs (2 epochs)" in note for note in found["notes"])
+    assert not any("one seed" in note for note in found["notes"])
+    assert Image.open(root / "vae-digits-z_dim-2" / measures.SAMPLES).size == (4 * 34 + 2, 4 * 34 + 2)
+
+
+def test_the_command_shows_a_table_and_verdicts(
+    trained: tuple[Path, Result], digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GENSSL_CHECKPOINTS", str(trained[0]))
+    forbid_training(monkeypatch)
+    arguments = [*command(digits)[:-1], "--seeds", 1, "--out", tmp_path / "study.svg"]
+    result = call(*arguments)
+    assert result.exit_code == 0, result.output
+    for words in ("ablation of vae", "test_loss", "the baseline: test_loss", "note: one seed an arm"):
+        assert words in result.stdout, words
+    assert "arm 2 of 2: z_dim=2" in result.stderr
+    assert {file.name for file in tmp_path.iterdir()} == {"study.svg", "study.json"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["vae", "--timesteps", 500], "a vae has no timesteps (that is for ddpm); --set ablates its own"),
+        (["vae"], "ablate a vae with --set KEY=VALUE (of a vae's own: width, z_dim"),
+        (["ddpm"], "ablate a ddpm with --timesteps or --set KEY=VALUE"),
+        (["ddpm", "--timesteps", 1000], "timesteps=1000 is the baseline"),
+        (["vae", "--set", "z_dim=32"], "z_dim=32 is the baseline"),
+        (["vae", "--set", "widht=3"], "did you mean 'width'"),
+        (["vae", "--set", "width"], "--set takes key=value"),
+        (["vae", "--base", "width", "--set", "z_dim=2"], "--base takes key=value"),
+        (["vae", "--set", "z_dim=0"], "z_dim must be greater than 0"),
+        (["vea", "--set", "z_dim=2"], "did you mean 'vae'"),
+        (["vae", "--set", "z_dim=2", "--data", "nowhere.zip"], "nowhere.zip"),
+        (["vae", "--set", "z_dim=2", "--out", __file__], "is a file"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(runs: Path, arguments: list[object], message: str) -> None:
+    result = call(*arguments)
+    assert result.exit_code == 2, result.output
+    (line,) = [text for text in result.stderr.splitlines() if text.startswith("genssl:")]
+    assert message in line
+    assert not runs.exists() or not list(runs.iterdir())
