@@ -1,9 +1,9 @@
-"""`python -m benchmarks [vae] [startup]`: all of them by default."""
+"""`python -m benchmarks [startup] [vae] [ddpm]`: all of them by default."""
 
 import importlib
 import sys
 
-ALL = ("startup", "vae")
+ALL = ("startup", "vae", "ddpm")
 
 for name in sys.argv[1:] or ALL:
     importlib.import_module(f"benchmarks.{name}").main()

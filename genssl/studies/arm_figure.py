@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     from genssl.studies.comparison import ArmRuns
 
 CURVES = ("loss",)  # terms of the history drawn over epochs; test_<term> joins its panel
-BARS = ("training_seconds", "sampling_seconds")  # numbers drawn as bars, where an arm has them
+BARS = (
+    "bits_per_dim",
+    "training_seconds",
+    "sampling_seconds",
+    "ancestral_seconds",
+)  # numbers drawn as bars, where an arm has them
 MOST_COLUMNS = 4
 
 

@@ -13,7 +13,9 @@ from torch import Tensor
 from genssl import checkpoint, figures, files
 from genssl.checkpoint import RunInfo
 from genssl.data.split import Split
+from genssl.eval.bits_per_dim import bits_per_dim
 from genssl.eval.sample import draw_samples
+from genssl.models.ddpm import DDPM
 from genssl.models.method import Method
 from genssl.runtime import describe
 from genssl.train.events import Listener, Loading, Note
@@ -25,6 +27,8 @@ SAMPLES_TIMED = 64
 SAMPLES_SHOWN = 16
 SAMPLING_BUDGET = 2.0  # seconds of repeating what is fast, since a first call is slower than the others
 SAMPLING_REPEATS = 20
+BOUND_IMAGES = 256
+BOUND_TIMES = 20  # an image, stratified
 NO_TERMS = {"epoch", "step", "learning_rate", "images_per_second", "seconds"}
 
 
@@ -74,9 +78,32 @@ def time_sampling(trained: Trained, options: Mapping[str, Any]) -> tuple[float, 
     return min(seconds), images
 
 
+def ancestral(trained: Trained) -> dict[str, float]:
+    """Seconds to sample 16 images by every step of a DDPM, and their grid in place of the fast one."""
+    if not isinstance(trained.method, DDPM):
+        return {}
+    start = time.perf_counter()
+    tick = trained.tick("sampling by every step")
+    images = draw_samples(trained.method, SAMPLES_SHOWN, 0, SAMPLES_SHOWN, tick, {"sampler": "ancestral"})
+    seconds = time.perf_counter() - start
+    files.write_picture(trained.folder / SAMPLES, figures.grid(images))
+    return {"ancestral_seconds": seconds}
+
+
+def bound(trained: Trained) -> dict[str, float]:
+    """The bound of a DDPM on some test images in bits/dim, at a few times an image."""
+    if not isinstance(trained.method, DDPM):
+        return {}
+    test = trained.splits[1].take(BOUND_IMAGES)
+    times = min(BOUND_TIMES, trained.method.schedule.timesteps - 1)
+    tick = trained.tick("bounding")
+    outcome = bits_per_dim(trained.method, test, t_samples=times, seed=0, batch_size=BOUND_IMAGES, tick=tick)
+    return {"bits_per_dim": outcome.values["bits_per_dim"]}
+
+
 # Each is kept under its name: give it another one when what it measures changes. A measure returns {} for a
 # run that it does not apply to.
-MEASURES: dict[str, Measure] = {"sampling": sampling}
+MEASURES: dict[str, Measure] = {"sampling": sampling, "ancestral": ancestral, "bound": bound}
 
 
 def measure(

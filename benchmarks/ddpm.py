@@ -1,0 +1,183 @@
+"""The U-Net against those of denoising-diffusion-pytorch and diffusers, and fast against slow sampling.
+
+For each peer there is a U-Net of ours with its parameters and multiply-adds, both within 5 %. A peer runs as
+it comes, in fp32; ours as genssl runs it, channels_last with bf16 where the hardware multiplies it.
+"""
+
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.timing import in_turn
+from genssl.config import DDPMConfig
+from genssl.models.build import build
+from genssl.models.diffusion import linear_schedule, p_losses, q_sample
+from genssl.models.unet import Layout, UNet
+from genssl.runtime import autocast, choose_device, choose_precision, describe, generators
+
+BATCH = 16
+TRAIN_STEPS, FORWARD_STEPS = 4, 12
+TOLERANCE = 0.05  # of parameters and of multiply-adds
+SAMPLES = 64
+PLAIN = (False,) * 4
+
+Predict = Callable[[Tensor, Tensor], Tensor]  # (x, t) -> epsilon
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A peer's network and the layout of ours that matches it."""
+
+    name: str
+    network: nn.Module
+    predict: Predict
+    layout: Layout
+
+
+def peers() -> list[Peer]:
+    """Both peers; they come with the `bench` extra."""
+    from denoising_diffusion_pytorch import Unet
+    from diffusers import UNet2DModel
+
+    first = Unet(dim=32, dim_mults=(1, 2, 4, 8))
+    down, attention = "DownBlock2D", "AttnDownBlock2D"
+    up, attention_up = "UpBlock2D", "AttnUpBlock2D"
+    second = UNet2DModel(
+        sample_size=32,
+        block_out_channels=(32, 64, 128, 256),
+        down_block_types=(down, down, attention, down),
+        up_block_types=(up, attention_up, up, up),
+    )
+    return [
+        Peer("denoising-diffusion-pytorch", first, first, Layout((32, 96, 176, 272), (1, 2, 1, 1), PLAIN)),
+        Peer(
+            "diffusers",
+            second,
+            lambda x, t: second(x, t).sample,
+            Layout((48, 96, 144, 368), (2, 2, 1, 1), PLAIN),
+        ),
+    ]
+
+
+def cost(network: nn.Module, predict: Predict) -> tuple[int, int]:
+    """Parameters, and multiply-adds of one 32x32 image."""
+    x, t = torch.zeros(1, 3, 32, 32), torch.zeros(1, dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        predict(x, t)
+    return sum(p.numel() for p in network.parameters()), counter.get_total_flops() // 2
+
+
+def their_step(peer: Peer, device: torch.device) -> Callable[[], None]:
+    """A plain training step in fp32."""
+    optimizer = torch.optim.Adam(peer.network.parameters(), lr=1e-4)
+    schedule = linear_schedule().to(device)
+    x = torch.rand(BATCH, 3, 32, 32, device=device) * 2 - 1
+
+    def step() -> None:
+        t = torch.randint(0, 1000, (BATCH,), device=device)
+        noise = torch.randn_like(x)
+        loss = F.smooth_l1_loss(peer.predict(q_sample(schedule, x, t, noise), t), noise)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def our_step(network: UNet, device: torch.device) -> Callable[[], None]:
+    """The same step as genssl takes it."""
+    precision = choose_precision("auto", device)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=True)
+    schedule = linear_schedule().to(device)
+    x = (torch.rand(BATCH, 3, 32, 32, device=device) * 2 - 1).contiguous(memory_format=torch.channels_last)
+
+    def step() -> None:
+        t = torch.randint(0, 1000, (BATCH,), device=device)
+        with autocast(device, precision):
+            loss = p_losses(network, schedule, x, t, torch.randn_like(x))
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return step
+
+
+def forward_of(predict: Predict, device: torch.device, precise: bool) -> Callable[[], None]:
+    """A forward pass without gradients."""
+    precision = "fp32" if precise else choose_precision("auto", device)
+    x, t = torch.rand(BATCH, 3, 32, 32, device=device), torch.full((BATCH,), 500, device=device)
+
+    def forward() -> None:
+        with torch.inference_mode(), autocast(device, precision):
+            predict(x, t)
+
+    return forward
+
+
+def rate(action: Callable[[], None], times: int, device: torch.device) -> Callable[[], float]:
+    """Images a second over `times` actions, each time it is called."""
+
+    def measure() -> float:
+        start = time.perf_counter()
+        for _ in range(times):
+            action()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return times * BATCH / (time.perf_counter() - start)
+
+    return measure
+
+
+def against(peer: Peer, device: torch.device) -> None:
+    """Print the sizes and both ratios for one peer."""
+    torch.manual_seed(0)
+    ours = UNet(peer.layout)
+    sizes = cost(peer.network, peer.predict), cost(ours, ours)
+    for theirs, own in zip(*sizes, strict=True):
+        assert abs(own / theirs - 1) <= TOLERANCE, (theirs, own)
+    print(
+        f"{peer.name}: {sizes[0][0] / 1e6:.2f} M parameters, {sizes[0][1] / 1e6:.0f} M multiply-adds; "
+        f"ours {sizes[1][0] / 1e6:.2f} M, {sizes[1][1] / 1e6:.0f} M"
+    )
+    peer.network.to(device)
+    ours = ours.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    train = in_turn(
+        rate(their_step(peer, device), TRAIN_STEPS, device), rate(our_step(ours, device), TRAIN_STEPS, device)
+    )
+    print("  " + train.line("training step"))
+    forward = in_turn(
+        rate(forward_of(peer.predict, device, True), FORWARD_STEPS, device),
+        rate(forward_of(ours, device, False), FORWARD_STEPS, device),
+    )
+    print("  " + forward.line("forward pass"))
+
+
+def sampling(device: torch.device) -> None:
+    """Print the time of 64 images by both samplers, with the network `tiny`."""
+    method = build(DDPMConfig(data="synthetic", network="tiny")).to(device).eval()
+    for sampler, steps in (("dpm++", 20), ("ancestral", 1000)):
+        start = time.perf_counter()
+        with torch.inference_mode():
+            method.sample(SAMPLES, generators(0, "sample", range(SAMPLES)), sampler, steps)  # type: ignore[operator]
+        seconds = time.perf_counter() - start
+        print(f"sample {SAMPLES} images, {sampler}: {steps} network calls, {seconds:.1f} s")
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    device = choose_device("auto")
+    precision = choose_precision("auto", device)
+    print(f"device: {describe(device)}; batch {BATCH}; ours in {precision}, peers in fp32; 5 rounds in turn")
+    for peer in peers():
+        against(peer, device)
+    sampling(device)
+
+
+if __name__ == "__main__":
+    main()
