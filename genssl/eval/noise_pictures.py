@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 CELL = 64  # pixels of a magnified image's side, at least
 HEADER = 24
 SNR_TICKS = (100, 30, 10, 3, 1, 0.3, 0.1, 0.03, 0.01, 1e-3, 1e-4)
+TICK_ROOM = 0.07  # between two of them, as a share of the axis
 COLOURS = {"pixels": "tab:blue", "features": "tab:orange", "noised": "0.6"}
 
 
@@ -137,8 +138,7 @@ def _draw_identity(axis: "Axes", curves: Curves) -> None:
             axis.axvspan(half.low or half.level, last, color=COLOURS[name], alpha=0.15, linewidth=0)
     axis.axhline(0.5, color="0.7", linewidth=0.8)
     axis.axhline(curves.identity_chance, color="0.3", linestyle="--", linewidth=1, label="chance")
-    axis.set(ylabel="share nearest to their own original", ylim=(-0.03, 1.03))
-    axis.legend(frameon=False, fontsize=8)
+    _finish_shares(axis, "share nearest to their own original")
 
 
 def _draw_classes(axis: "Axes", curves: Curves) -> None:
@@ -149,8 +149,12 @@ def _draw_classes(axis: "Axes", curves: Curves) -> None:
     axis.axhline(curves.class_ceiling, color="0.3", linestyle=":", linewidth=1, label="originals")
     chance = "chance: the largest class"
     axis.axhline(curves.class_chance, color="0.3", linestyle="--", linewidth=1, label=chance)
-    axis.set(ylabel="share of the right class", ylim=(-0.03, 1.03))
-    axis.legend(frameon=False, fontsize=8)
+    _finish_shares(axis, "share of the right class")
+
+
+def _finish_shares(axis: "Axes", label: str) -> None:
+    axis.set(ylabel=label, ylim=(-0.03, 1.33), yticks=[0, 0.25, 0.5, 0.75, 1])  # room for the legend above
+    axis.legend(frameon=False, fontsize=8, loc="upper right")
 
 
 def describe_half(half: HalfLevel) -> str:
@@ -165,8 +169,12 @@ def _add_snr_axis(axis: "Axes", snr: Tensor) -> None:
     """Ratios at the t' that have them, along the top."""
     last = min(round(axis.get_xlim()[1]), len(snr))
     falling = snr[:last].cpu().numpy()[::-1]
-    ticks = [ratio for ratio in SNR_TICKS if falling[0] <= ratio <= falling[-1]]
-    places = [np.interp(math.log(r), np.log(falling), np.arange(last, 0, -1)) for r in ticks]
+    ticks: dict[str, float] = {}
+    for ratio in SNR_TICKS:
+        place = float(np.interp(math.log(ratio), np.log(falling), np.arange(last, 0, -1)))
+        inside = falling[0] <= ratio <= falling[-1]
+        if inside and all(abs(place - other) > TICK_ROOM * last for other in ticks.values()):
+            ticks[f"{ratio:g}"] = place
     top = axis.secondary_xaxis("top")
-    top.set_xticks(places, [f"{ratio:g}" for ratio in ticks], fontsize=8)
+    top.set_xticks(list(ticks.values()), list(ticks), fontsize=8)
     top.set_xlabel("signal-to-noise ratio", fontsize=8)

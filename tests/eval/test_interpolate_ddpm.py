@@ -86,6 +86,19 @@ def test_deterministic_paths_are_great_circles_of_gaussian_data() -> None:
     assert outcome.values["largest_to_mean_step"] == pytest.approx(1.0, abs=0.05)  # arcs of equal length
 
 
+def test_evenness_is_that_of_the_picture() -> None:
+    data = split()
+    faint = to_bytes(to_model(data.images[0::2]) / 5)  # arcs grow with the length of what turns
+    data.images[0::2] = faint
+    outcome = run(ddpm(), data)
+    path = cells(outcome, 7)[:, 1:-1]
+    step = path.diff(dim=1).square().flatten(2).mean(2).sqrt()  # (3, 4)
+    assert outcome.values["mean_step_rmse"] == pytest.approx(float(step.mean()), rel=0.02)
+    largest = float((step.amax(1) / step.mean(1)).mean())
+    assert outcome.values["largest_to_mean_step"] == pytest.approx(largest, rel=0.02)
+    assert largest > 1.2
+
+
 def test_round_trips_get_better_with_calls() -> None:
     method = ddpm()
     errors = [run(method, split(), calls=calls).values["round_trip_rmse"] for calls in (10, 40, 160)]
