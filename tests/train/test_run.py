@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from genssl import checkpoint
-from genssl.config import Config, VAEConfig
+from genssl.config import Config, DDPMConfig, VAEConfig
 from genssl.data import augment
 from genssl.errors import FAILED_RUN, UserError
 from genssl.train import loop, run, runner
@@ -105,6 +105,33 @@ def test_a_killed_run_resumes_to_the_same_end(
     run.resume(tmp_path / "cut", {}, Options(device="cpu", save_every=0))
     same_weights(tmp_path / "whole", tmp_path / "cut")
     assert without_time(tmp_path / "whole") == without_time(tmp_path / "cut")
+
+
+@pytest.mark.parametrize("at", [3, 5])
+def test_a_killed_ddpm_run_ends_with_the_same_average(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    settled = DDPMConfig(
+        data=str(digits), image_size=16, network="tiny", batch_size=40, epochs=2, sample_every=1, timesteps=20,
+        features_t=2,
+    )  # fmt: skip
+    assert settled.ema_decay is not None
+    train(settled, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        real = loop.Training._take_step
+
+        def dying(self: loop.Training, images: torch.Tensor) -> dict[str, torch.Tensor]:
+            if self.step == at:
+                raise Killed
+            return real(self, images)
+
+        patch.setattr(loop.Training, "_take_step", dying)
+        with pytest.raises(Killed):
+            train(settled, tmp_path / "cut", save_every=0)
+    run.resume(tmp_path / "cut", {}, Options(device="cpu"))
+    same_weights(tmp_path / "whole", tmp_path / "cut")
+    assert without_time(tmp_path / "whole") == without_time(tmp_path / "cut")
+    assert any(name.startswith("average.") for name in load_file(tmp_path / "cut" / checkpoint.STATE))
 
 
 def test_history_is_cut_back_to_the_saved_step(
