@@ -9,6 +9,8 @@ from genssl import config as configs
 from genssl.config import Config
 from genssl.errors import UserError
 
+ARMS = "arms"  # where ablations keep their runs: a method's name does not mean one of these
+
 
 def root() -> Path:
     """Where runs live: GENSSL_CHECKPOINTS, else ./checkpoints."""
@@ -20,11 +22,16 @@ def shipped_root() -> Path:
     return Path(__file__).parent.parent / "checkpoints" / "shipped"
 
 
-def known(method: str | None = None) -> list[checkpoint.RunInfo]:
-    """The readable runs in `root()`, newest last; only those of `method` when it is given."""
+def parents(*, arms: bool = False) -> list[Path]:
+    """The folders that runs lie in: `root()`, and with `arms` those of ablations, too."""
+    return [root(), root() / ARMS] if arms else [root()]
+
+
+def known(method: str | None = None, *, arms: bool = False) -> list[checkpoint.RunInfo]:
+    """The readable runs, newest last; only those of `method` when it is given; `arms` as for `parents`."""
     found = []
-    folders = sorted(root().glob(f"*/{checkpoint.MODEL}"), key=lambda file: file.stat().st_mtime)
-    for file in folders:
+    models = [file for parent in parents(arms=arms) for file in parent.glob(f"*/{checkpoint.MODEL}")]
+    for file in sorted(models, key=lambda file: file.stat().st_mtime):
         try:
             info = checkpoint.inspect(file)
         except UserError:
@@ -116,8 +123,8 @@ def run_name(config: Config, tag: str | None) -> str:
     return "-".join(re.sub(r"[^A-Za-z0-9_.]+", "-", part).strip("-.") or "data" for part in parts)
 
 
-def new_folder(config: Config, tag: str | None = None, out: Path | None = None) -> Path:
-    """Make a folder for a run that no other run has: `out`, else <root>/<name>[-2, -3, ...].
+def new_folder(config: Config, tag: str | None = None, out: Path | None = None, *, arm: bool = False) -> Path:
+    """Make a folder for a run that no other run has: `out`, else <root>[/arms]/<name>[-2, -3, ...].
 
     Raises:
         UserError: `out` exists and is not empty.
@@ -127,10 +134,11 @@ def new_folder(config: Config, tag: str | None = None, out: Path | None = None) 
             raise UserError(f"{out} exists; choose another --out, or --resume it")
         out.mkdir(parents=True, exist_ok=True)
         return out
-    root().mkdir(parents=True, exist_ok=True)
+    parent = parents(arms=arm)[-1]
+    parent.mkdir(parents=True, exist_ok=True)
     name, count = run_name(config, tag), 1
     while True:
-        folder = root() / (name if count == 1 else f"{name}-{count}")
+        folder = parent / (name if count == 1 else f"{name}-{count}")
         try:
             folder.mkdir()
         except FileExistsError:

@@ -111,7 +111,7 @@ def _train(config: Config, tag: str, options: Options, listen: Listener) -> Path
         return found.folder
     try:
         if found is None:
-            return run.start(config, replace(options, tag=tag, out=None), listen)
+            return run.start(config, replace(options, tag=tag, out=None, arm=True), listen)
         return run.resume(found.folder, {}, replace(options, tag=None, out=None), listen)
     except UserError as error:
         if error.code in {INTERRUPTED, TERMINATED}:
@@ -128,12 +128,13 @@ class Found:
 
 
 def find_run(config: Config) -> Found | None:
-    """The run in `runs.root()` with exactly these settings that came furthest, the newest of them."""
-    same = [info for info in runs.known(config.method) if not differences(info.config, config)]
+    """The run with exactly these settings that came furthest, the newest of them; arms included."""
+    same = [info for info in runs.known(config.method, arms=True) if not differences(info.config, config)]
     if same:
         best = max(reversed(same), key=lambda info: (info.epoch, info.finished))
         return Found(best.folder, best.finished and best.epoch >= config.epochs)
-    files = sorted(runs.root().glob(f"*/{checkpoint.CONFIG}"), key=lambda file: file.stat().st_mtime)
+    files = [file for parent in runs.parents(arms=True) for file in parent.glob(f"*/{checkpoint.CONFIG}")]
+    files.sort(key=lambda file: file.stat().st_mtime)
     unsaved = [file.parent for file in files if _is_unsaved(file, config)]
     return Found(unsaved[-1], complete=False) if unsaved else None
 

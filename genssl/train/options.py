@@ -20,6 +20,7 @@ class Options:
         compile: one graph for views, network and losses; auto: on CUDA, for runs long enough to pay.
         tag: added to the run's name.
         out: the run folder, instead of a new one in checkpoints/.
+        arm: the run is an ablation's, kept in checkpoints/arms/.
     """
 
     device: str = "auto"
@@ -28,6 +29,7 @@ class Options:
     compile: Literal["auto", "on", "off"] = "auto"
     tag: str | None = None
     out: Path | None = None
+    arm: bool = False
 
 
 def should_compile(options: Options, device: torch.device, steps: int) -> bool:

@@ -26,7 +26,7 @@ def start(config: Config, options: Options, listen: Listener = silent) -> Path:
     """
     train, test = load_splits(config, choose_device(options.device), listen)
     run = Run(config, options, listen, train, test)
-    folder = RunFolder(runs.new_folder(config, options.tag, options.out))
+    folder = RunFolder(runs.new_folder(config, options.tag, options.out, arm=options.arm))
     try:
         folder.write_start(config, train.images.device)
         return run.go(folder)

@@ -250,7 +250,7 @@ def test_a_measure_is_taken_once_for_the_same_weights_and_device(
     trained: tuple[Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, _ = trained
-    info = checkpoint.inspect(root / "vae-digits-baseline")
+    info = checkpoint.inspect(root / "arms" / "vae-digits-baseline")
     taken: list[str] = []
 
     def test_images(run: measures.Trained) -> dict[str, float]:
@@ -341,7 +341,8 @@ def test_the_command_leaves_a_figure_and_pure_json(trained: tuple[Path, Result])
     assert arm["verdict"].startswith("test_loss ")
     assert any("short runs (2 epochs)" in note for note in found["notes"])
     assert not any("one seed" in note for note in found["notes"])
-    assert Image.open(root / "vae-digits-z_dim-2" / measures.SAMPLES).size == (4 * 34 + 2, 4 * 34 + 2)
+    samples = Image.open(root / "arms" / "vae-digits-z_dim-2" / measures.SAMPLES)
+    assert samples.size == (4 * 34 + 2, 4 * 34 + 2)
 
 
 def test_the_command_shows_a_table_and_verdicts(
