@@ -16,10 +16,10 @@ demo: install  ## render digits, train a VAE for two minutes, draw its pictures
 	$(BIN)/genssl demo
 
 test: install lint  ## everything, the slow tests too
-	$(BIN)/python -m pytest --quiet -m ''
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses auto -m ''
 
 fast: install  ## the fast tests
-	$(BIN)/python -m pytest --quiet
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses auto
 
 lint: install
 	$(BIN)/ruff check .

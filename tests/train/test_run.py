@@ -85,23 +85,28 @@ class Killed(Exception):
     """Stands for a kill: nothing of the run's own code sees it coming."""
 
 
+def train_and_kill(config: Config, folder: Path, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train until step `at`, saving after every step, and die."""
+    real = loop.Training._take_step
+
+    def dying(self: loop.Training, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        if self.step == at:
+            raise Killed
+        return real(self, images)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Training, "_take_step", dying)
+        with pytest.raises(Killed):
+            train(config, folder, save_every=0)
+
+
 @pytest.mark.parametrize("at", [1, 6, 8, 14, 20])
 def test_a_killed_run_resumes_to_the_same_end(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     settled = config(digits, ema_decay=0.9)
     train(settled, tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        real = loop.Training._take_step
-
-        def dying(self: loop.Training, images: torch.Tensor) -> dict[str, torch.Tensor]:
-            if self.step == at:
-                raise Killed
-            return real(self, images)
-
-        patch.setattr(loop.Training, "_take_step", dying)
-        with pytest.raises(Killed):
-            train(settled, tmp_path / "cut", save_every=0)
+    train_and_kill(settled, tmp_path / "cut", at, monkeypatch)
     run.resume(tmp_path / "cut", {}, Options(device="cpu", save_every=0))
     same_weights(tmp_path / "whole", tmp_path / "cut")
     assert without_time(tmp_path / "whole") == without_time(tmp_path / "cut")
@@ -117,17 +122,7 @@ def test_a_killed_ddpm_run_ends_with_the_same_average(
     )  # fmt: skip
     assert settled.ema_decay is not None
     train(settled, tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        real = loop.Training._take_step
-
-        def dying(self: loop.Training, images: torch.Tensor) -> dict[str, torch.Tensor]:
-            if self.step == at:
-                raise Killed
-            return real(self, images)
-
-        patch.setattr(loop.Training, "_take_step", dying)
-        with pytest.raises(Killed):
-            train(settled, tmp_path / "cut", save_every=0)
+    train_and_kill(settled, tmp_path / "cut", at, monkeypatch)
     run.resume(tmp_path / "cut", {}, Options(device="cpu"))
     same_weights(tmp_path / "whole", tmp_path / "cut")
     assert without_time(tmp_path / "whole") == without_time(tmp_path / "cut")
