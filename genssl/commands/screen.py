@@ -19,20 +19,28 @@ def say(text: str) -> None:
     Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
 
 
+def is_rows(value: Any) -> bool:
+    """Whether a value is a table of its own: a list of mappings."""
+    return isinstance(value, list) and bool(value) and all(isinstance(row, Mapping) for row in value)
+
+
 def results() -> Console:
     """Where results go: stdout, as wide as they are where it is no terminal."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else 240)
 
 
 def show_values(title: str, values: Mapping[str, Any], notes: Sequence[str] = ()) -> None:
-    """A table of names and numbers on stdout; nested tables as dotted names."""
+    """A table of names and numbers on stdout; nested mappings as dotted names, lists of them as tables."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 2))
-    for name, value in flatten(values):
+    tables = {name: value for name, value in values.items() if is_rows(value)}
+    for name, value in flatten({name: value for name, value in values.items() if name not in tables}):
         if value is not None:
             table.add_row(Text(name), Text(readable(value)))
     console = results()
     console.print(title, style="bold", markup=False)
     console.print(table)
+    for name, rows in tables.items():
+        show_rows(name, rows)
     for note in notes:
         console.print(f"note: {note}", markup=False, soft_wrap=True)
 

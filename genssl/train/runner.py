@@ -114,7 +114,7 @@ class Run:
         if self.clock.steps == STEPS_BEFORE_ESTIMATE:
             left = self._progress(step).seconds_left
             self.listen(Note(f"expected time: {readable_time(self.elapsed + self.clock.total() + left)}"))
-        if self.clock.since_read() >= READ_EVERY:
+        if self.clock.since_read() >= READ_EVERY and self.clock.steps > WARM_STEPS:
             self._check_finite()
             self.listen(self._progress(step))
             self.clock.mark_read()
