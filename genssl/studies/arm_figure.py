@@ -21,7 +21,7 @@ BARS = (
     "sampling_seconds",
     "ancestral_seconds",
 )  # numbers drawn as bars, where an arm has them
-MOST_COLUMNS = 4
+MOST_COLUMNS = 5
 
 
 def draw_arms(arms: "Sequence[ArmRuns]", title: str) -> "Figure":

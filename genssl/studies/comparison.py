@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from genssl import checkpoint, files
@@ -102,7 +103,7 @@ def compare_arms(baseline: Config, arms: Sequence[ArmRuns]) -> Outcome:
         "baseline": arms[0].arm.name,
         "rows": [_row(arm, arms[0]) for arm in arms],
     }
-    title = f"{baseline.method} on {baseline.data}, {baseline.epochs} epochs"
+    title = f"{baseline.method} on {Path(baseline.data).name}, {baseline.epochs} epochs"
     return Outcome(values, {"ablation": draw_arms(arms, title)}, tuple(_notes(arms)))
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from genssl.commands import progress
-from genssl.commands.screen import flatten, readable
+from genssl.commands.screen import flatten, readable, show_values
 from genssl.train.events import EpochEnded, Note, Progress, Started
 
 PROGRESS = Progress(
@@ -56,6 +56,14 @@ def test_the_start_names_the_folder_and_the_device() -> None:
     text = progress.describe_start(started)
     for part in ("1,234,567 parameters", "1,000 images", "resumed at step 7", "checkpoints/x", "cpu, bf16"):
         assert part in text
+
+
+def test_a_list_of_mappings_is_a_table_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    show_values(
+        "found", {"images": 3, "levels": [{"t": 1, "kept": 0.5}, {"t": 2, "kept": 0.25}], "none": None}
+    )
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [["found"], ["images", "3"], ["levels"], ["t", "kept"], ["1", "0.5"], ["2", "0.25"]]
 
 
 def test_values_are_readable() -> None:
