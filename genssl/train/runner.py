@@ -155,7 +155,7 @@ class Run:
         record: dict[str, Any] = {"epoch": epoch, "step": self.training.step}
         record |= {name: float(total) / self.images for name, total in self.sums.items()}
         record["images_per_second"] = round(self.clock.images_per_second(), 1)
-        due = self.watch.due(epoch) or not whole
+        due = self.watch.due(epoch) or (not whole and self.config.sample_every > 0)
         if due:
             record |= self.watch.measure(self.training.inference)
             self.folder.write_previews(self.watch.draw(self.training.inference), epoch)
@@ -223,6 +223,8 @@ class Run:
         self._save()
         if self.images > 0:
             self._end_epoch(step.epoch, whole=False)
+        elif self.config.sample_every > 0:  # time ended with the epoch, whose pictures were not due
+            self.folder.write_previews(self.watch.draw(self.training.inference), step.epoch)
 
     def _finish(self) -> None:
         if self.training.step >= self.training.total_steps:

@@ -264,17 +264,31 @@ def test_a_split_of_one_image_is_refused_and_leaves_no_folder(digits: Path, tmp_
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_ends_cleanly_when_its_time_is_up(digits: Path, tmp_path: Path) -> None:
-    whole = config(digits, epochs=400, sample_every=0)
-    events = train(whole, tmp_path / "run", max_minutes=0.5 / 60)
+@pytest.mark.parametrize(("stop", "kept"), [(10, []), (14, ["epoch-002.png"])])
+def test_a_run_ends_cleanly_when_its_time_is_up(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int, kept: list[str]
+) -> None:
+    def time_is_up_at(step: int) -> None:
+        monkeypatch.setattr(runner.Run, "_out_of_time", lambda self: self.training.step >= step)
+
+    folder = tmp_path / "run"
+    time_is_up_at(stop)  # seven steps an epoch: within the second one, or with it
+    events = train(config(digits, epochs=400, sample_every=399), folder)
     assert any(isinstance(event, Note) and "time is up" in event.text for event in events)
-    assert checkpoint.inspect(tmp_path / "run").finished
-    assert checkpoint.load(tmp_path / "run").has_mixture  # type: ignore[union-attr]
-    run.resume(tmp_path / "run", {}, Options(device="cpu", max_minutes=0.5 / 60))
-    epochs = [record["epoch"] for record in without_time(tmp_path / "run")]
-    assert epochs == list(range(1, len(epochs) + 1))
-    pictures = sorted(file.name for file in (tmp_path / "run" / "samples").iterdir())
-    assert pictures == [f"epoch-{epochs[-1]:03d}.png"]  # the one of the first sitting's end is gone
+    assert checkpoint.inspect(folder).finished
+    assert checkpoint.load(folder).has_mixture  # type: ignore[union-attr]
+    assert [file.name for file in (folder / "samples").iterdir()] == ["epoch-002.png"]
+    time_is_up_at(24)
+    run.resume(folder, {}, Options(device="cpu"))
+    assert [record["epoch"] for record in without_time(folder)] == [1, 2, 3, 4]
+    # the picture of an epoch that had not ended is gone, that of a whole one stays
+    assert sorted(file.name for file in (folder / "samples").iterdir()) == [*kept, "epoch-004.png"]
+
+
+def test_minutes_are_counted(digits: Path, tmp_path: Path) -> None:
+    events = train(config(digits, epochs=4000, sample_every=0), tmp_path / "run", max_minutes=0.5 / 60)
+    assert any(isinstance(event, Note) and "time is up" in event.text for event in events)
+    assert not (tmp_path / "run" / "samples").exists()
 
 
 def test_the_toy_method_needs_no_change_to_the_loop(
