@@ -82,19 +82,6 @@ def load(
     return _load_path(_path(data), part, image_size, seed=seed, skip_bad=skip_bad, progress=progress)
 
 
-def fetch(name: str, *, progress: Progress | None = None) -> Entry:
-    """Prepare both parts of a data set, at its native size; the entry of the catalogue that comes of it.
-
-    Raises:
-        UserError: as for `load`, or the name is none of svhn, cifar10, synthetic.
-    """
-    if name not in KNOWN:
-        raise UserError(_unknown(name, "is nothing to fetch"))
-    for part in PARTS:
-        load(name, part, progress=progress)
-    return next(entry for entry in catalogue() if entry.name == name)
-
-
 def catalogue() -> list[Entry]:
     """Every known data set, then every path that has been prepared."""
     return [_known_entry(name) for name in KNOWN] + _path_entries()

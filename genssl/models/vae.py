@@ -101,7 +101,7 @@ class VAE(Method):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The networks, and the decoder's variance at a rate of its own.
 
-        Its optimum is near 1/50 of where it starts, and Adam moves it by about the rate a step: at the
+        Its optimum is near 1/90 of where it starts, and Adam moves it by about the rate a step: at the
         networks' 1e-4 it would be on its way for 40,000 steps.
         """
         own = [p for p in self.parameters() if p is not self.decoder_logvar]

@@ -11,7 +11,7 @@ from PIL import Image
 from genssl.data import load as module
 from genssl.data import official, synthetic
 from genssl.data.cache import split_path, write_split
-from genssl.data.load import catalogue, fetch, load
+from genssl.data.load import catalogue, load
 from genssl.data.split import Split
 from genssl.errors import UserError
 
@@ -156,18 +156,6 @@ def test_the_catalogue_passes_over_what_is_damaged(svhn: Split, cache: Path) -> 
 def test_half_of_a_data_set_is_not_prepared(svhn: Split) -> None:
     split_path("svhn-32", "test").unlink()
     assert not catalogue()[0].cached
-
-
-def test_fetching_prepares_both_parts(renderings: list[tuple[str, int, int]]) -> None:
-    entry = fetch("synthetic")
-    assert [part for part, *_ in renderings] == ["train", "test"]
-    assert (entry.name, entry.cached, entry.images) == ("synthetic", True, 4)
-    assert entry.size > 0
-
-
-def test_only_names_can_be_fetched() -> None:
-    with pytest.raises(UserError, match="did you mean cifar10"):
-        fetch("cifar")
 
 
 def test_what_is_known_can_be_read() -> None:
