@@ -10,10 +10,10 @@ import torch
 
 from genssl import config as configs
 from genssl import files
-from genssl.config import Config
 from genssl.errors import FAILED_RUN, UserError
 from genssl.models.build import build
 from genssl.models.method import Method
+from genssl.settings import Config
 
 MODEL = "model.safetensors"
 STATE = "state.safetensors"

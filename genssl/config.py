@@ -1,82 +1,13 @@
-"""Every hyperparameter: frozen pydantic models with a JSON round trip. A run's config.json reruns it."""
+"""Every hyperparameter: one frozen pydantic model a method. A run's config.json reruns it. No torch."""
 
-import difflib
 import json
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from genssl.errors import UserError
-
-SHORT = {"lr": "learning_rate", "bs": "batch_size", "wd": "weight_decay"}  # what people type
-AnyConfig = TypeVar("AnyConfig", bound="Config")
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Config(BaseModel):
-    """What every method has. A method adds its own in a subclass that fixes `method`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
-
-    method: str
-
-    # Data
-    data: str = "svhn"  # svhn, cifar10, synthetic, or a path
-    limit: PositiveInt | None = None  # train on the first so many images of the shuffled train split
-    skip_bad: bool = False  # leave unreadable files out
-    image_size: PositiveInt = 32  # pixels a side
-
-    # Optimisation
-    epochs: PositiveInt = 70
-    batch_size: int = Field(64, ge=2)  # batch norm has no use for one image
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    learning_rate: PositiveFloat = 1e-4
-    momentum: Fraction = 0.9  # of SGD
-    weight_decay: NonNegativeFloat = 0.0
-    schedule: Literal["constant", "cosine"] = "constant"  # of the learning rate over the whole run
-    warmup_epochs: NonNegativeFloat = 0.0  # linear from 0
-    gradient_clip: PositiveFloat | None = None  # largest norm of the whole gradient
-    ema_decay: Fraction | None = None  # of an average of the weights, used for inference
-
-    # Reproducibility and precision
-    seed: NonNegativeInt = 0
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-
-    # What is looked at while training
-    sample_every: NonNegativeInt = 5  # epochs between pictures; 0: none
-
-    views: ClassVar[str] = "plain"  # which views of an image the method trains on: data/augment.py
-
-    @field_validator("data")
-    @classmethod
-    def _data_is_named(cls, data: str) -> str:
-        if not data.strip():
-            raise ValueError("must name a data set or a path")
-        return data
-
-    def to_json(self) -> str:
-        """Indented JSON that `read` turns into the same config."""
-        return self.model_dump_json(indent=2) + "\n"
-
-    def updated(self, changes: Mapping[str, Any]) -> Self:
-        """A copy with some settings changed, validated.
-
-        Raises:
-            UserError: a setting is unknown (with the closest name) or its value is wrong.
-        """
-        return _validated(type(self), {**self.model_dump(), **_checked_names(type(self), changes)})
+from genssl.settings import Config, Fraction, Share, checked_names, hint, validated
 
 
 class VAEConfig(Config):
@@ -128,6 +59,109 @@ class DDPMConfig(Config):
         return self
 
 
+class SelfSupervisedConfig(Config):
+    """What the self-supervised methods share: an encoder, a projector, and random views of each image.
+
+    The views are those of SimSiam on CIFAR-10 (Chen and He 2021, appendix D): no blur there.
+    """
+
+    data: str = "cifar10"
+    epochs: PositiveInt = 100
+    batch_size: int = Field(512, ge=2)
+    optimizer: Literal["adam", "adamw", "sgd"] = "sgd"
+    learning_rate: PositiveFloat = 0.03
+    rate_batch_size: PositiveInt | None = 256
+    weight_decay: NonNegativeFloat = 5e-4
+    schedule: Literal["constant", "cosine"] = "cosine"
+    knn_every: NonNegativeInt = 5
+
+    encoder: Literal["resnet18", "small"] = "resnet18"  # small: the same shape, a quarter as wide
+    projector_dim: PositiveInt = 2048  # of its output
+    projector_hidden: PositiveInt = 2048  # of its layers before
+    projector_layers: PositiveInt = 2
+
+    crop_scale: Annotated[float, Field(gt=0, le=1)] = 0.2  # smallest share of the area that a view shows
+    flip: Literal["auto", "on", "off"] = "auto"  # auto: off for digits, on for everything else
+    jitter: Share = 0.8  # probability of the next four, in an order of their own for each image
+    brightness: NonNegativeFloat = 0.4  # factors from 1 - this to 1 + this
+    contrast: NonNegativeFloat = 0.4
+    saturation: NonNegativeFloat = 0.4
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1  # largest turn, of the whole circle
+    grayscale: Share = 0.2  # probability
+    blur: Share = 0.0  # probability
+
+    views: ClassVar[str] = "standard"
+
+    @model_validator(mode="after")
+    def _is_seen_by_the_encoder(self) -> Self:
+        if self.image_size < 8:
+            raise ValueError("image_size must be 8 or more: the encoder halves it three times")
+        return self
+
+
+class _SiameseConfig(SelfSupervisedConfig):
+    """The choices of SimSiam's ablations (Chen and He 2021, section 4)."""
+
+    stop_gradient: bool = True
+    predictor: Literal["mlp", "identity", "fixed"] = "mlp"  # fixed: an MLP that keeps its initial weights
+    predictor_hidden: PositiveInt = 512
+    constant_predictor_rate: bool = True  # the predictor stays out of the learning rate's schedule
+
+
+class SimSiamConfig(_SiameseConfig):
+    """SimSiam (Chen and He 2021), with the recipe of its appendix D."""
+
+    method: Literal["simsiam"] = "simsiam"
+
+
+class DSSLConfig(_SiameseConfig):
+    """Directional self-supervised learning on top of SimSiam (Bai et al. 2021)."""
+
+    method: Literal["dssl"] = "dssl"
+
+    beta: Share = 0.1  # how much standard views follow heavy ones; 1 - beta: heavy follow standard
+    naive: bool = False  # SimSiam on the heavy views, as if they were standard ones
+    heavy_operations: PositiveInt = 2  # of RandAugment, one after the other
+    heavy_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+
+    views: ClassVar[str] = "directional"
+
+
+class BYOLConfig(SelfSupervisedConfig):
+    """Bootstrap your own latent (Grill et al. 2020), sized for CIFAR-10."""
+
+    method: Literal["byol"] = "byol"
+
+    learning_rate: PositiveFloat = 0.12
+    projector_dim: PositiveInt = 256
+    projector_hidden: PositiveInt = 1024
+    predictor: Literal["mlp", "identity"] = "mlp"
+    predictor_hidden: PositiveInt = 1024
+    tau: Share = 0.99  # share of the target that a step keeps; 0: the target is the online network
+    tau_schedule: Literal["constant", "cosine"] = "cosine"  # cosine: to 1 at the end of the run
+
+
+class BarlowTwinsConfig(SelfSupervisedConfig):
+    """Barlow Twins (Zbontar et al. 2021), sized for CIFAR-10."""
+
+    method: Literal["barlow_twins"] = "barlow_twins"
+
+    learning_rate: PositiveFloat = 0.12
+    lambd: NonNegativeFloat = 5e-3  # weight of the correlations between different outputs
+
+
+class VICRegConfig(SelfSupervisedConfig):
+    """VICReg (Bardes et al. 2022), sized for CIFAR-10."""
+
+    method: Literal["vicreg"] = "vicreg"
+
+    projector_layers: PositiveInt = 3
+    weight_decay: NonNegativeFloat = 1e-4
+    invariance: NonNegativeFloat = 25.0  # weights of the three terms
+    variance: NonNegativeFloat = 25.0
+    covariance: NonNegativeFloat = 1.0
+
+
 def methods() -> dict[str, type[Config]]:
     """Every method's name and config class."""
     return {
@@ -146,7 +180,7 @@ def config_class(method: str) -> type[Config]:
     known = methods()
     name = method.lower().replace("-", "_")
     if name not in known:
-        raise UserError(f"unknown method {method!r}{_hint(name, known)}; known: {', '.join(sorted(known))}")
+        raise UserError(f"unknown method {method!r}{hint(name, known)}; known: {', '.join(sorted(known))}")
     return known[name]
 
 
@@ -157,7 +191,7 @@ def make(method: str, changes: Mapping[str, Any]) -> Config:
         UserError: the method or a setting is unknown, or a value is wrong.
     """
     kind = config_class(method)
-    return _validated(kind, _checked_names(kind, changes))
+    return validated(kind, checked_names(kind, changes))
 
 
 def read(text: str, source: str) -> Config:
@@ -182,69 +216,7 @@ def read(text: str, source: str) -> Config:
         raise UserError(f"{source}: {error}") from error
 
 
-def parse_settings(settings: list[str]) -> dict[str, Any]:
-    """Turn `key=value` texts into values; none and null mean no value, a leading bracket means JSON.
-
-    Raises:
-        UserError: a text has no `=`.
-    """
-    parsed: dict[str, Any] = {}
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        if not equals or not name.strip():
-            raise UserError(f"--set takes key=value, not {setting!r}")
-        parsed[name.strip().replace("-", "_")] = _parse_value(value.strip())
-    return parsed
-
-
-def differences(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
-    """The settings that differ, by name: (before, after)."""
-    old, new = before.model_dump(), after.model_dump()
-    names = dict.fromkeys([*old, *new])
-    return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
-
-
-def _parse_value(value: str) -> Any:
-    if value.lower() in {"none", "null"}:
-        return None
-    if value.startswith("["):
-        try:
-            return json.loads(value)
-        except json.JSONDecodeError:
-            return value
-    return value
-
-
 def _subclasses(kind: type[Config]) -> Iterator[type[Config]]:
     for child in kind.__subclasses__():
         yield child
         yield from _subclasses(child)
-
-
-def _checked_names(kind: type[Config], changes: Mapping[str, Any]) -> dict[str, Any]:
-    for name in changes:
-        if name not in kind.model_fields:
-            raise UserError(
-                f"unknown setting {name!r}{_hint(name, kind.model_fields)}; "
-                f"`genssl train {kind.model_fields['method'].default} --dry-run` lists them"
-            )
-    return dict(changes)
-
-
-def _validated(kind: type[AnyConfig], values: Mapping[str, Any]) -> AnyConfig:
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        raise UserError("; ".join(_line(problem) for problem in error.errors())) from error
-
-
-def _line(problem: Mapping[str, Any]) -> str:
-    message = str(problem["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
-    if not problem["loc"]:
-        return message
-    return f"{'.'.join(map(str, problem['loc']))} {message} (got {problem['input']!r})"
-
-
-def _hint(name: str, known: Mapping[str, Any]) -> str:
-    close = [SHORT[name]] if name in SHORT else difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from genssl import checkpoint
 from genssl import config as configs
-from genssl.config import Config
 from genssl.errors import UserError
+from genssl.settings import Config
 
 ARMS = "arms"  # where ablations keep their runs: a method's name does not mean one of these
 

@@ -1,8 +1,9 @@
 import pytest
 
 from genssl import config as configs
-from genssl.config import Config, VAEConfig
+from genssl.config import VAEConfig
 from genssl.errors import UserError
+from genssl.settings import Config, differences, parse_settings
 
 
 def test_json_round_trip() -> None:
@@ -11,7 +12,7 @@ def test_json_round_trip() -> None:
 
 
 def test_settings_are_parsed_by_their_type() -> None:
-    changes = configs.parse_settings(["epochs=3", "limit=none", "learning-rate=1e-3", "skip_bad=true"])
+    changes = parse_settings(["epochs=3", "limit=none", "learning-rate=1e-3", "skip_bad=true"])
     config = configs.make("vae", changes)
     assert (config.epochs, config.limit, config.learning_rate, config.skip_bad) == (3, None, 1e-3, True)
 
@@ -41,7 +42,7 @@ def test_unknown_method_has_a_hint() -> None:
 
 def test_a_setting_needs_a_value() -> None:
     with pytest.raises(UserError, match="--set takes key=value"):
-        configs.parse_settings(["epochs"])
+        parse_settings(["epochs"])
 
 
 def test_a_config_is_frozen_and_copies_are_validated() -> None:
@@ -53,7 +54,7 @@ def test_a_config_is_frozen_and_copies_are_validated() -> None:
 
 
 def test_differences_name_both_sides() -> None:
-    assert configs.differences(VAEConfig(), VAEConfig(epochs=3)) == {"epochs": (70, 3)}
+    assert differences(VAEConfig(), VAEConfig(epochs=3)) == {"epochs": (70, 3)}
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"method": 3}', '{"method": "vae", "speed": 3}'])

@@ -74,7 +74,10 @@ def test_the_page_on_extending_runs(digits: Path, tmp_path: Path, monkeypatch: p
     text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
     config, method, case = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict[str, Any] = {}
-    exec("from genssl.config import *\nfrom genssl.config import Literal, PositiveInt, PositiveFloat", names)
+    exec(
+        "from genssl.settings import *\nfrom genssl.settings import Literal, PositiveInt, PositiveFloat",
+        names,
+    )
     exec("import torch\nfrom torch import Tensor, nn\nfrom genssl.models.method import *", names)
     exec("from genssl.models.networks import *\nfrom genssl.runtime import *", names)
     exec(config, names)

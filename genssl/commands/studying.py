@@ -12,8 +12,8 @@ from genssl.commands.screen import readable, say, show_rows, show_values
 from genssl.errors import UserError
 
 if TYPE_CHECKING:
-    from genssl.config import Config
     from genssl.eval.outcome import Outcome
+    from genssl.settings import Config
 
 NAMED = {"--timesteps": "timesteps"}  # options that change one setting: each of their values is an arm
 
@@ -72,7 +72,7 @@ def ablate(
 
 
 def _parse(texts: list[str] | None, option: str) -> dict[str, Any]:
-    from genssl.config import parse_settings
+    from genssl.settings import parse_settings
 
     try:
         return parse_settings(texts or [])

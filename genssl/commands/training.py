@@ -11,7 +11,7 @@ from genssl.commands.screen import say, show_values
 from genssl.errors import UserError
 
 if TYPE_CHECKING:
-    from genssl.config import Config
+    from genssl.settings import Config
     from genssl.train.options import Options
 
 
@@ -52,7 +52,7 @@ def train(
     as_json: options.Json = False,
 ) -> None:
     """Train a method; everything it makes goes to one run folder."""
-    from genssl.config import parse_settings
+    from genssl.settings import parse_settings
     from genssl.train.options import Options
 
     named = {

@@ -2,13 +2,14 @@
 
 import torch
 
-from genssl.config import Config, DDPMConfig, VAEConfig
+from genssl.config import DDPMConfig, VAEConfig
 from genssl.models.ddpm import DDPM
 from genssl.models.diffusion import NoiseSchedule, cosine_schedule, linear_schedule
 from genssl.models.method import Method
 from genssl.models.unet import LAYOUTS, UNet
 from genssl.models.vae import VAE
 from genssl.runtime import seed_of
+from genssl.settings import Config
 
 
 def build(config: Config) -> Method:

@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from genssl.config import Config
 from genssl.runtime import Randomness
+from genssl.settings import Config
 
 
 class Method(nn.Module):

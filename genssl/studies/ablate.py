@@ -8,10 +8,10 @@ from typing import Any
 
 from genssl import checkpoint, runs
 from genssl import config as configs
-from genssl.config import Config, differences
 from genssl.errors import FAILED_RUN, INTERRUPTED, TERMINATED, UserError
 from genssl.eval.outcome import Outcome
 from genssl.runtime import choose_device
+from genssl.settings import Config, differences
 from genssl.studies.comparison import Arm, ArmRuns, Measured, compare_arms
 from genssl.studies.measures import measure
 from genssl.train import run

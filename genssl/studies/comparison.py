@@ -9,8 +9,8 @@ from typing import Any
 
 from genssl import checkpoint, files
 from genssl.checkpoint import RunInfo
-from genssl.config import Config
 from genssl.eval.outcome import Outcome
+from genssl.settings import Config
 from genssl.studies.arm_figure import draw_arms
 
 SHORT = 10  # epochs

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
-from genssl.config import Config
 from genssl.data.augment import choose_views
 from genssl.models.build import build
 from genssl.runtime import choose_device, describe
+from genssl.settings import Config
 from genssl.train.events import Listener, silent
 from genssl.train.loop import Training
 from genssl.train.options import Options

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from genssl import checkpoint, config, figures, files
-from genssl.config import Config
 from genssl.errors import FAILED_RUN, UserError
 from genssl.models.method import Method
 from genssl.runtime import describe
+from genssl.settings import Config
 
 PACKAGES = ("genssl", "torch", "torchvision", "numpy", "safetensors", "pillow", "scikit-learn", "scipy")
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genssl.config import Config
 from genssl.data.augment import Views
 from genssl.data.batches import order
 from genssl.data.split import Split
 from genssl.models.method import Method
 from genssl.runtime import autocast, choose_precision, generator
+from genssl.settings import Config
 from genssl.train.optim import Average, Guard, build_optimizer, gradients, set_rate, update
 
 

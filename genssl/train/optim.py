@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genssl.config import Config
+from genssl.settings import Config
 
 
 def build_optimizer(groups: list[dict[str, Any]], config: Config) -> torch.optim.Optimizer:
@@ -15,7 +15,7 @@ def build_optimizer(groups: list[dict[str, Any]], config: Config) -> torch.optim
     Fused, since only the fused kernels can be told on the device to skip a step (`found_inf`), and
     since they are the fastest ones.
     """
-    rate, decay = config.learning_rate, config.weight_decay
+    rate, decay = config.scaled_rate, config.weight_decay
     match config.optimizer:
         case "adam":
             return torch.optim.Adam(groups, lr=rate, weight_decay=decay, fused=True)

@@ -7,11 +7,11 @@ from typing import Any, Literal
 import torch
 
 from genssl import runs
-from genssl.config import Config, differences
 from genssl.data.load import load
 from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.runtime import choose_device
+from genssl.settings import Config, differences
 from genssl.train.events import Listener, Loading, Note, silent
 from genssl.train.folder import RunFolder
 from genssl.train.options import Options

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from genssl import checkpoint
-from genssl.config import Config
 from genssl.data.augment import choose_views
 from genssl.data.split import Split
 from genssl.errors import FAILED_RUN, UserError
 from genssl.models.build import build
 from genssl.runtime import describe
+from genssl.settings import Config
 from genssl.train.events import EpochEnded, Listener, Note, Progress, Started
 from genssl.train.folder import RunFolder
 from genssl.train.loop import Step, Training

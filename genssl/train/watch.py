@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from genssl.config import Config
 from genssl.data.augment import Views
 from genssl.data.batches import chunks
 from genssl.data.split import Split
 from genssl.models.method import Method
 from genssl.pixels import to_model
 from genssl.runtime import generator, generators, measuring
+from genssl.settings import Config
 
 TEST_IMAGES = 1024  # how many test images a test loss is the mean of
 PICTURES = 32  # how many images a preview shows

@@ -14,8 +14,9 @@ from genssl import checkpoint, files
 from genssl.checkpoint import RunInfo
 from genssl.cli import Program
 from genssl.commands import studying
-from genssl.config import Config, DDPMConfig, VAEConfig
+from genssl.config import DDPMConfig, VAEConfig
 from genssl.errors import FAILED_RUN, INTERRUPTED, UserError
+from genssl.settings import Config
 from genssl.studies import ablate as study
 from genssl.studies import comparison, measures
 from genssl.studies.comparison import Arm, ArmRuns, Measured, over_seeds, verdict

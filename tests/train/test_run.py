@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 from genssl import checkpoint
-from genssl.config import Config, DDPMConfig, VAEConfig
+from genssl.config import DDPMConfig, VAEConfig
 from genssl.data import augment
 from genssl.errors import FAILED_RUN, UserError
+from genssl.settings import Config
 from genssl.train import loop, run, runner
 from genssl.train.events import EpochEnded, Event, Note, Progress, Started
 from genssl.train.folder import RunFolder
