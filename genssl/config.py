@@ -103,6 +103,7 @@ class _SiameseConfig(SelfSupervisedConfig):
     """The choices of SimSiam's ablations (Chen and He 2021, section 4)."""
 
     stop_gradient: bool = True
+    output_norm: bool = True  # a batch norm after the projector's last layer, without scale and offset
     predictor: Literal["mlp", "identity", "fixed"] = "mlp"  # fixed: an MLP that keeps its initial weights
     predictor_hidden: PositiveInt = 512
     constant_predictor_rate: bool = True  # the predictor stays out of the learning rate's schedule
@@ -137,8 +138,8 @@ class BYOLConfig(SelfSupervisedConfig):
     projector_hidden: PositiveInt = 1024
     predictor: Literal["mlp", "identity"] = "mlp"
     predictor_hidden: PositiveInt = 1024
-    tau: Share = 0.99  # share of the target that a step keeps; 0: the target is the online network
-    tau_schedule: Literal["constant", "cosine"] = "cosine"  # cosine: to 1 at the end of the run
+    tau: Share = 0.99  # share of the target that a step keeps; constant 0: it is the online network
+    tau_schedule: Literal["constant", "cosine"] = "cosine"  # cosine: to 1 at the end
 
 
 class BarlowTwinsConfig(SelfSupervisedConfig):

@@ -116,14 +116,14 @@ def measuring() -> Iterator[None]:
 
     Also a decorator.
     """
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = matmul.fp32_precision, convolution.fp32_precision
+    matmul.fp32_precision = convolution.fp32_precision = "ieee"
     try:
         with torch.inference_mode():
             yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
+    finally:  # to the letter: a compiled graph is compiled again where this state has changed
+        matmul.fp32_precision, convolution.fp32_precision = before
 
 
 def describe(device: torch.device) -> str:

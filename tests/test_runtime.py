@@ -39,3 +39,12 @@ def test_unknown_and_absent_devices_are_refused_in_one_line() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="no device 'cuda' on this machine"):
             runtime.choose_device("cuda")
+
+
+def test_measuring_leaves_the_precision_as_it_was() -> None:
+    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = matmul.fp32_precision, convolution.fp32_precision  # compiled graphs are guarded by them
+    with runtime.measuring():
+        assert (matmul.fp32_precision, convolution.fp32_precision) == ("ieee", "ieee")
+        assert torch.is_inference_mode_enabled()
+    assert (matmul.fp32_precision, convolution.fp32_precision) == before

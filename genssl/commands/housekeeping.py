@@ -13,7 +13,10 @@ from genssl.commands.subject import PARTS, read_split
 from genssl.errors import FAILED_RUN, UserError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from genssl.checkpoint import RunInfo
+    from genssl.data.split import Split
 
 data_app = typer.Typer(no_args_is_help=True, help="What there is to train on.")
 runs_app = typer.Typer(no_args_is_help=True, help="What was trained.")
@@ -58,15 +61,46 @@ def data_preview(
     part: Annotated[Literal["train", "test"], typer.Option(help="Of which split.")] = "train",
     image_size: Annotated[int, typer.Option(min=1, help="Pixels a side.")] = 32,
     seed: options.Seed = 0,
+    views: Annotated[
+        str | None, typer.Option(metavar="METHOD", help="What this method's network sees of each image.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method; repeatable."),
+    ] = None,
     skip_bad: options.SkipBad = False,
     out: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("preview.png"),
 ) -> None:
-    """Draw a contact sheet of a data set."""
+    """Draw a contact sheet of a data set, or of a method's random views of it."""
     from genssl import figures, files
 
+    if settings and views is None:
+        raise UserError("--set is for the settings of a method's views; name the method with --views")
     split = read_split(data, part, image_size, seed, skip_bad)
-    files.write_picture(out, figures.grid(split.take(n, seed).images[:n]))
+    shown = split.take(n, seed)
     say(f"{split.name} {part}: {len(split):,} images of {len(split.classes)} classes; {out}")
+    if views is None:
+        files.write_picture(out, figures.grid(shown.images))
+    else:
+        files.write_picture(out, _views_picture(shown, views, settings or [], seed))
+
+
+def _views_picture(split: "Split", method: str, settings: list[str], seed: int) -> "Image":
+    """Rows of an image and its views, a few images a row."""
+    import torch
+
+    from genssl import config as configs
+    from genssl import figures
+    from genssl.data.augment import choose_views
+    from genssl.pixels import to_model
+    from genssl.runtime import generator
+    from genssl.settings import parse_settings
+
+    choice = choose_views(configs.make(method, parse_settings(settings)), split.classes)
+    seen = choice(split.images, choice.draws(len(split), generator(seed, "views")))
+    say(f"each image is followed by {len(seen)} view{'s' * (len(seen) > 1)} of it")
+    cells = torch.stack([to_model(split.images), *seen], 1)  # (N, 1 + views, 3, H, W)
+    return figures.grid(cells.flatten(0, 1), columns=cells.shape[1] * (4 if len(split) >= 4 else 1), scale=2)
 
 
 @runs_app.command("list")

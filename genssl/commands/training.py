@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from genssl.settings import Config
     from genssl.train.options import Options
 
+NEXT = {"vae": "genssl sample vae -n 64 --out grid.png", "ddpm": "genssl sample ddpm -n 64 --out grid.png"}
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this group."""
@@ -21,7 +23,9 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    method: Annotated[str | None, typer.Argument(help="What to train, e.g. vae.")] = None,
+    method: Annotated[
+        str | None, typer.Argument(help="vae, ddpm, simsiam, byol, barlow-twins, vicreg or dssl.")
+    ] = None,
     data: Annotated[str | None, typer.Option(help="svhn, cifar10, synthetic or a path.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the train split.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
@@ -32,6 +36,7 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
     sample_every: Annotated[int | None, typer.Option(help="Epochs between pictures; 0: none.")] = None,
+    knn_every: Annotated[int | None, typer.Option(help="Epochs between kNN accuracies; 0: none.")] = None,
     skip_bad: Annotated[bool | None, typer.Option("--skip-bad", help="Leave unreadable files out.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other setting; repeatable.")
@@ -59,6 +64,7 @@ def train(
         "data": data, "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate,
         "limit": limit, "image_size": image_size, "seed": seed, "precision": precision,
         "sample_every": sample_every, "skip_bad": skip_bad, "timesteps": timesteps,
+        "knn_every": knn_every,
     }  # fmt: skip
     changes = {name: value for name, value in named.items() if value is not None}
     changes |= parse_settings(settings or [])
@@ -127,7 +133,7 @@ def _show_result(folder: Path, as_json: bool) -> None:
         return
     show_values(f"{folder.name}, epoch {info.epoch}", info.metrics)
     say(f"pictures, curves and weights: {folder}")
-    say(f"next: genssl sample {info.config.method} -n 64 --out grid.png")
+    say(f"next: {NEXT.get(info.config.method, 'genssl knn-eval {method}').format(**vars(info.config))}")
 
 
 def _dry_run(config: "Config", how: "Options", as_json: bool) -> None:

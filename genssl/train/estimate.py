@@ -52,7 +52,7 @@ def estimate(config: Config, options: Options, listen: Listener = silent) -> Est
     """
     device = choose_device(options.device)
     train, _ = load_splits(config, device, listen)
-    training = Training(build(config).to(device), choose_views(config.views), train, config)
+    training = Training(build(config).to(device), choose_views(config, train.classes), train, config)
     steps = training.steps()
     for _ in range(min(WARM_STEPS, training.total_steps - 1)):
         next(steps)

@@ -35,11 +35,11 @@ class Run:
     def __init__(self, config: Config, options: Options, listen: Listener, train: Split, test: Split) -> None:
         self.config, self.options, self.listen = config, options, listen
         device = train.images.device
-        views = choose_views(config.views)
+        views = choose_views(config, train.classes)
         self.training = Training(build(config).to(device), views, train, config)
         if should_compile(options, device, self.training.total_steps):
             self.training.compile()
-        self.watch = Watch(views, test, config)
+        self.watch = Watch(views, train, test, config)
         self.history: list[dict[str, Any]] = []
         self.sums: dict[str, Tensor] = {}  # of this epoch's losses, times images
         self.images = 0  # seen in this epoch
@@ -156,12 +156,17 @@ class Run:
         record |= {name: float(total) / self.images for name, total in self.sums.items()}
         record["images_per_second"] = round(self.clock.images_per_second(), 1)
         due = self.watch.due(epoch) or (not whole and self.config.sample_every > 0)
+        record |= self.watch.observe(self.training.inference, epoch, due=due)
         if due:
-            record |= self.watch.measure(self.training.inference)
             self.folder.write_previews(self.watch.draw(self.training.inference), epoch)
         record["learning_rate"] = self.training.optimizer.param_groups[0]["lr"]
         record["seconds"] = round(self.elapsed + self.clock.total(), 3)
         record = {name: value if math.isfinite(value) else None for name, value in record.items()}
+        if record.get("collapsed") and not (self.history and self.history[-1].get("collapsed")):
+            spread, rank = record["output_std"], record["rankme"]
+            self.listen(
+                Note(f"the output has collapsed (std {spread:.2g}, rank {rank:.2g}); training goes on")
+            )
         self.history.append(record)
         self.folder.write_history(self.history)
         if due and self.clock.since_drawn() >= DRAW_EVERY:

@@ -1,11 +1,16 @@
 """What is measured and drawn while a method trains, the same for every method."""
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor
 
 from genssl.data.augment import Views
 from genssl.data.batches import chunks
 from genssl.data.split import Split
+from genssl.metrics.collapse import output_std, rankme
+from genssl.metrics.features import Function, extract
+from genssl.metrics.knn import knn_predict
 from genssl.models.method import Method
 from genssl.pixels import to_model
 from genssl.runtime import generator, generators, measuring
@@ -13,6 +18,14 @@ from genssl.settings import Config
 
 TEST_IMAGES = 1024  # how many test images a test loss is the mean of
 PICTURES = 32  # how many images a preview shows
+NEIGHBOURS = 200  # of the nearest-neighbour accuracy, with these many images for a quick look
+BANK = 10_000
+QUERIES = 2_000
+CHUNK = 256  # images at a time
+COLLAPSED = 0.1  # an output std below this: 1 is healthy, 0 is one and the same output for every image
+COLLAPSED_RANK = (
+    2.0  # or an effective rank: a batch norm at the end forbids one output, but not one direction
+)
 
 
 class Watch:
@@ -20,18 +33,30 @@ class Watch:
 
     Args:
         views: the method's training views.
+        train: the train split, on the device.
         test: the test split, on the device; None when there is none.
         config: the run's settings.
     """
 
-    def __init__(self, views: Views, test: Split | None, config: Config) -> None:
+    def __init__(self, views: Views, train: Split, test: Split | None, config: Config) -> None:
         self.views, self.config = views, config
         self.test = None if test is None else test.take(TEST_IMAGES, config.seed)
+        self.bank = train.take(BANK, config.seed)
+        self.queries = None if test is None else test.take(QUERIES, config.seed)
 
     def due(self, epoch: int) -> bool:
         """Whether pictures are drawn after one-based `epoch`: every `sample_every`, and the last."""
         every = self.config.sample_every
         return every > 0 and (epoch % every == 0 or epoch == self.config.epochs)
+
+    def observe(self, method: Method, epoch: int, *, due: bool) -> dict[str, Any]:
+        """What the history keeps of one-based `epoch`: test losses when due, collapse, and neighbours."""
+        found: dict[str, Any] = self.measure(method) if due else {}
+        found |= self.collapse(method)
+        every = self.config.knn_every
+        if every > 0 and (epoch % every == 0 or epoch == self.config.epochs):
+            found |= self.neighbours(method)
+        return found
 
     @measuring()
     def measure(self, method: Method) -> dict[str, float]:
@@ -50,6 +75,32 @@ class Watch:
         stream = generator(self.config.seed, "eval", number, device=images.device)
         views = self.views(images, self.views.draws(len(images), stream))
         return method.loss(views, method.draws(len(images), stream))
+
+    @measuring()
+    def collapse(self, method: Method) -> dict[str, Any]:
+        """output_std and rankme of the outputs for test images, and whether they have collapsed."""
+        if self.test is None:
+            return {}
+        method.eval()
+        if method.outputs(to_model(self.test.images[:1])) is None:
+            return {}
+        found = extract(cast(Function, method.outputs), self.test.images, CHUNK)
+        spread = output_std(found)
+        rank = rankme(found)
+        flat = rank < min(COLLAPSED_RANK, found.shape[1] / 4)
+        return {"output_std": spread, "rankme": rank, "collapsed": spread < COLLAPSED or flat}
+
+    @measuring()
+    def neighbours(self, method: Method) -> dict[str, float]:
+        """knn_accuracy: of the features of up to 2,000 test images against 10,000 training images."""
+        if self.queries is None or self.queries.labels is None or self.bank.labels is None:
+            return {}
+        method.eval()
+        bank = extract(method.features, self.bank.images, CHUNK)
+        queries = extract(method.features, self.queries.images, CHUNK)
+        classes = len(self.bank.classes)
+        predicted = knn_predict(bank, self.bank.labels, queries, classes, min(NEIGHBOURS, len(bank)))
+        return {"knn_accuracy": float((predicted == self.queries.labels).float().mean())}
 
     @torch.no_grad()
     def draw(self, method: Method) -> dict[str, Tensor]:

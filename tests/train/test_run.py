@@ -296,8 +296,8 @@ def test_the_toy_method_needs_no_change_to_the_loop(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner, "build", build_toy)
-    monkeypatch.setattr(runner, "choose_views", lambda name: {"toy": ToyViews()}[name])
-    assert augment.choose_views("plain")
+    monkeypatch.setattr(runner, "choose_views", lambda config, classes: {"toy": ToyViews()}[config.views])
+    assert augment.choose_views(VAEConfig())
     events = train(ToyConfig(data=str(digits), sample_every=1, ema_decay=0.9), tmp_path / "toy")
     assert (tmp_path / "toy" / "inputs-over-epochs.png").exists()
     record = next(event.record for event in events if isinstance(event, EpochEnded))

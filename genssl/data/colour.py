@@ -1,0 +1,129 @@
+"""Colour jitter, grayscale and blur of a batch at once, each image with parameters of its own.
+
+Images are three planes, float32 (3, N, H, W) in [0, 1].
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue in gray (ITU-R BT.601)
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+KERNEL = 5  # pixels that a blur sees in each direction: a sixth of an image of 32
+SIGMAS = (0.1, 2.0)  # of blurs, in pixels
+
+
+def gray(planes: Tensor) -> Tensor:
+    """(3, N, H, W) -> (N, H, W)."""
+    red, green, blue = planes.unbind(0)
+    return (red * WEIGHTS[0]).add_(green, alpha=WEIGHTS[1]).add_(blue, alpha=WEIGHTS[2])
+
+
+def blend(planes: Tensor, kind: Tensor, factor: Tensor) -> Tensor:
+    """Brightness, contrast or saturation: factor * image + (1 - factor) * reference, held in [0, 1].
+
+    The reference is black, the image's mean gray, or its gray: whichever `kind` says, per image.
+
+    Args:
+        planes: (3, N, H, W).
+        kind: (N,) BRIGHTNESS, CONTRAST or SATURATION; anything else counts as brightness.
+        factor: (N,), 1 changes nothing, exactly.
+    """
+    shades = gray(planes)
+    rest = 1 - factor
+    mean = shades.mean((1, 2)) * rest * (kind == CONTRAST)
+    reference = shades.mul_((rest * (kind == SATURATION))[:, None, None]).add_(mean[:, None, None])
+    return torch.addcmul(reference, planes, factor[:, None, None]).clamp_(0, 1)
+
+
+def turn_hue(planes: Tensor, turn: Tensor) -> Tensor:
+    """Turn each image's hue on the colour circle, keeping saturation and value (HSV).
+
+    Args:
+        planes: (3, N, H, W).
+        turn: (N,), in whole circles.
+    """
+    red, green, blue = planes.unbind(0)
+    value = planes.amax(0)
+    chroma = value - planes.amin(0)
+    hue = _sextants(red, green, blue, value, chroma).add_(6 * turn[:, None, None])
+    hue = hue.remainder_(6)
+    # A channel falls by c clamp(2 - d, 0, 1), d the distance on the circle from the hue opposite to it: 3, 5
+    # and 1 for red, green and blue. For the latter two, which may wrap around, d = 3 - |3 - |h - opposite||
+    falls = (2 - (hue - 3).abs_(), _wrapped(hue - 5), _wrapped(hue - 1))
+    return torch.stack([torch.addcmul(value, chroma, fall.clamp_(0, 1), value=-1) for fall in falls])
+
+
+def _wrapped(difference: Tensor) -> Tensor:
+    """2 minus the distance on a circle of length 6, in place."""
+    return difference.abs_().sub_(3).abs_().sub_(1)
+
+
+def _sextants(red: Tensor, green: Tensor, blue: Tensor, value: Tensor, chroma: Tensor) -> Tensor:
+    """The hue in sixths of the circle, in [-1, 5]; 0 for gray."""
+    safe = chroma.clamp(min=1e-12)
+    from_green = torch.where(
+        value == green, (blue - red).div_(safe).add_(2), (red - green).div_(safe).add_(4)
+    )
+    return torch.where(value == red, (green - blue).div_(safe), from_green)
+
+
+def jitter(planes: Tensor, order: Tensor, factors: Tensor, turn: Tensor | None) -> Tensor:
+    """Brightness, contrast, saturation and hue, in an order of its own for each image.
+
+    Hue costs the most, so it is evaluated once: three blends before it and three after, of which an image
+    uses those that its order asks for; the others have factor 1.
+
+    Args:
+        planes: (3, N, H, W).
+        order: (N, 4) int64, a permutation of BRIGHTNESS, CONTRAST, SATURATION and HUE in each row.
+        factors: (N, 3) of the first three.
+        turn: (N,) of the hue, in whole circles; None: no hue is turned.
+    """
+    factor = F.pad(factors, (0, 1), value=1.0).gather(1, order)  # (N, 4), in the order of application
+    if turn is None:
+        return _blends(planes, order, factor)
+    after = torch.arange(4, device=order.device) > (order == HUE).float().argmax(1, keepdim=True)
+    planes = _blends(planes, order[:, :3], torch.where(after, 1, factor)[:, :3])
+    planes = turn_hue(planes, turn)
+    return _blends(planes, order[:, 1:], torch.where(after, factor, 1)[:, 1:])
+
+
+def _blends(planes: Tensor, kinds: Tensor, factors: Tensor) -> Tensor:
+    """One blend after the other: column after column of `kinds` and `factors`, (N, K) both."""
+    for kind, factor in zip(kinds.unbind(1), factors.unbind(1), strict=True):
+        planes = blend(planes, kind, factor)
+    return planes
+
+
+def make_gray(planes: Tensor, chosen: Tensor) -> Tensor:
+    """Replace the chosen images, (N,) bool, by their gray."""
+    return torch.where(chosen[:, None, None], gray(planes), planes)
+
+
+def blur(planes: Tensor, sigma: Tensor, chosen: Tensor, kernel: int = KERNEL) -> Tensor:
+    """Gaussian blur of the chosen images; the border is mirrored.
+
+    Args:
+        planes: (3, N, H, W).
+        sigma: (N,), in pixels.
+        chosen: (N,) bool.
+        kernel: odd number of pixels at which the Gaussian is cut off.
+    """
+    rows = blurring(sigma, chosen, planes.shape[2], kernel)
+    columns = blurring(sigma, chosen, planes.shape[3], kernel)
+    return torch.stack([torch.bmm(torch.bmm(rows, plane), columns.mT) for plane in planes.unbind(0)])
+
+
+def blurring(sigma: Tensor, chosen: Tensor, size: int, kernel: int) -> Tensor:
+    """The matrices (N, S, S) that blur a row of `size` pixels; the identity for those not chosen."""
+    reach = kernel // 2
+    offsets = torch.arange(-reach, reach + 1, device=sigma.device)
+    weights = (-0.5 * (offsets / sigma[:, None]).square()).exp()
+    weights = torch.where(chosen[:, None], weights, (offsets == 0).float())
+    weights = weights / weights.sum(1, keepdim=True)
+    pixels = torch.arange(size, device=sigma.device)
+    last = size - 1
+    seen = last - (last - (pixels[:, None] + offsets).abs()).abs()  # (S, K): mirrored at 0 and at the last
+    where = (seen[:, :, None] == pixels).float()  # (S, K, S)
+    return torch.einsum("nk,skt->nst", weights, where)

@@ -1,0 +1,30 @@
+"""Barlow Twins: the two views' outputs shall be correlated, different outputs shall not."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from genssl.models.encoders import Encoder
+from genssl.models.losses import barlow_twins_loss
+from genssl.models.siamese import Siamese
+
+
+class BarlowTwins(Siamese):
+    """Self-supervised learning via redundancy reduction (Zbontar et al. 2021).
+
+    Args:
+        encoder: the backbone.
+        projector_sizes: widths of the projector's layers.
+        lambd: weight of the correlations between different outputs.
+    """
+
+    def __init__(
+        self, encoder: Encoder, projector_sizes: Sequence[int] = (2048, 2048), *, lambd: float = 5e-3
+    ) -> None:
+        super().__init__(encoder, projector_sizes)
+        self.lambd = lambd
+
+    def loss(self, views: tuple[Tensor, ...], draws: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Two views -> "loss"."""
+        x1, x2 = views
+        return {"loss": barlow_twins_loss(self.embed(x1), self.embed(x2), self.lambd)}

@@ -1,0 +1,128 @@
+"""The self-supervised losses, written out. Features are (B, D); everything is computed in float32."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NORM_EPSILON = 1e-5  # in Barlow Twins' standardisation, as in a batch norm
+UNIT_EPSILON = 1e-8  # least length a cosine divides by, as torch's: the slope at a row of zeros is bounded
+STD_EPSILON = 1e-4  # in VICReg's standard deviation (Bardes et al. 2022, equation 1 and appendix)
+
+
+def cosine_similarity(a: Tensor, b: Tensor) -> Tensor:
+    """The cosine of the angle between the rows of a and b, both (B, D): (B,), in [-1, 1]."""
+    with _float32(a):
+        return (_unit(a) * _unit(b)).sum(1)
+
+
+def simsiam_loss(*, p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
+    """L = D(p1, z2) / 2 + D(p2, z1) / 2 with D the negative cosine (Chen and He 2021, equations 1 to 4).
+
+    Whether gradients reach z1 and z2 is the caller's choice. BYOL's loss (Grill et al. 2020, equation 2,
+    symmetrised) is 4 + 4 L.
+
+    Returns:
+        A scalar in [-1, 1].
+    """
+    return -(cosine_similarity(p1, z2).mean() + cosine_similarity(p2, z1).mean()) / 2
+
+
+def directional_loss(
+    *,
+    p1: Tensor,
+    p2: Tensor,
+    z1: Tensor,
+    z2: Tensor,
+    heavy_p1: Tensor,
+    heavy_p2: Tensor,
+    heavy_z1: Tensor,
+    heavy_z2: Tensor,
+    beta: float = 0.1,
+) -> dict[str, Tensor]:
+    """DSSL's loss on top of SimSiam (Bai et al. 2021): a heavy view follows the standard view it was made of.
+
+    L = D(p1, z2) / 2 + D(p2, z1) / 2
+      + (1 - beta) / 2 [D(heavy_p1, z1) + D(heavy_p2, z2)] + beta / 2 [D(p1, heavy_z1) + D(p2, heavy_z2)]
+
+    Two heavy views are never compared: what they share may be too little.
+
+    Returns:
+        "loss" and its "symmetric" and "directional" parts, scalars.
+    """
+    symmetric = simsiam_loss(p1=p1, p2=p2, z1=z1, z2=z2)
+    heavy_follow = simsiam_loss(p1=heavy_p1, p2=heavy_p2, z1=z2, z2=z1)  # each one its own standard view
+    standard_follow = simsiam_loss(p1=p1, p2=p2, z1=heavy_z2, z2=heavy_z1)
+    directional = (1 - beta) * heavy_follow + beta * standard_follow
+    return {"loss": symmetric + directional, "symmetric": symmetric, "directional": directional}
+
+
+def barlow_twins_loss(z1: Tensor, z2: Tensor, lambd: float = 5e-3) -> Tensor:
+    """Redundancy reduction (Zbontar et al. 2021, equations 1 and 2).
+
+    C = the correlations (D, D) between the outputs for the two views over the batch; the diagonal is to be
+    1, everything else 0: sum_i (1 - C_ii)^2 + lambd sum_i sum_{j != i} C_ij^2.
+
+    Args:
+        z1: (B, D), the first views' outputs.
+        z2: (B, D), the second views'.
+        lambd: weight of the second sum.
+    """
+    with _float32(z1):
+        correlation = _standardised(z1).T @ _standardised(z2) / len(z1)  # (D, D)
+        diagonal = correlation.diagonal()
+        invariance = (1 - diagonal).square().sum()
+        redundancy = correlation.square().sum() - diagonal.square().sum()
+        return invariance + lambd * redundancy
+
+
+def vicreg_loss(
+    z1: Tensor, z2: Tensor, sim: float = 25.0, var: float = 25.0, cov: float = 1.0
+) -> dict[str, Tensor]:
+    """Variance, invariance, covariance (Bardes et al. 2022, equations 1 to 6).
+
+    The two branches' variance terms are averaged, as in the authors' code; their covariance terms are
+    summed, as in the paper and that code.
+
+    Args:
+        z1: (B, D), the first views' outputs.
+        z2: (B, D), the second views'.
+        sim: weight of the mean squared distance between the views.
+        var: weight of the hinge that keeps each output's standard deviation above 1.
+        cov: weight of the squared covariances between different outputs.
+
+    Returns:
+        "loss" and the terms "invariance", "variance" and "covariance" before weighting, scalars.
+    """
+    with _float32(z1):
+        z1, z2 = z1.float(), z2.float()
+        invariance = (z1 - z2).square().mean()
+        variance = (_variance_hinge(z1) + _variance_hinge(z2)) / 2
+        covariance = _squared_covariance(z1) + _squared_covariance(z2)
+        loss = sim * invariance + var * variance + cov * covariance
+    return {"loss": loss, "invariance": invariance, "variance": variance, "covariance": covariance}
+
+
+def _variance_hinge(z: Tensor) -> Tensor:
+    return F.relu(1 - (z.var(0) + STD_EPSILON).sqrt()).mean()
+
+
+def _squared_covariance(z: Tensor) -> Tensor:
+    """The sum of the squared covariances of different columns, over the number of columns."""
+    centred = z - z.mean(0)
+    covariance = centred.T @ centred / (len(z) - 1)  # (D, D)
+    return (covariance.square().sum() - covariance.diagonal().square().sum()) / z.shape[1]
+
+
+def _standardised(z: Tensor) -> Tensor:
+    """Zero mean and unit (population) variance of each column over the batch."""
+    centred = z.float() - z.float().mean(0)
+    return centred * (centred.square().mean(0) + NORM_EPSILON).rsqrt()
+
+
+def _unit(z: Tensor) -> Tensor:
+    return F.normalize(z.float(), dim=1, eps=UNIT_EPSILON)
+
+
+def _float32(z: Tensor) -> torch.autocast:
+    """Full precision, whatever autocast surrounds the loss: sums over thousands of outputs need it."""
+    return torch.autocast(z.device.type, enabled=False)

@@ -1,0 +1,38 @@
+"""VICReg: variance and covariance of the outputs keep them from collapsing, each branch on its own."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from genssl.models.encoders import Encoder
+from genssl.models.losses import vicreg_loss
+from genssl.models.siamese import Siamese
+
+
+class VICReg(Siamese):
+    """Variance-invariance-covariance regularisation (Bardes et al. 2022).
+
+    Args:
+        encoder: the backbone.
+        projector_sizes: widths of the projector's layers.
+        invariance: weight of the distance between two views' outputs.
+        variance: weight of the hinge on each output's standard deviation.
+        covariance: weight of the covariances between different outputs.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        projector_sizes: Sequence[int] = (2048, 2048, 2048),
+        *,
+        invariance: float = 25.0,
+        variance: float = 25.0,
+        covariance: float = 1.0,
+    ) -> None:
+        super().__init__(encoder, projector_sizes)
+        self.weights = (invariance, variance, covariance)
+
+    def loss(self, views: tuple[Tensor, ...], draws: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Two views -> "loss" and its three terms before weighting."""
+        x1, x2 = views
+        return vicreg_loss(self.embed(x1), self.embed(x2), *self.weights)
