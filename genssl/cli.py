@@ -13,7 +13,15 @@ import typer
 from typer.core import TyperGroup
 
 from genssl import __version__
-from genssl.commands import evaluating, generating, housekeeping, reconstructing, studying, training
+from genssl.commands import (
+    evaluating,
+    generating,
+    housekeeping,
+    reconstructing,
+    representing,
+    studying,
+    training,
+)
 from genssl.errors import FAILED_RUN, INTERRUPTED, TERMINATED, WRONG_INPUT, UserError, explain
 
 
@@ -133,7 +141,7 @@ def program(
     """Train, sample and measure small image models."""
 
 
-for group in (training, generating, reconstructing, evaluating, studying, housekeeping):
+for group in (training, generating, reconstructing, evaluating, representing, studying, housekeeping):
     group.register(app)
 
 

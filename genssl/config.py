@@ -83,9 +83,9 @@ class SelfSupervisedConfig(Config):
     crop_scale: Annotated[float, Field(gt=0, le=1)] = 0.2  # smallest share of the area that a view shows
     flip: Literal["auto", "on", "off"] = "auto"  # auto: off for digits, on for everything else
     jitter: Share = 0.8  # probability of the next four, in an order of their own for each image
-    brightness: NonNegativeFloat = 0.4  # factors from 1 - this to 1 + this
-    contrast: NonNegativeFloat = 0.4
-    saturation: NonNegativeFloat = 0.4
+    brightness: Share = 0.4  # factors from 1 - this to 1 + this
+    contrast: Share = 0.4
+    saturation: Share = 0.4
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1  # largest turn, of the whole circle
     grayscale: Share = 0.2  # probability
     blur: Share = 0.0  # probability

@@ -98,7 +98,7 @@ def _views_picture(split: "Split", method: str, settings: list[str], seed: int) 
 
     choice = choose_views(configs.make(method, parse_settings(settings)), split.classes)
     seen = choice(split.images, choice.draws(len(split), generator(seed, "views")))
-    say(f"each image is followed by {len(seen)} view{'s' * (len(seen) > 1)} of it")
+    say(f"each row repeats: image, {', '.join(choice.names)}")
     cells = torch.stack([to_model(split.images), *seen], 1)  # (N, 1 + views, 3, H, W)
     return figures.grid(cells.flatten(0, 1), columns=cells.shape[1] * (4 if len(split) >= 4 else 1), scale=2)
 

@@ -1,4 +1,4 @@
-"""`ablate`."""
+"""`ablate`, `compare`."""
 
 import json
 from pathlib import Path
@@ -8,21 +8,31 @@ import typer
 
 from genssl.commands import options
 from genssl.commands.progress import TrainingScreen
-from genssl.commands.screen import readable, say, show_rows, show_values
+from genssl.commands.screen import readable, results, say, show_rows, show_values
 from genssl.errors import UserError
 
 if TYPE_CHECKING:
     from genssl.eval.outcome import Outcome
     from genssl.settings import Config
 
-NAMED = {"--timesteps": "timesteps"}  # options that change one setting: each of their values is an arm
+# Options that change one setting: each value that they are given is an arm
+NAMED = {
+    "--timesteps": "timesteps",
+    "--no-stopgrad": "stop_gradient",
+    "--predictor": "predictor",
+    "--no-predictor": "predictor",
+    "--proj-dim": "projector_dim",
+    "--naive": "naive",
+}
 
+LONGEST = 200  # characters of a study's folder
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg"}
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this group."""
     app.command()(ablate)
+    app.command()(compare)
 
 
 def ablate(
@@ -30,6 +40,21 @@ def ablate(
     timesteps: Annotated[
         list[int] | None, typer.Option(help="Diffusion steps; repeatable, one arm a value.")
     ] = None,
+    no_stopgrad: Annotated[
+        bool, typer.Option("--no-stopgrad", help="An arm that lets the gradient through the target.")
+    ] = False,
+    predictor: Annotated[
+        list[str] | None, typer.Option(help="mlp, identity or fixed; repeatable, one arm a value.")
+    ] = None,
+    no_predictor: Annotated[
+        bool, typer.Option("--no-predictor", help="The same as --predictor identity.")
+    ] = False,
+    proj_dim: Annotated[
+        list[int] | None, typer.Option(help="Width of the projector's output; repeatable, one arm a value.")
+    ] = None,
+    naive: Annotated[
+        bool, typer.Option("--naive", help="An arm that takes heavy views for standard ones, of DSSL.")
+    ] = False,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any other change; repeatable, all are one arm."),
@@ -43,6 +68,9 @@ def ablate(
     epochs: Annotated[int | None, typer.Option(help="Passes over the train split.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
     limit: Annotated[int | None, typer.Option(help="Train on so many images, shuffled by the seed.")] = None,
+    knn_every: Annotated[
+        int | None, typer.Option(help="Epochs between quick nearest-neighbour accuracies; 0: none.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
     max_minutes: Annotated[float | None, typer.Option(min=0, help="End each run after so long.")] = None,
     device: options.Device = "auto",
@@ -53,22 +81,35 @@ def ablate(
 ) -> None:
     """Train a method with and without a change, and compare. The same command continues a stopped study."""
     from genssl import config as configs
+    from genssl.runs import root, run_name
     from genssl.studies import ablate as study
     from genssl.train.options import Options
 
     named = {"data": data, "epochs": epochs, "batch_size": batch_size, "limit": limit, "seed": seed}
-    common = {name: value for name, value in named.items() if value is not None}
+    common = {name: value for name, value in (named | {"knn_every": knn_every}).items() if value is not None}
     baseline = configs.make(method, common | _parse(base, "--base"))
-    changes = {"timesteps": timesteps or []}
+    changes: dict[str, list[Any]] = {
+        "timesteps": timesteps or [],
+        "stop_gradient": [False] if no_stopgrad else [],
+        "predictor": [*(predictor or []), *(["identity"] if no_predictor else [])],
+        "projector_dim": proj_dim or [],
+        "naive": [True] if naive else [],
+    }
     one_arm = _parse(settings, "--set")
     if not one_arm and not any(changes.values()):
         raise UserError(_what_can_be_ablated(baseline))
     arms = study.arms_of(baseline, changes, one_arm)
-    picture = _picture_path(baseline, dict.fromkeys(name for arm in arms for name in arm.changes), out)
+    changed = dict.fromkeys(name for arm in arms for name in arm.changes)
+    name = "-".join(["ablate", run_name(baseline, None), *changed])
+    picture = _picture_path(root() / name[:LONGEST], "ablate", out)
     with TrainingScreen(quiet=as_json) as screen:
         how = Options(device=device, max_minutes=max_minutes)
         outcome = study.ablate(baseline, arms, how, screen, seeds)
-    _deliver(baseline, outcome, picture, as_json)
+    if not _written(outcome, picture, as_json):
+        rows = outcome.values["rows"]
+        title = f"ablation of {baseline.method} on {baseline.data}"
+        show_rows(title, _table({row["arm"]: row["numbers"] for row in rows}))
+        show_values("verdicts", {row["arm"]: row["verdict"] for row in rows}, outcome.notes)
 
 
 def _parse(texts: list[str] | None, option: str) -> dict[str, Any]:
@@ -90,44 +131,86 @@ def _what_can_be_ablated(baseline: "Config") -> str:
     return f"nothing to change; ablate a {baseline.method} with {' or '.join(ways)}"
 
 
-def _picture_path(baseline: "Config", changed: dict[str, None], out: Path | None) -> Path:
-    """Where the figure goes, known before anything is trained; the numbers go beside it."""
-    from genssl import runs
+def compare(
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="REF REF ...", help="Methods, runs' names (of ablations, too) or paths."),
+    ],
+    device: options.Device = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="A folder, or a picture's name; checkpoints/compare-... by default.")
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Put any trained runs side by side: settings, numbers and curves."""
+    from genssl.runs import root
+    from genssl.studies import compare as study
 
+    folders = study.find_runs(runs)
+    name = "-".join(["compare", *(folder.name for folder in folders)])
+    picture = _picture_path(root() / name[:LONGEST], "compare", out)
+    with TrainingScreen(quiet=as_json) as screen:
+        outcome = study.compare(folders, device, screen)
+    if not _written(outcome, picture, as_json):
+        rows = outcome.values["runs"]
+        show_rows("what they are", [_identity(row) for row in rows])
+        if outcome.values["differences"]:
+            show_rows("settings that differ", outcome.values["differences"])
+        show_rows("numbers", _table({row["name"]: row["numbers"] for row in rows}))
+        for note in outcome.notes:
+            results().print(f"note: {note}", markup=False, soft_wrap=True)
+
+
+def _identity(row: dict[str, Any]) -> dict[str, Any]:
+    state = "collapsed" if row["collapsed"] else "" if row["finished"] else "unfinished"
+    names = ("name", "method", "data", "epoch", "seed")
+    return {**{name: row[name] for name in names}, "state": state, "path": row["path"]}
+
+
+def _picture_path(folder: Path, stem: str, out: Path | None) -> Path:
+    """Where the figure goes, known before anything is trained; the numbers go beside it."""
     if out is None:
-        name = "-".join(["ablate", runs.run_name(baseline, None), *changed])
-        return runs.root() / name[:200] / "ablate.png"
+        return folder / f"{stem}.png"
     if out.suffix in PICTURES and not out.is_dir():
         return out
     if out.is_file():
         raise UserError(f"--out {out} is a file; give a folder, or a picture such as {out}.png")
-    return out / "ablate.png"
+    return out / f"{stem}.png"
 
 
-def _deliver(baseline: "Config", outcome: "Outcome", picture: Path, as_json: bool) -> None:
+def _written(outcome: "Outcome", picture: Path, as_json: bool) -> bool:
+    """Write the figures and the numbers, and say where; True when they were shown as JSON."""
     from genssl import files
 
     values = {**outcome.values, "notes": list(outcome.notes)}
-    for figure in outcome.figures.values():
-        files.write_picture(picture, figure)
+    for place, (name, figure) in enumerate(outcome.figures.items()):
+        path = picture if place == 0 else picture.with_stem(f"{picture.stem}-{name}")
+        files.write_picture(path, figure)
+        say(f"figure: {path}")
     files.write_json(picture.with_suffix(".json"), values)
+    say(f"numbers: {picture.with_suffix('.json')}")
     if as_json:
         print(json.dumps(values, indent=2))
-    else:
-        rows = outcome.values["rows"]
-        show_rows(f"ablation of {baseline.method} on {baseline.data}", _table(rows))
-        show_values("verdicts", {row["arm"]: row["verdict"] for row in rows}, outcome.notes)
-    say(f"figure: {picture}, numbers: {picture.with_suffix('.json')}")
+    return as_json
 
 
-def _table(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """One line a number and one column an arm, so that many numbers fit on a screen."""
-    names = dict.fromkeys(name for row in rows for name in row["numbers"])
-    return [{"": name, **{row["arm"]: _cell(row["numbers"].get(name)) for row in rows}} for name in names]
+def _table(numbers: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
+    """One line a number and one column an arm or run, so that many numbers fit on a screen."""
+    from genssl.studies.representations import FIRST, REMARKS
+
+    found = dict.fromkeys(name for each in numbers.values() for name in each)
+    names = [*(name for name in FIRST if name in found), *(name for name in found if name not in FIRST)]
+    lines = {name: f"{name} ({REMARKS[name]})" if name in REMARKS else name for name in names}
+    return [
+        {"": line, **{arm: _cell(each.get(name)) for arm, each in numbers.items()}}
+        for name, line in lines.items()
+    ]
 
 
-def _cell(number: dict[str, Any] | None) -> str:
+def _cell(number: dict[str, Any] | float | None) -> str:
     if number is None:
         return "-"
+    if not isinstance(number, dict):
+        return readable(number)
     spread = "" if number["std"] is None else f" ± {number['std']:.2g}"
     return readable(number["mean"]) + spread

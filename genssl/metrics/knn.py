@@ -43,11 +43,9 @@ def knn_predict(
     if len(bank_labels) != len(bank) or temperature <= 0:
         raise ValueError(f"{len(bank_labels)} labels for {len(bank)} features, temperature {temperature}")
     with _float32(queries):
-        votes = [
-            _vote(*_most_similar(bank, part, k), bank_labels, num_classes, temperature)
-            for part in queries.split(QUERIES)
-        ]
-    return torch.cat(votes)
+        similarity, index = _most_similar(bank, queries, k)
+        parts = zip(similarity.split(QUERIES), index.split(QUERIES), strict=True)
+        return torch.cat([_vote(*part, bank_labels, num_classes, temperature) for part in parts])
 
 
 def _vote(similarity: Tensor, index: Tensor, labels: Tensor, classes: int, temperature: float) -> Tensor:
@@ -58,17 +56,29 @@ def _vote(similarity: Tensor, index: Tensor, labels: Tensor, classes: int, tempe
 
 
 def _most_similar(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The cosines of the k rows of the bank most like each query, and which rows: (q, k) both, unsorted."""
-    units = F.normalize(queries.float(), dim=1)
-    best: Tensor = units.new_empty(len(units), 0)
-    index = torch.empty(len(units), 0, dtype=torch.int64, device=units.device)
-    for start, rows in _pieces(bank):
-        values, places = top(units @ F.normalize(rows, dim=1).T, k)
-        best, index = torch.cat([best, values], 1), torch.cat([index, places + start], 1)
-        if best.shape[1] > k:
-            best, order = best.topk(k, sorted=False)
-            index = index.gather(1, order)
-    return best, index
+    """The cosines of the k rows of the bank most like each query, and which rows: (Q, k) both, unsorted.
+
+    The bank is the outer loop: each of its rows is made unit length once, not once for every few queries.
+    """
+    units = F.normalize(queries.float(), dim=1).split(QUERIES)
+    best = [part.new_empty(len(part), 0) for part in units]
+    index = [torch.empty(len(part), 0, dtype=torch.int64, device=part.device) for part in units]
+    for start, piece in _pieces(bank):
+        rows = F.normalize(piece, dim=1).T
+        for place, part in enumerate(units):
+            values, places = top(part @ rows, k)
+            best[place], index[place] = _keep(
+                torch.cat([best[place], values], 1), torch.cat([index[place], places + start], 1), k
+            )
+    return torch.cat(best), torch.cat(index)
+
+
+def _keep(values: Tensor, index: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row, and their entries of `index`."""
+    if values.shape[1] <= k:
+        return values, index
+    largest, order = values.topk(k, sorted=False)
+    return largest, index.gather(1, order)
 
 
 def top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:

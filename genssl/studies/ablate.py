@@ -1,6 +1,5 @@
 """Ablations: runs that differ in named settings, trained, measured and compared."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +11,9 @@ from genssl.errors import FAILED_RUN, INTERRUPTED, TERMINATED, UserError
 from genssl.eval.outcome import Outcome
 from genssl.runtime import choose_device
 from genssl.settings import Config, differences
-from genssl.studies.comparison import Arm, ArmRuns, Measured, compare_arms
-from genssl.studies.measures import measure
+from genssl.studies.comparison import compare_arms
+from genssl.studies.measures import measured
+from genssl.studies.results import Arm, ArmRuns
 from genssl.train import run
 from genssl.train.events import Listener, Note
 from genssl.train.options import Options
@@ -99,7 +99,7 @@ def _run_arm(
             listen(Note(f"{arm.name} failed: {error}"))
             failures.append(f"seed {config.seed}: {error}")
             continue
-        runs.append(_measured(folder, options.device, listen))
+        runs.append(measured(folder, choose_device(options.device), listen))
     return ArmRuns(arm, runs, failures)
 
 
@@ -147,13 +147,6 @@ def _is_unsaved(file: Path, config: Config) -> bool:
         return not differences(configs.read(file.read_text(encoding="utf-8"), str(file)), config)
     except (UserError, UnicodeDecodeError):
         return False
-
-
-def _measured(folder: Path, device: str, listen: Listener) -> Measured:
-    info = checkpoint.inspect(folder)
-    lines = (folder / checkpoint.HISTORY).read_text(encoding="utf-8").splitlines()
-    history = [json.loads(line) for line in lines]
-    return Measured(info, history, measure(info, history, choose_device(device), listen))
 
 
 def _require(baseline: Config, setting: str) -> None:

@@ -1,9 +1,9 @@
 """What is measured of a trained run, once: the numbers are kept beside it, by the digest of its weights."""
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,14 @@ from torch import Tensor
 
 from genssl import checkpoint, figures, files
 from genssl.checkpoint import RunInfo
-from genssl.data.split import Split
 from genssl.eval.bits_per_dim import bits_per_dim
 from genssl.eval.sample import draw_samples
 from genssl.models.ddpm import DDPM
-from genssl.models.method import Method
 from genssl.runtime import describe
-from genssl.train.events import Listener, Loading, Note
-from genssl.train.run import load_splits
+from genssl.studies.representations import knn, linear
+from genssl.studies.results import Findings, Measured
+from genssl.studies.trained import Trained
+from genssl.train.events import Listener, Note
 
 KEPT = Path("eval") / "ablate.json"  # in a run's folder
 SAMPLES = Path("eval") / "ablate-samples.png"
@@ -29,33 +29,21 @@ SAMPLING_BUDGET = 2.0  # seconds of repeating what is fast, since a first call i
 SAMPLING_REPEATS = 20
 BOUND_IMAGES = 256
 BOUND_TIMES = 20  # an image, stratified
-NO_TERMS = {"epoch", "step", "learning_rate", "images_per_second", "seconds"}
+NO_TERMS = {"epoch", "step", "learning_rate", "images_per_second", "seconds", "collapsed"}
+
+# Gives numbers, curves (lists) and facts (texts) by name
+Measure = Callable[[Trained], Mapping[str, float | list[float] | str]]
 
 
-class Trained:
-    """A trained run, opened to be measured.
-
-    Attributes:
-        folder: the run's, for pictures.
-        method: in eval mode, on the device.
-        device: where to measure.
-    """
-
-    def __init__(self, folder: Path, device: torch.device, listen: Listener) -> None:
-        self.folder, self.device, self._listen = folder, device, listen
-        self.method: Method = checkpoint.load(folder, device)
-
-    @cached_property
-    def splits(self) -> tuple[Split, Split]:
-        """What the run was trained on, and its test split, on the device."""
-        return load_splits(self.method.config, self.device, self._listen)
-
-    def tick(self, text: str) -> Callable[[int, int], None]:
-        """What tells the person watching how far a measurement is."""
-        return lambda done, total: self._listen(Loading(text, done, total))
-
-
-Measure = Callable[[Trained], dict[str, float]]
+def data(trained: Trained) -> dict[str, float | str]:
+    """How many images the run was trained and is measured on, and their digests."""
+    train, test = trained.splits
+    return {
+        "train_images": len(train),
+        "test_images": len(test),
+        "train_digest": train.digest,
+        "test_digest": test.digest,
+    }
 
 
 def sampling(trained: Trained) -> dict[str, float]:
@@ -63,7 +51,7 @@ def sampling(trained: Trained) -> dict[str, float]:
     if not hasattr(trained.method, "sample"):
         return {}
     seconds, images = time_sampling(trained, {})
-    files.write_picture(trained.folder / SAMPLES, figures.grid(images[:SAMPLES_SHOWN]))
+    trained.keep_picture(SAMPLES, figures.grid(images[:SAMPLES_SHOWN]))
     return {"sampling_seconds": seconds}
 
 
@@ -86,7 +74,7 @@ def ancestral(trained: Trained) -> dict[str, float]:
     tick = trained.tick("sampling by every step")
     images = draw_samples(trained.method, SAMPLES_SHOWN, 0, SAMPLES_SHOWN, tick, {"sampler": "ancestral"})
     seconds = time.perf_counter() - start
-    files.write_picture(trained.folder / SAMPLES, figures.grid(images))
+    trained.keep_picture(SAMPLES, figures.grid(images))
     return {"ancestral_seconds": seconds}
 
 
@@ -103,18 +91,35 @@ def bound(trained: Trained) -> dict[str, float]:
 
 # Each is kept under its name: give it another one when what it measures changes. A measure returns {} for a
 # run that it does not apply to.
-MEASURES: dict[str, Measure] = {"sampling": sampling, "ancestral": ancestral, "bound": bound}
+MEASURES: dict[str, Measure] = {
+    "data": data,
+    "sampling": sampling,
+    "ancestral": ancestral,
+    "bound": bound,
+    "knn": knn,
+    "linear": linear,
+}
+
+
+def measured(folder: Path, device: torch.device, listen: Listener) -> Measured:
+    """A run with its history and every number of it."""
+    info = checkpoint.inspect(folder)
+    file = info.folder / checkpoint.HISTORY
+    history = files.read_json_lines(file) if file.exists() else []
+    return Measured(info, history, measure(info, history, device, listen))
 
 
 def measure(
     info: RunInfo, history: Sequence[Mapping[str, Any]], device: torch.device, listen: Listener
-) -> dict[str, float]:
+) -> Findings:
     """Every number of a run: its last losses, its training's time and speed, and what MEASURES finds."""
-    return {**from_history(history), **_from_measures(info, device, listen)}
+    return Findings.of({**from_history(history), **_from_measures(info, device, listen)})
 
 
 def from_history(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """The last record's terms, the seconds of the whole training, and the median epoch's images a second."""
+    if not history:
+        return {}
     last = history[-1]
     terms = {name: value for name, value in last.items() if name not in NO_TERMS and value is not None}
     speeds = [record["images_per_second"] for record in history]
@@ -125,7 +130,7 @@ def from_history(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     }
 
 
-def _from_measures(info: RunInfo, device: torch.device, listen: Listener) -> dict[str, float]:
+def _from_measures(info: RunInfo, device: torch.device, listen: Listener) -> dict[str, Any]:
     kept = _read_kept(info, device)
     missing = [name for name in MEASURES if name not in kept["measures"]]
     if missing:
@@ -133,9 +138,10 @@ def _from_measures(info: RunInfo, device: torch.device, listen: Listener) -> dic
         trained = Trained(info.folder, device, listen)
         for name in missing:
             kept["measures"][name] = MEASURES[name](trained)
-            files.write_json(info.folder / KEPT, kept)
+            if os.access(info.folder, os.W_OK):
+                files.write_json(info.folder / KEPT, kept)
     found = [kept["measures"][name] for name in MEASURES]
-    return {name: value for numbers in found for name, value in numbers.items()}
+    return {name: value for each in found for name, value in each.items()}
 
 
 def _read_kept(info: RunInfo, device: torch.device) -> dict[str, Any]:

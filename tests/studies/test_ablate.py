@@ -16,10 +16,12 @@ from genssl.cli import Program
 from genssl.commands import studying
 from genssl.config import DDPMConfig, VAEConfig
 from genssl.errors import FAILED_RUN, INTERRUPTED, UserError
+from genssl.eval.outcome import Outcome
 from genssl.settings import Config
 from genssl.studies import ablate as study
 from genssl.studies import comparison, measures
-from genssl.studies.comparison import Arm, ArmRuns, Measured, over_seeds, verdict
+from genssl.studies.results import Arm, ArmRuns, Findings, Measured, over_seeds
+from genssl.studies.verdict import verdict
 from genssl.train import loop, run
 from genssl.train.events import Event, Note
 from genssl.train.folder import RunFolder
@@ -46,7 +48,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder for runs of its own, without the figures, which other tests look at."""
     monkeypatch.setenv("GENSSL_CHECKPOINTS", str(tmp_path / "runs"))
     spare_curves(monkeypatch)
-    monkeypatch.setattr(comparison, "draw_arms", lambda *_: Image.new("RGB", (1, 1)))
+    monkeypatch.setattr(comparison, "draw_study", lambda *_: {"study": Image.new("RGB", (1, 1))})
     return tmp_path / "runs"
 
 
@@ -72,6 +74,18 @@ def command(digits: Path) -> list[object]:
 
 def config(digits: Path, **changes: object) -> Config:
     return VAEConfig(data=str(digits), **{**TINY, "epochs": 1, **changes})
+
+
+def taken_arms(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, Arm]]:
+    """Where the command puts its baseline and arms, instead of training them."""
+    taken: list[tuple[Config, Arm]] = []
+
+    def take(baseline: Config, arms: list[Arm], *_: object) -> Outcome:
+        taken.extend((baseline, arm) for arm in arms)
+        return Outcome({"rows": []})
+
+    monkeypatch.setattr(study, "ablate", take)
+    return taken
 
 
 def forbid_training(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,6 +123,49 @@ def test_all_set_together_are_one_arm_of_what_differs() -> None:
 def test_named_changes_and_settings_stand_side_by_side() -> None:
     arms = study.arms_of(DDPMConfig(), {"timesteps": [500]}, {"loss": "mse", "timesteps": "2000"})
     assert [arm.changes for arm in arms] == [{}, {"timesteps": 500}, {"loss": "mse", "timesteps": 2000}]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changes"),
+    [
+        (["simsiam", "--no-stopgrad"], [{"stop_gradient": False}]),
+        (["simsiam", "--predictor", "identity"], [{"predictor": "identity"}]),
+        (["SimSiam", "--no-predictor"], [{"predictor": "identity"}]),
+        (["simsiam", "--no-predictor", "--predictor", "identity"], [{"predictor": "identity"}]),
+        (
+            ["simsiam", "--predictor", "fixed", "--no-predictor"],
+            [{"predictor": "fixed"}, {"predictor": "identity"}],
+        ),
+        (["barlow-twins", "--proj-dim", 4096], [{"projector_dim": 4096}]),
+        (
+            ["byol", "--proj-dim", 128, "--proj-dim", 512, "--no-predictor"],
+            [{"predictor": "identity"}, {"projector_dim": 128}, {"projector_dim": 512}],
+        ),
+        (["dssl", "--naive"], [{"naive": True}]),
+        (
+            ["simsiam", "--no-stopgrad", "--proj-dim", 4096, "--set", "jitter=0", "--set", "hue=0"],
+            [{"stop_gradient": False}, {"projector_dim": 4096}, {"jitter": 0.0, "hue": 0.0}],
+        ),
+        (["vae", "--set", "decoder_variance=learned"], [{"decoder_variance": "learned"}]),
+    ],
+)
+def test_each_named_change_is_an_arm_beside_the_baseline(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[object], changes: list[dict[str, object]]
+) -> None:
+    taken = taken_arms(monkeypatch)
+    result = call(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    assert [arm.changes for _, arm in taken] == [{}, *changes]
+
+
+def test_settings_of_every_arm_are_the_baselines(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = taken_arms(monkeypatch)
+    common = ["--base", "stop_gradient=false", "--knn-every", 2, "--epochs", 7, "--limit", 99, "--seed", 3]
+    assert call("simsiam", *common, "--no-predictor", "--json").exit_code == 0
+    baseline, _ = taken[0]
+    found = baseline.model_dump()
+    expected = {"stop_gradient": False, "knn_every": 2, "epochs": 7, "limit": 99, "seed": 3}
+    assert {name: found[name] for name in expected} == expected
 
 
 # Training, reusing, resuming
@@ -262,7 +319,7 @@ def test_a_measure_is_taken_once_for_the_same_weights_and_device(
     monkeypatch.setitem(measures.MEASURES, "sampling", lambda run: pytest.fail("is known"))
     history = [{"seconds": 1.0, "images_per_second": 2.0, "loss": 3.0, "epoch": 1}]
     for _ in range(2):
-        found = measures.measure(info, history, torch.device("cpu"), lambda event: None)
+        found = measures.measure(info, history, torch.device("cpu"), lambda event: None).numbers
         assert (found["test_images"], found["loss"], found["training_seconds"]) == (40, 3.0, 1.0)
         assert found["sampling_seconds"] > 0
     assert taken == ["vae"]
@@ -270,7 +327,8 @@ def test_a_measure_is_taken_once_for_the_same_weights_and_device(
     for changed in ("weights_sha256", "device"):
         files.write_json(info.folder / measures.KEPT, {**kept, changed: "another"})
         monkeypatch.setitem(measures.MEASURES, "sampling", lambda run: {"sampling_seconds": -1.0})
-        assert measures.measure(info, history, torch.device("cpu"), print)["sampling_seconds"] == -1.0
+        found = measures.measure(info, history, torch.device("cpu"), lambda event: None).numbers
+        assert found["sampling_seconds"] == -1.0
     files.write_json(info.folder / measures.KEPT, kept)
 
 
@@ -286,7 +344,7 @@ def test_a_method_that_does_not_generate_has_no_sampling_time() -> None:
 
 def arm_of(name: str, changes: dict[str, Any], *numbers: dict[str, float]) -> ArmRuns:
     info = RunInfo(Path("nowhere"), VAEConfig(), 70, True, {}, "")
-    return ArmRuns(Arm(name, changes), [Measured(info, [], values) for values in numbers])
+    return ArmRuns(Arm(name, changes), [Measured(info, [], Findings(values)) for values in numbers])
 
 
 def test_mean_and_standard_deviation_over_seeds() -> None:
@@ -364,6 +422,16 @@ def test_the_command_shows_a_table_and_verdicts(
     ("arguments", "message"),
     [
         (["vae", "--timesteps", 500], "a vae has no timesteps (that is for ddpm); --set ablates its own"),
+        (["vae", "--no-stopgrad"], "a vae has no stop_gradient (that is for simsiam, dssl)"),
+        (["simsiam", "--naive"], "a simsiam has no naive (that is for dssl)"),
+        (["barlow-twins", "--no-predictor"], "a barlow_twins has no predictor (that is for"),
+        (["byol", "--predictor", "fixed"], "predictor must be 'mlp' or 'identity' (got 'fixed')"),
+        (["simsiam", "--proj-dim", 0], "projector_dim must be greater than 0"),
+        (["simsiam", "--proj-dim", 2048], "projector_dim=2048 is the baseline"),
+        (
+            ["simsiam"],
+            "ablate a simsiam with --no-stopgrad or --predictor or --no-predictor or --proj-dim or",
+        ),
         (["vae"], "ablate a vae with --set KEY=VALUE (of a vae's own: width, z_dim"),
         (["ddpm"], "ablate a ddpm with --timesteps or --set KEY=VALUE"),
         (["ddpm", "--timesteps", 1000], "timesteps=1000 is the baseline"),

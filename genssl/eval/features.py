@@ -1,0 +1,91 @@
+"""The features of a split, for other people's tools, and a picture of them in two dimensions."""
+
+import json
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from genssl import figures
+from genssl.data.split import Split
+from genssl.eval.outcome import Outcome
+from genssl.eval.representation import represent
+from genssl.eval.require import check_size
+from genssl.metrics.collapse import output_std, rankme
+from genssl.metrics.features import Tick
+from genssl.metrics.pca import principal_components
+from genssl.models.method import Method
+from genssl.runtime import generator, measuring
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_POINTS = 5000  # in the picture; more of them only cover each other
+INK = 12_000  # area of all points together, in square points
+COLOURED = 20  # classes up to which each has a colour
+
+
+@measuring()
+def features(
+    method: Method, split: Split, *, batch_size: int = 256, tick: Tick
+) -> tuple[Outcome, dict[str, Tensor]]:
+    """The features of every image of a split, and their first two principal components as a picture.
+
+    Returns:
+        The outcome, and the tensors by name: "features" float32 (N, D), and "labels" int64 (N,) where the
+        split has labels. Rows are in the split's order.
+
+    Raises:
+        UserError: images of another size than the method's, or features that are not finite.
+    """
+    check_size(method, split)
+    found = represent(method.features, split, batch_size, tick)
+    points, shares = principal_components(found, 2)
+    values = {
+        "images": len(split),
+        "dimensions": found.shape[1],
+        "explained_variance": shares.tolist(),
+        "std_on_the_sphere": output_std(found),
+        "rankme": rankme(found),
+    }
+    tensors = {"features": found}
+    if split.labels is not None:
+        tensors["labels"] = split.labels
+    return Outcome(values, {"principal components": draw_components(points, shares, split)}), tensors
+
+
+def metadata_of(split: Split) -> dict[str, str]:
+    """What the features are of, for the file's metadata."""
+    return {
+        "data": split.name,
+        "part": split.part,
+        "data_digest": split.digest,
+        "classes": json.dumps(split.classes),
+    }
+
+
+def draw_components(points: Tensor, shares: Tensor, split: Split) -> "Figure":
+    """Up to 5,000 images as points (N, 2), coloured by class; axes on the same scale."""
+    from matplotlib import colormaps
+
+    figure, (axis,) = figures.new_figure(1, 1, 6.5, 5.0)
+    shown = torch.randperm(len(points), generator=generator(0, "eval"))[:MOST_POINTS]  # no class on top
+    labels = None if split.labels is None else split.labels.cpu()[shown].tolist()
+    coloured = labels is not None and len(split.classes) <= COLOURED
+    size = 10 if len(split.classes) <= 10 else COLOURED  # of matplotlib's palettes
+    palette = [colormaps[f"tab{size}"](place) for place in range(size)]
+    colours = [palette[label] for label in labels or ()] if coloured else palette[0]
+    x, y = points[shown].T.tolist()
+    axis.scatter(x, y, s=min(20.0, INK / len(shown)), color=colours, linewidths=0, alpha=0.7)
+    for name, colour in zip(split.classes if coloured else (), palette, strict=False):
+        axis.scatter([], [], s=25, color=colour, label=name)
+    if coloured:
+        axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    first, second = (100 * share for share in shares.tolist())
+    axis.set(
+        xlabel=f"first principal component ({first:.1f} % of the variance)",
+        ylabel=f"second ({second:.1f} %)",
+        title=f"features of {len(shown)} {split.part} images",
+    )
+    axis.set_aspect("equal", "datalim")
+    return figure

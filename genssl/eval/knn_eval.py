@@ -1,0 +1,161 @@
+"""Nearest-neighbour classification of frozen features (Wu et al. 2018), beside what needs no training."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from genssl.data.batches import chunks
+from genssl.data.split import Split
+from genssl.errors import UserError
+from genssl.eval.class_figures import draw_confusion, draw_neighbours, one_of_each
+from genssl.eval.outcome import Outcome
+from genssl.eval.representation import Encoder, pixels, represent, require_labels, untrained
+from genssl.metrics.confusion import class_accuracy, confusion_matrix, standard_error
+from genssl.metrics.features import Tick
+from genssl.metrics.knn import knn_predict
+from genssl.models.method import Method
+from genssl.runtime import measuring
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+QUERIES = 2048  # classified between two ticks
+SHOWN = 10  # test images in the picture, of as many classes
+NEAREST = 8  # neighbours of each
+BANK = 8192  # rows compared at once for the picture
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the neighbours say in one space.
+
+    Attributes:
+        predicted: int64 (M,), a class a test image.
+        accuracy: the share that is right.
+        dimensions: of the space.
+    """
+
+    predicted: Tensor
+    accuracy: float
+    dimensions: int
+
+
+@measuring()
+def knn_eval(
+    method: Method,
+    train: Split,
+    test: Split,
+    *,
+    k: int = 200,
+    temperature: float = 0.1,
+    batch_size: int = 256,
+    tick: Tick,
+    floors: bool = True,
+) -> Outcome:
+    """Classify the test images by the `k` train images whose features are nearest by cosine.
+
+    Features are the method's own, in float32 and eval mode, made unit length; all of `train` is the bank.
+
+    Args:
+        method: in eval mode, on the device of the splits.
+        train: the bank.
+        test: the queries.
+        k: neighbours that vote, with weight exp(cosine / temperature).
+        temperature: see there.
+        batch_size: images encoded at a time.
+        tick: told the progress.
+        floors: classify raw pixels and the features of an untrained encoder in the same way.
+
+    Raises:
+        UserError: no labels or one class, classes that differ, k or the temperature out of range.
+    """
+    labels, test_labels = require_labels(method, train, test)
+    if not 1 <= k <= len(train):
+        raise UserError(f"-k must be from 1 to the number of train images, {len(train)}, not {k}")
+    if not temperature > 0:
+        raise UserError(f"--temperature must be above 0, not {temperature:g}")
+
+    def classify(bank: Tensor, queries: Tensor) -> Answer:
+        predicted = []
+        for rows in chunks(len(queries), QUERIES):
+            predicted.append(knn_predict(bank, labels, queries[rows], len(train.classes), k, temperature))
+            tick(rows.stop, len(queries))
+        found = torch.cat(predicted)
+        return Answer(found, float((found == test_labels).double().mean()), bank.shape[1])
+
+    bank, queries = (represent(method.features, split, batch_size, tick) for split in (train, test))
+    own = classify(bank, queries)
+    answers = {f"features of this {method.config.method}": own}
+    picture = _neighbours(bank, queries, train, test)
+    del bank, queries
+    for name, encoder in _floors(method, train).items() if floors else ():
+        answers[name] = classify(*(represent(encoder, split, batch_size, tick) for split in (train, test)))
+    matrix = confusion_matrix(test_labels, own.predicted, len(test.classes)).cpu()
+    values = _values(answers, own, labels, test_labels, k, temperature)
+    values["accuracy_by_class"] = dict(zip(test.classes, class_accuracy(matrix).tolist(), strict=True))
+    result = f"{100 * own.accuracy:.1f} % of {len(test)} test images"
+    title = f"kNN, {method.config.method} features: {result}\n(cells: % of a true class)"
+    drawn: dict[str, Figure | Image.Image] = {
+        "confusion matrix": draw_confusion(matrix, test.classes, title),
+        "neighbours": picture,
+    }
+    return Outcome(values, drawn, _notes(train))
+
+
+def _floors(method: Method, split: Split) -> dict[str, Encoder]:
+    return {"raw pixels": pixels, "untrained encoder": untrained(method, split.images.device).features}
+
+
+def _values(
+    answers: dict[str, Answer], own: Answer, labels: Tensor, test_labels: Tensor, k: int, temperature: float
+) -> dict[str, Any]:
+    commonest = float((test_labels == labels.mode().values).double().mean())
+    rows: list[dict[str, Any]] = [
+        {
+            "what": name,
+            "dimensions": answer.dimensions,
+            "accuracy": round(answer.accuracy, 6),
+            "standard_error": round(standard_error(answer.accuracy, len(test_labels)), 6),
+        }
+        for name, answer in answers.items()
+    ]
+    rows.append({"what": "always the commonest class", "dimensions": None, "accuracy": round(commonest, 6)})
+    return {
+        "accuracy": own.accuracy,
+        "standard_error": standard_error(own.accuracy, len(test_labels)),
+        "k": k,
+        "temperature": temperature,
+        "train_images": len(labels),
+        "test_images": len(test_labels),
+        "dimensions": own.dimensions,
+        "compared": rows,
+    }
+
+
+def _notes(train: Split) -> tuple[str, ...]:
+    return (
+        f"the bank is {len(train)} train images; more of them give a higher accuracy",
+        "the standard error is that of the test images drawn, not of training again",
+    )
+
+
+def _neighbours(bank: Tensor, queries: Tensor, train: Split, test: Split) -> Image.Image:
+    """A test image of each class beside its nearest train images."""
+    assert train.labels is not None
+    assert test.labels is not None
+    shown = one_of_each(test.labels, SHOWN)
+    near = _nearest(bank, queries[shown], min(NEAREST, len(bank)))
+    names = [[train.classes[label] for label in row] for row in train.labels[near].tolist()]
+    query_names = [test.classes[label] for label in test.labels[shown].tolist()]
+    return draw_neighbours(test.images[shown], query_names, train.images[near], names)
+
+
+def _nearest(bank: Tensor, queries: Tensor, n: int) -> Tensor:
+    """The rows of the bank (N, D) that are most like each query (Q, D) by cosine, nearest first: (Q, n)."""
+    units = F.normalize(queries.float(), dim=1)
+    cosines = [units @ F.normalize(part.float(), dim=1).T for part in bank.split(BANK)]
+    return torch.cat(cosines, 1).topk(n).indices

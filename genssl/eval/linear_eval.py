@@ -1,0 +1,193 @@
+"""A linear classifier on frozen features: how far the classes are apart along straight lines."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from genssl import figures
+from genssl.config import SelfSupervisedConfig, SimSiamConfig
+from genssl.data import geometry
+from genssl.data.batches import chunks
+from genssl.data.split import Split
+from genssl.data.views import Standard
+from genssl.errors import UserError
+from genssl.eval.class_figures import draw_confusion
+from genssl.eval.outcome import Outcome
+from genssl.eval.probe import Probe, ProbeSettings, linear_probe
+from genssl.eval.representation import represent, require_labels
+from genssl.metrics.confusion import class_accuracy, confusion_matrix, standard_error
+from genssl.metrics.features import Tick, extract
+from genssl.models.method import Method
+from genssl.runtime import generator, measuring, uniform
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
+
+SMALLEST = 0.08  # share of an image's area that a crop shows at least, as for supervised training
+CROPPED = 4096  # images cropped at once
+SHOWN = 10  # epochs in the table
+
+
+@measuring()
+def linear_eval(
+    method: Method,
+    train: Split,
+    test: Split,
+    settings: ProbeSettings,
+    *,
+    augment: bool = False,
+    seed: int = 0,
+    batch_size: int = 256,
+    tick: Tick,
+) -> tuple[Outcome, Probe]:
+    """Train a linear classifier on the features of `train`, in float32 and eval mode, and test it.
+
+    Args:
+        method: in eval mode, on the device of the splits.
+        train: what the classifier learns from.
+        test: what it is tested on after each epoch; the last epoch is the result.
+        settings: of its optimiser.
+        augment: crop and mirror the train images anew in each epoch, and take features of that; else
+            features are taken once.
+        seed: of the order, and of the crops.
+        batch_size: images encoded at a time.
+        tick: told the progress.
+
+    Returns:
+        The outcome, and the probe with what it reached after each epoch.
+
+    Raises:
+        UserError: no labels or one class, classes that differ, features that are not finite.
+    """
+    labels, test_labels = require_labels(method, train, test)
+    queries = represent(method.features, test, batch_size, tick)
+
+    def cropped_features(epoch: int) -> Tensor:
+        def so_far(done: int, total: int) -> None:
+            tick(epoch * total + done, settings.epochs * total)
+
+        mirror = may_mirror(method, train.classes)
+        images = cropped(train.images, mirror, seed, epoch)
+        return extract(method.features, images, batch_size, so_far)
+
+    source = cropped_features if augment else represent(method.features, train, batch_size, tick)
+    probe = linear_probe(
+        source, labels, queries, test_labels, len(train.classes), settings, seed=seed,
+        tick=None if augment else tick,
+    )  # fmt: skip
+    if not all(map(torch.isfinite, torch.tensor([probe.train_loss[-1], probe.test_loss[-1]]))):
+        raise UserError("the linear classifier diverged; choose a lower --lr")
+    return _outcome(method, train, test, settings, augment, probe, queries.shape[1]), probe
+
+
+def may_mirror(method: Method, classes: tuple[str, ...]) -> bool:
+    """Whether a mirrored image keeps its class: as the method's own views have it, else not for digits."""
+    config = method.config
+    return Standard(config if isinstance(config, SelfSupervisedConfig) else SimSiamConfig(), classes).flips
+
+
+def cropped(images: Tensor, mirror: bool, seed: int, epoch: int) -> Tensor:
+    """A random crop of each image, resized to its size, and half of them mirrored where `mirror` is set.
+
+    Args:
+        images: uint8 (N, 3, H, W).
+        mirror: whether any are mirrored.
+        seed: of the crops.
+        epoch: zero-based; each has its own.
+
+    Returns:
+        uint8 (N, 3, H, W).
+    """
+    chances = uniform(
+        (len(images), geometry.CROP_CHANCES + 1), generator(seed, "views", epoch), images.device
+    )
+    height, width = images.shape[2:]
+    boxes = geometry.crop_boxes(chances[:, 1:], height, width, SMALLEST)
+    flips = chances[:, 0] < 0.5
+    result = torch.empty_like(images)
+    for rows in chunks(len(images), CROPPED):
+        planes = geometry.resized_crop(images[rows], boxes[rows], flips[rows] if mirror else None)
+        result[rows] = planes.transpose(0, 1).round_().clamp_(0, 255).to(torch.uint8)
+    return result
+
+
+def _outcome(
+    method: Method,
+    train: Split,
+    test: Split,
+    settings: ProbeSettings,
+    augment: bool,
+    probe: Probe,
+    dimensions: int,
+) -> Outcome:
+    assert test.labels is not None
+    matrix = confusion_matrix(test.labels, probe.predicted, len(test.classes)).cpu()
+    accuracy = probe.test_accuracy[-1]
+    values: dict[str, Any] = {
+        "accuracy": accuracy,
+        "standard_error": standard_error(accuracy, len(test)),
+        "train_accuracy": probe.train_accuracy[-1],
+        "loss_nats": probe.test_loss[-1],
+        "train_loss_nats": probe.train_loss[-1],
+        "train_images": len(train),
+        "test_images": len(test),
+        "dimensions": dimensions,
+        "augmented": augment,
+        "epochs": settings.epochs,
+        "batch_size": settings.batch_size,
+        "learning_rate": settings.learning_rate,
+        "momentum": settings.momentum,
+        "weight_decay": settings.weight_decay,
+        "feature_scale": probe.scale,
+        "accuracy_by_class": dict(zip(test.classes, class_accuracy(matrix).tolist(), strict=True)),
+        "curves": [records(probe)[place] for place in _places(settings.epochs)],
+    }
+    title = f"linear classifier: {100 * accuracy:.1f} % of {len(test)} test images"
+    drawn: dict[str, Figure | Image] = {
+        "curves": draw_curves(probe, f"{title}\n{method.config.method}, features frozen"),
+        "confusion matrix": draw_confusion(matrix, test.classes, f"{title}\n(cells: % of a true class)"),
+    }
+    return Outcome(values, drawn, _notes(augment))
+
+
+def _notes(augment: bool) -> tuple[str, ...]:
+    trained = "on that epoch's crops" if augment else "on all train images"
+    return (
+        "the result is that of the last epoch, not of the best one on the test images",
+        f"train accuracy and loss are measured after each epoch {trained}",
+        "features are centred and divided by feature_scale, at which a learning rate of 30 is just stable",
+    )
+
+
+def _places(epochs: int) -> list[int]:
+    """Up to SHOWN of the zero-based epochs, evenly, the last one among them."""
+    return sorted({round((place + 1) * epochs / SHOWN) - 1 for place in range(SHOWN)} - {-1})
+
+
+def records(probe: Probe) -> list[dict[str, float]]:
+    """A record an epoch, one-based."""
+    names = ("train_accuracy", "test_accuracy", "train_loss", "test_loss")
+    columns = zip(*(getattr(probe, name) for name in names), strict=True)
+    return [{"epoch": epoch, **dict(zip(names, row, strict=True))} for epoch, row in enumerate(columns, 1)]
+
+
+def draw_curves(probe: Probe, title: str) -> "Figure":
+    """Accuracy and loss over epochs, train and test (lower panels of figures 11 to 13 of the assignment)."""
+    figure, (left, right) = figures.new_figure(1, 2, 4.6, 3.4)
+    epochs = range(1, len(probe.test_accuracy) + 1)
+    for name, accuracy, loss in (
+        ("train", probe.train_accuracy, probe.train_loss),
+        ("test", probe.test_accuracy, probe.test_loss),
+    ):
+        left.plot(
+            epochs, [100 * value for value in accuracy], label=f"{name}, {100 * accuracy[-1]:.1f} at last"
+        )
+        right.plot(epochs, loss, label=f"{name}, {loss[-1]:.3g} at last")
+    left.set(xlabel="epoch", ylabel="accuracy (%)")
+    right.set(xlabel="epoch", ylabel="cross-entropy (nats)")
+    for axis in (left, right):
+        axis.legend(frameon=False)
+    figure.suptitle(title)
+    return figure

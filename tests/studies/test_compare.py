@@ -1,0 +1,196 @@
+"""`compare`: which runs are meant, what differs, what is shared, and the command."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from genssl import checkpoint
+from genssl.cli import Program
+from genssl.commands import studying
+from genssl.config import BYOLConfig, VAEConfig
+from genssl.errors import UserError
+from genssl.studies import compare as study
+from genssl.studies.results import Measured
+from genssl.train import run
+from genssl.train.folder import RunFolder
+from genssl.train.options import Options
+
+from .fakes import history, run_of, simsiam
+
+app = typer.Typer(cls=Program, pretty_exceptions_enable=False)
+app.callback()(lambda: None)
+studying.register(app)
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["compare", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def pair(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Two small VAEs, one of them an ablation's."""
+    root = tmp_path_factory.mktemp("pair")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GENSSL_CHECKPOINTS", str(root))
+        patch.setattr(RunFolder, "write_curves", lambda *_: None)
+        config = VAEConfig(
+            data=str(digits), width=4, z_dim=3, mixture_components=0, epochs=1, batch_size=60, sample_every=0
+        )
+        run.start(config, Options(device="cpu"))
+        run.start(config.updated({"z_dim": 2, "limit": 60}), Options(device="cpu", arm=True, tag="z"))
+        yield root
+
+
+@pytest.mark.usefixtures("pair")
+def test_the_command_leaves_a_figure_and_pure_json(pair: Path) -> None:
+    result = call("vae", "vae-digits-z", "--device", "cpu", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    folder = pair / "compare-vae-digits-vae-digits-z"
+    assert json.loads((folder / "compare.json").read_text()) == found
+    assert Image.open(folder / "compare.png").size[0] > 800
+    first, second = found["runs"]
+    assert (first["name"], second["name"]) == ("vae-digits", "vae-digits-z")
+    assert first["weights_sha256"] == checkpoint.inspect(pair / "vae-digits").digest
+    assert (first["numbers"]["train_images"], second["numbers"]["train_images"]) == (120, 60)
+    assert first["numbers"]["sampling_seconds"] > 0
+    assert found["differences"] == [
+        {"setting": "limit", "vae-digits": None, "vae-digits-z": 60},
+        {"setting": "z_dim", "vae-digits": 3, "vae-digits-z": 2},
+    ]
+    assert any(
+        "train images differ in number (vae-digits: 120, vae-digits-z: 60)" in note for note in found["notes"]
+    )
+    assert not any("quantities" in note for note in found["notes"])
+
+
+@pytest.mark.usefixtures("pair")
+def test_the_command_shows_tables_and_notes(tmp_path: Path) -> None:
+    result = call("vae-digits", "arms/vae-digits-z", "--device", "cpu", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    for words in (
+        "what they are",
+        "settings that differ",
+        "z_dim",
+        "numbers",
+        "test_images",
+        "note: short runs",
+    ):
+        assert words in result.stdout, words
+    assert {file.name for file in tmp_path.iterdir()} == {"compare.png", "compare.json"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["vae"], "compare takes two or more runs, not 1"),
+        (["vae", "vae-digits"], "vae and vae-digits are the same run"),
+        (["vae-digits-z", "arms/vae-digits-z"], "vae-digits-z and arms/vae-digits-z are the same run"),
+        (["vae", "vea"], "no run 'vea'"),
+        (["vae", "ddpm"], "no finished ddpm run"),
+        (["vae", "vae-digits-z", "--out", __file__], "is a file"),
+        (["vae", __file__], "is a file; compare needs its run folder"),
+    ],
+)
+@pytest.mark.usefixtures("pair")
+def test_wrong_input_is_one_line_and_exit_code_2(arguments: list[object], message: str) -> None:
+    result = call(*arguments)
+    assert result.exit_code == 2, result.output
+    (line,) = [text for text in result.stderr.splitlines() if text.startswith("genssl:")]
+    assert message in line
+
+
+def test_a_run_is_found_once(pair: Path) -> None:
+    file = pair / "vae-digits" / checkpoint.MODEL
+    assert study.find_runs([str(file), "vae-digits-z"]) == [file.parent, pair / "arms" / "vae-digits-z"]
+    with pytest.raises(UserError, match="are the same run"):
+        study.find_runs([str(file), "vae"])
+
+
+# What does not compare
+
+
+def compared(monkeypatch: pytest.MonkeyPatch, *found: Measured) -> Any:
+    runs = {run.info.folder: run for run in found}
+    monkeypatch.setattr(study, "measured", lambda folder, *_: runs[folder])
+    return study.compare([run.info.folder for run in found], "cpu", lambda event: None)
+
+
+def facts(found: Measured, **texts: str) -> Measured:
+    return replace(found, findings=replace(found.findings, facts=texts))
+
+
+def titles(outcome: Any) -> list[str]:
+    (figure,) = outcome.figures.values()
+    return [axis.get_title() for axis in figure.axes if axis.get_visible()]
+
+
+def test_runs_of_one_method_share_their_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = run_of(name="a"), run_of(simsiam(stop_gradient=False), name="b", std=0.01)
+    outcome = compared(monkeypatch, one, two)
+    assert titles(outcome)[0] == "training loss"
+    assert [each["collapsed"] for each in outcome.values["runs"]] == [False, True]
+    assert not any("differ" in note or "compare" in note for note in outcome.notes[:-1])
+    assert "one run a side" in outcome.notes[-1]
+
+
+def test_terms_that_all_have_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = (
+        replace(run_of(name=name), history=history(variance=1.0, **extra))
+        for name, extra in (("a", {"odd": 1.0}), ("b", {}))
+    )
+    assert titles(compared(monkeypatch, one, two))[-1] == "variance"
+
+
+def test_losses_of_two_methods_are_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    byol = run_of(BYOLConfig(data=simsiam().data, epochs=6), name="b")
+    outcome = compared(monkeypatch, run_of(name="a"), byol)
+    assert "training loss" not in titles(outcome)
+    assert "kNN accuracy while training" in titles(outcome)
+    assert "the losses of b and of a are different quantities: it changes method" in outcome.notes
+    assert "epochs differ (a: 4, b: 6)" in outcome.notes
+    settings = [row["setting"] for row in outcome.values["differences"]]
+    assert "learning_rate" in settings
+    assert "tau" not in settings  # SimSiam has none
+
+
+@pytest.mark.parametrize(
+    ("change", "digest", "images", "note"),
+    [
+        (
+            {"data": "svhn"},
+            "x",
+            500,
+            "do not compare across data (a: somewhere/cifar10-images.tar.gz, b: svhn)",
+        ),
+        ({"image_size": 16}, "x", 500, "the images differ in size (a: 32 pixels, b: 16 pixels)"),
+        ({}, "y", 500, "the test images differ, though the data have one name"),
+        ({"limit": 50}, "x", 50, "train images differ in number (a: 500, b: 50)"),
+    ],
+)
+def test_notes_say_what_does_not_compare(
+    monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], digest: str, images: int, note: str
+) -> None:
+    one = facts(run_of(name="a"), test_digest="x")
+    two = facts(run_of(simsiam(**change), name="b", train_images=images), test_digest=digest)
+    notes = compared(monkeypatch, one, two).notes
+    assert sum("differ" in text or "compare" in text or "spread" in text for text in notes) >= 1
+    assert any(note in text for text in notes), notes
+
+
+def test_another_seeds_choice_of_images_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = (facts(run_of(simsiam(seed=seed), name=str(seed)), train_digest=str(seed)) for seed in (0, 1))
+    notes = compared(monkeypatch, one, two).notes
+    assert "the train images are others of the same number: another seed chose them" in notes
+
+
+def test_runs_of_one_name_are_told_apart_by_their_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = compared(monkeypatch, run_of(name="x/same"), run_of(name="y/same"), run_of(name="other"))
+    assert [each["name"] for each in outcome.values["runs"]] == ["x/same", "y/same", "other"]

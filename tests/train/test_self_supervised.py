@@ -1,0 +1,276 @@
+"""Runs of the five self-supervised methods: killed and resumed, watched, and on data of every kind."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from genssl import checkpoint
+from genssl import config as configs
+from genssl.models import encoders
+from genssl.models.build import build
+from genssl.models.method import Method
+from genssl.pixels import to_model
+from genssl.settings import Config
+from genssl.train import loop, run, runner, watch
+from genssl.train.events import EpochEnded, Event, Note
+from genssl.train.folder import RunFolder
+from genssl.train.options import Options
+
+METHODS = ("simsiam", "dssl", "byol", "barlow_twins", "vicreg")
+TINY = {
+    "encoder": "small", "projector_dim": 16, "projector_hidden": 16, "image_size": 16, "limit": 24,
+    "batch_size": 8, "epochs": 3, "knn_every": 2, "sample_every": 0,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _narrow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A narrower encoder than the small one; what is killed for real keeps its width."""
+    if "slow" not in request.keywords:
+        monkeypatch.setitem(encoders.WIDTHS, "small", 2)
+
+
+@pytest.fixture
+def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of the time of so short a run goes into its figures."""
+    monkeypatch.setattr(RunFolder, "write_curves", lambda self, history: None)
+
+
+def config(method: str, digits: Path, **changes: Any) -> Config:
+    predictor = {"predictor_hidden": 8} if method in {"simsiam", "dssl", "byol"} else {}
+    return configs.make(method, {**TINY, **predictor, "data": str(digits), **changes})
+
+
+def train(config: Config, folder: Path, **options: Any) -> list[Event]:
+    events: list[Event] = []
+    run.start(config, Options(device="cpu", out=folder, **options), events.append)
+    return events
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    """The run's records without what depends on the clock."""
+    records = [json.loads(line) for line in (folder / checkpoint.HISTORY).read_text().splitlines()]
+    return [{k: v for k, v in r.items() if k not in {"seconds", "images_per_second"}} for r in records]
+
+
+def same_run(first: Path, second: Path) -> None:
+    for name in (checkpoint.MODEL, checkpoint.STATE):
+        ours, theirs = load_file(first / name), load_file(second / name)
+        assert set(ours) == set(theirs)
+        different = [key for key, value in ours.items() if not torch.equal(value, theirs[key])]
+        assert not different
+    assert history(first) == history(second)
+
+
+class Killed(Exception):
+    """Stands for a kill: nothing of the run's own code sees it coming."""
+
+
+def train_and_kill(config: Config, folder: Path, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train until step `at`, saving after every step, and die."""
+    real = loop.Training._take_step
+
+    def dying(self: loop.Training, images: Tensor) -> dict[str, Tensor]:
+        if self.step == at:
+            raise Killed
+        return real(self, images)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Training, "_take_step", dying)
+        with pytest.raises(Killed):
+            train(config, folder, save_every=0)
+
+
+@pytest.mark.usefixtures("_no_curves")
+@pytest.mark.parametrize("method", METHODS)
+def test_a_killed_run_resumes_to_the_same_end(
+    method: str, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settled = config(method, digits)
+    train(settled, tmp_path / "whole")  # saved at its end alone; the other one after every step at first
+    train_and_kill(settled, tmp_path / "cut", 4, monkeypatch)  # three steps an epoch: within the second one
+    run.resume(tmp_path / "cut", {}, Options(device="cpu"))
+    same_run(tmp_path / "whole", tmp_path / "cut")
+    whole = history(tmp_path / "whole")
+    assert [record["epoch"] for record in whole] == [1, 2, 3]
+    assert ["knn_accuracy" in record for record in whole] == [False, True, True]  # every 2, and the last
+    assert all({"output_std", "rankme", "collapsed"} <= set(record) for record in whole)
+
+
+@pytest.mark.usefixtures("_no_curves")
+@pytest.mark.parametrize("method", METHODS)
+def test_the_kept_weights_are_the_trained_method(method: str, digits: Path, tmp_path: Path) -> None:
+    settled = config(method, digits, epochs=1, optimizer="adam", weight_decay=0.0)
+    train(settled, tmp_path / "run")
+    loaded = checkpoint.load(tmp_path / "run")
+    assert loaded.config == settled
+    state = load_file(tmp_path / "run" / checkpoint.STATE)
+    kept = {name: value for name, value in loaded.state_dict().items() if value.is_floating_point()}
+    assert all(torch.equal(value, state[f"method.{name}"]) for name, value in kept.items())
+    fresh = build(settled).state_dict()
+    still = {name for name, value in kept.items() if torch.equal(value, fresh[name]) and value.ndim > 1}
+    assert all(name.startswith("target_") for name in still)  # everything else has moved
+    features = loaded.features(to_model(torch.zeros(2, 3, 16, 16, dtype=torch.uint8)))
+    assert features.shape == (2, 16)
+
+
+@pytest.mark.usefixtures("_no_curves")
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_run_whose_first_step_fails_can_be_cured(
+    optimizer: str, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settled = config("simsiam", digits, epochs=1, optimizer=optimizer)
+    real = loop.Training._forward
+
+    def poisoned(self: loop.Training, images: Tensor) -> dict[str, Tensor]:
+        losses = real(self, images)
+        return losses if self.step else {name: value * torch.nan for name, value in losses.items()}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Training, "_forward", poisoned)
+        with pytest.raises(run.UserError, match="step 1 gave a loss or gradient that is not finite"):
+            train(settled, tmp_path / "cut")
+    run.resume(tmp_path / "cut", {}, Options(device="cpu"))
+    train(settled, tmp_path / "whole")
+    same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+# What is watched
+
+
+def constant(method: Method) -> Method:
+    """The same output for every image."""
+    for parameter in method.projector.parameters():  # type: ignore[union-attr,operator]
+        parameter.data.zero_()
+    for parameter in list(method.projector.parameters())[-1:]:  # type: ignore[union-attr,operator]
+        parameter.data.fill_(1.0)  # the bias of the last layer
+    return method
+
+
+def test_a_run_that_collapses_says_so_and_goes_on(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settled = config("vicreg", digits, variance=0.0, covariance=0.0, weight_decay=0.0)
+    monkeypatch.setattr(runner, "build", lambda config: constant(build(config)))
+    events = train(settled, tmp_path / "run")
+    records = history(tmp_path / "run")
+    assert [record["epoch"] for record in records] == [1, 2, 3]
+    assert all(record["collapsed"] is True and record["output_std"] < 1e-3 for record in records)
+    told = [event.text for event in events if isinstance(event, Note) and "collapsed" in event.text]
+    assert len(told) == 1  # not at every epoch
+    assert (tmp_path / "run" / "curves.png").exists()
+    assert checkpoint.inspect(tmp_path / "run").finished
+
+
+@pytest.mark.usefixtures("_no_curves")
+def test_a_collapse_is_told_again_after_a_recovery(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spreads = iter([0.5, 0.05, 0.04, 0.3, 0.02])
+    monkeypatch.setattr(watch, "output_std", lambda outputs: next(spreads))
+    events = train(config("simsiam", digits, epochs=5, knn_every=0), tmp_path / "run")
+    collapsed = [event.record["collapsed"] for event in events if isinstance(event, EpochEnded)]
+    assert collapsed == [False, True, True, False, True]
+    told = [event.text for event in events if isinstance(event, Note) and "collapsed" in event.text]
+    assert [text.split("(")[1] for text in told] == [
+        "std 0.05); training goes on",
+        "std 0.02); training goes on",
+    ]
+
+
+def without_labels(digits: Path, folder: Path) -> Path:
+    for part in ("train", "test"):
+        (folder / part).mkdir(parents=True)
+        for file in (digits / part).rglob("*.png"):
+            shutil.copy(file, folder / part / f"{file.parent.name}-{file.name}")
+    return folder
+
+
+@pytest.mark.usefixtures("_no_curves")
+def test_data_without_labels_train_without_neighbours(digits: Path, tmp_path: Path) -> None:
+    data = without_labels(digits, tmp_path / "unlabelled")
+    train(config("byol", data, epochs=2, knn_every=1), tmp_path / "run")
+    for record in history(tmp_path / "run"):
+        assert "knn_accuracy" not in record
+        assert record["output_std"] > 0
+
+
+@pytest.mark.usefixtures("_no_curves")
+@pytest.mark.parametrize(("every", "expected"), [(0, []), (1, [1, 2, 3, 4]), (3, [3, 4])])
+def test_neighbours_are_counted_when_asked(
+    every: int, expected: list[int], digits: Path, tmp_path: Path
+) -> None:
+    train(config("barlow_twins", digits, epochs=4, knn_every=every), tmp_path / "run")
+    found = history(tmp_path / "run")
+    assert [record["epoch"] for record in found if "knn_accuracy" in record] == expected
+
+
+@pytest.mark.usefixtures("_no_curves")
+@pytest.mark.parametrize("method", METHODS)
+def test_losses_of_test_images_are_finite_whatever_the_batch_leaves_over(
+    method: str, digits: Path, tmp_path: Path
+) -> None:
+    # 40 test images in batches of 13 leave one image alone, of which no deviation can be taken
+    train(config(method, digits, epochs=1, batch_size=13, sample_every=1), tmp_path / "run")
+    (record,) = history(tmp_path / "run")
+    assert all(value is not None for value in record.values()), record
+    assert "test_loss" in record
+
+
+@pytest.mark.usefixtures("_no_curves")
+def test_looking_changes_nothing(digits: Path, tmp_path: Path) -> None:
+    train(config("byol", digits, knn_every=0), tmp_path / "blind")
+    train(config("byol", digits, knn_every=1, sample_every=1), tmp_path / "watched")
+    ours, theirs = (load_file(tmp_path / name / checkpoint.STATE) for name in ("blind", "watched"))
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+# Killed for real
+
+
+def wait_until(reached: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + 60
+    while not reached() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.02)
+    assert reached(), process.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_killed_at_random_moments_a_run_ends_with_the_same_weights(
+    method: str, digits: Path, tmp_path: Path
+) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    settled = config(method, digits, epochs=12)
+    (tmp_path / "config.json").write_text(settled.to_json())
+    start = [sys.executable, "-m", "genssl", "train", "--config", str(tmp_path / "config.json")]
+    rest = ["--save-every", "0", "--device", "cpu"]
+    whole = [*start, "--out", str(tmp_path / "whole"), *rest]
+    subprocess.run(whole, check=True, capture_output=True, env=environment)
+    chance = random.Random(0)
+    cut = tmp_path / "cut"
+    resume = [*start[:4], "--resume", str(cut), *rest]
+    for _ in range(3):
+        first = not (cut / checkpoint.CONFIG).exists()
+        process = subprocess.Popen(
+            [*start, "--out", str(cut), *rest] if first else resume,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True,
+        )  # fmt: skip
+        wait_until((cut / checkpoint.CONFIG).exists, process)
+        time.sleep(chance.uniform(0.0, 8.0))
+        process.kill()
+        process.communicate()
+    subprocess.run(resume, check=True, capture_output=True, env=environment)
+    same_run(tmp_path / "whole", cut)
