@@ -68,12 +68,11 @@ class Config(BaseModel):
             raise ValueError("must name a data set or a path")
         return data
 
-    @property
-    def scaled_rate(self) -> float:
-        """The learning rate of this batch size: linear scaling (Goyal et al. 2017) where it is asked for."""
+    def rate_for(self, batch_size: int) -> float:
+        """The learning rate for steps of so many images: scaled linearly (Goyal et al. 2017) if asked for."""
         if self.rate_batch_size is None:
             return self.learning_rate
-        return self.learning_rate * self.batch_size / self.rate_batch_size
+        return self.learning_rate * batch_size / self.rate_batch_size
 
     def to_json(self) -> str:
         """Indented JSON that `read` turns into the same config."""

@@ -1,7 +1,7 @@
 """Nearest-neighbour classification of frozen features (Wu et al. 2018), beside what needs no training."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +19,6 @@ from genssl.metrics.features import Tick
 from genssl.metrics.knn import knn_predict
 from genssl.models.method import Method
 from genssl.runtime import measuring
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 QUERIES = 2048  # classified between two ticks
 SHOWN = 10  # test images in the picture, of as many classes
@@ -74,10 +71,7 @@ def knn_eval(
         UserError: no labels or one class, classes that differ, k or the temperature out of range.
     """
     labels, test_labels = require_labels(method, train, test)
-    if not 1 <= k <= len(train):
-        raise UserError(f"-k must be from 1 to the number of train images, {len(train)}, not {k}")
-    if not temperature > 0:
-        raise UserError(f"--temperature must be above 0, not {temperature:g}")
+    _check(k, temperature, train)
 
     def classify(bank: Tensor, queries: Tensor) -> Answer:
         predicted = []
@@ -99,11 +93,15 @@ def knn_eval(
     values["accuracy_by_class"] = dict(zip(test.classes, class_accuracy(matrix).tolist(), strict=True))
     result = f"{100 * own.accuracy:.1f} % of {len(test)} test images"
     title = f"kNN, {method.config.method} features: {result}\n(cells: % of a true class)"
-    drawn: dict[str, Figure | Image.Image] = {
-        "confusion matrix": draw_confusion(matrix, test.classes, title),
-        "neighbours": picture,
-    }
-    return Outcome(values, drawn, _notes(train))
+    confusion = draw_confusion(matrix, test.classes, title)
+    return Outcome(values, {"confusion matrix": confusion, "neighbours": picture}, _notes(train))
+
+
+def _check(k: int, temperature: float, train: Split) -> None:
+    if not 1 <= k <= len(train):
+        raise UserError(f"-k must be from 1 to the number of train images, {len(train)}, not {k}")
+    if not temperature > 0:
+        raise UserError(f"--temperature must be above 0, not {temperature:g}")
 
 
 def _floors(method: Method, split: Split) -> dict[str, Encoder]:

@@ -71,7 +71,7 @@ class Training:
         self.batch_size = min(config.batch_size, len(split))
         self.steps_per_epoch = len(split) // self.batch_size  # the rest waits for the next shuffle
         self.total_steps = config.epochs * self.steps_per_epoch
-        self.optimizer = build_optimizer(method.parameter_groups(), config)
+        self.optimizer = build_optimizer(method.parameter_groups(), config, self.batch_size)
         self.guard = Guard(method, self.device)
         self.average = None if config.ema_decay is None else Average(method, config.ema_decay, self.guard)
         self.step = 0

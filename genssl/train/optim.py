@@ -9,20 +9,37 @@ from torch import Tensor, nn
 from genssl.settings import Config
 
 
-def build_optimizer(groups: list[dict[str, Any]], config: Config) -> torch.optim.Optimizer:
-    """The config's optimiser over a method's parameter groups.
+def build_optimizer(
+    groups: list[dict[str, Any]], config: Config, batch_size: int | None = None
+) -> torch.optim.Optimizer:
+    """The config's optimiser over a method's parameter groups, for steps of `batch_size` images.
 
     Fused, since only the fused kernels can be told on the device to skip a step (`found_inf`), and
     since they are the fastest ones.
     """
-    rate, decay = config.scaled_rate, config.weight_decay
+    rate, decay = config.rate_for(batch_size or config.batch_size), config.weight_decay
     match config.optimizer:
         case "adam":
             return torch.optim.Adam(groups, lr=rate, weight_decay=decay, fused=True)
         case "adamw":
             return torch.optim.AdamW(groups, lr=rate, weight_decay=decay, fused=True)
         case "sgd":
-            return torch.optim.SGD(groups, lr=rate, weight_decay=decay, momentum=config.momentum, fused=True)
+            descent = torch.optim.SGD(
+                groups, lr=rate, weight_decay=decay, momentum=config.momentum, fused=True
+            )
+            return _with_momenta(descent) if config.momentum > 0 else descent
+
+
+def _with_momenta(optimizer: torch.optim.SGD) -> torch.optim.SGD:
+    """Momenta of zero, with which the first step is the same.
+
+    Otherwise the fused kernel allocates them in the first step and, where that step is skipped
+    (`found_inf`), leaves them as whatever the memory held.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def rate_factor(config: Config, step: int, steps_per_epoch: int) -> float:

@@ -93,7 +93,7 @@ class Run:
             Started(
                 folder=self.folder.path,
                 method=self.config.method,
-                parameters=sum(p.numel() for p in training.method.parameters()),
+                parameters=sum(p.numel() for p in training.method.parameters() if p.requires_grad),
                 data=training.split.name,
                 images=len(training.split),
                 epochs=self.config.epochs,
@@ -155,8 +155,8 @@ class Run:
         record: dict[str, Any] = {"epoch": epoch, "step": self.training.step}
         record |= {name: float(total) / self.images for name, total in self.sums.items()}
         record["images_per_second"] = round(self.clock.images_per_second(), 1)
-        due = self.watch.due(epoch) or (not whole and self.config.sample_every > 0)
-        record |= self.watch.observe(self.training.inference, epoch, due=due)
+        record |= self.watch.observe(self.training.inference, epoch, last=not whole)
+        due = self.watch.pictures_due(epoch, last=not whole)
         if due:
             self.folder.write_previews(self.watch.draw(self.training.inference), epoch)
         record["learning_rate"] = self.training.optimizer.param_groups[0]["lr"]

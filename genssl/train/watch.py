@@ -22,10 +22,10 @@ NEIGHBOURS = 200  # of the nearest-neighbour accuracy, with these many images fo
 BANK = 10_000
 QUERIES = 2_000
 CHUNK = 256  # images at a time
-COLLAPSED = 0.1  # an output std below this: 1 is healthy, 0 is one and the same output for every image
-COLLAPSED_RANK = (
-    2.0  # or an effective rank: a batch norm at the end forbids one output, but not one direction
-)
+# Collapsed: an output std below this (1 is healthy, 0 is the same output for every image), or an effective
+# rank below this: a batch norm at the end forbids one and the same output, but not one direction
+COLLAPSED = 0.1
+COLLAPSED_RANK = 2.0
 
 
 class Watch:
@@ -44,19 +44,20 @@ class Watch:
         self.bank = train.take(BANK, config.seed)
         self.queries = None if test is None else test.take(QUERIES, config.seed)
 
-    def due(self, epoch: int) -> bool:
+    def pictures_due(self, epoch: int, *, last: bool) -> bool:
         """Whether pictures are drawn after one-based `epoch`: every `sample_every`, and the last."""
-        every = self.config.sample_every
-        return every > 0 and (epoch % every == 0 or epoch == self.config.epochs)
+        return self._due(self.config.sample_every, epoch, last)
 
-    def observe(self, method: Method, epoch: int, *, due: bool) -> dict[str, Any]:
-        """What the history keeps of one-based `epoch`: test losses when due, collapse, and neighbours."""
-        found: dict[str, Any] = self.measure(method) if due else {}
+    def _due(self, every: int, epoch: int, last: bool) -> bool:
+        return every > 0 and (epoch % every == 0 or epoch == self.config.epochs or last)
+
+    def observe(self, method: Method, epoch: int, *, last: bool) -> dict[str, Any]:
+        """What the history keeps of one-based `epoch`: test losses, collapse, neighbours, each when due."""
+        found: dict[str, Any] = (
+            self.measure(method) if self._due(self.config.sample_every, epoch, last) else {}
+        )
         found |= self.collapse(method)
-        every = self.config.knn_every
-        if every > 0 and (epoch % every == 0 or epoch == self.config.epochs):
-            found |= self.neighbours(method)
-        return found
+        return found | (self.neighbours(method) if self._due(self.config.knn_every, epoch, last) else {})
 
     @measuring()
     def measure(self, method: Method) -> dict[str, float]:
@@ -65,11 +66,13 @@ class Watch:
             return {}
         method.eval()
         totals: dict[str, Tensor] = {}
-        for number, rows in enumerate(chunks(len(self.test), self.config.batch_size)):
+        size = min(self.config.batch_size, len(self.test))
+        whole = len(self.test) - len(self.test) % size  # some losses mean nothing for a few images
+        for number, rows in enumerate(chunks(whole, size)):
             images = self.test.images[rows]
             for name, value in self._losses(method, images, number).items():
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value * len(images)
-        return {f"test_{name}": float(total) / len(self.test) for name, total in totals.items()}
+        return {f"test_{name}": float(total) / whole for name, total in totals.items()}
 
     def _losses(self, method: Method, images: Tensor, number: int) -> dict[str, Tensor]:
         stream = generator(self.config.seed, "eval", number, device=images.device)

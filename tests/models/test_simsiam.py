@@ -161,9 +161,9 @@ def test_the_predictors_rate_stays_out_of_the_schedule(constant: bool) -> None:
 
 
 def test_the_rate_grows_with_the_batch() -> None:
-    rates = {size: settings(batch_size=size).scaled_rate for size in (64, 256, 512, 1024)}
+    rates = {size: settings().rate_for(size) for size in (64, 256, 512, 1024)}
     assert rates == pytest.approx({64: 0.0075, 256: 0.03, 512: 0.06, 1024: 0.12})
-    assert settings(batch_size=64, rate_batch_size=None).scaled_rate == 0.03
+    assert settings(rate_batch_size=None).rate_for(64) == 0.03
     optimizer = build_optimizer(build(settings(batch_size=64)).parameter_groups(), settings(batch_size=64))
     assert {group["lr"] for group in optimizer.param_groups} == {0.0075}
 

@@ -154,6 +154,11 @@ def test_rates_follow_their_schedule() -> None:
     assert rates == pytest.approx(expected)
 
 
+def test_a_scaled_rate_is_that_of_the_batches_there_are() -> None:
+    loop = training(ToyConfig(batch_size=64, learning_rate=0.1, rate_batch_size=32), n=16)
+    assert loop.optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
+
+
 def test_warm_up_rises_to_the_schedule() -> None:
     config = ToyConfig(warmup_epochs=2, schedule="constant")
     factors = [rate_factor(config, step, 5) for step in range(12)]
