@@ -95,7 +95,7 @@ def show_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """A table with one line a row on stdout; the first row's names are the header."""
     table = Table(box=None, padding=(0, 2, 0, 2))
     for name in rows[0]:
-        table.add_column(name.replace("_", " "))
+        table.add_column(Text(name))
     for row in rows:
         table.add_row(*(Text("" if value is None else readable(value)) for value in row.values()))
     console = results()

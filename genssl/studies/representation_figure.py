@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 COLUMNS = 3
 LEAST_SPAN = 0.05  # of an axis of shares: less would make mountains of molehills
+HALF_A_LINE = 64  # characters of a name below the panels
 MARKED = 30  # epochs up to which each is a dot on its line
 
 
@@ -77,15 +78,7 @@ def draw_representations(
         _draw_panel(axis, arms, panel, colours)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
-    names = [axis.plot([], [], color=colours[arm.arm.name], label=_label(arm))[0] for arm in arms]
-    measured = any(KNN in arm.numbers() for arm in arms)
-    figure.legend(
-        handles=names,
-        loc="outside lower center",
-        ncols=1 if len(arms) < 3 else 2,
-        frameon=False,
-        title="kNN: all test images, all train images; linear: last epoch" if measured else None,
-    )
+    _add_names(figure, axes[0], arms, colours)
     figure.suptitle(title)
     return figure
 
@@ -132,6 +125,23 @@ def _mark_collapse(axis: "Axes") -> None:
     axis.text(0.99, COLLAPSED + 0.01, "collapsed below", color="0.4", ha="right", size=8, transform=place)
 
 
+def _add_names(figure: "Figure", axis: "Axes", arms: Sequence[ArmRuns], colours: Mapping[str, str]) -> None:
+    """Below the panels: the arms with their last numbers; `axis` makes the lines."""
+    labels = [_label(arm) for arm in arms]
+    lines = [
+        axis.plot([], [], color=colours[arm.arm.name], label=label)[0]
+        for arm, label in zip(arms, labels, strict=True)
+    ]
+    measured = any(KNN in arm.numbers() for arm in arms)
+    figure.legend(
+        handles=lines,
+        loc="outside lower center",
+        ncols=2 if len(arms) > 2 and max(map(len, labels)) <= HALF_A_LINE else 1,
+        frameon=False,
+        title="kNN: all test images, all train images; linear: last epoch" if measured else None,
+    )
+
+
 def _label(arm: ArmRuns) -> str:
     """The arm's name and its last numbers."""
     numbers = arm.numbers()
@@ -142,7 +152,8 @@ def _label(arm: ArmRuns) -> str:
     ]
     if any(run.collapsed for run in arm.runs) and "output_std" in numbers:
         parts.append(f"collapsed (output std {numbers['output_std'].mean:.2g})")
-    return f"{arm.arm.name}: {', '.join(parts)}" if parts else arm.arm.name
+    name = arm.arm.name if len(arm.arm.name) <= HALF_A_LINE else f"{arm.arm.name[: HALF_A_LINE - 1]}…"
+    return f"{name}: {', '.join(parts)}" if parts else name
 
 
 def _percent(number: Number) -> str:

@@ -1,7 +1,6 @@
 """Studies of self-supervised runs: what is measured of the features, what is said of it, and the figures."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,7 +29,7 @@ KNN, LINEAR, TRAIN = "knn_accuracy_full", "linear_test_accuracy", "linear_train_
 
 
 @pytest.fixture(scope="module")
-def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Result]]:
+def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     """A study of SimSiam with two changes, from the command line; a run of it can be found again."""
     root = tmp_path_factory.mktemp("siamese")
     with pytest.MonkeyPatch.context() as patch:
@@ -47,7 +46,7 @@ def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             "--no-predictor",
             "--json",
         )
-        yield root, result
+    return root, result
 
 
 # Measuring
@@ -186,6 +185,8 @@ def test_settings_that_make_the_loss_another_quantity(method: str, change: str, 
 
     arm = arm_of("a", {change: 1}, run_of(configs.make(method, {})))
     assert arm.redefines() == ([change] if another else [])
+    other = arm_of("b", {"method": "vae", change: 1}, run_of())
+    assert other.redefines() == ["method"]  # which says it all
 
 
 # Drawing
@@ -250,6 +251,15 @@ def test_what_nobody_measured_has_no_panel() -> None:
         record.pop("knn_accuracy", None)
     (figure,) = draw_study([arm_of("baseline", {}, bare)], "t").values()
     assert list(panels(figure)) == [TITLES[0], TITLES[2], TITLES[5]]
+
+
+def test_long_names_stay_within_the_figure() -> None:
+    arms = [arm_of(f"{place} " + 40 * "long ", {}, run_of(std=0.01)) for place in range(3)]
+    (figure,) = draw_study(arms, "t").values()
+    figure.draw_without_rendering()  # type: ignore[union-attr]
+    box = figure.legends[0].get_window_extent()  # type: ignore[union-attr]
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.width  # type: ignore[union-attr]
 
 
 def test_a_loss_of_another_kind_is_marked() -> None:

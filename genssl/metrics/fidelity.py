@@ -1,0 +1,206 @@
+"""How close generated images are to real ones: distances between two sets of features, and their overlap."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from genssl.metrics.knn import QUERIES, top
+from genssl.metrics.moments import mean_and_covariance
+from genssl.metrics.originals import find_originals
+from genssl.runtime import generator
+
+ROWS = 1024  # rows of a kernel matrix that are held at once, in float64
+# Two products of the same vectors differ by their rounding. A squared distance that exceeds a radius by less
+# than this share of the squared norms is as long as the radius: else chance would say whether a copy is a copy.
+ROUNDING = 1e-6
+
+
+def frechet_distance(x: Tensor, y: Tensor) -> float:
+    """|mu - mu'|^2 + Tr(S + S' - 2 (S S')^(1/2)): FID, with features of one's own choice.
+
+    Heusel et al. 2017, equation 6 (Dowson and Landau 1982). With factors F F^T = S and G G^T = S', the
+    trace of the root is the sum of the singular values of F^T G, which are the roots of the eigenvalues of
+    S^(1/2) S' S^(1/2); nothing is squared, so that few rows or dead dimensions do no harm. Float64.
+    Covariances are divided by N - 1. Fewer samples have a larger distance: never compare two sizes.
+
+    Args:
+        x: features (N, D) of any real type, N at least 2.
+        y: features (M, D), M at least 2.
+
+    Returns:
+        The distance, in squared units of the features; 0 up to rounding for equal sets, never below 0.
+
+    Raises:
+        ValueError: fewer than two rows, or the shapes differ.
+    """
+    _check(x, y, 2)
+    (mean, factor), (other_mean, other_factor) = _moments(x), _moments(y)
+    roots = torch.linalg.svdvals(factor.T @ other_factor).sum()
+    between = (mean - other_mean).square().sum()
+    return max(0.0, float(between + factor.square().sum() + other_factor.square().sum() - 2 * roots))
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean (D,), and a factor F (D, min(N, D)) of the covariance, F F^T = S; float64."""
+    if x.device.type == "mps":  # has no float64
+        x = x.cpu()
+    rows, dimensions = x.shape
+    if rows <= dimensions:
+        mean = x.mean(0, dtype=torch.float64)
+        return mean, (x.double() - mean).T / (rows - 1) ** 0.5
+    mean, covariance = mean_and_covariance(x)
+    values, vectors = torch.linalg.eigh(covariance * (rows / (rows - 1)))
+    return mean, vectors * values.clamp(min=0).sqrt()
+
+
+def kernel_distance(
+    x: Tensor, y: Tensor, subsets: int = 100, size: int = 1000, *, seed: int = 0
+) -> tuple[float, float]:
+    """The squared maximum mean discrepancy over random subsets: KID, with features of one's own choice.
+
+    Binkowski et al. 2018, section 3: the unbiased estimate, so that it may be below 0, and its expectation
+    does not depend on the number of samples.
+
+    Args:
+        x: features (N, D) of any real type, N at least 2.
+        y: features (M, D), M at least 2.
+        subsets: how many, each drawn without replacement from both sets.
+        size: rows in each; all of them where a set has fewer.
+        seed: of the subsets.
+
+    Returns:
+        Mean and standard deviation over the subsets. The deviation belongs to the subsets' size and is 0 where
+        each holds everything; it is no standard error of the mean.
+
+    Raises:
+        ValueError: fewer than two rows, no subset, or the shapes differ.
+    """
+    _check(x, y, 2)
+    if subsets < 1 or size < 2:
+        raise ValueError(f"subsets must be at least 1 and their size at least 2, not {subsets}, {size}")
+    found = []
+    for place in range(subsets):
+        draw = generator(seed, "eval", place)
+        rows = [torch.randperm(len(part), generator=draw)[:size].to(part.device) for part in (x, y)]
+        found.append(squared_mmd(x[rows[0]], y[rows[1]]))
+    values = torch.tensor(found, dtype=torch.float64)
+    return float(values.mean()), float(values.std(correction=0))
+
+
+def squared_mmd(x: Tensor, y: Tensor) -> float:
+    """The unbiased estimate of MMD^2 (Gretton et al. 2012, equation 3) with k(x, y) = (x.y / D + 1)^3.
+
+    x: (N, D), y: (M, D), at least two rows each; float64, in bounded memory.
+    """
+    _check(x, y, 2)
+    n, m = len(x), len(y)
+    within = _kernel_sum(x, x, own=True) / (n * (n - 1)) + _kernel_sum(y, y, own=True) / (m * (m - 1))
+    return within - 2 * _kernel_sum(x, y) / (n * m)
+
+
+def _kernel_sum(x: Tensor, y: Tensor, *, own: bool = False) -> float:
+    """The sum of k(x, y) over all pairs; `own`: x is y, and no row is paired with itself."""
+    if x.device.type == "mps":  # has no float64
+        x, y = x.cpu(), y.cpu()
+    columns, total = y.double().T, 0.0
+    for part in x.split(ROWS):
+        total += float((part.double() @ columns / x.shape[1] + 1).pow(3).sum())
+    if own:
+        norms = x.double().square().sum(1)
+        total -= float((norms / x.shape[1] + 1).pow(3).sum())
+    return total
+
+
+class PRDC(NamedTuple):
+    """Overlap of two sets.
+
+    Attributes:
+        precision: the share of the samples within some real image's ball.
+        recall: the share of the real images within some sample's ball.
+        density: in how many real balls a sample lies, over k; about 1 for real images, may exceed 1.
+        coverage: the share of the real balls that hold a sample.
+    """
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def prdc(real: Tensor, fake: Tensor, k: int = 5) -> PRDC:
+    """Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020).
+
+    The ball around an image reaches to its k-th nearest neighbour in its own set, itself not counted. Balls
+    are closed, as in the former paper, so that copies of the real images have precision, recall and
+    coverage 1 and density (k + 1) / k. Float32 around the real images' mean, 512 rows at a time.
+
+    Args:
+        real: features (N, D) of any real type.
+        fake: features (M, D).
+        k: below both N and M.
+
+    Raises:
+        ValueError: k is out of range, or the shapes differ.
+    """
+    _check(real, fake, 1)
+    if not 1 <= k < min(len(real), len(fake)):
+        raise ValueError(f"k must be from 1 to {min(len(real), len(fake)) - 1}, not {k}")
+    with torch.autocast(real.device.type, enabled=False):
+        centre = real.mean(0, dtype=torch.float32)
+        return _overlap(real.float() - centre, fake.float() - centre, k)
+
+
+def _overlap(real: Tensor, fake: Tensor, k: int) -> PRDC:
+    norms, fake_norms = ((1 - ROUNDING) * part.square().sum(1) for part in (real, fake))
+    radii, fake_radii = _squared_radii(real, k), _squared_radii(fake, k)
+    balls, recalled = [], torch.zeros(len(real), dtype=torch.bool, device=real.device)
+    covered = recalled.clone()
+    for start in range(0, len(fake), QUERIES):
+        rows = slice(start, start + QUERIES)
+        squares = torch.addmm(norms, fake[rows], real.T, alpha=-2).add_(fake_norms[rows, None])  # (q, N)
+        within = squares <= radii
+        balls.append(within.sum(1))
+        covered |= within.any(0)
+        recalled |= (squares <= fake_radii[rows, None]).any(0)
+    held = torch.cat(balls)
+    return PRDC(
+        precision=float((held > 0).double().mean()),
+        recall=float(recalled.double().mean()),
+        density=float(held.double().mean() / k),
+        coverage=float(covered.double().mean()),
+    )
+
+
+def _squared_radii(x: Tensor, k: int) -> Tensor:
+    """The squared distance from each row of x (N, D), float32, to its k-th nearest other row: (N,)."""
+    norms = x.square().sum(1)
+    parts = []
+    for start in range(0, len(x), QUERIES):
+        part = x[start : start + QUERIES]
+        nearness = torch.addmm(norms, part, x.T, alpha=2, beta=-1)  # |q|^2 - d^2: the k nearest have most
+        nearness.diagonal(start).fill_(-torch.inf)
+        parts.append(norms[start : start + QUERIES] - top(nearness, k)[0].amin(1))
+    return torch.cat(parts).clamp_(min=0)
+
+
+def authenticity(train: Tensor, fake: Tensor) -> float:
+    """The share of the samples that are no copies of training images (Alaa et al. 2022, section 3.3).
+
+    A sample is a copy where it is as near to its nearest training image as that one's nearest neighbour
+    among the training images, or nearer. New real images have a share well below 1: look at theirs, too.
+
+    Args:
+        train: features (N, D) of any real type, N at least 2.
+        fake: features (M, D).
+
+    Raises:
+        ValueError: fewer than two training images, no sample, or the shapes differ.
+    """
+    return float(find_originals(train, fake).authentic.double().mean())
+
+
+def _check(x: Tensor, y: Tensor, least: int) -> None:
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < least:
+        shapes = f"{list(x.shape)}, {list(y.shape)}"
+        raise ValueError(f"features must be (N, D) and (M, D) of at least {least} rows, not {shapes}")

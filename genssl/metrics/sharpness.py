@@ -1,0 +1,50 @@
+"""How sharp images are, and how varied."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+GRAY = (0.299, 0.587, 0.114)  # ITU-R BT.601
+LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
+ROWS = 1024  # images, or rows of distances, at once
+
+
+def sharpness(images: Tensor) -> Tensor:
+    """The variance of the Laplacian of each image in gray: blurred images have little.
+
+    Pech-Pacheco et al. 2000 (LAPV). Four neighbours, inner pixels only; on the scale of 0..255. Noise is sharp,
+    too, so that a number above that of real images is no merit.
+
+    Args:
+        images: uint8 (N, 3, H, W), at least 3 pixels a side.
+
+    Returns:
+        (N,) float32, in squared gray levels.
+
+    Raises:
+        ValueError: the shape is another.
+    """
+    if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < 3:
+        raise ValueError(f"images must be (N, 3, H, W) of at least 3 pixels a side, not {list(images.shape)}")
+    weights = torch.tensor(GRAY, device=images.device).view(1, 3, 1, 1)
+    kernel = torch.tensor(LAPLACIAN, device=images.device).view(1, 1, 3, 3)
+    parts = []
+    for part in images.split(ROWS):
+        gray = (part.float() * weights).sum(1, keepdim=True)
+        parts.append(F.conv2d(gray, kernel).flatten(1).var(1, correction=0))
+    return torch.cat(parts)
+
+
+def variety(x: Tensor) -> float:
+    """The mean Euclidean distance between two rows of x (N, D): samples all alike have 0.
+
+    Float64; memory of 1,024 rows of distances.
+
+    Raises:
+        ValueError: x is not (N, D), or has fewer than two rows.
+    """
+    if x.ndim != 2 or len(x) < 2:
+        raise ValueError(f"variety needs features (N, D) of at least two rows, not {list(x.shape)}")
+    rows = (x.cpu() if x.device.type == "mps" else x).double()  # mps has no float64
+    total = sum(float(torch.cdist(part, rows).sum()) for part in rows.split(ROWS))
+    return total / (len(x) * (len(x) - 1))
