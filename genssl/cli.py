@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from genssl import __version__
 from genssl.commands import (
     evaluating,
+    fidelity,
     generating,
     housekeeping,
     reconstructing,
@@ -141,7 +142,16 @@ def program(
     """Train, sample and measure small image models."""
 
 
-for group in (training, generating, reconstructing, evaluating, representing, studying, housekeeping):
+for group in (
+    training,
+    generating,
+    reconstructing,
+    evaluating,
+    fidelity,
+    representing,
+    studying,
+    housekeeping,
+):
     group.register(app)
 
 

@@ -12,7 +12,7 @@ from genssl.runtime import generator
 
 ROWS = 1024  # rows of a kernel matrix that are held at once, in float64
 # Two products of the same vectors differ by their rounding. A squared distance that exceeds a radius by less
-# than this share of the squared norms is as long as the radius: else chance would say whether a copy is a copy.
+# than this share of the squared norms counts as equal: else chance would say whether a copy is a copy.
 ROUNDING = 1e-6
 
 
@@ -70,8 +70,8 @@ def kernel_distance(
         seed: of the subsets.
 
     Returns:
-        Mean and standard deviation over the subsets. The deviation belongs to the subsets' size and is 0 where
-        each holds everything; it is no standard error of the mean.
+        Mean and standard deviation over the subsets. The deviation belongs to the subsets' size and is 0
+        where each holds everything; it is no standard error of the mean.
 
     Raises:
         ValueError: fewer than two rows, no subset, or the shapes differ.

@@ -9,7 +9,7 @@ from genssl import figures
 from genssl.studies.representations import BY_EPOCH, KNN, LINEAR, LINEAR_TRAIN
 from genssl.studies.results import ArmRuns, Measured, Number
 from genssl.studies.series import Records, draw_mean
-from genssl.train.watch import COLLAPSED
+from genssl.train.watch import COLLAPSED, COLLAPSED_RANK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -108,6 +108,7 @@ def _draw_panel(axis: "Axes", arms: Sequence[ArmRuns], panel: Panel, colours: Ma
     if panel.name == "output_std":
         _mark_collapse(axis)
     if panel.name == "rankme":
+        axis.axhline(COLLAPSED_RANK, color="0.4", linestyle="--", linewidth=1)
         axis.set_ylim(bottom=0)
 
 
@@ -121,8 +122,7 @@ def _make_percent(axis: "Axes") -> None:
 def _mark_collapse(axis: "Axes") -> None:
     axis.set_ylim(0, 1.05)
     axis.axhline(COLLAPSED, color="0.4", linestyle="--", linewidth=1)
-    place = axis.get_yaxis_transform()
-    axis.text(0.99, COLLAPSED + 0.01, "collapsed below", color="0.4", ha="right", size=8, transform=place)
+    axis.text(0.01, 0.02, "collapsed", color="0.4", size=7, transform=axis.get_yaxis_transform())
 
 
 def _add_names(figure: "Figure", axis: "Axes", arms: Sequence[ArmRuns], colours: Mapping[str, str]) -> None:
@@ -151,7 +151,8 @@ def _label(arm: ArmRuns) -> str:
         if name in numbers
     ]
     if any(run.collapsed for run in arm.runs) and "output_std" in numbers:
-        parts.append(f"collapsed (output std {numbers['output_std'].mean:.2g})")
+        rank = f", rank {numbers['rankme'].mean:.2g}" if "rankme" in numbers else ""
+        parts.append(f"collapsed (output std {numbers['output_std'].mean:.2g}{rank})")
     name = arm.arm.name if len(arm.arm.name) <= HALF_A_LINE else f"{arm.arm.name[: HALF_A_LINE - 1]}…"
     return f"{name}: {', '.join(parts)}" if parts else name
 

@@ -50,13 +50,18 @@ def _value(name: str, number: Number) -> str:
 
 
 def _collapse(arm: ArmRuns) -> list[str]:
-    """That outputs ended as one and the same, and in how many of the runs."""
+    """That outputs ended as one and the same, or in one direction, and in how many of the runs."""
     collapsed = [run for run in arm.runs if run.collapsed]
     if not collapsed:
         return []
-    found = [run.findings.numbers["output_std"] for run in collapsed if "output_std" in run.findings.numbers]
+    words = {"output_std": "output std", "rankme": "rank"}
+    found = [
+        f"{word} {statistics.fmean(values):.2g}"
+        for name, word in words.items()
+        if (values := [run.findings.numbers[name] for run in collapsed if name in run.findings.numbers])
+    ]
     some = f" in {len(collapsed)} of {len(arm.runs)} runs" if len(collapsed) < len(arm.runs) else ""
-    return [f"collapsed{some}" + (f": output std {statistics.fmean(found):.2g}" if found else "")]
+    return [f"collapsed{some}" + (f": {', '.join(found)}" if found else "")]
 
 
 def _compare(name: str, before: Number, after: Number, arm: ArmRuns) -> str:

@@ -163,7 +163,8 @@ def test_a_verdict_says_that_an_output_collapsed() -> None:
     assert "collapsed" not in verdict(base, base)
     flagged = run_of(std=0.5)
     flagged.history[-1]["collapsed"] = True
-    assert "collapsed: output std 0.5" in verdict(arm_of("a", {}, flagged), base)
+    flagged.findings.numbers["rankme"] = 1.04
+    assert "collapsed: output std 0.5, rank 1" in verdict(arm_of("a", {}, flagged), base)
 
 
 @pytest.mark.parametrize(
