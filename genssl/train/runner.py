@@ -155,7 +155,8 @@ class Run:
         record: dict[str, Any] = {"epoch": epoch, "step": self.training.step}
         record |= {name: float(total) / self.images for name, total in self.sums.items()}
         record["images_per_second"] = round(self.clock.images_per_second(), 1)
-        record |= self.watch.observe(self.training.inference, epoch, last=not whole)
+        steps = self.training.step
+        record |= self.watch.observe(self.training.inference, epoch, steps=steps, last=not whole)
         due = self.watch.pictures_due(epoch, last=not whole)
         if due:
             self.folder.write_previews(self.watch.draw(self.training.inference), epoch)

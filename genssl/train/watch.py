@@ -26,6 +26,7 @@ CHUNK = 256  # images at a time
 # rank below this: a batch norm at the end forbids one and the same output, but not one direction
 COLLAPSED = 0.1
 COLLAPSED_RANK = 2.0
+SETTLED = 50  # steps before which no verdict is given: running statistics still hold what they began with
 
 
 class Watch:
@@ -51,12 +52,19 @@ class Watch:
     def _due(self, every: int, epoch: int, last: bool) -> bool:
         return every > 0 and (epoch % every == 0 or epoch == self.config.epochs or last)
 
-    def observe(self, method: Method, epoch: int, *, last: bool) -> dict[str, Any]:
-        """What the history keeps of one-based `epoch`: test losses, collapse, neighbours, each when due."""
+    def observe(self, method: Method, epoch: int, *, steps: int, last: bool) -> dict[str, Any]:
+        """What the history keeps of one-based `epoch`: test losses, collapse, neighbours, each when due.
+
+        Args:
+            method: the one to look at.
+            epoch: one-based.
+            steps: how many steps the run has taken.
+            last: whether the run ends here, before its time.
+        """
         found: dict[str, Any] = (
             self.measure(method) if self._due(self.config.sample_every, epoch, last) else {}
         )
-        found |= self.collapse(method)
+        found |= self.collapse(method, steps)
         return found | (self.neighbours(method) if self._due(self.config.knn_every, epoch, last) else {})
 
     @measuring()
@@ -80,7 +88,7 @@ class Watch:
         return method.loss(views, method.draws(len(images), stream))
 
     @measuring()
-    def collapse(self, method: Method) -> dict[str, Any]:
+    def collapse(self, method: Method, steps: int) -> dict[str, Any]:
         """output_std and rankme of the outputs for test images, and whether they have collapsed."""
         if self.test is None:
             return {}
@@ -90,8 +98,8 @@ class Watch:
         found = extract(cast(Function, method.outputs), self.test.images, CHUNK)
         spread = output_std(found)
         rank = rankme(found)
-        flat = rank < min(COLLAPSED_RANK, found.shape[1] / 4)
-        return {"output_std": spread, "rankme": rank, "collapsed": spread < COLLAPSED or flat}
+        flat = spread < COLLAPSED or rank < min(COLLAPSED_RANK, found.shape[1] / 4)
+        return {"output_std": spread, "rankme": rank, "collapsed": flat and steps >= SETTLED}
 
     @measuring()
     def neighbours(self, method: Method) -> dict[str, float]:

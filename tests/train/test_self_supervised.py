@@ -162,6 +162,7 @@ def constant(method: Method) -> Method:
 def test_a_run_that_collapses_says_so_and_goes_on(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(watch, "SETTLED", 2)
     settled = config("vicreg", digits, variance=0.0, covariance=0.0, weight_decay=0.0)
     monkeypatch.setattr(runner, "build", lambda config: constant(build(config)))
     events = train(settled, tmp_path / "run")
@@ -178,6 +179,7 @@ def test_a_run_that_collapses_says_so_and_goes_on(
 def test_a_collapse_is_told_again_after_a_recovery(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(watch, "SETTLED", 0)
     spreads, ranks = iter([0.5, 0.05, 0.04, 0.3, 0.9]), iter([9.0, 9.0, 1.5, 9.0, 1.2])
     monkeypatch.setattr(watch, "output_std", lambda outputs: next(spreads))
     monkeypatch.setattr(watch, "rankme", lambda outputs: next(ranks))
@@ -187,6 +189,21 @@ def test_a_collapse_is_told_again_after_a_recovery(
     told = [event.text for event in events if isinstance(event, Note) and "collapsed" in event.text]
     assert ["std 0.05" in told[0], "std 0.9" in told[1]] == [True, True]
     assert len(told) == 2
+
+
+@pytest.mark.usefixtures("_no_curves")
+def test_no_verdict_is_given_before_the_statistics_have_settled(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "output_std", lambda outputs: 0.01)
+    settled = config("simsiam", digits, epochs=3, knn_every=0)
+    events = train(settled, tmp_path / "run")
+    ended = [event.record for event in events if isinstance(event, EpochEnded)]
+    assert not any(record["collapsed"] for record in ended)
+    monkeypatch.setattr(watch, "SETTLED", ended[1]["step"])
+    events = train(settled, tmp_path / "again")
+    told = [event.record["collapsed"] for event in events if isinstance(event, EpochEnded)]
+    assert told == [False, True, True]
 
 
 def without_labels(digits: Path, folder: Path) -> Path:
