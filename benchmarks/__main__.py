@@ -1,9 +1,9 @@
-"""`python -m benchmarks [startup] [vae] [ddpm] [simsiam] [augment] [knn]`: all of them by default."""
+"""`python -m benchmarks [startup] [vae] [ddpm] [simsiam] [augment] [knn] [fidelity]`: all of them by default."""
 
 import importlib
 import sys
 
-ALL = ("startup", "vae", "ddpm", "simsiam", "augment", "knn")
+ALL = ("startup", "vae", "ddpm", "simsiam", "augment", "knn", "fidelity")
 
 for name in sys.argv[1:] or ALL:
     importlib.import_module(f"benchmarks.{name}").main()

@@ -24,7 +24,7 @@ from genssl.runtime import choose_device, describe
 BANK_ROWS, QUERY_ROWS, DIMENSIONS, CLASSES = 50_000, 10_000, 512, 10
 K, TEMPERATURE = 200, 0.1
 SEPARATION = 0.15  # of the classes' means, in standard deviations of a dimension: neighbours often disagree
-ROUNDS = 5
+ROUNDS = 3
 AGREEMENT = 0.999  # the rest are votes that rounding decides
 
 

@@ -33,7 +33,7 @@ from genssl.train.watch import BANK, QUERIES, Watch
 
 STEPS = {128: 6, 32: 16}  # of one measurement, by batch size
 GPU_TIMES = 16  # as many more steps on a GPU
-ROUNDS = 5
+ROUNDS = 3
 TRAIN, TEST, CLASSES = 50_000, 10_000, 10  # CIFAR-10
 EPOCH_BATCH, EPOCHS = 512, 5  # of genssl's own epochs; one more warms up
 

@@ -76,7 +76,12 @@ class Source:
         assert self.folder is not None
         for name in options:
             raise UserError(f"--{name} is for a run, and {self.folder} is a folder of images; leave it away")
-        everything = _read_folder(self.folder, self.image_size, self.skip_bad)
+        from genssl.data.heap import read_heap
+
+        with ticking(f"reading {self.folder}") as tick:
+            everything = read_heap(
+                self.folder, self.image_size, self.skip_bad, lambda _, done, total: tick(done, total or done)
+            )
         chosen = everything.take(min(n, len(everything)), seed)
         return chosen.images, {"folder": str(self.folder), "digest": everything.digest}
 
@@ -156,19 +161,3 @@ def _newest_encoder(image_size: int | None) -> str:
         f"no finished self-supervised run in {runs.root()}/ to compare features of; train one with "
         "`genssl train simsiam`, name any run with --features, or compare --features pixels"
     )
-
-
-def _read_folder(folder: Path, image_size: int, skip_bad: bool) -> "Split":
-    """Every image of a folder, whatever parts and classes its subfolders are named after."""
-    from dataclasses import replace
-
-    import torch
-
-    from genssl import files
-    from genssl.data import paths
-
-    with ticking(f"reading {folder}") as tick:
-        parts = paths.read(folder, image_size, skip_bad, lambda _, done, total: tick(done, total or done))
-    images = torch.cat([split.images for split in parts.values()])
-    digest = files.tensor_digest({"images": images})
-    return replace(next(iter(parts.values())), images=images, labels=None, digest=digest)

@@ -60,22 +60,24 @@ def fidelity(
         figures["nearest training images"] = draw_originals(generated.images, train.images, originals)
     found, deviation = measured(reference, own, settings, tick)
     beneath, _ = measured(whole.rows(slice(floor)), other, settings, tick)
-    values = {
+    values = _about(reference, own, space, settings)
+    values |= {"floor_images": floor, "train_images": None if train is None else len(train)}
+    values |= {"kernel_deviation_over_subsets": deviation, "measures": _table(found, beneath)}
+    return Outcome(values, dict(figures), _notes(own, floor, real, settings, train is not None))
+
+
+def _about(reference: Group, own: Group, space: Space, settings: Settings) -> dict[str, Any]:
+    return {
         "samples": len(own),
         "real_images": len(reference),
-        "floor_images": floor,
-        "train_images": None if train is None else len(train),
         "features": space.name,
         "features_digest": space.digest or None,
         "dimensions": own.features.shape[1],
         "neighbours": settings.neighbours,
+        "resampled_halves": settings.resamples,
         "kernel_subsets": SUBSETS,
         "kernel_subset_size": subset_size(reference, own),
-        "kernel_deviation_over_subsets": deviation,
-        "resampled_halves": settings.resamples,
-        "measures": _table(found, beneath),
     }
-    return Outcome(values, dict(figures), _notes(own, floor, real, settings, train is not None))
 
 
 def _check(samples: Tensor, real: Split, neighbours: int) -> None:
@@ -114,9 +116,9 @@ def _table(own: Mapping[str, Number], floor: Mapping[str, Number]) -> list[dict[
 def _notes(own: Group, floor: int, real: Split, settings: Settings, has_originals: bool) -> tuple[str, ...]:
     count, dimensions = own.features.shape
     notes = [
-        f"floor: the same numbers of {floor} other {real.part} images in the samples' place; nothing that is "
-        "measured so can be expected to do better",
-        "distances depend on the features and on the number of images: compare those of the same alone",
+        f"floor: the same numbers of {floor} other {real.part} images in the samples' place, as a perfect "
+        "generator would have them",
+        "distances depend on the features and on the number of images: compare only those of the same",
     ]
     if settings.resamples:
         notes.append(

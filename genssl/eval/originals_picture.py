@@ -16,14 +16,15 @@ CAPTION = 17
 HEAD = 44
 BETWEEN = 40  # the blocks
 CELL, LINE = SIDE + 2 * BORDER + GAP, SIDE + 2 * BORDER + CAPTION + GAP
-COPY, AUTHENTIC, PLAIN = "#c8102e", "#3a7d44", "#9a9a9a"
+NOT_AUTHENTIC, AUTHENTIC, PLAIN = "#c8102e", "#3a7d44", "#9a9a9a"
 
 
 def draw_originals(samples: Tensor, train: Tensor, originals: Originals) -> Image.Image:
-    """Two blocks of rows: the samples that are most like copies, and the first ones, as they come.
+    """Two blocks of rows: the samples closest to training images, and the first ones, as they come.
 
     A row is a sample, its nearest training image with their distance, and that one's own nearest neighbour
-    with theirs. The sample is framed red where the former is not the larger one, green elsewhere.
+    with theirs. Below the sample is the ratio of the two: a copy has 0; up to 1 it is not authentic, framed
+    red.
 
     Args:
         samples: uint8 (M, 3, H, W).
@@ -34,7 +35,7 @@ def draw_originals(samples: Tensor, train: Tensor, originals: Originals) -> Imag
     rows = min(ROWS, len(samples))
     width = 2 * (3 * CELL + GAP) + BETWEEN
     sheet = Image.new("RGB", (width, HEAD + rows * LINE), "white")
-    titles = ("most like copies", "the first samples")
+    titles = ("closest to training images", "the first samples")
     chosen = (closest.tolist(), list(range(rows)))
     for block, (title, places) in enumerate(zip(titles, chosen, strict=True)):
         left = GAP + block * (3 * CELL + GAP + BETWEEN)
@@ -66,8 +67,12 @@ def _draw_row(
 ) -> None:
     index, distance, neighbour, spacing = found
     authentic = distance > spacing
-    captions = ("" if authentic else "copy", f"at {distance:.3g}", f"at {spacing:.3g}")
-    colours = (AUTHENTIC if authentic else COPY, PLAIN, PLAIN)
+    captions = (
+        f"ratio {distance / spacing if distance else 0:.2f}" if spacing else "",
+        f"at {distance:.3g}",
+        f"at {spacing:.3g}",
+    )
+    colours = (AUTHENTIC if authentic else NOT_AUTHENTIC, PLAIN, PLAIN)
     images = (sample, train[index], train[neighbour])
     _draw_cells(sheet, images, captions, colours, corner)
 
@@ -87,4 +92,4 @@ def _draw_cells(
         draw.rectangle((left, top, left + side - 1, top + side - 1), fill=colour)
         picture = figures.one(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
         sheet.paste(picture, (left + BORDER, top + BORDER))
-        draw.text((left, top + side + 1), caption, fill=COPY if caption == "copy" else "black", font=font)
+        draw.text((left, top + side + 1), caption, fill="black", font=font)

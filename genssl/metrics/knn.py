@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 QUERIES = 512  # compared at once
-BANK = 32768  # rows of the bank that they are compared with at once
-GROUP = 8
+BANK = 65536  # rows of the bank that they are compared with at once
+GROUP = 16
 
 
 def knn_predict(
@@ -63,10 +63,12 @@ def _most_similar(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor
     units = F.normalize(queries.float(), dim=1).split(QUERIES)
     best = [part.new_empty(len(part), 0) for part in units]
     index = [torch.empty(len(part), 0, dtype=torch.int64, device=part.device) for part in units]
+    space = queries.new_empty(min(QUERIES, len(queries)) * min(BANK, len(bank)), dtype=torch.float32)
     for start, piece in _pieces(bank):
         rows = F.normalize(piece, dim=1).T
         for place, part in enumerate(units):
-            values, places = top(part @ rows, k)
+            cosines = space[: len(part) * rows.shape[1]].view(len(part), rows.shape[1])  # new memory is slow
+            values, places = top(torch.mm(part, rows, out=cosines), k)
             best[place], index[place] = _keep(
                 torch.cat([best[place], values], 1), torch.cat([index[place], places + start], 1), k
             )

@@ -1,0 +1,151 @@
+"""`genssl fidelity`, as a user types it, on rendered digits."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from genssl import runs
+
+from ..conftest import call
+from .test_commands import json_of
+
+FEW = ["-n", 20, "-k", 3, "--resamples", 3]
+
+
+@pytest.fixture(scope="session")
+def encoder_run(digits: Path, workplace: Path) -> Path:
+    """A small encoder, trained for an epoch on few of the digits."""
+    result = call(
+        "train", "simsiam", "--data", digits, "--limit", 40, "--epochs", 1, "--batch-size", 20,
+        "--set", "encoder=small", "--set", "projector_dim=16", "--set", "projector_hidden=16",
+        "--set", "predictor_hidden=8", "--tag", "fixture",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    return workplace / "checkpoints" / "simsiam-digits-fixture"
+
+
+@pytest.fixture(scope="session")
+def samples(vae_run: Path, workplace: Path) -> Path:
+    assert call("sample", vae_run, "-n", 24, "--out", workplace / "samples").exit_code == 0
+    return workplace / "samples"
+
+
+def rows_of(found: dict[str, object]) -> dict[str, dict[str, float]]:
+    return {row["measure"]: row for row in found["measures"]}  # type: ignore[attr-defined, index]
+
+
+def test_a_run_in_the_newest_encoders_features(vae_run: Path, encoder_run: Path) -> None:
+    found = json_of("fidelity", vae_run, *FEW)
+    assert (found["samples"], found["real_images"], found["floor_images"]) == (20, 20, 20)
+    assert (found["train_images"], found["part"], found["features"]) == (120, "test", encoder_run.name)
+    assert found["features_digest"]
+    assert found["sampling"]["prior"] == "normal"  # type: ignore[index]
+    assert found["sampling"]["seconds"] >= 0  # type: ignore[index]
+    assert list(rows_of(found)) == [
+        "frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage",
+        "authenticity", "sharpness", "variety",
+    ]  # fmt: skip
+    assert any("20 samples are fewer than the" in note for note in found["notes"])  # type: ignore[attr-defined]
+    assert found == json.loads((vae_run / "eval" / "fidelity.json").read_text())
+    assert Image.open(vae_run / "eval" / "fidelity.png").size[0] > 300
+    again = json_of("fidelity", "vae", "--checkpoint", vae_run, *FEW)  # real features from the cache
+    assert again["measures"] == found["measures"]
+
+
+def test_what_a_person_sees(vae_run: Path) -> None:
+    result = call("fidelity", vae_run, "--features", "pixels", "-k", 3, "--resamples", 2)
+    assert result.exit_code == 0, result.output
+    for words in (
+        "frechet_distance",
+        "like the floor",
+        "512 samples is what a CPU can bear",
+        "too few real images",
+    ):
+        assert words in result.stdout
+
+
+def test_options_reach_the_sampler_and_the_measures(vae_run: Path, tmp_path: Path) -> None:
+    chosen = ["--features", "pixels", *FEW, "--out", tmp_path / "f.png"]
+    found = json_of("fidelity", vae_run, *chosen, "--no-originals", "--part", "train")
+    assert (found["part"], found["dimensions"], found["neighbours"], found["resampled_halves"]) == (
+        "train", 3 * 32**2, 3, 3,
+    )  # fmt: skip
+    assert "authenticity" not in rows_of(found)
+    assert not (tmp_path / "f.png").exists()  # it shows the training images
+    assert json.loads((tmp_path / "f.json").read_text()) == found
+    mixture = json_of("fidelity", vae_run, *chosen, "--prior", "mixture")
+    assert mixture["sampling"]["prior"] == "mixture"  # type: ignore[index]
+    assert rows_of(mixture)["variety"] != rows_of(found)["variety"]
+    assert json_of("fidelity", vae_run, *chosen, "--seed", 1)["measures"] != mixture["measures"]
+
+
+def test_a_folder_has_the_numbers_of_the_run_that_made_it(
+    vae_run: Path, samples: Path, digits: Path, tmp_path: Path
+) -> None:
+    chosen = ["--features", "pixels", "-k", 3, "--resamples", 0, "--out", tmp_path / "f.png"]
+    folder = json_of("fidelity", samples, "--data", digits, *chosen)
+    run = json_of("fidelity", vae_run, "-n", 24, *chosen)
+    expected = {name: row["samples"] for name, row in rows_of(run).items()}
+    kernel = expected.pop("kernel_distance")  # its subsets are of the same samples in another order
+    found = {name: row["samples"] for name, row in rows_of(folder).items()}
+    assert found.pop("kernel_distance") == pytest.approx(kernel, rel=0.5)
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert rows_of(folder)["precision"]["floor"] == rows_of(run)["precision"]["floor"]
+    assert folder["sampling"]["digest"]  # type: ignore[index]
+
+
+def test_a_folder_stays_nothing_but_samples(samples: Path, digits: Path) -> None:
+    chosen = ["--data", digits, "--features", "pixels", "-k", 3, "--resamples", 0]
+    assert json_of("fidelity", samples, *chosen, "-n", 20)["samples"] == 20
+    assert json_of("fidelity", samples, *chosen)["samples"] == 24  # all there are
+    assert len(list(samples.iterdir())) == 24
+    for suffix in (".png", ".json"):
+        assert samples.with_name(f"samples-fidelity{suffix}").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nobody"], "nobody"),
+        (["SAMPLES"], "name the real images with --data"),
+        (["SAMPLES", "--data", "DIGITS", "--prior", "mixture"], "--prior is for a run"),
+        (["SAMPLES", "--data", "nowhere"], "nowhere"),
+        (["EMPTY", "--data", "DIGITS", "--features", "pixels"], "no images in"),
+        (["RUN", "--sampler", "ddim"], "has no --sampler"),
+        (["ENCODER"], "does not generate images"),
+        (["RUN", "--features", "nothing"], "no run 'nothing'"),
+        (["RUN", "--features", "SMALL"], "takes images of 16 pixels, and these have 32"),
+        (["RUN", "-n", 8], "5 neighbours need 12 samples or more, and there are 8"),
+        (["RUN", "-k", 0], "-k must be at least 1"),
+        (["RUN", "-n", 0], "-n"),
+        (["RUN", "--resamples", -1], "--resamples"),
+        (["RUN", "--part", "both"], "--part"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(
+    vae_run: Path, encoder_run: Path, samples: Path, digits: Path, workplace: Path, tmp_path: Path,
+    arguments: list[object], message: str,
+) -> None:  # fmt: skip
+    small = workplace / "checkpoints" / "vae-digits-small"
+    if "SMALL" in arguments and not small.exists():
+        settings = ["--data", digits, "--epochs", 1, "--image-size", 16, "--set", "width=4", "--tag", "small"]
+        assert call("train", "vae", *settings, "--limit", 30).exit_code == 0
+    places = {"RUN": vae_run, "ENCODER": encoder_run, "SAMPLES": samples, "DIGITS": digits, "EMPTY": tmp_path}
+    places["SMALL"] = small
+    result = call("fidelity", *[places.get(str(argument), argument) for argument in arguments])
+    assert result.exit_code == 2, result.output
+    (line,) = [text for text in result.stderr.splitlines() if text.startswith("genssl:")]
+    assert message in line
+
+
+def test_without_an_encoder_the_error_says_what_to_do(
+    vae_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(vae_run, tmp_path / "alone")
+    monkeypatch.setattr(runs, "root", lambda: tmp_path)
+    result = call("fidelity", "alone", *FEW)
+    assert result.exit_code == 2, result.output
+    assert "train one with `genssl train simsiam`, name any run with --features, or" in result.stderr

@@ -1,0 +1,243 @@
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from genssl import files
+from genssl.data import cache
+from genssl.data.split import Split
+from genssl.errors import UserError
+from genssl.eval import fidelity as evaluation
+from genssl.eval import real_features as kept
+from genssl.eval.fidelity_numbers import Group, Settings, interval, measured
+from genssl.eval.originals_picture import draw_originals
+from genssl.eval.outcome import Outcome
+from genssl.eval.real_features import PIXELS, Space, real_features
+from genssl.metrics.fidelity import frechet_distance, kernel_distance, prdc
+from genssl.metrics.originals import find_originals
+from genssl.metrics.sharpness import sharpness, variety
+from genssl.runtime import generator
+
+from .blobs import SIZE, Projection, reference, silent, split
+
+TRAIN, TEST = split("train", 90), split("test", 80)
+QUICK = Settings(neighbours=3, resamples=4)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GENSSL_CACHE", str(tmp_path))
+
+
+def space(method: Projection | None = None, digest: str = "weights") -> Space:
+    return Space("projection", (method or Projection()).features, digest)
+
+
+def evaluate(samples: Tensor, real: Split = TEST, train: Split | None = TRAIN, **changes: Any) -> Outcome:
+    options = {"space": space(), "settings": QUICK, **changes}
+    return evaluation.fidelity(samples, real, train, options["space"], options["settings"], silent)
+
+
+def rows_of(outcome: Outcome) -> dict[str, dict[str, Any]]:
+    return {row["measure"]: row for row in outcome.values["measures"]}
+
+
+def group(split: Split) -> Group:
+    return Group(reference(Projection(), split).float(), sharpness(split.images))
+
+
+def test_numbers_are_those_of_the_measures() -> None:
+    samples = split("other", 40).images
+    outcome = evaluate(samples)
+    features = {
+        name: reference(Projection(), data).float()
+        for name, data in {
+            "samples": replace(TEST, images=samples), "real": TEST, "train": TRAIN
+        }.items()
+    }  # fmt: skip
+    for column, real, fake, images in (
+        ("samples", features["real"][:40], features["samples"], samples),
+        ("floor", features["real"][:40], features["real"][40:], TEST.images[40:]),
+    ):
+        expected = {
+            "frechet_distance": frechet_distance(real, fake),
+            "kernel_distance": kernel_distance(real, fake, 100, 20)[0],
+            **prdc(real, fake, 3)._asdict(),
+            "authenticity": float(find_originals(features["train"], fake).authentic.double().mean()),
+            "sharpness": float(sharpness(images).mean()),
+            "variety": variety(fake),
+        }
+        found = {name: row[column] for name, row in rows_of(outcome).items()}
+        assert found == pytest.approx(expected, rel=1e-4)
+    assert list(rows_of(outcome)) == list(expected)
+    about = {"samples": 40, "real_images": 40, "floor_images": 40, "train_images": 90, "dimensions": 8}
+    about |= {"kernel_subset_size": 20, "features": "projection", "features_digest": "weights"}
+    assert {name: outcome.values[name] for name in about} == about
+    assert not any("warning" in note or "too few" in note for note in outcome.notes)
+
+
+def test_copies_are_found_out() -> None:
+    copied = rows_of(evaluate(TRAIN.images[:40]))
+    assert copied["authenticity"]["samples"] == 0
+    assert copied["authenticity"]["floor"] > 0.3
+    same = rows_of(evaluate(TEST.images[:40]))
+    assert same["frechet_distance"]["samples"] < 1e-3 * same["frechet_distance"]["floor"]
+    assert (same["precision"]["samples"], same["recall"]["samples"], same["coverage"]["samples"]) == (1, 1, 1)
+
+
+def test_noise_is_told_from_images() -> None:
+    noise = torch.randint(256, (40, 3, SIZE, SIZE), generator=generator(0, "test"), dtype=torch.uint8)
+    rows = rows_of(evaluate(noise, space=PIXELS))
+    assert rows["frechet_distance"]["samples"] > rows["frechet_distance"]["floor"]
+    assert rows["sharpness"]["samples"] > 1.5 * rows["sharpness"]["floor"]
+    assert rows["frechet_distance"]["low"] > rows["frechet_distance"]["floor_high"]
+
+
+def test_intervals_hold_their_number_and_depend_on_the_seed_alone() -> None:
+    samples = split("other", 40).images
+    first, again, other = (
+        rows_of(evaluate(samples, settings=replace(QUICK, resamples=12, seed=seed, batch_size=batch)))
+        for seed, batch in ((0, 256), (0, 256), (1, 256))
+    )
+    assert first == again
+    assert first["frechet_distance"]["low"] != other["frechet_distance"]["low"]
+    assert first["frechet_distance"]["samples"] == other["frechet_distance"]["samples"]
+    for name, row in first.items():
+        assert row["low"] <= row["samples"] <= row["high"], name
+        assert row["floor_low"] <= row["floor"] <= row["floor_high"], name
+        assert name in {"precision", "recall", "coverage", "authenticity"} or row["low"] < row["high"]
+    none = rows_of(evaluate(samples, settings=replace(QUICK, resamples=0)))
+    assert {row[end] for row in none.values() for end in ("low", "high", "floor_low", "floor_high")} == {None}
+
+
+def test_an_interval_is_as_wide_as_new_images_would_make_it() -> None:
+    # Of a mean the deviation over halves is that of the mean, sigma / sqrt(N); and the interval of a normal
+    # number is 2 x 1.96 deviations wide. 400 halves give that to 5 %; the bound is four times as wide
+    values = torch.randn(400, generator=generator(0, "test"))
+    whole = Group(torch.randn(400, 2, generator=generator(1, "test")), values)
+    found, _ = measured(whole, whole, Settings(neighbours=1, resamples=400), silent)
+    number = found["sharpness"]
+    assert number.low is not None
+    assert number.high is not None
+    expected = 2 * 1.96 * float(values.std()) / 20
+    assert number.high - number.low == pytest.approx(expected, rel=0.2)
+    assert (number.low + number.high) / 2 == pytest.approx(number.value, abs=0.1 * expected)
+
+
+def test_an_interval_is_moved_to_its_number() -> None:
+    low, high = interval(10.0, torch.arange(101, dtype=torch.float64))
+    assert (low, high) == pytest.approx((10 - 47.5, 10 + 47.5))
+
+
+def test_half_of_a_group_holds_no_image_twice() -> None:
+    whole = Group(torch.arange(9.0)[:, None], torch.arange(9.0), torch.arange(9) % 2 == 0)
+    part = whole.half(generator(0, "test"))
+    assert len(part) == 4
+    assert len(part.sharpness.unique()) == 4
+    assert torch.equal(part.features[:, 0], part.sharpness)
+    assert part.authentic is not None
+    assert part.authentic.tolist() == [value % 2 == 0 for value in part.sharpness.tolist()]
+
+
+def test_warnings_of_too_few() -> None:
+    notes = evaluate(split("other", 60).images, space=PIXELS).notes
+    assert any("warning: 60 samples are fewer than the 768 feature dimensions" in note for note in notes)
+    assert any("too few real images: 80 give a floor of 40 against 40, not of 60" in note for note in notes)
+
+
+def test_images_that_were_trained_on_are_no_floor_of_authenticity() -> None:
+    outcome = evaluate(split("other", 40).images, real=TRAIN)
+    row = rows_of(outcome)["authenticity"]
+    assert (row["floor"], row["floor_low"]) == (None, None)
+    assert row["samples"] > 0
+    assert any("no floor" in note for note in outcome.notes)
+
+
+def test_without_training_images() -> None:
+    outcome = evaluate(split("other", 40).images, train=None)
+    assert "authenticity" not in rows_of(outcome)
+    assert outcome.figures == {}
+    assert outcome.values["train_images"] is None
+
+
+# Real images' features are kept
+
+
+def test_real_features_are_made_once() -> None:
+    method = Projection()
+    own = space(method)
+    first = real_features(own, TEST, 32, silent)
+    assert method.batches == [32, 32, 16]
+    assert torch.equal(real_features(own, TEST, 32, silent), first)
+    assert len(method.batches) == 3
+    real_features(space(method, "other weights"), TEST, 32, silent)
+    real_features(own, TEST.take(40), 32, silent)
+    assert len(method.batches) == 8
+
+
+def test_a_damaged_file_is_made_anew() -> None:
+    own = space()
+    expected = real_features(own, TEST, 32, silent)
+    (file,) = cache.cache_folder().glob("features-*")
+    file.write_bytes(file.read_bytes()[:-1] + b"\x55")
+    assert torch.equal(real_features(own, TEST, 32, silent), expected)
+    files.write_tensors(file, {"features": expected[1:]}, {})
+    assert torch.equal(real_features(own, TEST, 32, silent), expected)
+    assert torch.equal(files.read_tensors(file)[0]["features"], expected)
+
+
+def test_pixels_are_not_kept_and_a_full_disk_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    real_features(PIXELS, TEST, 32, silent)
+    assert list(cache.cache_folder().glob("features-*")) == []
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(kept, "write_tensors", full)
+    with pytest.warns(UserWarning, match="cannot keep features in .*No space left"):
+        assert len(real_features(space(), TEST, 32, silent)) == 80
+
+
+def test_features_that_are_not_finite() -> None:
+    with pytest.raises(UserError, match="features of generated images are not finite"):
+        evaluate(split("other", 40).images, space=space(Projection(factor=float("inf"))))
+
+
+# The picture and what is refused
+
+
+def test_the_picture_begins_with_the_closest_copies() -> None:
+    train = torch.full((4, 3, SIZE, SIZE), 0, dtype=torch.uint8)
+    train += torch.tensor([0, 60, 120, 180], dtype=torch.uint8).view(4, 1, 1, 1)
+    samples = torch.stack([train[2] + 25, train[1]])  # the second is a copy
+    features = (each.flatten(1).float() for each in (train, samples))
+    picture = draw_originals(samples, train, find_originals(*features))
+    assert picture.getpixel((40, 80)) == (60, 60, 60)  # the copy, and its original beside it
+    assert picture.getpixel((126, 80)) == (60, 60, 60)
+    assert picture.getpixel((10, 60)) == (200, 16, 46)  # framed red
+    second = picture.width // 2 + 20
+    assert picture.getpixel((second + 32, 80)) == (145, 145, 145)  # the first sample
+    assert picture.getpixel((second + 118, 80)) == (120, 120, 120)
+
+
+@pytest.mark.parametrize(
+    ("samples", "real", "settings", "message"),
+    [
+        (split("other", 7).images, TEST, QUICK, "3 neighbours need 8 samples or more, and there are 7"),
+        (split("other", 20).images, TEST.take(15), QUICK, "3 neighbours need 16 real images or more"),
+        (split("other", 20).images, TEST, replace(QUICK, neighbours=0), "-k must be at least 1, not 0"),
+        (
+            torch.zeros(20, 3, 8, 8, dtype=torch.uint8),
+            TEST,
+            QUICK,
+            "the samples are 8x8 pixels, blobs is 16x16",
+        ),
+    ],
+)
+def test_wrong_input_is_one_line(samples: Tensor, real: Split, settings: Settings, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        evaluate(samples, real, settings=settings)
+    assert evaluate(split("other", 8).images, TEST.take(16)).values["samples"] == 8
