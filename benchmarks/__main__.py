@@ -1,4 +1,4 @@
-"""`python -m benchmarks [startup] [vae] [ddpm] [simsiam] [augment] [knn] [fidelity]`: all of them by default."""
+"""`python -m benchmarks [NAME ...]`: all of ALL by default."""
 
 import importlib
 import sys
