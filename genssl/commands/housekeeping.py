@@ -78,11 +78,9 @@ def data_preview(
         raise UserError("--set is for the settings of a method's views; name the method with --views")
     split = read_split(data, part, image_size, seed, skip_bad)
     shown = split.take(n, seed)
+    picture = _views_picture(shown, views, settings or [], seed) if views else figures.grid(shown.images)
+    files.write_picture(out, picture)
     say(f"{split.name} {part}: {len(split):,} images of {len(split.classes)} classes; {out}")
-    if views is None:
-        files.write_picture(out, figures.grid(shown.images))
-    else:
-        files.write_picture(out, _views_picture(shown, views, settings or [], seed))
 
 
 def _views_picture(split: "Split", method: str, settings: list[str], seed: int) -> "Image":

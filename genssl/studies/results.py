@@ -7,7 +7,6 @@ from typing import Any, Self
 
 from genssl import checkpoint, files
 from genssl.checkpoint import RunInfo
-from genssl.train.watch import COLLAPSED
 
 # Settings that change what the loss is, or over what it is averaged: losses across them do not compare
 REDEFINING = {
@@ -69,9 +68,9 @@ class Measured:
 
     @property
     def collapsed(self) -> bool:
-        """Whether every image ended with nearly the same output."""
+        """Whether the training found at its end that the outputs had collapsed."""
         last = self.history[-1] if self.history else {}
-        return bool(last.get("collapsed")) or self.findings.numbers.get("output_std", 1.0) < COLLAPSED
+        return bool(last.get("collapsed"))
 
 
 @dataclass(frozen=True)

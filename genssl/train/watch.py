@@ -42,8 +42,7 @@ class Watch:
     def __init__(self, views: Views, train: Split, test: Split | None, config: Config) -> None:
         self.views, self.config = views, config
         self.test = None if test is None else test.take(TEST_IMAGES, config.seed)
-        self.bank = train.take(BANK, config.seed)
-        self.queries = None if test is None else test.take(QUERIES, config.seed)
+        self.train, self.all_tests = train, test
 
     def pictures_due(self, epoch: int, *, last: bool) -> bool:
         """Whether pictures are drawn after one-based `epoch`: every `sample_every`, and the last."""
@@ -104,14 +103,17 @@ class Watch:
     @measuring()
     def neighbours(self, method: Method) -> dict[str, float]:
         """knn_accuracy: of the features of up to 2,000 test images against 10,000 training images."""
-        if self.queries is None or self.queries.labels is None or self.bank.labels is None:
+        if self.all_tests is None:
+            return {}
+        train, test = self.train.take(BANK, self.config.seed), self.all_tests.take(QUERIES, self.config.seed)
+        if train.labels is None or test.labels is None:
             return {}
         method.eval()
-        bank = extract(method.features, self.bank.images, CHUNK)
-        queries = extract(method.features, self.queries.images, CHUNK)
-        classes = len(self.bank.classes)
-        predicted = knn_predict(bank, self.bank.labels, queries, classes, min(NEIGHBOURS, len(bank)))
-        return {"knn_accuracy": float((predicted == self.queries.labels).float().mean())}
+        bank = extract(method.features, train.images, CHUNK)
+        queries = extract(method.features, test.images, CHUNK)
+        classes = len(train.classes)
+        predicted = knn_predict(bank, train.labels, queries, classes, min(NEIGHBOURS, len(bank)))
+        return {"knn_accuracy": float((predicted == test.labels).float().mean())}
 
     @torch.no_grad()
     def draw(self, method: Method) -> dict[str, Tensor]:
