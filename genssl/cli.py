@@ -24,6 +24,7 @@ from genssl.commands import (
     training,
 )
 from genssl.errors import FAILED_RUN, INTERRUPTED, TERMINATED, WRONG_INPUT, UserError, explain
+from genssl.invocation import carrying_out
 
 
 class Terminated(KeyboardInterrupt):
@@ -43,8 +44,10 @@ class Program(TyperGroup):
         **extra: Any,
     ) -> Any:
         """Run the program; a wrong command line is one line, too."""
+        arguments = sys.argv[1:] if args is None else list(args)
         try:
-            code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+            with carrying_out(arguments):
+                code = super().main(arguments, prog_name, complete_var, False, windows_expand_args, **extra)
         except Exception as error:
             if not hasattr(
                 error, "format_message"

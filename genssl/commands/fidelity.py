@@ -1,16 +1,15 @@
 """`fidelity`: how close generated images are to real ones."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from genssl.commands import options
-from genssl.commands.samples import Source, open_source
-from genssl.commands.screen import say, show_values, ticking
-from genssl.commands.subject import Part, deliver, finite
+from genssl.commands.samples import Source, bearable, open_source, usual_number
+from genssl.commands.screen import ticking
+from genssl.commands.subject import Part, chosen_path, deliver, origin, write_outcome
 
 if TYPE_CHECKING:
     from genssl.data.split import Split
@@ -42,15 +41,11 @@ def fidelity(
     originals: Annotated[
         bool, typer.Option(help="Look for the samples among the training images; all of them are encoded.")
     ] = True,
-    prior: Annotated[Literal["normal", "mixture"] | None, typer.Option(help="Of a VAE.")] = None,
-    sampler: Annotated[
-        Literal["dpm++", "ddim", "ancestral"] | None, typer.Option(help="Of a DDPM; dpm++ by default.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Network calls of a DDPM's sampler.")] = None,
-    eta: Annotated[float | None, typer.Option(help="Fresh noise of ddim: 0 none, 1 ancestral.")] = None,
-    variance: Annotated[
-        Literal["posterior", "large"] | None, typer.Option(help="Of the ancestral sampler's steps.")
-    ] = None,
+    prior: options.Prior = None,
+    sampler: options.Sampler = None,
+    steps: options.Steps = None,
+    eta: options.Eta = None,
+    variance: options.Variance = None,
     checkpoint: options.Checkpoint = None,
     data: options.Data = None,
     skip_bad: options.SkipBad = False,
@@ -64,51 +59,37 @@ def fidelity(
     from genssl.eval import fidelity as evaluation
     from genssl.eval.fidelity_numbers import Settings
 
-    named = {"prior": prior, "sampler": sampler, "steps": steps, "eta": eta, "variance": variance}
-    chosen = {name: value for name, value in named.items() if value is not None}
+    chosen = options.given(prior=prior, sampler=sampler, steps=steps, eta=eta, variance=variance)
     source = open_source(run, checkpoint, features, data, device, skip_bad)
-    count = n or source.usual_number()
+    count = n or usual_number(source.device)
     real = source.real(part, 2 * count, seed)
     images, about = source.images(count, chosen, seed, batch_size)
     train = source.training_images() if originals else None
     settings = Settings(k, resamples, seed, batch_size)
     with ticking("measuring") as tick:
         outcome = evaluation.fidelity(images, real, train, source.space, settings, tick)
-    notes = (*outcome.notes, f"{len(images)} samples is what {_who(source)}; -n takes another number")
+    notes = (*outcome.notes, f"{len(images)} samples is {_who(source)}; -n takes another number")
     outcome = replace(
         outcome, values={**outcome.values, "sampling": about}, notes=outcome.notes if n else notes
     )
-    if source.subject is not None:
-        deliver(source.subject, NAME, outcome, out, as_json, real)
-    else:
-        _deliver(source, outcome, out, as_json, real)
+    _deliver(source, outcome, out, as_json, real)
 
 
 def _who(source: Source) -> str:
     if source.subject is None:
-        return f"{source.folder} holds, up to {source.usual_number()}"
-    return f"a {'GPU' if source.device.type == 'cuda' else 'CPU'} can bear"
+        return f"what {source.folder} holds, up to {usual_number(source.device)}"
+    return bearable(source.device)
 
 
 def _deliver(source: Source, outcome: "Outcome", out: Path | None, as_json: bool, real: "Split") -> None:
-    """As `deliver`, of a folder's images; by default beside the folder, where nothing counts as a sample."""
-    from genssl import files
+    """Of a run, or of a folder: by default beside that, where nothing counts as a sample."""
+    if source.subject is not None:
+        deliver(source.subject, NAME, outcome, out, as_json, real)
+        return
     from genssl.runtime import describe
 
     assert source.folder is not None
     folder = source.folder.resolve()
-    picture = out or folder.with_name(f"{folder.name}-{NAME}.png")
-    if picture.is_dir():
-        picture /= f"{NAME}.png"
-    about = {"data": real.name, "part": real.part, "data_digest": real.digest}
-    values = finite(
-        {"device": describe(source.device), **about, **outcome.values, "notes": list(outcome.notes)}
-    )
-    for title, figure in outcome.figures.items():
-        files.write_picture(picture, figure)
-        say(f"{title}: {picture}")
-    files.write_json(picture.with_suffix(".json"), values)
-    if as_json:
-        print(json.dumps(values, indent=2))
-    else:
-        show_values(f"{NAME} {folder.name}", outcome.values, outcome.notes)
+    picture = chosen_path(NAME, out) or folder.with_name(f"{folder.name}-{NAME}.png")
+    about = {"device": describe(source.device), **origin(real)}
+    write_outcome(f"{NAME} {folder.name}", about, outcome, picture, as_json)

@@ -8,8 +8,10 @@ import typer
 
 from genssl.commands import options
 from genssl.commands.progress import TrainingScreen
+from genssl.commands.samples import usual_number
 from genssl.commands.screen import readable, results, say, show_rows, show_values
 from genssl.errors import UserError
+from genssl.invocation import command_line
 
 if TYPE_CHECKING:
     from genssl.eval.outcome import Outcome
@@ -85,8 +87,9 @@ def ablate(
     from genssl.studies import ablate as study
     from genssl.train.options import Options
 
-    named = {"data": data, "epochs": epochs, "batch_size": batch_size, "limit": limit, "seed": seed}
-    common = {name: value for name, value in (named | {"knn_every": knn_every}).items() if value is not None}
+    common = options.given(
+        data=data, epochs=epochs, batch_size=batch_size, limit=limit, seed=seed, knn_every=knn_every
+    )
     baseline = configs.make(method, common | _parse(base, "--base"))
     changes: dict[str, list[Any]] = {
         "timesteps": timesteps or [],
@@ -136,27 +139,39 @@ def compare(
         list[str],
         typer.Argument(metavar="REF REF ...", help="Methods, runs' names (of ablations, too) or paths."),
     ],
+    n: Annotated[
+        int | None,
+        typer.Option("-n", min=1, help="Samples of each vae and ddpm; 512 on a CPU, 10,000 on a GPU."),
+    ] = None,
+    no_fidelity: Annotated[
+        bool, typer.Option("--no-fidelity", help="Leave out how close samples are to real images.")
+    ] = False,
     device: options.Device = "auto",
     out: Annotated[
         Path | None, typer.Option(help="A folder, or a picture's name; checkpoints/compare-... by default.")
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Put any trained runs side by side: settings, numbers and curves."""
+    """Put any trained runs side by side: settings, numbers, curves, and the quality of samples."""
     from genssl.runs import root
+    from genssl.runtime import choose_device
     from genssl.studies import compare as study
+    from genssl.studies.generated import table
 
     folders = study.find_runs(runs)
     name = "-".join(["compare", *(folder.name for folder in folders)])
     picture = _picture_path(root() / name[:LONGEST], "compare", out)
     with TrainingScreen(quiet=as_json) as screen:
-        outcome = study.compare(folders, device, screen)
+        samples = None if no_fidelity else n or usual_number(choose_device(device))
+        outcome = study.compare(folders, device, screen, samples)
     if not _written(outcome, picture, as_json):
         rows = outcome.values["runs"]
         show_rows("what they are", [_identity(row) for row in rows])
         if outcome.values["differences"]:
             show_rows("settings that differ", outcome.values["differences"])
         show_rows("numbers", _table({row["name"]: row["numbers"] for row in rows}))
+        if "fidelity" in outcome.values:
+            show_rows("sample quality [95 % interval]", table(outcome.values["fidelity"]))
         for note in outcome.notes:
             results().print(f"note: {note}", markup=False, soft_wrap=True)
 
@@ -182,7 +197,7 @@ def _written(outcome: "Outcome", picture: Path, as_json: bool) -> bool:
     """Write the figures and the numbers, and say where; True when they were shown as JSON."""
     from genssl import files
 
-    values = {**outcome.values, "notes": list(outcome.notes)}
+    values = {"command": command_line(), **outcome.values, "notes": list(outcome.notes)}
     for place, (name, figure) in enumerate(outcome.figures.items()):
         path = picture if place == 0 else picture.with_stem(f"{picture.stem}-{name}")
         files.write_picture(path, figure)

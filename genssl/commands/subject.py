@@ -3,12 +3,14 @@
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from genssl.commands.screen import say, show_values, ticking
 from genssl.errors import UserError
+from genssl.invocation import command_line
 
 if TYPE_CHECKING:
     import torch
@@ -86,20 +88,28 @@ def deliver(
     as_json: bool,
     split: "Split | None" = None,
 ) -> None:
-    """Write the picture and the numbers, and show the numbers."""
+    """Write the picture and the numbers of a run, and show the numbers."""
+    title, picture = f"{name} {subject.info.name}", picture_path(subject, name, out)
+    write_outcome(title, provenance(subject, split), outcome, picture, as_json)
+
+
+def write_outcome(
+    title: str, about: Mapping[str, Any], outcome: "Outcome", picture: Path, as_json: bool
+) -> None:
+    """Write the pictures, and the numbers with what they are `about` beside them; show the numbers."""
     from genssl import files
 
-    picture = picture_path(subject, name, out)
-    values = finite({**provenance(subject, split), **outcome.values, "notes": list(outcome.notes)})
-    for place, (title, figure) in enumerate(outcome.figures.items()):
-        path = picture if place == 0 else picture.with_stem(f"{picture.stem}-{title.replace(' ', '-')}")
+    values = {"command": command_line(), **about, **outcome.values, "notes": list(outcome.notes)}
+    values = finite(values)
+    for place, (name, figure) in enumerate(outcome.figures.items()):
+        path = picture if place == 0 else picture.with_stem(f"{picture.stem}-{name.replace(' ', '-')}")
         files.write_picture(path, figure)
-        say(f"{title}: {path}")
+        say(f"{name}: {path}")
     files.write_json(picture.with_suffix(".json"), values)
     if as_json:
         print(json.dumps(values, indent=2))
     else:
-        show_values(f"{name} {subject.info.name}", outcome.values, outcome.notes)
+        show_values(title, outcome.values, outcome.notes)
 
 
 def finite(value: Any) -> Any:
@@ -122,18 +132,29 @@ def provenance(subject: Subject, split: "Split | None") -> dict[str, Any]:
         "weights_sha256": subject.info.digest,
         "device": describe(subject.device),
     }
-    if split is not None:
-        about |= {"data": split.name, "part": split.part, "data_digest": split.digest}
-    return about
+    return about if split is None else about | origin(split)
+
+
+def origin(split: "Split") -> dict[str, str]:
+    """Which images a number was measured on."""
+    return {"data": split.name, "part": split.part, "data_digest": split.digest}
 
 
 def picture_path(subject: Subject, name: str, out: Path | None) -> Path:
     """`out`, else <run>/eval/<name>.png, else ./<name>.png where the run's folder is read-only."""
-    if out is not None:
-        if out.is_dir():
-            return out / f"{name}.png"
-        if out.suffix:
-            return out
-        raise UserError(f"--out {out} has no suffix; name a picture such as {out}.png")
     folder = subject.info.folder
-    return (folder / "eval" if os.access(folder, os.W_OK) else Path()) / f"{name}.png"
+    usual = folder / "eval" if os.access(folder, os.W_OK) else Path()
+    return chosen_path(name, out) or usual / f"{name}.png"
+
+
+def chosen_path(name: str, out: Path | None) -> Path | None:
+    """The picture that --out means: `out`, or `name` in it where it is a folder; None where it was not given.
+
+    Raises:
+        UserError: it has no suffix.
+    """
+    if out is None or (out.suffix and not out.is_dir()):
+        return out
+    if out.is_dir():
+        return out / f"{name}.png"
+    raise UserError(f"--out {out} has no suffix; name a picture such as {out}.png")

@@ -4,9 +4,7 @@ import fcntl
 import json
 import os
 import platform
-import shlex
 import subprocess
-import sys
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from genssl import checkpoint, config, figures, files
 from genssl.errors import FAILED_RUN, UserError
+from genssl.invocation import command_line
 from genssl.models.method import Method
 from genssl.runtime import describe
 from genssl.settings import Config
@@ -135,7 +134,7 @@ class RunFolder:
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, device, command line and git revision."""
     return {
-        "command": shlex.join(["genssl", *sys.argv[1:]]),
+        "command": command_line(),
         "device": describe(device),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
