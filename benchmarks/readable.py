@@ -1,8 +1,8 @@
 """How many generated digits a classifier reads with confidence, beside real ones.
 
 `python -m benchmarks.readable [REF ...]`. The classifier is a small ResNet trained with labels on rendered
-digits (seed 0, 20,000 images); nothing of it is shared with the models whose samples it reads. The real images
-are those of the test part.
+digits (seed 0, 20,000 images); nothing of it is shared with the models whose samples it reads. The real
+images are those of the test part.
 """
 
 import argparse

@@ -6,6 +6,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, TextIO
 
@@ -15,10 +16,13 @@ from typer.core import TyperGroup
 from genssl import __version__
 from genssl.commands import (
     evaluating,
+    exporting,
     fidelity,
     generating,
     housekeeping,
+    planning,
     reconstructing,
+    reporting,
     representing,
     studying,
     training,
@@ -138,11 +142,19 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def program(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    checkpoints: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where runs live; ./checkpoints by default.")
+    ] = None,
 ) -> None:
     """Train, sample and measure small image models."""
+    if checkpoints is not None:
+        from genssl import runs
+
+        context.with_resource(runs.rooted(checkpoints))
 
 
 for group in (
@@ -150,9 +162,12 @@ for group in (
     generating,
     reconstructing,
     evaluating,
+    exporting,
     fidelity,
     representing,
     studying,
+    planning,
+    reporting,
     housekeeping,
 ):
     group.register(app)

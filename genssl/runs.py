@@ -2,6 +2,9 @@
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from genssl import checkpoint
@@ -10,16 +13,33 @@ from genssl.errors import UserError
 from genssl.settings import Config
 
 ARMS = "arms"  # where ablations keep their runs: a method's name does not mean one of these
+_ROOT: ContextVar[Path | None] = ContextVar("root", default=None)
 
 
 def root() -> Path:
-    """Where runs live: GENSSL_CHECKPOINTS, else ./checkpoints."""
-    return Path(os.environ.get("GENSSL_CHECKPOINTS", "checkpoints"))
+    """Where runs live: what `rooted` says, else GENSSL_CHECKPOINTS, else ./checkpoints."""
+    return _ROOT.get() or Path(os.environ.get("GENSSL_CHECKPOINTS", "checkpoints"))
+
+
+@contextmanager
+def rooted(folder: Path) -> Iterator[None]:
+    """Inside, runs live in `folder`."""
+    token = _ROOT.set(folder)
+    try:
+        yield
+    finally:
+        _ROOT.reset(token)
 
 
 def shipped_root() -> Path:
-    """The weights of the repository."""
-    return Path(__file__).parent.parent / "checkpoints" / "shipped"
+    """The weights that come with genssl: in the package where it was installed, else in the repository."""
+    installed = Path(__file__).parent / "shipped"
+    return installed if installed.exists() else Path(__file__).parent.parent / "checkpoints" / "shipped"
+
+
+def takes_results(folder: Path) -> bool:
+    """Whether what is measured of a run may be kept in its folder: not in one that comes with genssl."""
+    return folder.resolve().parent != shipped_root().resolve() and os.access(folder, os.W_OK)
 
 
 def parents(*, arms: bool = False) -> list[Path]:

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 from genssl.invocation import carrying_out, command_line
+
 from .conftest import call
 
 

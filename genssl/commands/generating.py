@@ -1,17 +1,14 @@
 """`sample`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from genssl.commands import options
-from genssl.commands.screen import say, ticking
+from genssl.commands.pictures import empty_folder, write_each
+from genssl.commands.screen import ticking
 from genssl.commands.subject import deliver, open_run
-from genssl.errors import UserError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def register(app: typer.Typer) -> None:
@@ -22,18 +19,11 @@ def register(app: typer.Typer) -> None:
 def sample(
     run: options.Run,
     n: Annotated[int, typer.Option("-n", help="How many images.")] = 64,
-    prior: Annotated[
-        Literal["normal", "mixture"] | None,
-        typer.Option(help="Of a VAE: N(0, I), or the mixture fitted to its latents."),
-    ] = None,
-    sampler: Annotated[
-        Literal["dpm++", "ddim", "ancestral"] | None, typer.Option(help="Of a DDPM; dpm++ by default.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Network calls of a DDPM's sampler.")] = None,
-    eta: Annotated[float | None, typer.Option(help="Fresh noise of ddim: 0 none, 1 ancestral.")] = None,
-    variance: Annotated[
-        Literal["posterior", "large"] | None, typer.Option(help="Of the ancestral sampler's steps.")
-    ] = None,
+    prior: options.Prior = None,
+    sampler: options.Sampler = None,
+    steps: options.Steps = None,
+    eta: options.Eta = None,
+    variance: options.Variance = None,
     trajectory: Annotated[
         bool, typer.Option("--trajectory", help="Draw images on their way from noise, too.")
     ] = False,
@@ -52,9 +42,8 @@ def sample(
     """Draw images from a generative model."""
     from genssl.eval import sample as evaluation
 
-    named = {"prior": prior, "sampler": sampler, "steps": steps, "eta": eta, "variance": variance}
-    chosen = {name: value for name, value in named.items() if value is not None}
-    folder = _empty_folder(out)
+    chosen = options.given(prior=prior, sampler=sampler, steps=steps, eta=eta, variance=variance)
+    folder = None if out is None or (out.suffix and not out.is_dir()) else empty_folder(out)
     subject = open_run(run, checkpoint, device, data)
     with ticking("sampling") as tick:
         outcome, images = evaluation.sample(
@@ -64,25 +53,6 @@ def sample(
         way = evaluation.trajectory(subject.method, seed=seed, options=chosen)
         outcome.figures.update(way.figures)
     if folder is not None:
-        _write_each(images, folder)
+        write_each(images, folder)
         out = folder.with_name(f"{folder.name}-grid.png")  # beside it: it holds nothing but samples
     deliver(subject, "sample", outcome, out, as_json)
-
-
-def _empty_folder(out: Path | None) -> Path | None:
-    """`out` where it names a folder, made and empty: leftovers would be counted as samples."""
-    if out is None or (out.suffix and not out.is_dir()):
-        return None
-    folder = out.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()):
-        raise UserError(f"{out} is not empty; choose a new folder for the samples")
-    return folder
-
-
-def _write_each(images: "Tensor", folder: Path) -> None:
-    from genssl import figures
-
-    for place, image in enumerate(images):
-        figures.one(image).save(folder / f"{place:05d}.png")  # no flush to disk for each of thousands
-    say(f"{len(images)} images: {folder}")

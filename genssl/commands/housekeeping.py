@@ -1,4 +1,4 @@
-"""`data`, `runs`, `doctor`, `demo`."""
+"""`data`, `runs`, `doctor`."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from genssl.commands import options
-from genssl.commands.progress import TrainingScreen, readable_seconds
+from genssl.commands.pictures import empty_folder, write_each
 from genssl.commands.screen import say, show_rows, show_values
 from genssl.commands.subject import PARTS, read_split
 from genssl.errors import FAILED_RUN, UserError
@@ -27,7 +27,6 @@ def register(app: typer.Typer) -> None:
     app.add_typer(data_app, name="data")
     app.add_typer(runs_app, name="runs")
     app.command()(doctor)
-    app.command()(demo)
 
 
 @data_app.command("list")
@@ -81,6 +80,24 @@ def data_preview(
     picture = _views_picture(shown, views, settings or [], seed) if views else figures.grid(shown.images)
     files.write_picture(out, picture)
     say(f"{split.name} {part}: {len(split):,} images of {len(split.classes)} classes; {out}")
+
+
+@data_app.command("export")
+def data_export(
+    data: Annotated[str, typer.Argument(help="svhn, cifar10, synthetic or a path.")],
+    out: Annotated[Path, typer.Option(help="A new folder: one PNG an image.")],
+    n: Annotated[
+        int | None, typer.Option("-n", min=1, help="How many, shuffled; all when not given.")
+    ] = None,
+    part: Annotated[Literal["train", "test"], typer.Option(help="Of which split.")] = "test",
+    image_size: Annotated[int, typer.Option(min=1, help="Pixels a side.")] = 32,
+    seed: options.Seed = 0,
+    skip_bad: options.SkipBad = False,
+) -> None:
+    """Write real images one by one, as other tools take them: beside those of `sample --out FOLDER`."""
+    folder = empty_folder(out)
+    split = read_split(data, part, image_size, seed, skip_bad)
+    write_each(split.take(n, seed).images, folder)
 
 
 def _views_picture(split: "Split", method: str, settings: list[str], seed: int) -> "Image":
@@ -172,23 +189,3 @@ def doctor(as_json: options.Json = False) -> None:
         print(json.dumps(about, indent=2))
     else:
         show_values("genssl doctor", about)
-
-
-def demo(
-    out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("demo"),
-    minutes: Annotated[float, typer.Option(min=0.01, help="How long to train.")] = 2.0,
-    seed: options.Seed = 0,
-    device: options.Device = "auto",
-) -> None:
-    """Render digits, train a VAE for two minutes, and draw all its pictures."""
-    import time
-
-    from genssl.studies import demo as study
-
-    start = time.monotonic()
-    with TrainingScreen() as screen:
-        pictures, values = study.demo(out, minutes, device, screen, seed)
-    show_values("demo: a VAE on rendered digits", values)
-    for title, path in pictures.items():
-        say(f"{title}: {path}")
-    say(f"done in {readable_seconds(time.monotonic() - start)}; look at {out}/, then `genssl train vae -h`")

@@ -1,7 +1,7 @@
 """Options that several commands share."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -23,3 +23,22 @@ Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON an
 Limit = Annotated[int | None, typer.Option(min=1, help="Use so many images of the split, shuffled.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable files of a path out.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images at a time.")]
+
+# How a generative model draws images: handed on to its `sample`, which refuses what the method does not have
+Prior = Annotated[
+    Literal["normal", "mixture"] | None,
+    typer.Option(help="Of a VAE: N(0, I), or the mixture fitted to its latents."),
+]
+Sampler = Annotated[
+    Literal["dpm++", "ddim", "ancestral"] | None, typer.Option(help="Of a DDPM; dpm++ by default.")
+]
+Steps = Annotated[int | None, typer.Option(help="Network calls of a DDPM's sampler.")]
+Eta = Annotated[float | None, typer.Option(help="Fresh noise of ddim: 0 none, 1 ancestral.")]
+Variance = Annotated[
+    Literal["posterior", "large"] | None, typer.Option(help="Of the ancestral sampler's steps.")
+]
+
+
+def given(**values: Any) -> dict[str, Any]:
+    """Those options that were given."""
+    return {name: value for name, value in values.items() if value is not None}

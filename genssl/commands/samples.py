@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genssl.commands.screen import ticking
+from genssl.commands.screen import say, ticking
 from genssl.commands.subject import Part, Subject, open_run, read_split
 from genssl.errors import UserError
 
@@ -20,6 +20,16 @@ FEW, MANY = 512, 10_000  # samples by default on a CPU, on a GPU
 PIXELS_SIZE = 32  # that a folder's images are compared in by their pixels
 
 
+def usual_number(device: "torch.device") -> int:
+    """As many samples as the device can bear."""
+    return MANY if device.type == "cuda" else FEW
+
+
+def bearable(device: "torch.device") -> str:
+    """Why there are as many samples as `usual_number`."""
+    return f"what a {'GPU' if device.type == 'cuda' else 'CPU'} can bear"
+
+
 @dataclass(frozen=True)
 class Source:
     """Where samples come from.
@@ -31,7 +41,8 @@ class Source:
         space: what they are compared in.
         image_size: pixels a side.
         data: the real images.
-        limit: how many of the train part the run learnt from.
+        learnt: the data that the samples' maker learnt from.
+        limit: how many of their train part it learnt from.
         seed: of the choice of these, and of a split that has no parts.
         skip_bad: leave unreadable files out.
     """
@@ -42,24 +53,21 @@ class Source:
     space: "Space"
     image_size: int
     data: str
+    learnt: str
     limit: int | None
     seed: int
     skip_bad: bool
 
     def real(self, part: Part, most: int, seed: int) -> "Split":
         """Up to `most` real images, shuffled, on the device."""
-        return self._read(part).take(most, seed).to(self.device)
+        return self._read(self.data, part).take(most, seed).to(self.device)
 
     def training_images(self) -> "Split":
         """What the run learnt from, on the device."""
-        return self._read("train").take(self.limit, self.seed).to(self.device)
+        return self._read(self.learnt, "train").take(self.limit, self.seed).to(self.device)
 
-    def _read(self, part: Part) -> "Split":
-        return read_split(self.data, part, self.image_size, self.seed, self.skip_bad)
-
-    def usual_number(self) -> int:
-        """As many samples as the device can bear."""
-        return MANY if self.device.type == "cuda" else FEW
+    def _read(self, data: str, part: Part) -> "Split":
+        return read_split(data, part, self.image_size, self.seed, self.skip_bad)
 
     def images(
         self, n: int, options: Mapping[str, Any], seed: int, batch_size: int
@@ -103,14 +111,14 @@ def open_source(
         space, _ = feature_space(features, config.image_size, device)
         skip = skip_bad or config.skip_bad
         return Source(
-            subject, None, subject.device, space, config.image_size, data or config.data, config.limit,
-            config.seed, skip,
+            subject, None, subject.device, space, config.image_size, data or config.data, config.data,
+            config.limit, config.seed, skip,
         )  # fmt: skip
     if data is None:
         raise UserError(f"what is {reference} to be compared with? name the real images with --data")
     space, size = feature_space(features, None, device)
     where = choose_device(device)
-    return Source(None, folder, where, space, size or PIXELS_SIZE, data, None, 0, skip_bad)
+    return Source(None, folder, where, space, size or PIXELS_SIZE, data, data, None, 0, skip_bad)
 
 
 def folder_of_samples(reference: str) -> Path | None:
@@ -134,11 +142,15 @@ def feature_space(reference: str | None, image_size: int | None, device: str) ->
     Raises:
         UserError: it is a run for images of another size, or was left away and there is none.
     """
-    from genssl.eval.real_features import PIXELS, Space
+    from genssl.eval.real_features import PIXELS, Space, choose_encoder, why_chosen
 
     if reference == "pixels":
         return PIXELS, None
-    subject = open_run(reference or _newest_encoder(image_size), None, device)
+    if reference is None:
+        chosen = choose_encoder(image_size)
+        say(f"features of {why_chosen(chosen)}; --features names another")
+        reference = str(chosen.folder)
+    subject = open_run(reference, None, device)
     size = subject.info.config.image_size
     if image_size not in {None, size}:
         raise UserError(
@@ -146,18 +158,3 @@ def feature_space(reference: str | None, image_size: int | None, device: str) ->
             "choose other --features, or pixels"
         )
     return Space(subject.info.name, subject.method.features, subject.info.digest), size
-
-
-def _newest_encoder(image_size: int | None) -> str:
-    """The newest finished self-supervised run for images of this size."""
-    from genssl import runs
-    from genssl.config import SelfSupervisedConfig
-
-    for info in reversed(runs.known()):
-        fits = image_size in {None, info.config.image_size}
-        if info.finished and fits and isinstance(info.config, SelfSupervisedConfig):
-            return str(info.folder)
-    raise UserError(
-        f"no finished self-supervised run in {runs.root()}/ to compare features of; train one with "
-        "`genssl train simsiam`, name any run with --features, or compare --features pixels"
-    )

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,8 +141,10 @@ def origin(split: "Split") -> dict[str, str]:
 
 def picture_path(subject: Subject, name: str, out: Path | None) -> Path:
     """`out`, else <run>/eval/<name>.png, else ./<name>.png where the run's folder is read-only."""
+    from genssl.runs import takes_results
+
     folder = subject.info.folder
-    usual = folder / "eval" if os.access(folder, os.W_OK) else Path()
+    usual = folder / "eval" if takes_results(folder) else Path()
     return chosen_path(name, out) or usual / f"{name}.png"
 
 

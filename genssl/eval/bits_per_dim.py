@@ -21,7 +21,7 @@ from genssl.models.ddpm import DDPM
 from genssl.models.diffusion import Variance
 from genssl.models.method import Method
 from genssl.pixels import to_model
-from genssl.runtime import generators, normal, uniform
+from genssl.runtime import generators, measuring, normal, uniform
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -101,7 +101,7 @@ class Sums:
         self.by_part += torch.bincount(parts.flatten(), bits[:, 1:].flatten(), PARTS)
 
 
-@torch.inference_mode()
+@measuring()
 def bits_per_dim(
     method: Method,
     split: Split,

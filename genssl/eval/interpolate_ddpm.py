@@ -18,12 +18,12 @@ from genssl.models.diffusion import Keep, NoisePredictor, extract, predict_x_sta
 from genssl.models.method import Method
 from genssl.models.samplers import ddim, ddim_invert
 from genssl.pixels import to_model
-from genssl.runtime import generators, normal
+from genssl.runtime import generators, measuring, normal
 
 Way = Literal["ddim", "noise"]
 
 
-@torch.inference_mode()
+@measuring()
 def interpolate(
     method: Method,
     split: Split,

@@ -1,4 +1,4 @@
-"""What fidelity compares images in, and the features of real images, kept from one call to the next."""
+"""What images are compared in: pixels, or a run's features. Those of real images are kept between calls."""
 
 import hashlib
 import warnings
@@ -7,6 +7,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from genssl import checkpoint, runs
+from genssl.checkpoint import RunInfo
+from genssl.config import SelfSupervisedConfig
 from genssl.data.cache import cache_folder
 from genssl.data.split import Split
 from genssl.errors import UserError
@@ -15,6 +18,7 @@ from genssl.files import read_tensors, write_tensors
 from genssl.metrics.features import Tick
 
 FORMAT = "1"
+SHIPPED = "simsiam"  # of the weights that ship, what features are compared of
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,38 @@ class Space:
 
 
 PIXELS = Space("pixels", pixels)
+
+
+def choose_encoder(image_size: int | None) -> RunInfo:
+    """The run whose features are compared when nobody names one: the newest finished self-supervised run for
+    images of this size (None: any) whose outputs did not collapse, else the weights that ship.
+
+    Raises:
+        UserError: there is neither.
+    """
+    for info in reversed(runs.known()):
+        learnt = info.finished and not info.metrics.get("collapsed")
+        if learnt and isinstance(info.config, SelfSupervisedConfig) and _fits(info, image_size):
+            return info
+    shipped = runs.shipped_root() / SHIPPED
+    if (shipped / checkpoint.MODEL).exists() and _fits(info := checkpoint.inspect(shipped), image_size):
+        return info
+    size = "" if image_size is None else f" for images of {image_size} pixels"
+    raise UserError(
+        f"no finished self-supervised run{size} in {runs.root()}/ to compare features of; train one with "
+        "`genssl train simsiam`, or name any run, or pixels, with `genssl fidelity REF --features`"
+    )
+
+
+def why_chosen(encoder: RunInfo) -> str:
+    """Which encoder `choose_encoder` took, and why."""
+    if encoder.folder.parent == runs.shipped_root():
+        return f"the {encoder.config.method} that comes with genssl"
+    return f"{encoder.name}, the newest self-supervised run"
+
+
+def _fits(info: RunInfo, image_size: int | None) -> bool:
+    return image_size in {None, info.config.image_size}
 
 
 def real_features(space: Space, split: Split, batch_size: int, tick: Tick) -> Tensor:

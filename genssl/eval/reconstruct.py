@@ -8,6 +8,7 @@ from genssl.data.split import Split
 from genssl.eval.outcome import Outcome
 from genssl.eval.require import check_size, require_vae
 from genssl.eval.sample import Tick
+from genssl.metrics.recovery import mean_squared_error, psnr
 from genssl.models.method import Method
 from genssl.pixels import to_model
 from genssl.runtime import measuring
@@ -25,15 +26,14 @@ def reconstruct(method: Method, split: Split, n: int, *, seed: int, batch_size: 
     errors = []
     for rows in chunks(len(split), batch_size):
         x = to_model(split.images[rows])
-        errors.append((vae.reconstruct(x) - x).square().flatten(1).mean(1).cpu().double())
+        errors.append(mean_squared_error(vae.reconstruct(x), x).cpu())
         tick(rows.stop, len(split))
     mse = torch.cat(errors)
-    psnr = 10 * torch.log10(4 / mse.clamp(min=1e-12))
     values = {
         "images": len(split),
         "mse": float(mse.mean()),
         "rmse": float(mse.mean().sqrt()),
-        "psnr_db": float(psnr.mean()),
+        "psnr_db": float(psnr(mse).mean()),
     }
     shown = to_model(split.take(n, seed).images)
     pairs = torch.stack([shown, vae.reconstruct(shown)], 1).flatten(0, 1)  # (2 n, 3, H, W)

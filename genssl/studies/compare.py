@@ -1,4 +1,4 @@
-"""Any runs side by side: the settings in which they differ, their numbers, the curves that they share."""
+"""Any runs side by side: where their settings differ, their numbers, the curves that they share, samples."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +11,7 @@ from genssl.runtime import choose_device
 from genssl.settings import differences
 from genssl.studies.arm_figure import draw_study, title_of
 from genssl.studies.comparison import origin, shared_notes
+from genssl.studies.generated import compare_samples
 from genssl.studies.measures import NO_TERMS, measured
 from genssl.studies.results import Arm, ArmRuns, Measured
 from genssl.train.events import Listener
@@ -48,13 +49,14 @@ def _folder(reference: str) -> Path:
     return path if path.is_dir() else path.parent
 
 
-def compare(folders: Sequence[Path], device: str, listen: Listener) -> Outcome:
+def compare(folders: Sequence[Path], device: str, listen: Listener, samples: int | None = None) -> Outcome:
     """Measure what is not measured yet, and put the runs side by side.
 
     Args:
         folders: as from `find_runs`.
         device: where to measure.
         listen: told what happens.
+        samples: of each generative run, to measure their quality; None: that is left out.
     """
     where = choose_device(device)
     found = [measured(folder, where, listen) for folder in folders]
@@ -64,7 +66,13 @@ def compare(folders: Sequence[Path], device: str, listen: Listener) -> Outcome:
         "differences": _differences(sides),
     }
     title = f"comparison: {title_of(found) or f'{len(found)} runs'}"
-    return Outcome(values, {**draw_study(sides, title, _shared_terms(found))}, tuple(_notes(sides)))
+    drawn = draw_study(sides, title, _shared_terms(found))
+    generated = Outcome({})
+    if samples is not None:
+        named = {side.arm.name: side.runs[0] for side in sides}
+        generated = compare_samples(named, samples, where, listen)
+    notes = (*_notes(sides), *generated.notes)
+    return Outcome(values | generated.values, {**drawn, **generated.figures}, notes)
 
 
 def _sides(found: Sequence[Measured]) -> list[ArmRuns]:

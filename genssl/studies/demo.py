@@ -1,114 +1,71 @@
-"""The first five minutes: rendered digits, a small VAE, and every picture of it."""
+"""The first five minutes as a plan: a VAE trained on rendered digits, and what the shipped weights can do."""
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from genssl import checkpoint, figures, files
-from genssl.config import VAEConfig
-from genssl.data.load import load
-from genssl.errors import UserError
-from genssl.eval.importance_ll import importance_ll
-from genssl.eval.interpolate import interpolate
-from genssl.eval.latent_profile import latent_profile
-from genssl.eval.outcome import Outcome
-from genssl.eval.reconstruct import reconstruct
-from genssl.eval.sample import sample
-from genssl.runtime import choose_device
-from genssl.train import run
-from genssl.train.events import Listener, Loading, Note
-from genssl.train.options import Options
+from genssl import files, runs
+from genssl.studies.plan import Plan, Step
 
-LIKELIHOOD_IMAGES = 500
-LIKELIHOOD_SAMPLES = 50
+LABEL = "SHIPPED.txt"  # in a run's folder: it is a copy of the weights that ship
+SHIPPED = ("ddpm", "simsiam")
+NEIGHBOURS = ("--limit", "2000", "--test-limit", "500")  # images that neighbours and classifiers are given
+SAMPLES = ("-n", "128")  # whose fidelity is measured
 
 
-def demo(
-    out: Path, minutes: float, device: str, listen: Listener, seed: int = 0
-) -> tuple[dict[str, Path], dict[str, Any]]:
-    """Train a VAE on rendered digits for `minutes` and evaluate it.
+def demo(minutes: float, device: str, seed: int) -> Plan:
+    """Make the plan.
 
     Args:
-        out: a folder that does not exist yet, or an earlier demo's.
-        minutes: of training.
+        minutes: of training the VAE.
         device: as in --device.
-        listen: told what happens.
-        seed: of everything random in the training.
-
-    Returns:
-        The pictures by title, and the main numbers.
-
-    Raises:
-        UserError: `out` holds something else.
+        seed: of the VAE's training.
     """
-    folder = _place(out)
-    config = VAEConfig(
-        data="synthetic",
-        learning_rate=1e-3,
-        decoder_variance="learned",
-        epochs=200,
-        sample_every=5,
-        seed=seed,
+    notes = (
+        f"the VAE was trained for {minutes:g} minutes, on rendered house numbers",
+        "the DDPM and SimSiam are the weights that come with genssl, trained on the same data before",
+        "everything is measured on few images, so that it takes minutes",
     )
-    options = Options(device=device, max_minutes=minutes, out=folder)
-    run.start(config, options, listen)
-    listen(Note("trained; now the pictures and the numbers"))
-    outcomes = _evaluate(folder, device, listen)
-    pictures = {"data": out / "data.png"}
-    train = load(config.data, "train", image_size=config.image_size)
-    files.write_picture(pictures["data"], figures.grid(train.take(64).images))
-    for name, outcome in outcomes.items():
-        pictures[name] = out / f"{name}.png"
-        files.write_picture(pictures[name], next(iter(outcome.figures.values())))
-    values = {name: outcome.values for name, outcome in outcomes.items()}
-    files.write_json(out / "numbers.json", values)
-    pictures |= {name: folder / f"{name}.png" for name in ("curves", "wall-clock", "samples-over-epochs")}
-    return pictures, _main_numbers(folder, values)
+    words = () if device == "auto" else ("--device", device)
+    steps = tuple(
+        Step(title, (*arguments, *words), makes, "vae" if title.startswith("train") else None)
+        for title, makes, arguments in _steps(minutes, seed)
+    )
+    asked = {"minutes": minutes, "device": device, "seed": seed}
+    return Plan(asked, "genssl, the first five minutes", notes, steps)
 
 
-def _place(out: Path) -> Path:
-    """The run folder in `out`: run, run-2, ...; an earlier demo's run is left as it is."""
-    if out.exists() and any(out.iterdir()) and not (out / "run").is_dir():
-        raise UserError(f"{out} holds something else; choose another --out")
-    count = 1
-    while (folder := out / ("run" if count == 1 else f"run-{count}")).exists():
-        count += 1
-    return folder
+def bring_shipped(folder: Path) -> None:
+    """Copy the weights that ship into a folder of runs, each with a label that says so."""
+    for method in SHIPPED:
+        unfinished = folder / f".{method}"
+        if (folder / method).exists():
+            continue
+        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.copytree(runs.shipped_root() / method, unfinished)
+        files.write_text(unfinished / LABEL, "weights that come with genssl, not trained here\n")
+        unfinished.rename(folder / method)
 
 
-def _evaluate(folder: Path, device: str, listen: Listener) -> dict[str, Outcome]:
-    where = choose_device(device)
-    vae = checkpoint.load(folder, where)
-    train = load("synthetic", "train").to(where)
-    test = load("synthetic", "test").to(where)
-
-    def ticking(text: str) -> Callable[[int, int], None]:
-        return lambda done, total: listen(Loading(text, done, total))
-
-    drawn: dict[str, Any] = {"seed": 0, "batch_size": 256, "tick": ticking("sampling")}
-    path: dict[str, Any] = {"rows": 8, "steps": 10, "shape": "linear", "seed": 0, "device": where}
-    few = test.take(LIKELIHOOD_IMAGES)
-    outcomes = {
-        "samples": sample(vae, 64, options={}, **drawn)[0],
-        "reconstructions": reconstruct(vae, test, 32, seed=0, batch_size=256, tick=ticking("reconstructing")),
-        "interpolations": interpolate(vae, test, **path),
-        "latent-profile": latent_profile(vae, train, batch_size=256, tick=ticking("encoding")),
-        "likelihood": importance_ll(vae, few, LIKELIHOOD_SAMPLES, seed=0, tick=ticking("weighing samples")),
-    }
-    if getattr(vae, "has_mixture", False):
-        outcomes["samples-mixture"] = sample(vae, 64, options={"prior": "mixture"}, **drawn)[0]
-    return outcomes
-
-
-def _main_numbers(folder: Path, values: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    info = checkpoint.inspect(folder)
-    likelihood = values["likelihood"]
-    return {
-        "run": str(folder),
-        "epochs": info.epoch,
-        "reconstruction_rmse": values["reconstructions"]["rmse"],
-        "log_p_nats": likelihood["log_p_nats"],
-        "bits_per_dim": likelihood["bits_per_dim"],
-        "test_images_of_the_likelihood": likelihood["images"],
-        "active_units": values["latent-profile"]["active_units"],
-    }
+def _steps(minutes: float, seed: int) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Titles, what they make, commands."""
+    vae = (
+        "--data", "synthetic", "--epochs", "200", "--max-minutes", f"{minutes:g}", "--seed", str(seed),
+        "--learning-rate", "0.001", "--set", "decoder_variance=learned",
+    )  # fmt: skip
+    yield "train a VAE", "vae/model.safetensors", ("train", "vae", *vae)
+    yield "draw its samples", "vae/eval/sample.json", ("sample", "vae")
+    yield "reconstruct test images", "vae/eval/reconstruct.json", ("reconstruct", "vae")
+    yield "profile its latents", "vae/eval/latent-profile.json", ("latent-profile", "vae")
+    yield "interpolate", "vae/eval/interpolate.json", ("interpolate", "vae")
+    likelihood = ("importance-ll", "vae", "-k", "50", "--limit", "200")
+    yield "estimate its likelihood", "vae/eval/importance-ll.json", likelihood
+    yield "draw samples of a DDPM", "ddpm/eval/sample.json", ("sample", "ddpm")
+    sweep = ("reconstruct", "ddpm", "--sweep", "16:256:80", "--queries", "32")
+    yield "noise images and come back", "ddpm/eval/noise-levels.json", sweep
+    yield "interpolate through noise", "ddpm/eval/interpolate.json", ("interpolate", "ddpm", "--calls", "20")
+    yield "look for neighbours", "simsiam/eval/knn-eval.json", ("knn-eval", "simsiam", *NEIGHBOURS)
+    yield "fit a linear layer", "simsiam/eval/linear-eval.json", ("linear-eval", "simsiam", *NEIGHBOURS)
+    for method in ("vae", "ddpm"):
+        measure = ("fidelity", method, *SAMPLES, "--no-originals")
+        yield f"measure the {method}'s samples", f"{method}/eval/fidelity.json", measure

@@ -1,6 +1,5 @@
 """What is measured of a trained run, once: the numbers are kept beside it, by the digest of its weights."""
 
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from genssl.checkpoint import RunInfo
 from genssl.eval.bits_per_dim import bits_per_dim
 from genssl.eval.sample import draw_samples
 from genssl.models.ddpm import DDPM
+from genssl.runs import takes_results
 from genssl.runtime import describe
 from genssl.studies.representations import knn, linear
 from genssl.studies.results import Findings, Measured
@@ -138,7 +138,7 @@ def _from_measures(info: RunInfo, device: torch.device, listen: Listener) -> dic
         trained = Trained(info.folder, device, listen)
         for name in missing:
             kept["measures"][name] = MEASURES[name](trained)
-            if os.access(info.folder, os.W_OK):
+            if takes_results(info.folder):
                 files.write_json(info.folder / KEPT, kept)
     found = [kept["measures"][name] for name in MEASURES]
     return {name: value for each in found for name, value in each.items()}

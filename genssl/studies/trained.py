@@ -1,6 +1,5 @@
 """A trained run, opened to be measured."""
 
-import os
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +13,7 @@ from genssl.data.split import Split
 from genssl.eval.representation import represent
 from genssl.models.method import Method
 from genssl.pixels import to_model
+from genssl.runs import takes_results
 from genssl.runtime import measuring
 from genssl.train.events import Listener, Loading
 from genssl.train.run import load_splits
@@ -60,7 +60,7 @@ class Trained:
 
     def keep_picture(self, place: Path, picture: "Image") -> None:
         """Write a picture to `place` in the run's folder, unless that is read-only."""
-        if os.access(self.folder, os.W_OK):
+        if takes_results(self.folder):
             files.write_picture(self.folder / place, picture)
 
     def tick(self, text: str) -> Callable[[int, int], None]:

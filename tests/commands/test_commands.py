@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -163,6 +164,14 @@ def test_data_preview_and_list(digits: Path, tmp_path: Path) -> None:
     assert "synthetic" in call("data", "list").stdout
 
 
+def test_data_export_writes_the_very_pixels(digits: Path, tmp_path: Path) -> None:
+    result = call("data", "export", digits, "--out", tmp_path / "real", "-n", 7)
+    assert result.exit_code == 0, result.output
+    found = [np.asarray(Image.open(file)) for file in sorted((tmp_path / "real").iterdir())]
+    given = {np.asarray(Image.open(file)).tobytes() for file in (digits / "test").rglob("*.png")}
+    assert len({image.tobytes() for image in found} & given) == 7
+
+
 def test_a_method_names_its_newest_finished_run(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,6 +267,7 @@ def test_a_damaged_checkpoint_is_one_line(vae_run: Path, tmp_path: Path, fault: 
         (["importance-ll", "RUN", "-k", 0], "at least 1"),
         (["runs", "show", "nothing"], "no run 'nothing'"),
         (["data", "preview", "nowhere"], "nowhere"),
+        (["data", "export", "DIGITS", "--out", "DIGITS"], "is not empty"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(

@@ -119,6 +119,7 @@ def test_a_folder_stays_nothing_but_samples(samples: Path, digits: Path) -> None
         (["RUN", "--features", "nothing"], "no run 'nothing'"),
         (["RUN", "--features", "SMALL"], "takes images of 16 pixels, and these have 32"),
         (["RUN", "-n", 8], "5 neighbours need 12 samples or more, and there are 8"),
+        (["SAMPLES", "--data", "DIGITS", "--features", "pixels", "--out", "x/y"], "has no suffix"),
         (["RUN", "-k", 0], "-k must be at least 1"),
         (["RUN", "-n", 0], "-n"),
         (["RUN", "--resamples", -1], "--resamples"),
@@ -141,11 +142,26 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     assert message in line
 
 
-def test_without_an_encoder_the_error_says_what_to_do(
-    vae_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_without_an_own_encoder_the_shipped_one_and_else_what_to_do(
+    vae_run: Path, encoder_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(vae_run, tmp_path / "alone")
     monkeypatch.setattr(runs, "root", lambda: tmp_path)
+    monkeypatch.setattr(runs, "shipped_root", lambda: tmp_path / "shipped")
     result = call("fidelity", "alone", *FEW)
     assert result.exit_code == 2, result.output
-    assert "train one with `genssl train simsiam`, name any run with --features, or" in result.stderr
+    assert "train one with `genssl train simsiam`, or name any run, or pixels, with" in result.stderr
+    shutil.copytree(encoder_run, tmp_path / "shipped" / "simsiam")
+    result = call("fidelity", "alone", *FEW)
+    assert result.exit_code == 0, result.output
+    assert "features of the simsiam that comes with genssl; --features names another" in result.stderr
+
+
+def test_copies_are_looked_for_where_the_run_learnt(vae_run: Path, digits: Path, tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        shutil.copytree(digits / "test", tmp_path / "other" / part)
+    found = json_of(
+        "fidelity", vae_run, "--data", tmp_path / "other", "-n", 12, "--features", "pixels", "-k", 3,
+        "--resamples", 0, "--out", tmp_path / "f.png",
+    )  # fmt: skip
+    assert (found["data"], found["train_images"]) == ("other", 120)

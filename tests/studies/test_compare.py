@@ -1,6 +1,8 @@
 """`compare`: which runs are meant, what differs, what is shared, and the command."""
 
 import json
+import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,13 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from genssl import checkpoint
+from genssl import checkpoint, runs
 from genssl.cli import Program
 from genssl.commands import studying
 from genssl.config import BYOLConfig, VAEConfig
 from genssl.errors import UserError
+from genssl.eval.outcome import Outcome
+from genssl.models.build import build
 from genssl.studies import compare as study
 from genssl.studies.results import Measured
 from genssl.train import run
@@ -49,8 +53,9 @@ def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def pair(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the two runs, as the one where runs live."""
+    """The folder of the two runs, as the one where runs live; nothing ships."""
     monkeypatch.setenv("GENSSL_CHECKPOINTS", str(trained))
+    monkeypatch.setattr(runs, "shipped_root", lambda: trained / "shipped")
     return trained
 
 
@@ -74,6 +79,54 @@ def test_the_command_leaves_a_figure_and_pure_json(pair: Path) -> None:
         "train images differ in number (vae-digits: 120, vae-digits-z: 60)" in note for note in found["notes"]
     )
     assert not any("quantities" in note for note in found["notes"])
+    assert "fidelity" not in found
+    assert any(note.startswith("the quality of samples was not measured: no") for note in found["notes"])
+
+
+@pytest.fixture
+def encoder(pair: Path) -> Iterator[Path]:
+    """An encoder where the runs are; it is untrained."""
+    small = {"encoder": "small", "projector_dim": 4, "projector_hidden": 4, "predictor_hidden": 4}
+    folder = pair / "simsiam-digits"
+    folder.mkdir()
+    checkpoint.save(build(simsiam(**small)), folder, epoch=1, finished=True, metrics={})
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.usefixtures("encoder")
+def test_samples_are_measured_and_shown(tmp_path: Path) -> None:
+    result = call("vae", "vae-digits-z", "-n", 14, "--device", "cpu", "--out", tmp_path / "a.png")
+    assert result.exit_code == 0, result.output
+    for words in ("sample quality [95 % interval]", "frechet_distance", "floor of vae-digits-z", "sharpness"):
+        assert words in result.stdout, words
+    assert "note: sample quality: 14 samples a run (-n takes another number)" in result.stdout
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert [(run["run"], run["samples"]) for run in found["fidelity"]] == [
+        ("vae-digits", 14), ("vae-digits-z", 14),
+    ]  # fmt: skip
+    assert [run["train_images"] for run in found["fidelity"]] == [120, 60]
+    with Image.open(tmp_path / "a-samples.png") as picture:
+        assert picture.width > 2 * 4 * 2 * 32
+    result = call("vae", "vae-digits-z", "--no-fidelity", "--device", "cpu", "--out", tmp_path / "b")
+    assert result.exit_code == 0, result.output
+    assert "sample quality" not in result.output
+    assert {file.name for file in (tmp_path / "b").iterdir()} == {"compare.png", "compare.json"}
+
+
+@pytest.mark.usefixtures("pair")
+@pytest.mark.parametrize(
+    ("options", "samples"), [([], 512), (["-n", 7], 7), (["--no-fidelity"], None), (["-n", 7, "--json"], 7)]
+)
+def test_how_many_samples(
+    options: list[object], samples: int | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def enough(*arguments: object) -> Outcome:
+        raise UserError(f"asked for {arguments[-1]}")
+
+    monkeypatch.setattr(study, "compare", enough)
+    result = call("vae", "vae-digits-z", "--device", "cpu", "--out", tmp_path, *options)
+    assert f"asked for {samples}" in result.stderr
 
 
 @pytest.mark.usefixtures("pair")

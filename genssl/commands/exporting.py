@@ -1,0 +1,113 @@
+"""`export`: a run's network for other tools."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from genssl.commands import options
+from genssl.commands.screen import results, say, show_values
+from genssl.commands.subject import Subject, open_run
+from genssl.errors import UserError
+
+SUFFIXES = {"torchvision": ".safetensors", "onnx": ".onnx"}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(export)
+
+
+def export(
+    run: options.Run,
+    kind: Annotated[
+        Literal["torchvision", "onnx"],
+        typer.Option(
+            "--format", help="torchvision: an encoder's weights under its names; onnx: a network as it runs."
+        ),
+    ],
+    part: Annotated[
+        Literal["encoder", "decoder", "network"] | None,
+        typer.Option(help="Of the run, for onnx; a VAE's decoder by default, otherwise what there is."),
+    ] = None,
+    checkpoint: options.Checkpoint = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The file, or a folder for it; <run>-<part> here by default.")
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Write a run's network to a file for torchvision or for ONNX runtimes."""
+    subject = open_run(run, checkpoint, "cpu")
+    values = _torchvision(subject, part, out) if kind == "torchvision" else _onnx(subject, part, out)
+    if as_json:
+        print(json.dumps(values, indent=2))
+        return
+    show_values(f"export {subject.info.name}", {n: v for n, v in values.items() if n != "load"})
+    results().print(f"\nload it with:\n\n{values['load']}", markup=False, soft_wrap=True)
+
+
+def _torchvision(subject: Subject, part: str | None, out: Path | None) -> dict[str, Any]:
+    from genssl import files
+    from genssl.eval import export as evaluation
+
+    if part not in (None, "encoder"):
+        raise UserError(f"--format torchvision is for encoders; --part {part} goes with --format onnx")
+    state = evaluation.torchvision_state(subject.method)
+    file = _file(subject, "torchvision", "torchvision", out)
+    interface = evaluation.torchvision_interface(state)
+    files.write_tensors(file, state, {"format": "torchvision", **_about(subject), **_flat(interface)})
+    say(f"torchvision: {file}")
+    return _values(subject, file) | interface | {"load": evaluation.torchvision_code(state, str(file))}
+
+
+def _onnx(subject: Subject, part: str | None, out: Path | None) -> dict[str, Any]:
+    from genssl import files
+    from genssl.eval import export_onnx as evaluation
+
+    name, graph = evaluation.choose(subject.method, part)
+    file = _file(subject, name, "onnx", out)
+    evaluation.require_packages()
+    say("exporting and checking; that takes some seconds")
+    content = evaluation.to_onnx(graph, _about(subject))
+    checked = evaluation.check(content, graph)
+    files.write_bytes(file, content)
+    say(f"{name}: {file}")
+    given = ", ".join(f'"{each}": {each}' for each in graph.inputs)
+    code = f"onnxruntime.InferenceSession({str(file)!r}).run(None, {{{given}}})\n"
+    return _values(subject, file) | {"part": name} | checked | {"load": code}
+
+
+def _file(subject: Subject, name: str, kind: str, out: Path | None) -> Path:
+    """Where the file goes: `out`, in the folder `out`, or here."""
+    suffix = SUFFIXES[kind]
+    usual = Path(f"{subject.info.name}-{name}{suffix}")
+    if out is None:
+        return usual
+    if out.is_dir():
+        return out / usual
+    if out.suffix != suffix:
+        raise UserError(f"--out {out} is no {suffix} file; name one such as {out.with_suffix(suffix)}")
+    return out
+
+
+def _values(subject: Subject, file: Path) -> dict[str, Any]:
+    about: dict[str, Any] = {name: text for name, text in _about(subject).items() if name != "config"}
+    return {"file": str(file), "megabytes": file.stat().st_size / 1e6, **about, "epoch": subject.info.epoch}
+
+
+def _about(subject: Subject) -> dict[str, str]:
+    """Where a file comes from, for its metadata."""
+    info = subject.info
+    return {
+        "run": info.name,
+        "method": info.config.method,
+        "data": info.config.data,
+        "epoch": str(info.epoch),
+        "weights_sha256": info.digest,
+        "config": info.config.model_dump_json(),
+    }
+
+
+def _flat(interface: dict[str, dict[str, str]]) -> dict[str, str]:
+    return {name: text for side in interface.values() for name, text in side.items()}

@@ -1,0 +1,62 @@
+"""`report`."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from genssl.commands import options
+from genssl.commands.screen import say
+
+if TYPE_CHECKING:
+    from genssl.report.page import Written
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(report)
+
+
+def report(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[REF ...]", help="Runs, or folders of runs and studies; all in checkpoints/."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The page; report.html in the folder that it is about, by default.")
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Put runs and studies on one HTML page: the assignment's figures, tables of numbers, the commands."""
+    from genssl.report import find, page
+
+    found = find.gather(runs or [])
+    written = page.write(found, out or find.usual_page(found))
+    for problem in written.problems:
+        say(f"warning: {problem}")
+    if as_json:
+        print(json.dumps(_about(written), indent=2))
+        return
+    drawn = [figure for figure in written.figures if figure.picture]
+    say(
+        f"report: {written.path} ({written.size / 1e6:.1f} MB; {len(written.runs)} runs, "
+        f"{len(drawn)} of the assignment's {len(written.figures)} figures)"
+    )
+
+
+def _about(written: "Written") -> dict[str, Any]:
+    figures = [
+        {
+            "figure": number,
+            "title": figure.title,
+            "of": figure.source or None,
+            "drawn": figure.picture is not None,
+            "commands": [figure.command] if figure.command else figure.usual,
+        }
+        for number, figure in enumerate(written.figures, 1)
+    ]
+    about = {"report": str(written.path), "bytes": written.size, "runs": written.runs}
+    return {**about, "figures": figures, "problems": written.problems}

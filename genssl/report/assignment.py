@@ -1,0 +1,167 @@
+"""Figures 1 to 13 of the assignment (IFT6135, 2023, assignment 3), in its order."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from genssl.report import commands, findings, studies
+from genssl.report.disk import Found, Run, Study
+from genssl.report.find import ranked
+from genssl.report.parts import Plate
+from genssl.report.pictures import embed
+
+
+@dataclass(frozen=True)
+class OfRun:
+    """A figure that a run has.
+
+    Attributes:
+        picture: its place in the run's folder.
+        evaluation: whose numbers belong to it; None: those of the training.
+        grid: it is a grid of images.
+    """
+
+    number: int
+    question: str
+    title: str
+    method: str
+    picture: str
+    evaluation: str | None = None
+    grid: bool = False
+
+
+@dataclass(frozen=True)
+class OfStudy:
+    """A figure that an ablation of SimSiam has.
+
+    Attributes:
+        usual: the change that the assignment asks for.
+        matches: whether an arm's changes are it.
+    """
+
+    number: int
+    question: str
+    title: str
+    usual: Mapping[str, Any]
+    matches: Callable[[Mapping[str, Any]], bool]
+
+
+FIGURES = (
+    OfRun(1, "1.3 a", "VAE: wall clock of training", "vae", "wall-clock.png"),
+    OfRun(2, "1.3 b", "VAE: samples while training", "vae", "samples-over-epochs.png", grid=True),
+    OfRun(
+        3, "1.3 c", "VAE: reconstructions of test images while training", "vae",
+        "reconstructions-over-epochs.png", grid=True,
+    ),
+    OfRun(4, "1.3 d", "VAE: samples at the end", "vae", "eval/sample.png", "sample", True),
+    OfRun(
+        5, "1.3 e", "VAE: mean latent code of each class", "vae", "eval/latent-profile.png", "latent-profile"
+    ),
+    OfRun(6, "1.3 f", "VAE: interpolation", "vae", "eval/interpolate.png", "interpolate", True),
+    OfRun(7, "2.2 a", "DDPM: wall clock of training", "ddpm", "wall-clock.png"),
+    OfRun(8, "2.2 b", "DDPM: samples while training", "ddpm", "samples-over-epochs.png", grid=True),
+    OfRun(
+        9, "2.2 c", "DDPM: reconstructions from noise, and where images are lost", "ddpm",
+        "eval/noise-levels.png", "noise-levels",
+    ),
+    OfRun(10, "2.2 d", "DDPM: samples at the end", "ddpm", "eval/sample.png", "sample", True),
+    OfStudy(
+        11, "3.4", "SimSiam with and without the stop-gradient",
+        {"stop_gradient": False}, lambda changes: changes.get("stop_gradient") is False,
+    ),
+    OfStudy(
+        12, "3.5 a", "SimSiam with the predictor as an identity",
+        {"predictor": "identity"}, lambda changes: changes.get("predictor") == "identity",
+    ),
+    OfStudy(
+        13, "3.5 b", "SimSiam with another width of the projector",
+        {"projector_dim": 4096}, lambda changes: "projector_dim" in changes,
+    ),
+)  # fmt: skip
+
+
+def draw(found: Found) -> tuple[list[Plate], set[Path]]:
+    """The thirteen figures, and the pictures that they took."""
+    plates, taken = [], set[Path]()
+    for figure in FIGURES:
+        make = _of_run(figure, found) if isinstance(figure, OfRun) else _of_study(figure, found)
+        plates.append(make[0])
+        taken |= make[1]
+    return plates, taken
+
+
+def _of_run(figure: OfRun, found: Found) -> tuple[Plate, set[Path]]:
+    label = f"Figure {figure.number}"
+    for run in ranked(found.runs, figure.method):
+        alt = f"{label}: {figure.title}, of the run {run.name}"
+        file = run.folder / figure.picture
+        picture = embed(file, alt, found.problems, grid=figure.grid)
+        if picture is None:
+            continue
+        values = run.evaluations.get(figure.evaluation or "", {})
+        own = findings.of_evaluation(figure.evaluation, values) if figure.evaluation else []
+        made = commands.recorded(values) if figure.evaluation else commands.recorded(run.origin)
+        plate = Plate(
+            anchor=f"figure-{figure.number}",
+            label=label,
+            title=figure.title,
+            question=figure.question,
+            source=f"run {run.name}{'' if run.finished else ', unfinished'}",
+            shipped=run.shipped or "",
+            picture=picture,
+            numbers=[*own, *_of_run_itself(run, figure)],
+            notes=findings.notes_of(run, values),
+            command=made,
+            usual=[commands.evaluation(run, figure.evaluation)] if figure.evaluation and not made else [],
+        )
+        return plate, {file}
+    usual = commands.missing(found, figure.method, figure.evaluation)
+    return _missing(figure, usual), set()
+
+
+def _of_run_itself(run: Run, figure: OfRun) -> list[findings.Pair]:
+    """The training's numbers; beside an evaluation's, no more than what was trained on."""
+    if figure.evaluation is None:
+        return findings.of_training(run)
+    trained = {"epochs": "epochs trained", "data": "trained on"}
+    return [(trained[name], value) for name, value in findings.of_training(run) if name in trained]
+
+
+def _of_study(figure: OfStudy, found: Found) -> tuple[Plate, set[Path]]:
+    for study in sorted(found.studies, key=lambda study: study.written, reverse=True):
+        if study.kind != "ablate" or study.values.get("method") != "simsiam":
+            continue
+        changed = [row for row in studies.arms(study) if figure.matches(studies.changes(row))]
+        if changed:
+            plate, file = _drawn(figure, study, changed, found)
+            if plate.picture is not None:
+                return plate, {file}
+    return _missing(figure, [commands.ablation(found, "simsiam", figure.usual)]), set()
+
+
+def _drawn(figure: OfStudy, study: Study, changed: list[dict[str, Any]], found: Found) -> tuple[Plate, Path]:
+    alone = [row for row in changed if len(studies.changes(row)) == 1] or changed
+    file = studies.picture_of(study, alone)
+    label = f"Figure {figure.number}"
+    shown = [row for row in studies.arms(study) if row in alone or not studies.changes(row)]
+    made = commands.recorded(study.values)
+    plate = Plate(
+        anchor=f"figure-{figure.number}",
+        label=label,
+        title=figure.title,
+        question=figure.question,
+        source=f"study {study.folder.name}",
+        picture=embed(file, f"{label}: {figure.title}, of the study {study.folder.name}", found.problems),
+        numbers=studies.origin(study),
+        table=studies.table(shown, study.kind),
+        notes=[*studies.verdicts(alone), *studies.notes(study)],
+        command=made,
+        usual=[] if made else [commands.study(study)],
+    )
+    return plate, file
+
+
+def _missing(figure: OfRun | OfStudy, usual: list[str]) -> Plate:
+    anchor, label = f"figure-{figure.number}", f"Figure {figure.number}"
+    return Plate(anchor, label, figure.title, figure.question, usual=usual)

@@ -1,0 +1,221 @@
+"""What lies in a folder of runs, read leniently: whatever cannot be read is named, and the rest is shown.
+
+Nothing here imports torch, which takes longer than the whole page: of a model file, only the header is read.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from genssl import files
+from genssl.errors import UserError
+from genssl.report.weights import Weights, read_weights
+
+# As in genssl.checkpoint and genssl.runs, which import torch
+MODEL, CONFIG, HISTORY, ENVIRONMENT = "model.safetensors", "config.json", "history.jsonl", "environment.json"
+ARMS = "arms"
+SHIPPED = "SHIPPED.txt"  # in a run folder that is a copy of the weights of the repository
+OF_GENSSL = "the weights that come with genssl"
+ABOUT = "about.json"  # in a folder of runs: {"title": text, "notes": [text, ...]}
+STUDIES = ("ablate", "compare")
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder; what is missing is empty or None.
+
+    Attributes:
+        arm: it belongs to an ablation, and a method's name does not mean it.
+        evaluations: by the name of their file.
+        shipped: what the folder says of its weights where they are those of the repository.
+        written: when it last became better, in seconds of the system's clock.
+    """
+
+    folder: Path
+    arm: bool
+    config: Record
+    origin: Record
+    history: list[Record]
+    evaluations: dict[str, Record]
+    weights: Weights | None
+    shipped: str | None
+    written: float
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+    @property
+    def method(self) -> str:
+        """The method's name, or a question mark."""
+        return str(self.config.get("method") or "?")
+
+    @property
+    def data(self) -> str:
+        """The name of what it was trained on, without folders and suffixes."""
+        return data_name(self.config.get("data"))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the training came to its end."""
+        return self.weights is not None and self.weights.finished
+
+    @property
+    def epochs(self) -> int | None:
+        """How many epochs the weights have seen; what the history says where there are none."""
+        if self.weights is not None:
+            return self.weights.epoch
+        return self.history[-1].get("epoch") if self.history else None
+
+
+@dataclass(frozen=True)
+class Study:
+    """What an ablation or a comparison left behind.
+
+    Attributes:
+        kind: ablate or compare.
+        pictures: by the name of their file.
+    """
+
+    folder: Path
+    kind: str
+    values: Record
+    pictures: dict[str, Path]
+    written: float
+
+
+@dataclass
+class Found:
+    """Everything that a page is about.
+
+    Attributes:
+        places: the folders of runs that were looked through.
+        title: of the page, where one of them gives it.
+        notes: what they say of themselves.
+        problems: what could not be read.
+    """
+
+    runs: list[Run] = field(default_factory=list)
+    studies: list[Study] = field(default_factory=list)
+    places: list[Path] = field(default_factory=list)
+    title: str | None = None
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def read(self, file: Path) -> Record:
+        """The JSON object in a file; {} where there is none, or none that can be read."""
+        if not file.exists():
+            return {}
+        try:
+            value = files.read_json(file)
+        except (UserError, OSError) as error:
+            self.problems.append(str(error))
+            return {}
+        if not isinstance(value, dict):
+            self.problems.append(f"{file} holds no JSON object")
+            return {}
+        return value
+
+    def add_place(self, folder: Path) -> None:
+        """Every run and study of a folder of runs, and what it says of itself."""
+        self.places.append(folder)
+        about = self.read(folder / ABOUT)
+        self.title = self.title or _text(about.get("title"))
+        self.notes += [note for note in _list(about.get("notes")) if isinstance(note, str)]
+        for child in _folders(folder):
+            self.add(child)
+        for child in _folders(folder / ARMS):
+            self.add(child, arm=True)
+
+    def add(self, folder: Path, *, arm: bool = False) -> None:
+        """A run's or a study's folder, once; nothing where it is neither."""
+        known = [run.folder for run in self.runs] + [study.folder for study in self.studies]
+        if any(folder.samefile(each) for each in known):
+            return
+        if is_run(folder):
+            self.runs.append(_read_run(folder, arm, self))
+        self.studies += [_read_study(folder, kind, self) for kind in STUDIES if is_study(folder, kind)]
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's."""
+    return any((folder / name).is_file() for name in (MODEL, CONFIG))
+
+
+def is_study(folder: Path, kind: str | None = None) -> bool:
+    """Whether a folder is a study's, of this kind if one is given."""
+    return any((folder / f"{name}.json").is_file() for name in ([kind] if kind else STUDIES))
+
+
+def is_place(folder: Path) -> bool:
+    """Whether a folder holds runs or studies."""
+    children = [*_folders(folder), *_folders(folder / ARMS)]
+    return any(is_run(child) or is_study(child) for child in children)
+
+
+def data_name(data: object) -> str:
+    """svhn-images of ../data/svhn-images.tar.gz, as split names have it."""
+    text = _text(data) or ""
+    return Path(text).name.split(".")[0] or text or "?"
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(child for child in folder.iterdir() if child.is_dir()) if folder.is_dir() else []
+
+
+def _read_run(folder: Path, arm: bool, found: Found) -> Run:
+    weights = read_weights(folder / MODEL, found.problems)
+    evaluations = {file.stem: found.read(file) for file in sorted((folder / "eval").glob("*.json"))}
+    dated = folder / MODEL if weights else folder / CONFIG if (folder / CONFIG).is_file() else folder
+    return Run(
+        folder=folder,
+        arm=arm,
+        config=found.read(folder / CONFIG) or (weights.config if weights else {}),
+        origin=found.read(folder / ENVIRONMENT),
+        history=list(_read_lines(folder / HISTORY, found.problems)),
+        evaluations={name: values for name, values in evaluations.items() if values},
+        weights=weights,
+        shipped=_shipped(folder),
+        written=dated.stat().st_mtime,
+    )
+
+
+def _shipped(folder: Path) -> str | None:
+    note = folder / SHIPPED
+    if note.is_file():
+        return note.read_text(encoding="utf-8", errors="replace").strip() or OF_GENSSL
+    return OF_GENSSL if folder.resolve().parent.name == "shipped" else None
+
+
+def _read_study(folder: Path, kind: str, found: Found) -> Study:
+    file = folder / f"{kind}.json"
+    pictures = {each.stem: each for each in sorted(folder.glob(f"{kind}*.png"))}
+    return Study(folder, kind, found.read(file), pictures, file.stat().st_mtime)
+
+
+def _read_lines(file: Path, problems: list[str]) -> Iterator[Record]:
+    """The records of a history, without those that cannot be read."""
+    if not file.is_file():
+        return
+    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if isinstance(record, dict):
+            yield record
+        elif line.strip():
+            problems.append(f"{file}, line {number}, is no record")
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []

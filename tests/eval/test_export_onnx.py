@@ -1,0 +1,144 @@
+"""Networks as ONNX, run by onnxruntime on batches of other sizes than the one that was traced."""
+
+import json
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from genssl.errors import UserError
+from genssl.eval import export_onnx
+from genssl.eval.export_onnx import check, choose, require_packages, to_onnx
+from genssl.models.ddpm import DDPM
+from genssl.models.method import Method
+from genssl.models.vae import VAE
+from genssl.pixels import to_bytes, to_model
+
+from .exportable import awake, pixels
+
+
+def session(content: bytes) -> Any:
+    runtime = pytest.importorskip("onnxruntime")
+    return runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
+
+
+def exported(method: Method, part: str | None) -> Any:
+    for package in export_onnx.PACKAGES:
+        pytest.importorskip(package)
+    return session(to_onnx(choose(method, part)[1], {"run": "this one"}))
+
+
+def agree(found: np.ndarray, expected: Tensor) -> None:
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-4)
+    if len(expected) > 1:
+        assert expected.std(0).mean() > 0.01  # it does depend on the input
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", ["small", "resnet18"])
+def test_encoder(encoder: str) -> None:
+    method = awake("simsiam", encoder=encoder)
+    found = exported(method, None)
+    for n in (1, 5):
+        images = pixels(n)
+        agree(found.run(["features"], {"images": images.numpy()})[0], method.features(to_model(images)))
+    assert [(given.type, given.shape) for given in found.get_inputs()] == [
+        ("tensor(uint8)", ["batch", 3, 32, 32])
+    ]
+    assert [given.name for given in found.get_outputs()] == ["features"]
+    assert found.get_modelmeta().custom_metadata_map["run"] == "this one"
+
+
+@pytest.mark.slow
+def test_parts_of_a_vae() -> None:
+    vae = awake("vae", image_size=16)
+    assert isinstance(vae, VAE)
+    encoder, decoder = exported(vae, "encoder"), exported(vae, None)
+    for n in (1, 4):
+        images = pixels(n, 16)
+        posterior = vae.encode(to_model(images))
+        mean, logvar = encoder.run(["mean", "logvar"], {"images": images.numpy()})
+        agree(mean, posterior.mean)
+        assert posterior.logvar is not None
+        agree(logvar, posterior.logvar)
+        drawn, mode = decoder.run(["images", "mean"], {"z": mean})
+        agree(mode, vae.reconstruct(to_model(images)))
+        assert np.array_equal(drawn, to_bytes(torch.from_numpy(mode)).numpy())
+    assert drawn.dtype == np.uint8
+
+
+@pytest.mark.slow
+def test_bytes_out_of_range_are_clamped() -> None:
+    vae = awake("vae", image_size=16)
+    assert isinstance(vae, VAE)
+    z = 1000 * torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
+    drawn, mode = exported(vae, "decoder").run(["images", "mean"], {"z": z.numpy()})
+    assert mode.min() < -2
+    assert mode.max() > 2
+    assert (drawn[mode > 1] == 255).all()
+    assert (drawn[mode < -1] == 0).all()
+
+
+@pytest.mark.slow
+def test_network_of_a_ddpm() -> None:
+    ddpm = awake("ddpm", image_size=16)
+    assert isinstance(ddpm, DDPM)
+    found = exported(ddpm, None)
+    for n in (1, 5):
+        x, t = torch.randn(n, 3, 16, 16, generator=torch.Generator().manual_seed(n)), torch.arange(n) * 9
+        agree(found.run(["epsilon"], {"x": x.numpy(), "t": t.numpy()})[0], ddpm.network(x, t))
+    kept = json.loads(found.get_modelmeta().custom_metadata_map["alphas_cumprod"])
+    torch.testing.assert_close(torch.tensor(kept), ddpm.schedule.alphas_cumprod)
+
+
+@pytest.mark.slow
+def test_what_is_not_used_is_not_exported() -> None:
+    sizes = []
+    for width in (8, 400):
+        _, graph = choose(awake("simsiam", projector_hidden=width), None)
+        for package in export_onnx.PACKAGES:
+            pytest.importorskip(package)
+        sizes.append(len(to_onnx(graph, {})))
+    assert sizes[0] == sizes[1]
+
+
+@pytest.mark.slow
+def test_the_check_sees_other_weights() -> None:
+    method = awake("vae", image_size=16)
+    for package in export_onnx.PACKAGES:
+        pytest.importorskip(package)
+    _, graph = choose(method, None)
+    content = to_onnx(graph, {})
+    seen = check(content, graph)
+    assert seen["largest_difference"] < 1e-5
+    assert seen["inputs"] == {"z": "float32 (N, 6)"}
+    assert seen["outputs"] == {"images": "uint8 (N, 3, 16, 16)", "mean": "float32 (N, 3, 16, 16)"}
+    with torch.no_grad():
+        next(method.decoder.parameters()).mul_(1.01)  # type: ignore[union-attr,operator]
+    with pytest.raises(UserError, match="differs from the run by"):
+        check(content, graph)
+
+
+@pytest.mark.parametrize(
+    ("method", "part", "known"),
+    [
+        ("simsiam", "decoder", "encoder"),
+        ("ddpm", "encoder", "network"),
+        ("vae", "network", "decoder or encoder"),
+    ],
+)
+def test_a_part_that_is_not_there(method: str, part: str, known: str) -> None:
+    with pytest.raises(UserError, match=f"a {method} has no {part} to export; use --part {known}"):
+        choose(awake(method), part)
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
+def test_a_missing_package_is_named(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for other in export_onnx.PACKAGES:
+        monkeypatch.setitem(sys.modules, other, sys)  # there, whatever this machine has
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=rf"needs {package}; install it with: pip install 'genssl\[bench\]'"):
+        require_packages()

@@ -1,0 +1,259 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from genssl import checkpoint, runs
+from genssl.report import disk, find, page
+
+from . import folder
+
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class Reader(HTMLParser):
+    """The elements of a page, which must be closed in their order."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words += data.split()
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.words)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def written(place: Path) -> tuple[page.Written, Reader]:
+    made = page.write(find.gather([str(place)]), place / "report.html")
+    return made, Reader(made.path.read_text(encoding="utf-8"))
+
+
+def test_the_thirteen_figures_stand_in_order_with_their_numbers_and_commands(tmp_path: Path) -> None:
+    made, read = written(folder.whole(tmp_path))
+    anchors = [each["id"] for each in read.all("article") if str(each.get("id")).startswith("figure-")]
+    assert anchors == [f"figure-{number}" for number in range(1, 14)]
+    assert all(figure.picture for figure in made.figures)
+    assert [figure.question for figure in made.figures] == [
+        "1.3 a", "1.3 b", "1.3 c", "1.3 d", "1.3 e", "1.3 f",
+        "2.2 a", "2.2 b", "2.2 c", "2.2 d", "3.4", "3.5 a", "3.5 b",
+    ]  # fmt: skip
+    assert made.problems == []
+    for told in ("1 h 2 min", "176 (160 to 190)", "genssl interpolate this", "verdict on projector_dim=4096"):
+        assert told in read.text, told
+    assert dict(made.figures[0].numbers)["images a second"] == "40"
+    assert ("parameters 12" in read.text, "at most 500" in read.text) == (True, True)
+
+
+def test_an_ablation_shows_the_arm_that_a_figure_is_of(tmp_path: Path) -> None:
+    made, _ = written(folder.whole(tmp_path))
+    table = made.figures[11].table
+    assert table is not None
+    assert [row[0].text for row in table.rows] == ["baseline", "predictor=identity"]
+    assert [row[1].text for row in table.rows] == ["50.0 %", "25.0 %"]
+    assert [row[0].small for row in table.rows] == ["", "collapsed"]
+
+
+def test_an_arm_of_that_change_alone_is_rather_shown(tmp_path: Path) -> None:
+    both = {"stop_gradient": False, "output_norm": False}
+    folder.ablation(tmp_path / "study", [both, {"stop_gradient": False}])
+    folder.picture(tmp_path / "study" / "ablate-stop_gradient-False.png", (90, 30))
+    made, _ = written(tmp_path)
+    table, picture = made.figures[10].table, made.figures[10].picture
+    assert table is not None
+    assert [row[0].text for row in table.rows] == ["baseline", "stop_gradient=False"]
+    assert picture is not None
+    assert picture.width == 90
+
+
+def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
+    _, read = written(folder.whole(tmp_path))
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in read.tags}
+    images = read.all("img")
+    assert len(images) >= 13
+    assert all(str(image["src"]).startswith("data:image/") and image["alt"] for image in images)
+    places = {each["id"] for _, each in read.tags if each.get("id")}
+    links = [str(link["href"]) for link in read.all("a")]
+    assert all(link[0] == "#" and link[1:] in places for link in links)
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "@import" not in html
+    assert "url(" not in html
+
+
+def test_names_and_values_are_escaped(tmp_path: Path) -> None:
+    evil = "<script>alert(1)<\\script>\"'&"
+    run = folder.run(tmp_path / "<script>alert(1)<>", "vae", data=evil)
+    folder.evaluation(run, "sample", {"prior": evil, "command": evil, "notes": [evil], "device": evil})
+    folder.evaluation(run, evil, {evil: 3.5})
+    folder.numbers(tmp_path / "about.json", {"title": evil, "notes": [evil]})
+    (run / "SHIPPED.txt").write_text(evil)
+    made, read = written(tmp_path)
+    assert read.all("script") == []
+    assert "<script" not in made.path.read_text(encoding="utf-8")
+    assert read.text.count("<script>alert(1)<") >= 8
+
+
+def test_what_is_missing_comes_with_its_command(tmp_path: Path) -> None:
+    folder.run(tmp_path / "vae-digits", "vae")
+    made, read = written(tmp_path)
+    there = [number for number, figure in enumerate(made.figures, 1) if figure.picture]
+    assert there == [1, 2, 3]
+    assert made.figures[3].usual == [f"genssl sample {tmp_path}/vae-digits -n 64"]
+    new = f"genssl --checkpoints {tmp_path}"
+    assert made.figures[9].usual == [f"{new} train ddpm --epochs 70", f"{new} sample ddpm -n 64"]
+    assert made.figures[11].usual == [f"{new} ablate simsiam --predictor identity"]
+    assert made.figures[12].usual == [f"{new} ablate simsiam --proj-dim 4096"]
+    for figure in made.figures:
+        assert all(command in read.text for command in figure.usual)
+        assert bool(figure.picture) != bool(figure.usual)
+
+
+def test_an_unfinished_run_is_to_be_resumed(tmp_path: Path) -> None:
+    folder.run(tmp_path / "vae-digits", "vae", finished=False)
+    made, read = written(tmp_path)
+    assert made.figures[3].usual[0] == f"genssl train --resume {tmp_path}/vae-digits"
+    assert "unfinished" in read.text
+
+
+def test_the_newest_finished_run_with_the_picture_is_taken(tmp_path: Path) -> None:
+    for age, (name, finished) in enumerate([("open", False), ("bare", True), ("new", True), ("old", True)]):
+        run = folder.run(tmp_path / name, "vae", finished=finished)
+        os.utime(run / "model.safetensors", (1e9 - age, 1e9 - age))
+    (tmp_path / "bare" / "wall-clock.png").unlink()
+    folder.run(tmp_path / "arms" / "arm", "vae")  # of an ablation: a method's name does not mean it
+    shipped = folder.run(tmp_path / "shipped", "vae")
+    (shipped / "SHIPPED.txt").write_text("these came with the program\n")
+    made, read = written(tmp_path)
+    assert [made.figures[place].source for place in (0, 1)] == ["run new", "run bare"]
+    assert "these came with the program" in read.text
+    for name in ("open", "bare", "new", "old"):
+        shutil.rmtree(tmp_path / name)
+    assert written(tmp_path)[0].figures[0].shipped == "these came with the program"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b"null", b'{"measures": 3, "notes": 4}'])
+def test_broken_files_are_named_and_the_page_is_written(tmp_path: Path, content: bytes) -> None:
+    run = folder.run(folder.whole(tmp_path) / "vae-digits", "vae")
+    names = ["config.json", "environment.json", "history.jsonl", "model.safetensors", "wall-clock.png"]
+    names += ["eval/sample.json", "eval/fidelity.json", "eval/ablate.json", "eval/knn-eval.json"]
+    for name in names:
+        (run / name).write_bytes(content)
+    (tmp_path / "ablate-simsiam-digits" / "ablate.json").write_bytes(content)
+    (tmp_path / "about.json").write_bytes(content)
+    made, read = written(tmp_path)
+    broken = ["model.safetensors", *([] if content.startswith(b'{"') else ["eval/sample.json", "about.json"])]
+    for name in broken:
+        assert any(name in problem for problem in made.problems), name
+        assert name in read.text
+    assert made.figures[6].picture is not None
+
+
+@pytest.mark.parametrize("cut", [0, 20, -5])
+def test_a_picture_that_was_cut_short_is_named(tmp_path: Path, cut: int) -> None:
+    run = folder.run(tmp_path / "vae-digits", "vae")
+    file = run / "wall-clock.png"
+    file.write_bytes(file.read_bytes()[:cut])
+    made, _ = written(tmp_path)
+    assert made.problems == [f"{file} is no picture that can be read"]
+    assert made.figures[0].picture is None
+
+
+def test_numbers_of_other_weights_are_marked(tmp_path: Path) -> None:
+    run = folder.run(tmp_path / "vae-digits", "vae")
+    folder.evaluation(run, "sample", {"images": 64, "epoch": 2, "weights_sha256": "e" * 64})
+    made, _ = written(tmp_path)
+    assert "other weights" in made.figures[3].notes[0]
+    folder.evaluation(run, "sample", {"images": 64, "epoch": 3})
+    assert written(tmp_path)[0].figures[3].notes == []
+
+
+def test_data_that_are_not_the_official_sets_are_marked(tmp_path: Path) -> None:
+    folder.run(tmp_path / "vae", "vae", data="../data/svhn-images.tar.gz")
+    folder.run(tmp_path / "simsiam", "simsiam", data="cifar10")
+    _, read = written(tmp_path)
+    assert "svhn-images (unofficial subset)" in read.text
+    assert "CIFAR-10" not in read.text
+
+
+def test_many_runs_make_a_page_of_a_bearable_size(tmp_path: Path) -> None:
+    for place in range(30):
+        folder.run(tmp_path / f"run-{place}", "byol")
+    made, read = written(tmp_path)
+    assert len(made.runs) == 30
+    assert made.size < 1_000_000
+    assert all(f"run-{place}" in read.words for place in range(30))
+
+
+def test_names_are_those_of_the_modules_that_need_torch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert (disk.MODEL, disk.CONFIG) == (checkpoint.MODEL, checkpoint.CONFIG)
+    assert (disk.HISTORY, disk.ENVIRONMENT) == (checkpoint.HISTORY, checkpoint.ENVIRONMENT)
+    assert disk.ARMS == runs.ARMS
+    assert find.root() == runs.root()
+    with runs.rooted(tmp_path):
+        assert find.root() == tmp_path
+
+
+def test_a_page_is_written_without_torch(tmp_path: Path) -> None:
+    folder.whole(tmp_path)
+    code = (
+        "import sys; from genssl.cli import app; from typer.testing import CliRunner; "
+        "done = CliRunner().invoke(app, ['report', sys.argv[1], '--json']); "
+        "print(done.exit_code, 'torch' in sys.modules)"
+    )
+    line = [sys.executable, "-c", code, str(tmp_path)]
+    assert subprocess.run(line, capture_output=True, text=True, check=True).stdout.split() == ["0", "False"]
+
+
+@pytest.mark.slow
+def test_a_browser_lays_the_page_out(tmp_path: Path) -> None:
+    """The browser's own tree of the page holds all figures, decoded, and nothing is wider than a phone."""
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    browser = next((found for name in names if (found := shutil.which(name))), None)
+    if browser is None:
+        pytest.skip("no browser is installed")
+    made, _ = written(folder.whole(tmp_path))
+    probe = tmp_path / "probe.html"  # the page itself lets no script run
+    look = (
+        "<script>onload = () => { const body = document.body, images = [...document.images];"
+        "body.style.width = '320px';"
+        "body.dataset.found = [body.scrollWidth <= 320, images.length,"
+        "images.every(image => image.naturalWidth > 0)].join(' ') }</script>"
+    )
+    html = made.path.read_text(encoding="utf-8").replace("default-src 'none'", "script-src 'unsafe-inline'")
+    probe.write_text(html.replace("</body>", f"{look}</body>"), encoding="utf-8")
+    line = [
+        browser,
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path / 'user'}",
+    ]
+    line += ["--window-size=500,800", "--dump-dom", probe.as_uri()]
+    shown = subprocess.run(line, capture_output=True, text=True, timeout=300, check=True).stdout
+    [body] = Reader(shown.replace("<!DOCTYPE html>", "")).all("body")
+    assert body["data-found"] == f"true {json.dumps(shown.count('<img '))} true"

@@ -1,0 +1,118 @@
+"""The assignment and the demo as plans, and one assignment that is killed and goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import typer
+
+from genssl.cli import app
+from genssl.studies.assignment import ON_A_CPU, SHARES, assignment
+from genssl.studies.assignment_steps import Part, steps_of
+from genssl.studies.demo import demo
+from genssl.studies.plan import Step
+from genssl.train.events import silent
+
+from ..conftest import call
+
+PARTS = (
+    Part("vae", "svhn", {"epochs": 70, "seed": 1}),
+    Part("ddpm", "svhn", {"epochs": 70, "seed": 1, "network": "tiny"}),
+    Part("simsiam", "cifar10", {"epochs": 10, "seed": 1, "limit": 600, "rate_batch_size": None}),
+)
+
+
+def check(step: Step) -> None:
+    """Parse a step's line as the program does, without carrying it out."""
+    words = step.line(Path("nowhere"))[2:]
+    command = typer.main.get_command(app).commands[words[0]]  # type: ignore[attr-defined]
+    command.make_context(words[0], words[1:])
+
+
+@pytest.mark.parametrize("share", [1.0, 0.1])
+def test_every_step_is_a_command(share: float) -> None:
+    steps = steps_of(*PARTS, share=share, device="cpu")
+    for step in steps:
+        check(step)
+        assert step.arguments[-2:] == ("--device", "cpu")
+    assert len({step.makes for step in steps}) == len(steps)
+    for step in demo(2.0, "auto", 0).steps:
+        check(step)
+
+
+def test_a_run_is_trained_before_it_is_looked_at() -> None:
+    trained: set[str] = set()
+    for step in steps_of(*PARTS, share=1.0, device="auto"):
+        if step.trains:
+            trained.add(step.trains)
+        named = {word for word in step.arguments[1:] if word in {"vae", "ddpm", "simsiam"}}
+        assert named <= trained or step.arguments[0] == "ablate"
+
+
+def test_the_figures_of_the_assignment_are_made() -> None:
+    titles = " ".join(step.title for step in steps_of(*PARTS, share=1.0, device="auto"))
+    for figures in ("1 to 3", "4", "5", "6", "7 and 8", "9", "10", "11", "12", "13"):
+        assert f"(figure {figures})" in titles or f"(figures {figures})" in titles
+
+
+def test_settings_become_options() -> None:
+    words = PARTS[2].options("--base")
+    assert words == [
+        "--data", "cifar10", "--epochs", "10", "--seed", "1", "--limit", "600",
+        "--base", "rate_batch_size=none",
+    ]  # fmt: skip
+
+
+def test_a_budget_makes_everything_smaller_and_says_so(digits: Path) -> None:
+    plan = assignment(str(digits), str(digits), 0.02, "cpu", 0, silent)
+    assert plan.notes[0].startswith("made for a budget of 0.02 minutes")
+    for method in ("vae", "ddpm", "simsiam"):
+        assert any(note.startswith(f"{method}: 10 epochs on 120 of 120 images") for note in plan.notes)
+    train = next(step.arguments for step in plan.steps if step.trains == "ddpm")
+    for name, value in ON_A_CPU["ddpm"].items():
+        assert f"{name}={value}" in train
+    assert SHARES["vae"] + SHARES["ddpm"] + 4 * SHARES["simsiam"] < 0.75  # the rest is for measuring
+
+
+def test_without_a_budget_it_has_the_assignments_size(digits: Path) -> None:
+    plan = assignment(str(digits), str(digits), None, "cpu", 0, silent)
+    assert plan.notes == ()
+    trained = {step.trains: step.arguments for step in plan.steps if step.trains}
+    for method, epochs in {"vae": "70", "ddpm": "70", "simsiam": "200"}.items():
+        words = trained[method]
+        assert words[words.index("--epochs") + 1] == epochs
+        assert "--limit" not in words
+        assert "--set" not in words
+
+
+@pytest.mark.slow
+def test_a_killed_assignment_goes_on(digits: Path, tmp_path: Path) -> None:
+    out = tmp_path / "assignment"
+    asked = ["assignment", "--out", out, "--data", digits, "--ssl-data", digits, "--budget", 0.1]
+    command = [sys.executable, "-m", "genssl", *map(str, asked)]
+    log = (tmp_path / "log").open("wb")
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=log, stderr=log)
+    while not (out / "ddpm" / "config.json").exists():
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    assert "the same command goes on" in (tmp_path / "log").read_text()
+    before = (out / "vae" / "model.safetensors").stat().st_mtime_ns
+    result = call(*asked)  # 120 images are too few for 200 neighbours: that step fails, and the rest goes on
+    assert result.exit_code == 1, result.output
+    assert "could not classify by nearest neighbours: mend" in result.stderr
+    assert (out / "vae" / "model.safetensors").stat().st_mtime_ns == before
+    plan = json.loads((out / "plan.json").read_text())
+    assert [step["makes"] for step in plan["steps"] if step["seconds"] is None] == [
+        "simsiam/eval/knn-eval.json"
+    ]
+    told = json.loads(call("report", out, "--json").stdout)
+    assert [figure["drawn"] for figure in told["figures"]] == [True] * 13
+    assert told["problems"] == []
+    assert call(*asked[:-1], 0.2).exit_code == 2  # another budget

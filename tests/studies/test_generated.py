@@ -1,0 +1,234 @@
+"""The quality of several runs' samples: measured once, alike, and laid side by side."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image, ImageFont
+
+from genssl import checkpoint, runs
+from genssl.checkpoint import RunInfo
+from genssl.config import SimSiamConfig, VAEConfig
+from genssl.eval.outcome import Outcome
+from genssl.models.build import build
+from genssl.settings import Config
+from genssl.studies import generated
+from genssl.studies.grids import Panel, side_by_side
+from genssl.studies.results import Findings, Measured
+from genssl.studies.trained import Trained
+from genssl.train.events import Event, Note
+
+from ..conftest import call
+from .fakes import run_of
+
+CPU = torch.device("cpu")
+SAMPLES = 16
+SMALL = {"encoder": "small", "projector_dim": 4, "projector_hidden": 4, "predictor_hidden": 4}
+MEASURES = [
+    "frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage",
+    "authenticity", "sharpness", "variety",
+]  # fmt: skip
+
+
+def write(config: Config) -> None:
+    name = f"{config.method}-{config.seed}"
+    folder = runs.root() / name
+    folder.mkdir(parents=True)
+    checkpoint.save(build(config), folder, epoch=1, finished=True, metrics={})
+
+
+@pytest.fixture
+def root(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two untrained VAEs and an encoder; nothing ships."""
+    monkeypatch.setenv("GENSSL_CHECKPOINTS", str(tmp_path / "runs"))
+    monkeypatch.setattr(runs, "shipped_root", lambda: tmp_path / "shipped")
+    for seed in (0, 1):
+        write(VAEConfig(data=str(digits), width=4, z_dim=3, mixture_components=0, seed=seed))
+    write(SimSiamConfig(data=str(digits), **SMALL))
+    return tmp_path / "runs"
+
+
+def opened(folder: Path, **facts: str) -> Measured:
+    return Measured(checkpoint.inspect(folder), [], Findings({"sampling_seconds": 1.0}, facts=facts))
+
+
+def compare(root: Path, said: list[str] | None = None, samples: int = SAMPLES) -> Outcome:
+    def listen(event: Event) -> None:
+        if said is not None and isinstance(event, Note):
+            said.append(event.text)
+
+    named = {name: opened(root / name) for name in ("vae-0", "vae-1")} | {"encoder": run_of()}
+    return generated.compare_samples(named, samples, CPU, listen)
+
+
+def test_numbers_are_those_of_the_fidelity_command(root: Path) -> None:
+    outcome = compare(root)
+    first, second = outcome.values["fidelity"]
+    assert (first["run"], second["run"]) == ("vae-0", "vae-1")
+    assert [row["measure"] for row in first["measures"]] == MEASURES
+    for run in (first, second):
+        result = call("fidelity", run["run"], "-n", SAMPLES, "--device", "cpu", "--json")
+        assert result.exit_code == 0, result.output
+        found = json.loads(result.stdout)
+        assert run["measures"] == found["measures"]
+        for name in ("features_digest", "data_digest", "samples"):
+            assert run[name] == found[name], name
+    assert first["measures"] != second["measures"]
+    picture = outcome.figures["samples"]
+    assert isinstance(picture, Image.Image)
+    assert picture.width > 2 * 4 * 2 * 32  # two grids of 4 x 4 images of 32 pixels, twice as large
+
+
+@pytest.fixture
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is sampled: the numbers and the grid tell only the seed and how many were asked for."""
+
+    def measure(trained: Trained, encoder: RunInfo, samples: int) -> generated.Quality:
+        seed = trained.method.config.seed
+        values = {**entry("", str(encoder.config.seed)), "samples": samples, "sampling": {"prior": "normal"}}
+        values["measures"] = [{"measure": "frechet_distance", "samples": seed + 0.5, "floor": 0.25}]
+        return generated.Quality(values, ("beware",), Image.new("RGB", (9, 9), (seed, 0, 0)))
+
+    monkeypatch.setattr(generated, "_measure", measure)
+
+
+@pytest.mark.usefixtures("quickly")
+def test_a_run_is_measured_once(root: Path) -> None:
+    said: list[str] = []
+    first = compare(root, said)
+    assert [text for text in said if text.startswith("measuring")] == [
+        "measuring 16 samples of vae-0", "measuring 16 samples of vae-1",
+    ]  # fmt: skip
+    assert "simsiam-0, the newest self-supervised run" in said[0]
+    said.clear()
+    again = compare(root, said)
+    assert not [text for text in said if text.startswith("measuring")]
+    assert again.values == first.values
+    assert again.notes == first.notes
+    assert again.figures["samples"].tobytes() == first.figures["samples"].tobytes()  # type: ignore[union-attr]
+
+
+@pytest.mark.usefixtures("quickly")
+@pytest.mark.parametrize("change", ["samples", "weights", "features", "device", "picture"])
+def test_what_was_kept_is_of_the_same_question(
+    root: Path, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare(root)
+    match change:
+        case "weights":
+            shutil.copy(root / "vae-1" / checkpoint.MODEL, root / "vae-0" / checkpoint.MODEL)
+        case "features":
+            write(SimSiamConfig(data="d", **SMALL, seed=7))
+        case "device":
+            monkeypatch.setattr(generated, "describe", lambda _: "an abacus")
+        case "picture":
+            (root / "vae-0" / generated.GRID).unlink()
+    said: list[str] = []
+    found = compare(root, said, SAMPLES + (change == "samples")).values["fidelity"]
+    assert any(text.endswith("samples of vae-0") for text in said)
+    if change == "samples":
+        assert [run["samples"] for run in found] == [17, 17]
+    if change == "weights":
+        assert found[0]["measures"] == found[1]["measures"]
+    if change == "features":
+        assert [run["data_digest"] for run in found] == ["7", "7"]
+
+
+@pytest.mark.usefixtures("quickly")
+def test_a_folder_that_takes_no_results_is_left_alone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generated, "takes_results", lambda _: False)
+    assert len(compare(root).values["fidelity"]) == 2
+    assert not (root / "vae-0" / "eval").exists()
+
+
+# What cannot be measured is said, and the comparison goes on
+
+
+def test_without_an_encoder_there_is_a_note(root: Path) -> None:
+    shutil.rmtree(root / "simsiam-0")
+    outcome = compare(root)
+    assert (outcome.values, outcome.figures) == ({}, {})
+    (note,) = outcome.notes
+    assert "was not measured: no finished self-supervised run for images of 32 pixels" in note
+
+
+def test_too_few_samples_are_noted(root: Path) -> None:
+    (note,) = compare(root, samples=8).notes
+    assert "was not measured: 5 neighbours need 12 samples or more, and there are 8" in note
+
+
+def test_other_sizes_do_not_compare(root: Path) -> None:
+    small = opened(root / "vae-1")
+    small = replace(small, info=replace(small.info, config=small.info.config.updated({"image_size": 16})))
+    named = {"a": opened(root / "vae-0"), "b": small}
+    (note,) = generated.compare_samples(named, SAMPLES, CPU, lambda event: None).notes
+    assert "the images differ in size" in note
+
+
+def test_one_generative_run_is_no_comparison(root: Path) -> None:
+    named = {"a": opened(root / "vae-0"), "b": run_of()}
+    assert generated.compare_samples(named, SAMPLES, CPU, lambda event: None) == Outcome({})
+
+
+# The table
+
+
+def entry(run: str, data: str = "x", train: str = "y", **changes: Any) -> dict[str, Any]:
+    row = {"measure": "recall", "samples": 0.123456, "low": 0.1, "high": 0.2, "better": "higher"}
+    row |= {"floor": 0.9, "floor_low": 0.8, "floor_high": 1.0} | changes
+    return {"run": run, "data": data, "data_digest": data, "train_digest": train, "measures": [row]}
+
+
+def test_the_table_has_a_column_a_run_and_one_floor() -> None:
+    (line,) = generated.table([entry("a"), entry("b", samples=0.5)])
+    assert line == {
+        "": "recall", "a": "0.1235 [0.1, 0.2]", "b": "0.5 [0.1, 0.2]",
+        "floor (real images)": "0.9 [0.8, 1]", "better": "higher",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("other", [{"data": "z"}, {"train": "z"}])
+def test_other_images_have_a_floor_of_their_own(other: dict[str, str]) -> None:
+    (line,) = generated.table([entry("a"), entry("b", **other, floor=0.7), entry("c")])
+    assert line["floor of a and c"] == "0.9 [0.8, 1]"
+    assert line["floor of b"] == "0.7 [0.8, 1]"
+    (line,) = generated.table([entry("a", floor=None), entry("b")])
+    assert line["floor (real images)"] == "-"
+
+
+def test_runs_on_other_data_have_a_note(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(info: RunInfo, *_: object) -> generated.Quality:
+        values = entry("", data=info.name) | {"samples": SAMPLES, "sampling": {}}
+        values["measures"] = [{"measure": "frechet_distance", "samples": 2.0, "floor": 1.0}]
+        return generated.Quality(values, (), Image.new("RGB", (9, 9)))
+
+    monkeypatch.setattr(generated, "quality", measured)
+    notes = [note for note in compare(root).notes if "do not compare" in note]
+    assert len(notes) == 1
+    assert "they are to other images (vae-0: vae-0, vae-1: vae-1)" in notes[0]
+
+
+# The picture
+
+
+def test_panels_lie_side_by_side_and_unscaled() -> None:
+    red, blue = (Image.new("RGB", (40, 30), colour) for colour in ("red", "blue"))
+    wide = "a title that is a good deal wider than its grid"
+    sheet = side_by_side([Panel((wide, "two"), red), Panel(("b",), blue)])
+    counts = {colour: count for count, colour in sheet.getcolors(1 << 16) or []}
+    assert counts[(255, 0, 0)] == counts[(0, 0, 255)] == 40 * 30
+    left = min(x for x in range(sheet.width) if sheet.getpixel((x, sheet.height - 15)) == (0, 0, 255))
+    assert left > ImageFont.load_default(16).getlength(wide) > 40  # no title runs into the next panel
+
+
+def test_a_fifth_panel_begins_a_new_row() -> None:
+    panel = Panel(("a",), Image.new("RGB", (40, 30), "red"))
+    four, five = side_by_side([panel] * 4), side_by_side([panel] * 5)
+    assert five.width == four.width
+    assert five.height > four.height + 30
+    counts = {colour: count for count, colour in five.getcolors(1 << 16) or []}
+    assert counts[(255, 0, 0)] == 5 * 40 * 30  # none lies on another
