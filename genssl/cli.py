@@ -13,7 +13,7 @@ from typing import Annotated, Any, TextIO
 import typer
 from typer.core import TyperGroup
 
-from genssl import __version__
+from genssl import __version__, places
 from genssl.commands import (
     evaluating,
     exporting,
@@ -152,9 +152,7 @@ def program(
 ) -> None:
     """Train, sample and measure small image models."""
     if checkpoints is not None:
-        from genssl import runs
-
-        context.with_resource(runs.rooted(checkpoints))
+        context.with_resource(places.rooted(checkpoints))
 
 
 for group in (

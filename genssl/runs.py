@@ -1,56 +1,18 @@
 """The runs in checkpoints/: what they are called, which there are, and which one a REF means."""
 
-import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from pathlib import Path
 
-from genssl import checkpoint
+from genssl import checkpoint, places
 from genssl import config as configs
 from genssl.errors import UserError
 from genssl.settings import Config
 
-ARMS = "arms"  # where ablations keep their runs: a method's name does not mean one of these
-_ROOT: ContextVar[Path | None] = ContextVar("root", default=None)
-
-
-def root() -> Path:
-    """Where runs live: what `rooted` says, else GENSSL_CHECKPOINTS, else ./checkpoints."""
-    return _ROOT.get() or Path(os.environ.get("GENSSL_CHECKPOINTS", "checkpoints"))
-
-
-@contextmanager
-def rooted(folder: Path) -> Iterator[None]:
-    """Inside, runs live in `folder`."""
-    token = _ROOT.set(folder)
-    try:
-        yield
-    finally:
-        _ROOT.reset(token)
-
-
-def shipped_root() -> Path:
-    """The weights that come with genssl: in the package where it was installed, else in the repository."""
-    installed = Path(__file__).parent / "shipped"
-    return installed if installed.exists() else Path(__file__).parent.parent / "checkpoints" / "shipped"
-
-
-def takes_results(folder: Path) -> bool:
-    """Whether what is measured of a run may be kept in its folder: not in one that comes with genssl."""
-    return folder.resolve().parent != shipped_root().resolve() and os.access(folder, os.W_OK)
-
-
-def parents(*, arms: bool = False) -> list[Path]:
-    """The folders that runs lie in: `root()`, and with `arms` those of ablations, too."""
-    return [root(), root() / ARMS] if arms else [root()]
-
 
 def known(method: str | None = None, *, arms: bool = False) -> list[checkpoint.RunInfo]:
-    """The readable runs, newest last; only those of `method` when it is given; `arms` as for `parents`."""
+    """The readable runs, newest last; only those of `method` when it is given; `arms` as for `places.parents`."""
     found = []
-    models = [file for parent in parents(arms=arms) for file in parent.glob(f"*/{checkpoint.MODEL}")]
+    models = [file for parent in places.parents(arms=arms) for file in parent.glob(f"*/{checkpoint.MODEL}")]
     for file in sorted(models, key=lambda file: file.stat().st_mtime):
         try:
             info = checkpoint.inspect(file)
@@ -62,12 +24,12 @@ def known(method: str | None = None, *, arms: bool = False) -> list[checkpoint.R
 
 
 def folders() -> list[str]:
-    """The names of all run folders in `root()`, readable or not."""
+    """The names of all run folders in the folder of runs, readable or not."""
     return sorted(
         {
             file.parent.name
             for name in (checkpoint.MODEL, checkpoint.CONFIG)
-            for file in root().glob(f"*/{name}")
+            for file in places.root().glob(f"*/{name}")
         }
     )
 
@@ -77,7 +39,7 @@ def find(reference: str, method: str | None = None, data: str | None = None) -> 
 
     Args:
         reference: a method's name (its newest finished run, else the shipped weights), the name of a
-            run in `root()`, or a path.
+            run in the folder of runs, or a path.
         method: refuse anything of another method.
         data: of a method's runs, take only those trained on these data.
 
@@ -87,7 +49,7 @@ def find(reference: str, method: str | None = None, data: str | None = None) -> 
     path = _named(reference) or _newest(reference, data)
     if path is None:
         newest = ", ".join(info.name for info in known()[-5:]) or "none yet"
-        raise UserError(f"no run {reference!r} in {root()}/ and no such path; runs: {newest}")
+        raise UserError(f"no run {reference!r} in {places.root()}/ and no such path; runs: {newest}")
     if method is not None and (actual := checkpoint.inspect(path).config.method) != method:
         raise UserError(f"{path} holds a {actual}, and this needs a {method}; choose another --checkpoint")
     return path
@@ -99,7 +61,7 @@ def find_unfinished(reference: str) -> Path:
     Raises:
         UserError: there is none.
     """
-    for path in (root() / reference, Path(reference)):
+    for path in (places.root() / reference, Path(reference)):
         if path.is_dir():
             return path
     method = reference.lower().replace("-", "_")
@@ -110,7 +72,7 @@ def find_unfinished(reference: str) -> Path:
 
 
 def _named(reference: str) -> Path | None:
-    for path in (root() / reference, Path(reference)):
+    for path in (places.root() / reference, Path(reference)):
         if (path / checkpoint.MODEL).exists() or path.is_file():
             return path
         if (path / checkpoint.CONFIG).exists():
@@ -126,14 +88,16 @@ def _newest(reference: str, data: str | None) -> Path | None:
     if finished:
         return finished[-1].folder
     if data is not None:
-        raise UserError(f"no finished {method} run on {data} in {root()}/; leave --data away, or train one")
-    shipped = shipped_root() / method
+        raise UserError(
+            f"no finished {method} run on {data} in {places.root()}/; leave --data away, or train one"
+        )
+    shipped = places.shipped_root() / method
     if (shipped / checkpoint.MODEL).exists():
         return shipped
     hint = f"train one with `genssl train {method}`"
     if unfinished := known(method):
         hint += f", or name the unfinished {unfinished[-1].name}"
-    raise UserError(f"no finished {method} run in {root()}/; {hint}")
+    raise UserError(f"no finished {method} run in {places.root()}/; {hint}")
 
 
 def run_name(config: Config, tag: str | None) -> str:
@@ -154,7 +118,7 @@ def new_folder(config: Config, tag: str | None = None, out: Path | None = None, 
             raise UserError(f"{out} exists; choose another --out, or --resume it")
         out.mkdir(parents=True, exist_ok=True)
         return out
-    parent = parents(arms=arm)[-1]
+    parent = places.parents(arms=arm)[-1]
     parent.mkdir(parents=True, exist_ok=True)
     name, count = run_name(config, tag), 1
     while True:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from genssl import checkpoint, runs
+from genssl import checkpoint, places, runs
 from genssl.config import VAEConfig
 from genssl.errors import UserError
 from genssl.models.build import build
@@ -49,7 +49,7 @@ def test_a_method_is_its_newest_finished_run(root: Path) -> None:
 
 
 def test_a_method_without_a_finished_run_says_what_to_do(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "shipped_root", lambda: root / "shipped")
+    monkeypatch.setattr(places, "shipped_root", lambda: root / "shipped")
     saved(root / "half", finished=False)
     with pytest.raises(UserError, match=r"no finished vae run.*genssl train vae.*unfinished half"):
         runs.find("vae")
@@ -58,7 +58,7 @@ def test_a_method_without_a_finished_run_says_what_to_do(root: Path, monkeypatch
 def test_shipped_weights_are_taken_where_nothing_was_trained(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "shipped_root", lambda: root.parent / "shipped")
+    monkeypatch.setattr(places, "shipped_root", lambda: root.parent / "shipped")
     saved(root.parent / "shipped" / "vae")
     assert runs.find("vae") == root.parent / "shipped" / "vae"
 

@@ -121,7 +121,7 @@ def _views_picture(split: "Split", method: str, settings: list[str], seed: int) 
 @runs_app.command("list")
 def runs_list(as_json: options.Json = False) -> None:
     """List the runs in checkpoints/, newest last."""
-    from genssl import runs
+    from genssl import places, runs
 
     rows = [_row(info) for info in runs.known()]
     known = {row["run"] for row in rows}
@@ -130,9 +130,9 @@ def runs_list(as_json: options.Json = False) -> None:
     if as_json:
         print(json.dumps(rows, indent=2))
     elif rows:
-        show_rows(f"runs in {runs.root()}/", rows)
+        show_rows(f"runs in {places.root()}/", rows)
     else:
-        say(f"no runs in {runs.root()}/ yet; `genssl train vae --data synthetic` makes one")
+        say(f"no runs in {places.root()}/ yet; `genssl train vae --data synthetic` makes one")
 
 
 def _row(info: "RunInfo | None") -> dict[str, object]:

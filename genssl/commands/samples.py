@@ -123,12 +123,12 @@ def open_source(
 
 def folder_of_samples(reference: str) -> Path | None:
     """The folder that REF names, unless it names a run or a method."""
-    from genssl import checkpoint, config, runs
+    from genssl import checkpoint, config, places
 
     path = Path(reference).expanduser()
     held = [
         place / name
-        for place in (path, runs.root() / reference)
+        for place in (path, places.root() / reference)
         for name in (checkpoint.MODEL, checkpoint.CONFIG)
     ]
     if not path.is_dir() or any(file.exists() for file in held):

@@ -83,7 +83,8 @@ def ablate(
 ) -> None:
     """Train a method with and without a change, and compare. The same command continues a stopped study."""
     from genssl import config as configs
-    from genssl.runs import root, run_name
+    from genssl.places import root
+    from genssl.runs import run_name
     from genssl.studies import ablate as study
     from genssl.train.options import Options
 
@@ -153,7 +154,7 @@ def compare(
     as_json: options.Json = False,
 ) -> None:
     """Put any trained runs side by side: settings, numbers, curves, and the quality of samples."""
-    from genssl.runs import root
+    from genssl.places import root
     from genssl.runtime import choose_device
     from genssl.studies import compare as study
     from genssl.studies.generated import table

@@ -67,7 +67,7 @@ def open_run(reference: str, named: str | None, device: str, data: str | None = 
         device: --device.
         data: take a method's newest run on these data.
     """
-    from genssl import checkpoint, config, runs
+    from genssl import checkpoint, config, places, runs
     from genssl.runtime import choose_device
 
     where = choose_device(device)
@@ -75,6 +75,8 @@ def open_run(reference: str, named: str | None, device: str, data: str | None = 
     path = runs.find(named or reference, method, data)
     info = checkpoint.inspect(path)
     done = "finished" if info.finished else "unfinished"
+    if places.is_shipped(info.folder):
+        done = "weights that come with genssl"
     say(f"using {path} ({info.config.method}, {info.config.data}, epoch {info.epoch}, {done})")
     return Subject(checkpoint.load(path, where), info, where)
 
@@ -141,7 +143,7 @@ def origin(split: "Split") -> dict[str, str]:
 
 def picture_path(subject: Subject, name: str, out: Path | None) -> Path:
     """`out`, else <run>/eval/<name>.png, else ./<name>.png where the run's folder is read-only."""
-    from genssl.runs import takes_results
+    from genssl.places import takes_results
 
     folder = subject.info.folder
     usual = folder / "eval" if takes_results(folder) else Path()

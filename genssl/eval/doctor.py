@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from genssl import __version__, runs
+from genssl import __version__, places, runs
 from genssl.data.cache import cache_folder
 from genssl.runtime import choose_device, describe, has_fast_bf16
 
@@ -17,7 +17,7 @@ def examine() -> dict[str, Any]:
 
     device = choose_device("auto")
     cache = cache_folder()
-    root = runs.root()
+    root = places.root()
     packages = ("torch", "torchvision", "numpy", "pillow", "safetensors", "pydantic", "typer", "rich")
     return {
         "genssl": __version__,

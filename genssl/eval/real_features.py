@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from genssl import checkpoint, runs
+from genssl import checkpoint, places, runs
 from genssl.checkpoint import RunInfo
 from genssl.config import SelfSupervisedConfig
 from genssl.data.cache import cache_folder
@@ -50,19 +50,19 @@ def choose_encoder(image_size: int | None) -> RunInfo:
         learnt = info.finished and not info.metrics.get("collapsed")
         if learnt and isinstance(info.config, SelfSupervisedConfig) and _fits(info, image_size):
             return info
-    shipped = runs.shipped_root() / SHIPPED
+    shipped = places.shipped_root() / SHIPPED
     if (shipped / checkpoint.MODEL).exists() and _fits(info := checkpoint.inspect(shipped), image_size):
         return info
     size = "" if image_size is None else f" for images of {image_size} pixels"
     raise UserError(
-        f"no finished self-supervised run{size} in {runs.root()}/ to compare features of; train one with "
+        f"no finished self-supervised run{size} in {places.root()}/ to compare features of; train one with "
         "`genssl train simsiam`, or name any run, or pixels, with `genssl fidelity REF --features`"
     )
 
 
 def why_chosen(encoder: RunInfo) -> str:
     """Which encoder `choose_encoder` took, and why."""
-    if encoder.folder.parent == runs.shipped_root():
+    if places.is_shipped(encoder.folder):
         return f"the {encoder.config.method} that comes with genssl"
     return f"{encoder.name}, the newest self-supervised run"
 

@@ -4,8 +4,9 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from genssl.places import root
 from genssl.report.disk import Found, Run, Study
-from genssl.report.find import ranked, root
+from genssl.report.find import ranked
 
 TRAIN = "train {} --epochs 70"
 EVALUATE = {

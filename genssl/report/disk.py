@@ -11,11 +11,12 @@ from typing import Any
 
 from genssl import files
 from genssl.errors import UserError
+from genssl.places import ARMS
 from genssl.report.weights import Weights, read_weights
 
-# As in genssl.checkpoint and genssl.runs, which import torch
+# As in genssl.checkpoint, which imports torch
 MODEL, CONFIG, HISTORY, ENVIRONMENT = "model.safetensors", "config.json", "history.jsonl", "environment.json"
-ARMS = "arms"
+
 SHIPPED = "SHIPPED.txt"  # in a run folder that is a copy of the weights of the repository
 OF_GENSSL = "the weights that come with genssl"
 ABOUT = "about.json"  # in a folder of runs: {"title": text, "notes": [text, ...]}

@@ -1,23 +1,13 @@
 """Which runs and studies a page is about."""
 
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from genssl.errors import UserError
-from genssl.report.disk import ARMS, Found, Run, is_place, is_run, is_study
+from genssl.places import ARMS, root
+from genssl.report.disk import Found, Run, is_place, is_run, is_study
 
 PAGE = "report.html"
-
-
-def root() -> Path:
-    """Where runs live, as `genssl.runs.root`, without importing torch with it.
-
-    What that module was told counts, and it was told nothing where it was never imported.
-    """
-    told = sys.modules.get("genssl.runs")
-    return told.root() if told else Path(os.environ.get("GENSSL_CHECKPOINTS", "checkpoints"))
 
 
 def gather(references: Sequence[str]) -> Found:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from genssl import checkpoint, runs
+from genssl import checkpoint, places, runs
 from genssl import config as configs
 from genssl.errors import FAILED_RUN, INTERRUPTED, TERMINATED, UserError
 from genssl.eval.outcome import Outcome
@@ -133,7 +133,7 @@ def find_run(config: Config) -> Found | None:
     if same:
         best = max(reversed(same), key=lambda info: (info.epoch, info.finished))
         return Found(best.folder, best.finished and best.epoch >= config.epochs)
-    files = [file for parent in runs.parents(arms=True) for file in parent.glob(f"*/{checkpoint.CONFIG}")]
+    files = [file for parent in places.parents(arms=True) for file in parent.glob(f"*/{checkpoint.CONFIG}")]
     files.sort(key=lambda file: file.stat().st_mtime)
     unsaved = [file.parent for file in files if _is_unsaved(file, config)]
     return Found(unsaved[-1], complete=False) if unsaved else None

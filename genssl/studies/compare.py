@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from genssl import checkpoint, runs
+from genssl import checkpoint, places, runs
 from genssl.errors import UserError
 from genssl.eval.outcome import Outcome
 from genssl.runtime import choose_device
@@ -42,7 +42,7 @@ def find_runs(references: Sequence[str]) -> list[Path]:
 
 
 def _folder(reference: str) -> Path:
-    arm = runs.parents(arms=True)[-1] / reference
+    arm = places.parents(arms=True)[-1] / reference
     path = arm if (arm / checkpoint.MODEL).exists() else runs.find(reference)
     if path.is_file() and path.name != checkpoint.MODEL:
         raise UserError(f"{path} is a file; compare needs its run folder, with {checkpoint.MODEL} in it")

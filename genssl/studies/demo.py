@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from genssl import files, runs
+from genssl import files, places
 from genssl.studies.plan import Plan, Step
 
 LABEL = "SHIPPED.txt"  # in a run's folder: it is a copy of the weights that ship
@@ -42,7 +42,7 @@ def bring_shipped(folder: Path) -> None:
         if (folder / method).exists():
             continue
         shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.copytree(runs.shipped_root() / method, unfinished)
+        shutil.copytree(places.shipped_root() / method, unfinished)
         files.write_text(unfinished / LABEL, "weights that come with genssl, not trained here\n")
         unfinished.rename(folder / method)
 

@@ -16,7 +16,7 @@ from genssl.eval.fidelity_numbers import Settings
 from genssl.eval.outcome import Outcome
 from genssl.eval.real_features import Space, choose_encoder, why_chosen
 from genssl.eval.sample import sample
-from genssl.runs import takes_results
+from genssl.places import takes_results
 from genssl.runtime import describe
 from genssl.studies.grids import Panel, side_by_side
 from genssl.studies.results import Measured

@@ -14,7 +14,7 @@ from genssl.checkpoint import RunInfo
 from genssl.eval.bits_per_dim import bits_per_dim
 from genssl.eval.sample import draw_samples
 from genssl.models.ddpm import DDPM
-from genssl.runs import takes_results
+from genssl.places import takes_results
 from genssl.runtime import describe
 from genssl.studies.representations import knn, linear
 from genssl.studies.results import Findings, Measured

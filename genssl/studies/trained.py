@@ -13,7 +13,7 @@ from genssl.data.split import Split
 from genssl.eval.representation import represent
 from genssl.models.method import Method
 from genssl.pixels import to_model
-from genssl.runs import takes_results
+from genssl.places import takes_results
 from genssl.runtime import measuring
 from genssl.train.events import Listener, Loading
 from genssl.train.run import load_splits

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from genssl import runs
+from genssl import places, runs
 
 from ..conftest import call
 from .test_commands import json_of
@@ -147,7 +147,7 @@ def test_without_an_own_encoder_the_shipped_one_and_else_what_to_do(
 ) -> None:
     shutil.copytree(vae_run, tmp_path / "alone")
     monkeypatch.setattr(runs, "root", lambda: tmp_path)
-    monkeypatch.setattr(runs, "shipped_root", lambda: tmp_path / "shipped")
+    monkeypatch.setattr(places, "shipped_root", lambda: tmp_path / "shipped")
     result = call("fidelity", "alone", *FEW)
     assert result.exit_code == 2, result.output
     assert "train one with `genssl train simsiam`, or name any run, or pixels, with" in result.stderr

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from genssl import checkpoint, runs
+from genssl import checkpoint, places, runs
 from genssl.checkpoint import RunInfo
 from genssl.config import BYOLConfig, SimSiamConfig, VAEConfig
 from genssl.errors import UserError
@@ -23,7 +23,7 @@ def info(name: str, *, finished: bool = True, metrics: Any = None, **settings: A
 @pytest.fixture
 def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the weights that ship would be."""
-    monkeypatch.setattr(runs, "shipped_root", lambda: tmp_path)
+    monkeypatch.setattr(places, "shipped_root", lambda: tmp_path)
     return tmp_path / "simsiam"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from genssl import checkpoint, runs
+from genssl import checkpoint
 from genssl.report import disk, find, page
 
 from . import folder
@@ -207,15 +207,9 @@ def test_many_runs_make_a_page_of_a_bearable_size(tmp_path: Path) -> None:
     assert all(f"run-{place}" in read.words for place in range(30))
 
 
-def test_names_are_those_of_the_modules_that_need_torch(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_names_are_those_of_the_modules_that_need_torch() -> None:
     assert (disk.MODEL, disk.CONFIG) == (checkpoint.MODEL, checkpoint.CONFIG)
     assert (disk.HISTORY, disk.ENVIRONMENT) == (checkpoint.HISTORY, checkpoint.ENVIRONMENT)
-    assert disk.ARMS == runs.ARMS
-    assert find.root() == runs.root()
-    with runs.rooted(tmp_path):
-        assert find.root() == tmp_path
 
 
 def test_a_page_is_written_without_torch(tmp_path: Path) -> None:

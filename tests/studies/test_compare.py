@@ -12,7 +12,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from genssl import checkpoint, runs
+from genssl import checkpoint, places
 from genssl.cli import Program
 from genssl.commands import studying
 from genssl.config import BYOLConfig, VAEConfig
@@ -55,7 +55,7 @@ def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pair(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of the two runs, as the one where runs live; nothing ships."""
     monkeypatch.setenv("GENSSL_CHECKPOINTS", str(trained))
-    monkeypatch.setattr(runs, "shipped_root", lambda: trained / "shipped")
+    monkeypatch.setattr(places, "shipped_root", lambda: trained / "shipped")
     return trained
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageFont
 
-from genssl import checkpoint, runs
+from genssl import checkpoint, places
 from genssl.checkpoint import RunInfo
 from genssl.config import SimSiamConfig, VAEConfig
 from genssl.eval.outcome import Outcome
@@ -36,7 +36,7 @@ MEASURES = [
 
 def write(config: Config) -> None:
     name = f"{config.method}-{config.seed}"
-    folder = runs.root() / name
+    folder = places.root() / name
     folder.mkdir(parents=True)
     checkpoint.save(build(config), folder, epoch=1, finished=True, metrics={})
 
@@ -45,7 +45,7 @@ def write(config: Config) -> None:
 def root(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two untrained VAEs and an encoder; nothing ships."""
     monkeypatch.setenv("GENSSL_CHECKPOINTS", str(tmp_path / "runs"))
-    monkeypatch.setattr(runs, "shipped_root", lambda: tmp_path / "shipped")
+    monkeypatch.setattr(places, "shipped_root", lambda: tmp_path / "shipped")
     for seed in (0, 1):
         write(VAEConfig(data=str(digits), width=4, z_dim=3, mixture_components=0, seed=seed))
     write(SimSiamConfig(data=str(digits), **SMALL))
