@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from genssl import places, runs
+from genssl import places
 
 from ..conftest import call
 from .test_commands import json_of
@@ -146,7 +146,7 @@ def test_without_an_own_encoder_the_shipped_one_and_else_what_to_do(
     vae_run: Path, encoder_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(vae_run, tmp_path / "alone")
-    monkeypatch.setattr(runs, "root", lambda: tmp_path)
+    monkeypatch.setattr(places, "root", lambda: tmp_path)
     monkeypatch.setattr(places, "shipped_root", lambda: tmp_path / "shipped")
     result = call("fidelity", "alone", *FEW)
     assert result.exit_code == 2, result.output
