@@ -10,7 +10,7 @@ from genssl.settings import Config
 
 
 def known(method: str | None = None, *, arms: bool = False) -> list[checkpoint.RunInfo]:
-    """The readable runs, newest last; only those of `method` when it is given; with `arms` ablations', too."""
+    """The readable runs, newest last; only those of `method` when it is given; with `arms`, ablations too."""
     found = []
     models = [file for parent in places.parents(arms=arms) for file in parent.glob(f"*/{checkpoint.MODEL}")]
     for file in sorted(models, key=lambda file: file.stat().st_mtime):
