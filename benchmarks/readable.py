@@ -16,6 +16,7 @@ from genssl import checkpoint, runs
 from genssl.data.load import load
 from genssl.data.split import Split
 from genssl.eval.sample import sample
+from genssl.models.ddpm import DDPM
 from genssl.models.encoders import WIDTHS, Encoder
 from genssl.pixels import to_model
 from genssl.runtime import choose_device, generator
@@ -29,6 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.readable", description=__doc__)
     parser.add_argument("references", nargs="*", default=["ddpm", "vae"], help="whose samples are read")
     parser.add_argument("-n", type=int, default=512, help="samples of each")
+    parser.add_argument("--samplers", nargs="+", default=["dpm++"], help="of a DDPM: dpm++, ddim, ancestral")
     parser.add_argument("--epochs", type=int, default=6, help="of the classifier's training")
     parser.add_argument("--device", default="auto")
     asked = parser.parse_args()
@@ -45,11 +47,19 @@ def main() -> None:
     )
     print(line("  those read with confidence", confidence, classes))
     for reference in asked.references:
-        path = runs.find(reference)
-        _, images = sample(
-            checkpoint.load(path, device), asked.n, seed=0, batch_size=256, tick=lambda *_: None, options={}
-        )
-        print(line(f"samples of {path}", *read(classifier, images.to(device))), flush=True)
+        for sampler in asked.samplers:
+            name, images = samples(reference, asked.n, sampler, device)
+            print(line(name, *read(classifier, images)), flush=True)
+
+
+def samples(reference: str, n: int, sampler: str, device: torch.device) -> tuple[str, Tensor]:
+    """What is read, and uint8 images (n, 3, H, W) of it; `sampler` is for a DDPM."""
+    path = runs.find(reference)
+    method = checkpoint.load(path, device)
+    options = {"sampler": sampler} if isinstance(method, DDPM) else {}
+    outcome, images = sample(method, n, seed=0, batch_size=256, tick=lambda *_: None, options=options)
+    how = outcome.values.get("sampler") or f"prior {outcome.values.get('prior')}"
+    return f"samples of {path.name}, {how}", images.to(device)
 
 
 def trained(train: Split, epochs: int) -> nn.Module:

@@ -1,27 +1,38 @@
+"""The first five minutes, and the weights that come with genssl."""
+
+import json
 from pathlib import Path
 
 import pytest
 
+from genssl import checkpoint, places
+from genssl.config import SelfSupervisedConfig
 from genssl.data import synthetic
+from genssl.studies.demo import SHIPPED, bring_shipped
 
 from ..conftest import call
 
+METHODS = ("vae", "ddpm", "simsiam")
+
 
 @pytest.mark.slow
-def test_the_demo_leaves_pictures_and_a_report_of_its_numbers(
-    workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_demo_ends_with_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GENSSL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(synthetic, "TRAIN_IMAGES", 600)
-    monkeypatch.setattr(synthetic, "TEST_IMAGES", 100)
-    for number, run in enumerate(("run", "run-2")):  # a second demo leaves the first one's run alone
-        result = call("demo", "--out", tmp_path / "demo", "--minutes", 0.05)
-        assert result.exit_code == 0, result.output
-        assert (tmp_path / "demo" / run / "model.safetensors").exists(), number
-    for name in ("data", "samples", "reconstructions", "interpolations", "latent-profile", "likelihood"):
-        assert (tmp_path / "demo" / f"{name}.png").exists()
-    assert (tmp_path / "demo" / "numbers.json").exists()
-    assert (tmp_path / "demo" / "run" / "samples-over-epochs.png").exists()
+    monkeypatch.setattr(synthetic, "TEST_IMAGES", 300)
+    out = tmp_path / "demo"
+    result = call("demo", "--out", out, "--minutes", 0.05)
+    assert result.exit_code == 0, result.output
+    told = json.loads(call("report", out, "--json").stdout)
+    drawn = {figure["figure"] for figure in told["figures"] if figure["drawn"]}
+    assert drawn == set(range(1, 11))  # the ablations of SimSiam take longer than a demo
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "trained for 0.05 minutes" in page
+    assert page.count("weights that come with genssl") >= len(SHIPPED)
+    before = (out / "vae" / "model.safetensors").stat().st_mtime_ns
+    again = call("demo", "--out", out, "--minutes", 0.05)
+    assert (again.exit_code, again.stderr.count("done before")) == (0, 13)
+    assert (out / "vae" / "model.safetensors").stat().st_mtime_ns == before
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
@@ -29,3 +40,42 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     result = call("demo", "--out", tmp_path)
     assert (result.exit_code, "holds something else" in result.stderr) == (2, True)
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_shipped_weights_are_sound_and_small() -> None:
+    folders = {folder.name: folder for folder in places.shipped_root().iterdir()}
+    assert sorted(folders) == sorted(METHODS)
+    for method, folder in folders.items():
+        info = checkpoint.inspect(folder)
+        assert (info.config.method, info.config.data, info.finished) == (method, "synthetic", True)
+        assert checkpoint.verify(folder) == []
+        history = (folder / "history.jsonl").read_text().splitlines()
+        assert len(history) == info.config.epochs == info.epoch
+        command = json.loads((folder / "environment.json").read_text())["command"]
+        assert command.startswith(f"genssl train {method} --data synthetic")
+        if isinstance(info.config, SelfSupervisedConfig):
+            assert info.config.projector_dim <= 512
+    sizes = [file.stat().st_size for folder in folders.values() for file in folder.iterdir()]
+    assert sum(sizes) < 20e6
+
+
+@pytest.mark.parametrize("method", ["vae", "ddpm"])
+def test_a_method_without_runs_means_its_shipped_weights(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GENSSL_CHECKPOINTS", str(tmp_path / "none"))
+    monkeypatch.chdir(tmp_path)
+    result = call("sample", method, "-n", 4, "--json")
+    assert result.exit_code == 0, result.output
+    assert "weights that come with genssl" in result.stderr
+    assert (tmp_path / "sample.png").exists()  # beside the person, not in the package
+
+
+def test_copies_of_shipped_weights_say_what_they_are(tmp_path: Path) -> None:
+    (tmp_path / ".ddpm").mkdir()  # left by a call that was cut short
+    for _ in range(2):
+        bring_shipped(tmp_path)
+        assert sorted(folder.name for folder in tmp_path.iterdir()) == sorted(SHIPPED)
+    for method in SHIPPED:
+        assert "not trained here" in (tmp_path / method / "SHIPPED.txt").read_text()
+        assert checkpoint.verify(tmp_path / method) == []
