@@ -6,6 +6,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
+REPORT = "report.html"  # of a folder of runs
+ABOUT = "about.json"  # in such a folder: what its report says first
+LABEL = "SHIPPED.txt"  # in a run's folder: it is a copy of the weights that come with genssl
 ARMS = "arms"  # where ablations keep their runs: a method's name does not mean one of these
 _ROOT: ContextVar[Path | None] = ContextVar("root", default=None)
 

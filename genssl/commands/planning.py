@@ -12,6 +12,7 @@ from genssl.commands import options
 from genssl.commands.progress import TrainingScreen, readable_seconds
 from genssl.commands.screen import say
 from genssl.errors import FAILED_RUN, UserError
+from genssl.places import REPORT
 
 if TYPE_CHECKING:
     from genssl.studies.plan import Execute, Plan
@@ -41,7 +42,8 @@ def assignment(
     from genssl.studies.assignment import assignment as make
     from genssl.studies.plan import begin
 
-    asked = {"data": data, "ssl_data": ssl_data, "budget": budget, "device": device, "seed": seed}
+    asked = {"command": "assignment", "data": data, "ssl_data": ssl_data, "budget": budget}
+    asked |= {"device": device, "seed": seed}
     with TrainingScreen() as screen:
         plan = begin(out, asked, lambda: make(data, ssl_data, budget, device, seed, screen))
     for note in plan.notes:
@@ -60,7 +62,7 @@ def demo(
     from genssl.studies import demo as study
     from genssl.studies.plan import begin
 
-    asked = {"minutes": minutes, "device": device, "seed": seed}
+    asked = {"command": "demo", "minutes": minutes, "device": device, "seed": seed}
     plan = begin(out, asked, lambda: study.demo(minutes, device, seed))
     study.bring_shipped(out)
     _carry_out(context, plan, out)
@@ -73,9 +75,9 @@ def _carry_out(context: typer.Context, plan: "Plan", folder: Path) -> None:
     start = time.monotonic()
     execute = _executor(context, folder)
     failed = carry_out(plan, folder, execute, say)
-    if execute(["report", str(folder)]):
+    if execute(["report", str(folder.resolve())]):  # whatever is called so among a person's own runs
         raise UserError(f"could not write the report of {folder}; the line above says why", FAILED_RUN)
-    say(f"done in {readable_seconds(time.monotonic() - start)}; look at {folder / 'report.html'}")
+    say(f"done in {readable_seconds(time.monotonic() - start)}; look at {folder / REPORT}")
     if failed:
         raise UserError(
             f"could not {', '.join(failed)}: mend what was said above, and the same command tries again",

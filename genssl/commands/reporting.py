@@ -8,6 +8,8 @@ import typer
 
 from genssl.commands import options
 from genssl.commands.screen import say
+from genssl.errors import UserError
+from genssl.places import REPORT
 
 if TYPE_CHECKING:
     from genssl.report.page import Written
@@ -34,7 +36,7 @@ def report(
     from genssl.report import find, page
 
     found = find.gather(runs or [])
-    written = page.write(found, out or find.usual_page(found))
+    written = page.write(found, _page(out) or find.usual_page(found))
     for problem in written.problems:
         say(f"warning: {problem}")
     if as_json:
@@ -45,6 +47,15 @@ def report(
         f"report: {written.path} ({written.size / 1e6:.1f} MB; {len(written.runs)} runs, "
         f"{len(drawn)} of the assignment's {len(written.figures)} figures)"
     )
+
+
+def _page(out: Path | None) -> Path | None:
+    """What --out means: a page, or a folder for it."""
+    if out is None or out.suffix.lower() in {".html", ".htm"}:
+        return out
+    if out.is_dir() or not out.suffix:
+        return out / REPORT
+    raise UserError(f"the report is a page, and --out {out} is none; name it {out.with_suffix('.html')}")
 
 
 def _about(written: "Written") -> dict[str, Any]:

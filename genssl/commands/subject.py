@@ -142,12 +142,12 @@ def origin(split: "Split") -> dict[str, str]:
 
 
 def picture_path(subject: Subject, name: str, out: Path | None) -> Path:
-    """`out`, else <run>/eval/<name>.png, else ./<name>.png where the run's folder is read-only."""
+    """`out`, else <run>/eval/<name>.png, else ./<run>-<name>.png where the run's folder takes no results."""
     from genssl.places import takes_results
 
     folder = subject.info.folder
-    usual = folder / "eval" if takes_results(folder) else Path()
-    return chosen_path(name, out) or usual / f"{name}.png"
+    kept = folder / "eval" / f"{name}.png" if takes_results(folder) else Path(f"{folder.name}-{name}.png")
+    return chosen_path(name, out) or kept
 
 
 def chosen_path(name: str, out: Path | None) -> Path | None:

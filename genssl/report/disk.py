@@ -11,15 +11,13 @@ from typing import Any
 
 from genssl import files
 from genssl.errors import UserError
-from genssl.places import ARMS
+from genssl.places import ABOUT, ARMS, LABEL, is_shipped
 from genssl.report.weights import Weights, read_weights
 
 # As in genssl.checkpoint, which imports torch
 MODEL, CONFIG, HISTORY, ENVIRONMENT = "model.safetensors", "config.json", "history.jsonl", "environment.json"
 
-SHIPPED = "SHIPPED.txt"  # in a run folder that is a copy of the weights of the repository
 OF_GENSSL = "the weights that come with genssl"
-ABOUT = "about.json"  # in a folder of runs: {"title": text, "notes": [text, ...]}
 STUDIES = ("ablate", "compare")
 
 Record = dict[str, Any]
@@ -187,10 +185,10 @@ def _read_run(folder: Path, arm: bool, found: Found) -> Run:
 
 
 def _shipped(folder: Path) -> str | None:
-    note = folder / SHIPPED
+    note = folder / LABEL
     if note.is_file():
         return note.read_text(encoding="utf-8", errors="replace").strip() or OF_GENSSL
-    return OF_GENSSL if folder.resolve().parent.name == "shipped" else None
+    return OF_GENSSL if is_shipped(folder) else None
 
 
 def _read_study(folder: Path, kind: str, found: Found) -> Study:

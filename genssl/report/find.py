@@ -4,10 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from genssl.errors import UserError
-from genssl.places import ARMS, root
+from genssl.places import ARMS, REPORT, root, shipped_root, takes_results
 from genssl.report.disk import Found, Run, is_place, is_run, is_study
-
-PAGE = "report.html"
 
 
 def gather(references: Sequence[str]) -> Found:
@@ -33,8 +31,11 @@ def gather(references: Sequence[str]) -> Found:
 
 
 def usual_page(found: Found) -> Path:
-    """Where the page goes: into the folder that it is about, if that is one."""
-    return (found.places[0] if len(found.places) == 1 else root()) / PAGE
+    """Where the page goes: into the folder or run that it is about, if that is one and takes it."""
+    about = [*found.places, *(run.folder for run in found.runs if not found.places)]
+    folder = about[0] if len(about) == 1 else root()
+    is_closed = folder.exists() and not takes_results(folder)
+    return Path(REPORT) if is_closed or folder.resolve() == shipped_root().resolve() else folder / REPORT
 
 
 def ranked(runs: Sequence[Run], method: str) -> list[Run]:
@@ -44,16 +45,20 @@ def ranked(runs: Sequence[Run], method: str) -> list[Run]:
 
 
 def _add(reference: str, found: Found) -> None:
-    for folder in (root() / reference, root() / ARMS / reference, Path(reference)):
+    path = Path(reference)
+    for folder in (root() / reference, root() / ARMS / reference, path.parent if path.is_file() else path):
         if is_run(folder) or is_study(folder):
             return found.add(folder)
-    if is_place(Path(reference)):
-        return found.add_place(Path(reference))
+    if is_place(path):
+        return found.add_place(path)
+    if path.is_dir():
+        raise UserError(f"{path} holds no run and no study; `genssl runs list` names those of {root()}/")
+    method = reference.lower().replace("-", "_")
     everything = Found()
     everything.add_place(root())
-    own = ranked(everything.runs, reference.lower().replace("-", "_"))
-    if not own:
+    own = [*(run.folder for run in ranked(everything.runs, method)), shipped_root() / method]
+    if not is_run(own[0]):
         raise UserError(
             f"no run {reference!r} in {root()}/, and no such folder of runs; `genssl runs list` names them"
         )
-    return found.add(own[0].folder)
+    return found.add(own[0])

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from genssl.report import commands, findings, studies, tables, words
-from genssl.report.disk import Found, Run, Study
+from genssl.report.disk import Found, Record, Run, Study
 from genssl.report.parts import Plate
 from genssl.report.pictures import embed
 
@@ -25,6 +25,7 @@ TITLES = {
     "fidelity": "samples beside their nearest training images",
     "ablate-samples": "samples, as a study took them",
 }
+KEPT = {"ablate", "compare-fidelity", "compare-samples"}  # by studies, whose own figures show them
 GRIDS = {"sample", "interpolate", "reconstruct", "ablate-samples", "fidelity", *OF_TRAINING[2:]}
 
 
@@ -38,10 +39,10 @@ def draw(found: Found, taken: set[Path]) -> list[tuple[str, list[Plate]]]:
 def _of_run(run: Run, found: Found, taken: set[Path]) -> list[Plate]:
     files = [run.folder / f"{name}.png" for name in OF_TRAINING]
     files += sorted((run.folder / "eval").glob("*.png"))
-    plates = [_of_file(file, run, found) for file in files if file not in taken]
+    plates = [_of_file(file, run, found) for file in files if file not in taken and file.stem not in KEPT]
     # Numbers without a picture have a place, too; what studies keep is in the tables
     alone = [name for name in run.evaluations if not (run.folder / "eval" / f"{name}.png").exists()]
-    plates += [_plate(name, run, found, None) for name in alone if name != "ablate"]
+    plates += [_plate(name, run, found, None) for name in alone if name not in KEPT]
     return [plate for plate in plates if plate is not None]
 
 
@@ -61,7 +62,7 @@ def _plate(name: str, run: Run, found: Found, file: Path | None) -> Plate | None
     if picture is None and (file is not None or not values):
         return None
     of_training = name in OF_TRAINING
-    made = commands.recorded(values)
+    made = commands.recorded(values or _first_of(run, name))
     usual = "" if made or of_training else commands.evaluation(run, name)
     return Plate(
         anchor=f"{run.name}-{name}",
@@ -77,6 +78,12 @@ def _plate(name: str, run: Run, found: Found, file: Path | None) -> Plate | None
         command=made,
         usual=[usual] if usual else [],
     )
+
+
+def _first_of(run: Run, name: str) -> Record:
+    """The numbers of the evaluation whose further picture this is: knn-eval of knn-eval-neighbours."""
+    owners = [each for each in run.evaluations if name.startswith(f"{each}-")]
+    return run.evaluations[max(owners, key=len)] if owners else {}
 
 
 def _of_study(study: Study, found: Found, taken: set[Path]) -> list[Plate]:

@@ -31,7 +31,12 @@ ENOUGH = 60.0  # minutes: with less, a CPU evaluates on fewer images
 
 
 def assignment(
-    data: str, ssl_data: str, budget: float | None, device: str, seed: int, listen: Listener
+    data: str,
+    ssl_data: str,
+    budget: float | None,
+    device: str,
+    seed: int,
+    listen: Listener,
 ) -> Plan:
     """Make the plan; with a budget, after a trial of each training.
 
@@ -47,6 +52,8 @@ def assignment(
         UserError: the data or the device is not to be had.
     """
     small = budget is not None and choose_device(device).type == "cpu"
+    if budget is None and choose_device(device).type == "cpu":
+        listen(Note("without a --budget this takes weeks on a CPU; --budget 60 makes it an hour"))
     parts, lengths = [], {}
     for method, source in {"vae": data, "ddpm": data, "simsiam": ssl_data}.items():
         settings = {"epochs": FULL_EPOCHS[method], "seed": seed, **(ON_A_CPU[method] if small else {})}
@@ -58,9 +65,8 @@ def assignment(
             settings |= _shortened(method, lengths[method])
         parts.append(Part(method, source, settings))
     share = min(1.0, budget / ENOUGH) if small and budget is not None else 1.0
-    asked = {"data": data, "ssl_data": ssl_data, "budget": budget, "device": device, "seed": seed}
     notes = [] if budget is None else list(_notes(budget, lengths, share, small=small))
-    return Plan(asked, "IFT6135, assignment 3", tuple(notes), steps_of(*parts, share=share, device=device))
+    return Plan("IFT6135, assignment 3", tuple(notes), steps_of(*parts, share=share, device=device))
 
 
 def _shortened(method: str, length: Length) -> dict[str, Any]:
@@ -77,10 +83,12 @@ def _notes(budget: float, lengths: Mapping[str, Length], share: float, *, small:
     yield f"made for a budget of {budget:g} minutes; without --budget everything has the assignment's size"
     for method, length in lengths.items():
         images = f"{length.limit or length.images:,} of {length.images:,} images"
-        full = f"{length.share():.1%} of the {length.full_epochs} epochs on all images of the assignment"
+        full = f"{length.share():.1%} of the assignment's {length.full_epochs} epochs on all of them"
         yield f"{method}: {length.epochs} epochs on {images}, {full}"
+        if length.seconds > 1.1 * 60 * budget * SHARES[method]:
+            yield f"{method} takes more than its share of the budget all the same: it cannot be made smaller"
         if small and ON_A_CPU[method]:
             changed = ", ".join(f"{name}={value}" for name, value in ON_A_CPU[method].items())
             yield f"{method} has settings for a CPU: {changed}"
     if share < 1:
-        yield f"the evaluations take {share:.0%} of the images that a CPU is given from {ENOUGH:g} minutes on"
+        yield f"evaluations take fewer images, down to {share:.0%} of those from {ENOUGH:g} minutes on"

@@ -1,7 +1,7 @@
 """The commands of the assignment, method by method."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from genssl import config as configs
@@ -36,9 +36,7 @@ class Part:
 def steps_of(vae: Part, ddpm: Part, simsiam: Part, *, share: float, device: str) -> tuple[Step, ...]:
     """Every step, `share` telling how many of the usual images the evaluations take."""
     steps = [*_vae(vae, share), *_ddpm(ddpm, share), *_simsiam(simsiam, share), *_quality(share)]
-    if device == "auto":
-        return tuple(steps)
-    return tuple(replace(step, arguments=(*step.arguments, "--device", device)) for step in steps)
+    return tuple(step.on(device) for step in steps)
 
 
 def _vae(part: Part, share: float) -> Iterator[Step]:

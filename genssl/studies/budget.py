@@ -23,12 +23,14 @@ class Length:
         images: in the train split.
         limit: train on so many of them only; None: on all.
         full_epochs: that it would be without a budget.
+        seconds: that it is expected to take.
     """
 
     epochs: int
     images: int
     limit: int | None
     full_epochs: int
+    seconds: float
 
     def share(self) -> float:
         """The images that are looked at, beside those of all epochs on all images."""
@@ -37,13 +39,14 @@ class Length:
 
 def fit(images_per_second: float, images: int, full_epochs: int, seconds: float) -> Length:
     """The longest training of `seconds`: fewer epochs first, and no fewer than FEWEST; then fewer images."""
-    looked_at = images_per_second * seconds * (1 - OVERHEAD)
+    pace = images_per_second * (1 - OVERHEAD)
+    looked_at = pace * seconds
     epochs = min(full_epochs, int(looked_at / images))
     if epochs >= min(FEWEST, full_epochs):
-        return Length(epochs, images, None, full_epochs)
+        return Length(epochs, images, None, full_epochs, epochs * images / pace)
     epochs = min(FEWEST, full_epochs)
     limit = min(images, max(SMALLEST, int(looked_at / epochs)))
-    return Length(epochs, images, limit, full_epochs)
+    return Length(epochs, images, limit, full_epochs, epochs * limit / pace)
 
 
 def length_for(

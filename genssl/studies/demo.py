@@ -7,7 +7,6 @@ from pathlib import Path
 from genssl import files, places
 from genssl.studies.plan import Plan, Step
 
-LABEL = "SHIPPED.txt"  # in a run's folder: it is a copy of the weights that ship
 SHIPPED = ("ddpm", "simsiam")
 NEIGHBOURS = ("--limit", "2000", "--test-limit", "500")  # images that neighbours and classifiers are given
 SAMPLES = ("-n", "128")  # whose fidelity is measured
@@ -26,13 +25,8 @@ def demo(minutes: float, device: str, seed: int) -> Plan:
         "the DDPM and SimSiam are the weights that come with genssl, trained on the same data before",
         "everything is measured on few images, so that it takes minutes",
     )
-    words = () if device == "auto" else ("--device", device)
-    steps = tuple(
-        Step(title, (*arguments, *words), makes, "vae" if title.startswith("train") else None)
-        for title, makes, arguments in _steps(minutes, seed)
-    )
-    asked = {"minutes": minutes, "device": device, "seed": seed}
-    return Plan(asked, "genssl, the first five minutes", notes, steps)
+    steps = tuple(step.on(device) for step in _steps(minutes, seed))
+    return Plan("genssl, the first five minutes", notes, steps)
 
 
 def bring_shipped(folder: Path) -> None:
@@ -43,29 +37,32 @@ def bring_shipped(folder: Path) -> None:
             continue
         shutil.rmtree(unfinished, ignore_errors=True)
         shutil.copytree(places.shipped_root() / method, unfinished)
-        files.write_text(unfinished / LABEL, "weights that come with genssl, not trained here\n")
+        files.write_text(unfinished / places.LABEL, "weights that come with genssl, not trained here\n")
         unfinished.rename(folder / method)
 
 
-def _steps(minutes: float, seed: int) -> Iterator[tuple[str, str, tuple[str, ...]]]:
-    """Titles, what they make, commands."""
-    vae = (
-        "--data", "synthetic", "--epochs", "200", "--max-minutes", f"{minutes:g}", "--seed", str(seed),
+def _steps(minutes: float, seed: int) -> Iterator[Step]:
+    words = (
+        "train", "vae", "--data", "synthetic", "--epochs", "200", "--seed", str(seed),
         "--learning-rate", "0.001", "--set", "decoder_variance=learned",
     )  # fmt: skip
-    yield "train a VAE", "vae/model.safetensors", ("train", "vae", *vae)
-    yield "draw its samples", "vae/eval/sample.json", ("sample", "vae")
-    yield "reconstruct test images", "vae/eval/reconstruct.json", ("reconstruct", "vae")
-    yield "profile its latents", "vae/eval/latent-profile.json", ("latent-profile", "vae")
-    yield "interpolate", "vae/eval/interpolate.json", ("interpolate", "vae")
-    likelihood = ("importance-ll", "vae", "-k", "50", "--limit", "200")
-    yield "estimate its likelihood", "vae/eval/importance-ll.json", likelihood
-    yield "draw samples of a DDPM", "ddpm/eval/sample.json", ("sample", "ddpm")
+    limited = ("--max-minutes", f"{minutes:g}")
+    yield Step("train a VAE", words, "vae/model.safetensors", trains="vae", how=limited)
+    yield _step("draw its samples", "vae", "sample")
+    yield _step("reconstruct test images", "vae", "reconstruct")
+    yield _step("profile its latents", "vae", "latent-profile")
+    yield _step("interpolate", "vae", "interpolate")
+    yield _step("estimate its likelihood", "vae", "importance-ll", "-k", "50", "--limit", "200")
+    yield _step("draw samples of a DDPM", "ddpm", "sample")
     sweep = ("reconstruct", "ddpm", "--sweep", "16:256:80", "--queries", "32")
-    yield "noise images and come back", "ddpm/eval/noise-levels.json", sweep
-    yield "interpolate through noise", "ddpm/eval/interpolate.json", ("interpolate", "ddpm", "--calls", "20")
-    yield "look for neighbours", "simsiam/eval/knn-eval.json", ("knn-eval", "simsiam", *NEIGHBOURS)
-    yield "fit a linear layer", "simsiam/eval/linear-eval.json", ("linear-eval", "simsiam", *NEIGHBOURS)
+    yield Step("noise images and come back", sweep, "ddpm/eval/noise-levels.json")
+    yield _step("interpolate through noise", "ddpm", "interpolate", "--calls", "20")
+    yield _step("look for neighbours", "simsiam", "knn-eval", *NEIGHBOURS)
+    yield _step("fit a linear layer", "simsiam", "linear-eval", *NEIGHBOURS)
     for method in ("vae", "ddpm"):
-        measure = ("fidelity", method, *SAMPLES, "--no-originals")
-        yield f"measure the {method}'s samples", f"{method}/eval/fidelity.json", measure
+        yield _step(f"measure the {method}'s samples", method, "fidelity", *SAMPLES, "--no-originals")
+
+
+def _step(title: str, method: str, command: str, *options: str) -> Step:
+    """A step that keeps its numbers under the command's name."""
+    return Step(title, (command, method, *options), f"{method}/eval/{command}.json")

@@ -3,15 +3,15 @@
 import shlex
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
 from genssl import checkpoint, files
-from genssl.errors import FAILED_RUN, INTERRUPTED, TERMINATED, UserError
+from genssl.errors import FAILED_RUN, INTERRUPTED, TERMINATED, WRONG_INPUT, UserError
+from genssl.places import ABOUT
 
 PLAN = "plan.json"  # in the folder: the plan, and how long each step took
-ABOUT = "about.json"  # in the folder: what its report says first
 
 Execute = Callable[[Sequence[str]], int]  # carries out `genssl` with these arguments; gives its exit code
 Tell = Callable[[str], None]
@@ -27,13 +27,15 @@ class Step:
         makes: a file in the folder that is there once the step is done.
         trains: the run's folder in the folder, where the step is a training: it is resumed, and what
             follows needs it.
-        seconds: that it took; None: it is not done.
+        how: options of how it is carried out, which a resumed training is given again.
+        seconds: that it took, over all sittings but those that were killed; None: it was never begun.
     """
 
     title: str
     arguments: tuple[str, ...]
     makes: str
     trains: str | None = None
+    how: tuple[str, ...] = ()
     seconds: float | None = None
 
     def is_done(self, folder: Path) -> bool:
@@ -49,7 +51,15 @@ class Step:
             run = folder / self.trains
             begun = (run / checkpoint.CONFIG).exists()
             words = ["train", "--resume", str(run)] if begun else [*words, "--out", str(run)]
-        return ["--checkpoints", str(folder), *words]
+        return ["--checkpoints", str(folder), *words, *self.how]
+
+    def is_begun(self, folder: Path) -> bool:
+        """Whether it has left anything."""
+        return any((folder / place).exists() for place in (self.makes, self.trains or self.makes))
+
+    def on(self, device: str) -> Self:
+        """The same on a device, as in --device."""
+        return self if device == "auto" else replace(self, how=(*self.how, "--device", device))
 
 
 @dataclass(frozen=True)
@@ -57,22 +67,22 @@ class Plan:
     """Steps in their order.
 
     Attributes:
-        asked: what the plan was made of; another call in the same folder must ask for the same.
         title: of the report.
         notes: what its reader has to know first, e.g. what was made smaller.
         steps: the commands.
+        asked: what the plan was made of; another call in the same folder must ask for the same.
     """
 
-    asked: dict[str, Any]
     title: str
     notes: tuple[str, ...]
     steps: tuple[Step, ...]
+    asked: dict[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         """Keep the plan in its folder."""
         files.write_json(folder / PLAN, asdict(self))
         minutes = sum(step.seconds or 0 for step in self.steps) / 60
-        took = f"all steps together took {minutes:.1f} minutes; {PLAN} has each of them"
+        took = f"its steps took {minutes:.1f} minutes together; {PLAN} has each of them"
         files.write_json(folder / ABOUT, {"title": self.title, "notes": [*self.notes, took]})
 
     @classmethod
@@ -80,8 +90,8 @@ class Plan:
         """The plan that a folder keeps."""
         kept = files.read_json(folder / PLAN)
         try:
-            steps = tuple(Step(**{**step, "arguments": tuple(step["arguments"])}) for step in kept["steps"])
-            return cls(kept["asked"], kept["title"], tuple(kept["notes"]), steps)
+            steps = tuple(map(_step, kept["steps"]))
+            return cls(kept["title"], tuple(kept["notes"]), steps, kept["asked"])
         except (KeyError, TypeError) as error:
             raise UserError(f"{folder / PLAN} is no plan of this version; choose another --out") from error
 
@@ -90,19 +100,20 @@ def begin(folder: Path, asked: dict[str, Any], make: Callable[[], Plan]) -> Plan
     """The plan of a folder: the one that it keeps, or a new one.
 
     Raises:
-        UserError: the folder holds something else, or was made of something else.
+        UserError: the folder holds something else, or a plan of something else that was begun.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; choose another --out")
     if (folder / PLAN).exists():
         plan = Plan.read(folder)
-        if plan.asked != asked:
+        if plan.asked == asked:
+            return plan
+        if any(step.is_begun(folder) for step in plan.steps):
             changed = ", ".join(name for name in asked if asked[name] != plan.asked.get(name))
             raise UserError(f"{folder} was begun with another {changed or 'plan'}; choose another --out")
-        return plan
-    if folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} holds something else; choose another --out")
-    plan = make()
+    plan = replace(make(), asked=asked)
     folder.mkdir(parents=True, exist_ok=True)
     plan.write(folder)
     return plan
@@ -129,13 +140,17 @@ def carry_out(plan: Plan, folder: Path, execute: Execute, tell: Tell) -> list[st
         tell(f"{head}\n  genssl {shlex.join(line)}")
         start = time.monotonic()
         code = execute(line)
+        seconds = (step.seconds or 0) + time.monotonic() - start
+        steps[place] = replace(step, seconds=round(seconds, 1))
+        replace(plan, steps=tuple(steps)).write(folder)
         _check(step, code)
         if code:
             failed.append(step.title)
-            continue
-        steps[place] = replace(step, seconds=round(time.monotonic() - start, 1))
-        replace(plan, steps=tuple(steps)).write(folder)
     return failed
+
+
+def _step(kept: dict[str, Any]) -> Step:
+    return Step(**{**kept, "arguments": tuple(kept["arguments"]), "how": tuple(kept["how"])})
 
 
 def _check(step: Step, code: int) -> None:
@@ -144,5 +159,5 @@ def _check(step: Step, code: int) -> None:
     if code and step.trains is not None:
         raise UserError(
             f"could not {step.title}: mend what the line above says, and the same command goes on from there",
-            FAILED_RUN,
+            WRONG_INPUT if code == WRONG_INPUT else FAILED_RUN,
         )

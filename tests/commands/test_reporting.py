@@ -3,6 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from genssl import places
+from genssl.report import find
+
 from ..conftest import call
 from ..report import folder
 
@@ -38,8 +41,9 @@ def test_a_run_is_named_as_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyP
     folder.run(tmp_path / "arms" / "arm", "vae")
     result = call("report", reference, reference, "--json")
     name = "arm" if "arm" in reference else "vae-digits"
-    assert json.loads(result.stdout)["runs"] == [name]
-    assert (tmp_path / "report.html").exists()
+    about = json.loads(result.stdout)
+    assert about["runs"] == [name]
+    assert Path(about["report"]).parent.name == name
 
 
 def test_several_folders_make_one_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +56,7 @@ def test_several_folders_make_one_page(tmp_path: Path, monkeypatch: pytest.Monke
     assert [figure["drawn"] for figure in about["figures"]][-3:] == [False, False, True]
 
 
-@pytest.mark.parametrize("reference", ["nothing", "ddpm", "empty"])
+@pytest.mark.parametrize("reference", ["nothing", "byol", "empty"])
 def test_what_is_not_there_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: str
 ) -> None:
@@ -60,7 +64,33 @@ def test_what_is_not_there_is_one_line(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     result = call("report", reference)
-    assert (result.exit_code, f"no run '{reference}'" in result.stderr) == (2, True)
+    told = "empty holds no run" if reference == "empty" else f"no run '{reference}'"
+    assert (result.exit_code, told in result.stderr) == (2, True)
     result = call("report")
     assert (result.exit_code, "no run and no study" in result.stderr) == (2, True)
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_shipped_weights_are_reported_but_not_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GENSSL_CHECKPOINTS", str(tmp_path / "checkpoints"))
+    monkeypatch.setattr(places, "shipped_root", lambda: tmp_path / "shipped")
+    monkeypatch.setattr(find, "shipped_root", lambda: tmp_path / "shipped")
+    monkeypatch.chdir(tmp_path)
+    folder.run(tmp_path / "shipped" / "ddpm", "ddpm")
+    for reference in ("ddpm", "shipped", "shipped/ddpm/model.safetensors"):
+        result = call("report", reference, "--json")
+        assert result.exit_code == 0, result.output
+        assert json.loads(result.stdout)["report"] == "report.html"
+        assert "come with genssl" in (tmp_path / "report.html").read_text()
+        (tmp_path / "report.html").unlink()
+
+
+def test_out_is_a_page_or_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GENSSL_CHECKPOINTS", str(tmp_path))
+    folder.run(tmp_path / "vae-digits", "vae")
+    assert call("report", "--out", tmp_path / "new").exit_code == 0
+    assert (tmp_path / "new" / "report.html").exists()
+    result = call("report", "--out", tmp_path / "page.png")
+    assert (result.exit_code, "page.html" in result.stderr) == (2, True)

@@ -68,7 +68,7 @@ def test_a_method_without_runs_means_its_shipped_weights(
     result = call("sample", method, "-n", 4, "--json")
     assert result.exit_code == 0, result.output
     assert "weights that come with genssl" in result.stderr
-    assert (tmp_path / "sample.png").exists()  # beside the person, not in the package
+    assert (tmp_path / f"{method}-sample.png").exists()  # beside the person, not in the package
 
 
 def test_copies_of_shipped_weights_say_what_they_are(tmp_path: Path) -> None:

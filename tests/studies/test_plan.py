@@ -1,12 +1,14 @@
 """Plans: what they ask for, what they skip, where they go on."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from genssl.errors import FAILED_RUN, TERMINATED, UserError
+from genssl import checkpoint
+from genssl.errors import FAILED_RUN, TERMINATED, WRONG_INPUT, UserError
 from genssl.studies.budget import FEWEST, OVERHEAD, SMALLEST, fit
 from genssl.studies.plan import Plan, Step, begin, carry_out
 
@@ -15,7 +17,7 @@ B = Step("make b", ("b",), "sub/b.json")
 
 
 def plan_of(*steps: Step) -> Plan:
-    return Plan({"seed": 0}, "title", ("a note",), steps)
+    return Plan("title", ("a note",), steps)
 
 
 class Worker:
@@ -58,13 +60,15 @@ def test_what_fails_is_told_and_the_plan_goes_on(tmp_path: Path) -> None:
     assert [line[0] for line in worker.lines] == ["a", "b"]
 
 
-@pytest.mark.parametrize(("code", "trains"), [(TERMINATED, None), (2, "a-run")])
+@pytest.mark.parametrize(
+    ("code", "trains"), [(TERMINATED, None), (FAILED_RUN, "a-run"), (WRONG_INPUT, "a-run")]
+)
 def test_a_signal_and_a_failed_training_end_the_plan(tmp_path: Path, code: int, trains: str | None) -> None:
     first = Step("make a", ("a",), "a.json", trains)
     worker = Worker(tmp_path, fails={"a": code})
     with pytest.raises(UserError, match="the same command goes on") as caught:
         carry_out(plan_of(first, B), tmp_path, worker, silent)
-    assert caught.value.code == (TERMINATED if code == TERMINATED else FAILED_RUN)
+    assert caught.value.code == code
     assert len(worker.lines) == 1
 
 
@@ -77,9 +81,13 @@ def test_a_training_is_resumed_once_it_has_begun(tmp_path: Path) -> None:
     assert not step.is_done(tmp_path)
 
 
-def test_a_finished_training_is_done(vae_run: Path) -> None:
+def test_a_training_is_done_once_it_has_finished(vae_run: Path, tmp_path: Path) -> None:
     step = Step("train", ("train", "vae"), f"{vae_run.name}/model.safetensors", vae_run.name)
     assert step.is_done(vae_run.parent)
+    shutil.copytree(vae_run, tmp_path / vae_run.name)
+    method = checkpoint.load(vae_run, "cpu")
+    checkpoint.save(method, tmp_path / vae_run.name, epoch=1, finished=False, metrics={})
+    assert not step.is_done(tmp_path)
 
 
 def test_the_plan_is_kept_with_its_times_and_its_report_is_told(tmp_path: Path) -> None:
@@ -88,14 +96,31 @@ def test_the_plan_is_kept_with_its_times_and_its_report_is_told(tmp_path: Path) 
     carry_out(plan, folder, Worker(folder, fails={"b": 1}), silent)
     kept = begin(folder, {"seed": 0}, plan_of)
     assert [step.title for step in kept.steps] == ["make a", "make b"]
-    assert kept.steps[0].seconds is not None
-    assert kept.steps[1] == B
+    assert all(step.seconds is not None for step in kept.steps)
+    assert not kept.steps[1].is_done(folder)
     about = json.loads((folder / "about.json").read_text())
     assert (about["title"], about["notes"][0]) == ("title", "a note")
 
 
+def test_a_plan_that_left_nothing_is_made_anew(tmp_path: Path) -> None:
+    begin(tmp_path / "plan", {"data": "nowhere"}, lambda: plan_of(A))
+    assert begin(tmp_path / "plan", {"data": "here"}, lambda: plan_of(B)).steps == (B,)
+
+
+def test_how_a_training_is_carried_out_holds_when_it_is_resumed(tmp_path: Path) -> None:
+    step = Step("train", ("train", "vae"), "vae/model.safetensors", "vae", how=("--max-minutes", "2")).on(
+        "cpu"
+    )
+    for begun in (False, True):
+        assert step.line(tmp_path)[-4:] == ["--max-minutes", "2", "--device", "cpu"]
+        assert step.is_begun(tmp_path) == begun
+        (tmp_path / "vae").mkdir(exist_ok=True)
+        (tmp_path / "vae" / "config.json").write_text("{}")
+
+
 def test_other_folders_are_refused(tmp_path: Path) -> None:
-    begin(tmp_path / "plan", {"seed": 0, "budget": 1.0}, lambda: plan_of(A))
+    plan = begin(tmp_path / "plan", {"seed": 0, "budget": 1.0}, lambda: plan_of(A))
+    carry_out(plan, tmp_path / "plan", Worker(tmp_path / "plan"), silent)
     with pytest.raises(UserError, match="begun with another budget"):
         begin(tmp_path / "plan", {"seed": 0, "budget": 2.0}, lambda: plan_of(A))
     with pytest.raises(UserError, match="holds something else"):
