@@ -24,7 +24,7 @@ def report(
     runs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[REF ...]", help="Runs, or folders of runs and studies; all in checkpoints/."
+            metavar="REF", help="Runs, or folders of runs and studies; all in checkpoints/."
         ),
     ] = None,
     out: Annotated[
