@@ -23,9 +23,7 @@ def register(app: typer.Typer) -> None:
 def report(
     runs: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="REF", help="Runs, or folders of runs and studies; all in checkpoints/."
-        ),
+        typer.Argument(metavar="REF", help="Runs, or folders of runs and studies; all in checkpoints/."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The page; report.html in the folder that it is about, by default.")
