@@ -1,6 +1,7 @@
 """Files that are either whole or absent: written beside their place, flushed to disk, then renamed."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -181,3 +182,20 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def hold(folder: Path, taken: str) -> int:
+    """Lock a folder against other processes for as long as the returned descriptor is open.
+
+    Raises:
+        UserError: another process holds it; `taken` is what to say.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise UserError(taken) from None
+    except OSError:
+        pass  # a file system without locks
+    return descriptor

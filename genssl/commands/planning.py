@@ -1,8 +1,9 @@
 """`assignment`, `demo`: commands that carry out a plan of other commands, and end with a report."""
 
 import contextlib
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -48,7 +49,8 @@ def assignment(
         plan = begin(out, asked, lambda: make(data, ssl_data, budget, device, seed, screen))
     for note in plan.notes:
         say(note)
-    _carry_out(context, plan, out)
+    with _alone(out):
+        _carry_out(context, plan, out)
 
 
 def demo(
@@ -64,8 +66,21 @@ def demo(
 
     asked = {"command": "demo", "minutes": minutes, "device": device, "seed": seed}
     plan = begin(out, asked, lambda: study.demo(minutes, device, seed))
-    study.bring_shipped(out)
-    _carry_out(context, plan, out)
+    with _alone(out):
+        study.bring_shipped(out)
+        _carry_out(context, plan, out)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other processes from carrying out the plan of this folder at the same time."""
+    from genssl import files
+
+    lock = files.hold(folder, f"another process is at work in {folder}; wait for it, or choose another --out")
+    try:
+        yield
+    finally:
+        os.close(lock)
 
 
 def _carry_out(context: typer.Context, plan: "Plan", folder: Path) -> None:

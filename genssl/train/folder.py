@@ -1,6 +1,5 @@
 """A run folder and everything that is written to it."""
 
-import fcntl
 import json
 import os
 import platform
@@ -28,7 +27,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = _hold(path)
+        self._lock = files.hold(path, f"another process is training {path}; wait for it, or start a new run")
 
     def release(self) -> None:
         """Let another process resume this run."""
@@ -167,16 +166,3 @@ def _git_revision() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return found.stdout.strip() or None
-
-
-def _hold(path: Path) -> int:
-    """Lock the folder itself for as long as the returned descriptor is open."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise UserError(f"another process is training {path}; wait for it, or start a new run") from None
-    except OSError:
-        pass  # a file system without locks
-    return descriptor

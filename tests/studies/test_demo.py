@@ -1,11 +1,12 @@
 """The first five minutes, and the weights that come with genssl."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from genssl import checkpoint, places
+from genssl import checkpoint, files, places
 from genssl.config import SelfSupervisedConfig
 from genssl.data import synthetic
 from genssl.studies.demo import SHIPPED, bring_shipped
@@ -40,6 +41,16 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     result = call("demo", "--out", tmp_path)
     assert (result.exit_code, "holds something else" in result.stderr) == (2, True)
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_one_process_at_a_time_fills_a_folder(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    out.mkdir()
+    lock = files.hold(out, "taken")
+    result = call("demo", "--out", out)
+    os.close(lock)
+    assert (result.exit_code, "another process is at work" in result.stderr) == (2, True)
+    assert not (out / "ddpm").exists()
 
 
 def test_shipped_weights_are_sound_and_small() -> None:
