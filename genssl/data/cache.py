@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from genssl.data.split import Split
+from genssl.data.stream import Lazy, lazy, write_lazy
 from genssl.errors import UserError
-from genssl.files import read_tensors, write_tensors
+from genssl.files import read_tensors
 
 Progress = Callable[[str, int, int | None], None]  # what, how many done, of how many if known
 
 FORMAT = "1"
 SUFFIX = ".safetensors"
+JOURNAL = (".pixels", ".names")  # the suffixes of a conversion at work
 
 
 def cache_folder() -> Path:
@@ -52,9 +54,11 @@ def recall(
     Args:
         key: of everything that decides the content, fit for a file name.
         parts: in order of preference.
-        build: gives every part that there is; may give none of `parts`.
+        build: gives every part that there is; may give none of `parts`. What it has written to its place
+            itself is not written again.
         source: where it came from, kept as a note.
-        place: what all keys of this source begin with; files of its other keys are out of date, and go.
+        place: what all keys of this source begin with; files and journals of its other keys are out of date,
+            and go.
         progress: told when another process is waited for.
 
     Returns:
@@ -65,10 +69,12 @@ def recall(
     with _lock(cache_folder() / f"{place or key}.lock", progress):
         if found := _first(key, parts):
             return found
+        if place:
+            _remove_stale(place, key, JOURNAL)  # they may be what fills the disk
         built = build()
         _keep(key, built, source)
         if place:
-            _remove_stale(place, key)
+            _remove_stale(place, key, (SUFFIX,))
         return _first(key, parts) or next((built[part] for part in parts if part in built), None)
 
 
@@ -95,15 +101,28 @@ def write_split(path: Path, split: Split, source: str = "") -> None:
     """Write a split atomically as one safetensors file: images, labels, masks; the rest as metadata."""
     optional = {"labels": split.labels, "masks": split.masks}
     tensors = {"images": split.images} | {k: v for k, v in optional.items() if v is not None}
+    lazies = {name: lazy(tensor) for name, tensor in tensors.items()}
+    write_rows(path, lazies, split.classes, split.name, split.part, split.digest, source)
+
+
+def write_rows(
+    path: Path,
+    tensors: Mapping[str, Lazy],
+    classes: Sequence[str],
+    name: str,
+    part: str,
+    digest: str | None = None,
+    source: str = "",
+) -> None:
+    """Write a split whose rows are made while they are written; without a digest, it is of the content."""
     metadata = {
         "format": FORMAT,
-        "name": split.name,
-        "part": split.part,
-        "classes": json.dumps(split.classes),
-        "digest": split.digest,
+        "name": name,
+        "part": part,
+        "classes": json.dumps(classes),
         "source": source,
     }
-    write_tensors(path, tensors, metadata)
+    write_lazy(path, tensors, lambda sha256: metadata | {"digest": digest or sha256, "sha256": sha256})
 
 
 def _first(key: str, parts: Sequence[str]) -> Split | None:
@@ -140,21 +159,22 @@ def _consistent(split: Split) -> bool:
 def _keep(key: str, built: Mapping[str, Split], source: str) -> None:
     try:
         for part, split in built.items():
-            _remove_orphans(split_path(key, part))
-            write_split(split_path(key, part), split, source)
+            remove_orphans(split_path(key, part))
+            if read_split(split_path(key, part)) is None:
+                write_split(split_path(key, part), split, source)
     except OSError as error:
         _warn(error)
 
 
-def _remove_orphans(path: Path) -> None:
+def remove_orphans(path: Path) -> None:
     """What a killed writer left behind: under the lock nobody else is writing this file."""
     for orphan in path.parent.glob(f".{path.name}.*.tmp"):
         orphan.unlink(missing_ok=True)
 
 
-def _remove_stale(place: str, key: str) -> None:
-    for file in cache_folder().glob(f"{place}-*{SUFFIX}"):
-        if not file.name.startswith(key):
+def _remove_stale(place: str, key: str, suffixes: Sequence[str]) -> None:
+    for file in cache_folder().glob(f"{place}-*"):
+        if not file.name.startswith(key) and file.suffix in suffixes:
             with contextlib.suppress(OSError):
                 file.unlink()
 

@@ -1,5 +1,6 @@
 """From the names of image files to parts, classes and labels."""
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -39,7 +40,7 @@ def lay_out(names: Iterable[str]) -> Layout:
     Understood, all under one top folder or not: train/<class>/* and test/<class>/* (val or valid where
     there is no test), train/* and test/*, <class>/*, or images alone.
     """
-    inside, outside = _descend({name: tuple(name.split("/")) for name in names})
+    inside, outside = _descend({name: _components(*name.rpartition("/")[:2]) for name in names})
     groups = _parts(inside)
     outside += [name for name in inside if not any(name in group for group in groups.values())]
     labelled = {part: _classes_of(group, outside) for part, group in groups.items()}
@@ -49,6 +50,12 @@ def lay_out(names: Iterable[str]) -> Layout:
     rank = {name: i for i, name in enumerate(classes)}
     parts = {part: _sorted(group, rank) for part, group in labelled.items()}
     return Layout(parts, classes, sorted(outside))
+
+
+@functools.lru_cache(maxsize=65536)
+def _components(folder: str, slash: str) -> Components:
+    """The folders above a file, and a place for its name: one object for all the files of a folder."""
+    return (*folder.split("/"), "") if slash else ("",)
 
 
 def natural(classes: Iterable[str]) -> tuple[str, ...]:

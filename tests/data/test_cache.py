@@ -15,9 +15,11 @@ import torch
 from safetensors.torch import save_file
 
 from genssl.data import cache as module
+from genssl.data import stream
 from genssl.data.cache import cache_folder, read_split, recall, split_path, write_split
 from genssl.data.split import Split
 from genssl.errors import UserError
+from genssl.files import read_tensors
 
 
 def split(part: str = "train", n: int = 5) -> Split:
@@ -152,6 +154,39 @@ def test_other_versions_of_a_source_are_removed(cache: Path) -> None:
     ]
 
 
+def test_journals_of_other_versions_are_removed_before_the_building(cache: Path) -> None:
+    cache.mkdir()
+    names = [f"{key}{suffix}" for key in ("a-1", "a-2", "ab-1") for suffix in (".names", ".pixels")]
+    for name in [*names, "a-1-train.safetensors"]:
+        (cache / name).write_text("half")
+    left: list[str] = []
+
+    def build() -> dict[str, Split]:
+        left.extend(sorted(path.name for path in cache.iterdir() if path.suffix != ".lock"))
+        return {"train": split()}
+
+    recall("a-2", ["train"], build, place="a")
+    assert left.pop(0) == "a-1-train.safetensors"  # what was whole goes when there is something new
+    assert left == ["a-2.names", "a-2.pixels", "ab-1.names", "ab-1.pixels"]
+
+
+def test_what_the_build_has_written_itself_is_not_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build() -> dict[str, Split]:
+        write_split(split_path("k", "train"), split())
+        monkeypatch.setattr(module, "write_split", never)
+        return {"train": split()}
+
+    assert same(recall("k", ["train"], build), split())
+
+
+def test_a_split_is_written_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "PIECE", 100)
+    write_split(tmp_path / "a", split(n=7))
+    assert same(read_split(tmp_path / "a"), split(n=7))
+    _, metadata = read_tensors(tmp_path / "a")  # which compares the SHA-256
+    assert metadata["digest"] == "the digest"
+
+
 def test_what_a_killed_writer_left_is_removed(cache: Path) -> None:
     cache.mkdir()
     (cache / ".k-train.safetensors.abc.tmp").write_text("half")
@@ -229,7 +264,7 @@ def test_a_full_disk_is_told_of_and_done_without(cache: Path, monkeypatch: pytes
     def full(*_: object) -> NoReturn:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "write_tensors", full)
+    monkeypatch.setattr(module, "write_lazy", full)
     with pytest.warns(UserWarning, match="No space left"):
         assert same(recall("k", ["train"], building("train")), split())
 

@@ -1,17 +1,22 @@
+import hashlib
 import os
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from genssl.data import paths
-from genssl.data.decode import decode
+from genssl.data import convert, paths
+from genssl.data import rows as selecting
+from genssl.data.cache import recall
+from genssl.data.decode import Bytes, decode
 from genssl.data.load import load
 from genssl.data.split import Split
 from genssl.errors import UserError
+from genssl.runtime import generator
 
 Put = Callable[[Path, dict[str, bytes]], Path]
 Picture = Callable[..., bytes]
@@ -81,6 +86,89 @@ def test_what_is_held_out_keeps_its_order() -> None:
     rows = [paths.hold_out(everything, part, 0).images[:, 0, 0, 0] for part in ("train", "test")]
     assert all(torch.equal(row, row.sort().values) for row in rows)
     assert torch.equal(torch.cat(rows).sort().values, images[:, 0, 0, 0])
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_what_is_held_out_is_selected_and_named_by_the_seed(
+    large: bool, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    if large:
+        monkeypatch.setattr(selecting, "LARGE", 0)
+    images = torch.randint(0, 256, (40, 3, 2, 2), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    everything = Split(images, torch.arange(40) % 2, ("a", "b"), "some", "all", "digest")
+    shuffled = torch.randperm(40, generator=generator(7, "hold out"))
+    for part, chosen in (("test", shuffled[:4]), ("train", shuffled[4:])):
+        found, expected = paths.hold_out(everything, part, 7), everything.select(chosen.sort().values)
+        assert torch.equal(found.images, expected.images)
+        assert found.labels is not None
+        assert expected.labels is not None
+        assert torch.equal(found.labels, expected.labels)
+        digest = hashlib.sha256(f"digest|7|{part}".encode()).hexdigest()
+        assert (found.classes, found.name, found.part, found.digest) == (("a", "b"), "some", part, digest)
+        assert (cache / f"rows-{digest[:16]}-{part}.safetensors").exists() == large
+
+
+@pytest.mark.parametrize("kind", ["set", "set.tar"])
+def test_the_key_is_a_hash_of_lines(kind: str, tmp_path: Path, put: Put, tree: dict[str, bytes]) -> None:
+    path = put(tmp_path / kind, {name: data for name, data in tree.items() if data != b"x"})
+    place, key = paths.keys(path, 32, False)
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*.png"))
+        lines = [
+            f"{file.relative_to(path)}|{(file.stat().st_size, file.stat().st_mtime_ns)}" for file in files
+        ]
+    else:
+        lines = [str(path.stat().st_size), str(path.stat().st_mtime_ns)]
+    words = ["\n".join([str(path), "32", "False"]), "\n".join(["1", *lines])]
+    hashes = [hashlib.sha256(text.encode()).hexdigest()[:16] for text in words]
+    assert (place, key) == (f"path-{kind[:3]}-{hashes[0]}", f"path-{kind[:3]}-{hashes[0]}-{hashes[1]}")
+
+
+def test_an_interrupted_reading_goes_on_under_its_key_alone(
+    tmp_path: Path, put: Put, tree: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    path = put(tmp_path / "set", tree)
+    decoded = []
+
+    def stopping(content: bytes, image_size: int) -> Bytes:
+        decoded.append(content)
+        if len(decoded) == 4:
+            raise KeyboardInterrupt
+        return decode(content, image_size)
+
+    def recalled() -> Split | None:
+        place, key = paths.keys(path, 32, False)
+        build = partial(paths.read, path, 32, False, key=key)
+        return recall(key, ["train"], build, source=str(path), place=place)
+
+    monkeypatch.setattr(convert, "decode", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        recalled()
+    assert len(list(cache.glob("*.pixels"))) == 1
+    found = recalled()
+    assert len(decoded) == 9
+    assert not list(cache.glob("*.pixels"))
+    assert found is not None
+    assert equal(found, paths.read(path, 32, False)["train"])  # without a key, which leaves nothing behind
+    assert all(file.name.startswith("path-set-") for file in cache.iterdir())
+
+
+def test_an_interrupted_load_goes_on(
+    tmp_path: Path, put: Put, tree: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = put(tmp_path / "set.tar", tree)
+    told: list[int] = []
+
+    def stopping(what: str, done: int, total: int | None) -> None:
+        told.append(done)
+        if done == 3 and told.count(3) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(convert, "PERIOD", 3)
+    with pytest.raises(KeyboardInterrupt):
+        load(str(path), "train", progress=stopping)
+    load(str(path), "train", progress=stopping)
+    assert told == [0, 3, 3, 6, 8]
 
 
 def test_a_single_image_is_not_enough_for_two_parts(tmp_path: Path, put: Put, picture: Picture) -> None:
