@@ -3,8 +3,9 @@
 import re
 from pathlib import Path
 
-from genssl import checkpoint, places
+from genssl import checkpoint, files, places
 from genssl import config as configs
+from genssl.data.known import short_name
 from genssl.errors import UserError
 from genssl.settings import Config
 
@@ -102,9 +103,28 @@ def _newest(reference: str, data: str | None) -> Path | None:
 
 def run_name(config: Config, tag: str | None) -> str:
     """<method>-<data>[-tag], in characters that every file system takes."""
-    data = Path(config.data).name.split(".")[0] or Path(config.data).resolve().name
-    parts = [config.method, data, *([tag] if tag else [])]
+    parts = [config.method, short_name(config.data), *([tag] if tag else [])]
     return "-".join(re.sub(r"[^A-Za-z0-9_.]+", "-", part).strip("-.") or "data" for part in parts)
+
+
+def begun(
+    config: Config, tag: str | None = None, out: Path | None = None, *, arm: bool = False
+) -> Path | None:
+    """The run that a command with these settings would have begun; None when there is none.
+
+    `out` itself where it is given and a run, whatever its settings; else the newest of <root>[/arms]/<name>,
+    -2, -3, ... that has the same settings.
+    """
+    if out is not None:
+        return out if (out / checkpoint.CONFIG).exists() else None
+    parent, name = places.parents(arms=arm)[-1], run_name(config, tag)
+    numbered = re.compile(re.escape(name) + r"(-\d+)?")
+    same = [
+        file
+        for file in parent.glob(f"*/{checkpoint.CONFIG}")
+        if numbered.fullmatch(file.parent.name) and files.read_text(file) == config.to_json()
+    ]
+    return max(same, key=lambda file: file.stat().st_mtime).parent if same else None
 
 
 def new_folder(config: Config, tag: str | None = None, out: Path | None = None, *, arm: bool = False) -> Path:

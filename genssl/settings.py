@@ -33,7 +33,7 @@ class Config(BaseModel):
     method: str
 
     # Data
-    data: str = "svhn"  # svhn, cifar10, synthetic, or a path
+    data: str = "svhn"  # svhn, svhn-extra, cifar10, synthetic, or a path; with -remix after it, split anew
     limit: PositiveInt | None = None  # train on the first so many images of the shuffled train split
     skip_bad: bool = False  # leave unreadable files out
     image_size: PositiveInt = 32  # pixels a side

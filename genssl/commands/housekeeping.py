@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from genssl.checkpoint import RunInfo
     from genssl.data.split import Split
 
+DATA = "svhn, svhn-extra, cifar10, synthetic or a path, or one of them with -remix after it."
+
 data_app = typer.Typer(no_args_is_help=True, help="What there is to train on.")
 runs_app = typer.Typer(no_args_is_help=True, help="What was trained.")
 
@@ -32,6 +34,7 @@ def register(app: typer.Typer) -> None:
 @data_app.command("list")
 def data_list(as_json: options.Json = False) -> None:
     """List the data sets, and which are ready."""
+    from genssl.data.known import SUFFIX
     from genssl.data.load import catalogue
 
     rows = [vars(entry) for entry in catalogue()]
@@ -39,11 +42,12 @@ def data_list(as_json: options.Json = False) -> None:
         print(json.dumps(rows, indent=2))
         return
     show_rows("data sets (--data also takes a folder, .tar, .tar.gz or .zip)", rows)
+    say(f"{SUFFIX} after any of them (svhn{SUFFIX}): train and test pooled and split anew, at random")
 
 
 @data_app.command("fetch")
 def data_fetch(
-    data: Annotated[str, typer.Argument(help="svhn, cifar10, synthetic or a path.")],
+    data: Annotated[str, typer.Argument(help=DATA)],
     image_size: Annotated[int, typer.Option(min=1, help="Pixels a side.")] = 32,
     skip_bad: options.SkipBad = False,
 ) -> None:
@@ -55,7 +59,7 @@ def data_fetch(
 
 @data_app.command("preview")
 def data_preview(
-    data: Annotated[str, typer.Argument(help="svhn, cifar10, synthetic or a path.")],
+    data: Annotated[str, typer.Argument(help=DATA)],
     n: Annotated[int, typer.Option("-n", min=1, help="How many images.")] = 64,
     part: Annotated[Literal["train", "test"], typer.Option(help="Of which split.")] = "train",
     image_size: Annotated[int, typer.Option(min=1, help="Pixels a side.")] = 32,
@@ -84,7 +88,7 @@ def data_preview(
 
 @data_app.command("export")
 def data_export(
-    data: Annotated[str, typer.Argument(help="svhn, cifar10, synthetic or a path.")],
+    data: Annotated[str, typer.Argument(help=DATA)],
     out: Annotated[Path, typer.Option(help="A new folder: one PNG an image.")],
     n: Annotated[
         int | None, typer.Option("-n", min=1, help="How many, shuffled; all when not given.")

@@ -12,7 +12,10 @@ Checkpoint = Annotated[
     str | None, typer.Option(metavar="REF", help="Take this run of the method: its name or path.")
 ]
 Data = Annotated[
-    str | None, typer.Option(help="svhn, cifar10, synthetic or a path; the run's own data by default.")
+    str | None,
+    typer.Option(
+        help="svhn, svhn-extra, cifar10, synthetic or a path, or its -remix; the run's own by default."
+    ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]

@@ -66,7 +66,10 @@ def ablate(
         typer.Option("--base", metavar="KEY=VALUE", help="A setting of every arm; repeatable."),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Train each arm so often, with seed, seed + 1, ...")] = 1,
-    data: Annotated[str | None, typer.Option(help="svhn, cifar10, synthetic or a path.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="svhn, svhn-extra, cifar10, synthetic, a path, or one of these with -remix."),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the train split.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
     limit: Annotated[int | None, typer.Option(help="Train on so many images, shuffled by the seed.")] = None,

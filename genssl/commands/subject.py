@@ -1,5 +1,6 @@
 """What an evaluating command works on, and how its outcome is delivered."""
 
+import atexit
 import json
 import math
 from collections.abc import Mapping
@@ -8,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from genssl.commands.screen import say, show_values, ticking
+from genssl.data.known import source_of
 from genssl.errors import UserError
-from genssl.invocation import command_line
+from genssl.invocation import command_line, rank
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +39,11 @@ class Subject:
     ) -> "Split":
         """A part of `data`, else of the run's own data, on the device."""
         config = self.method.config
+        if data and data != config.data and source_of(data) == source_of(config.data):
+            say(
+                f"note: {data} and {config.data}, which the run learnt from, are split differently: "
+                f"images of its {part} part may be ones that it was trained on"
+            )
         split = read_split(
             data or config.data, part, config.image_size, config.seed, skip_bad or config.skip_bad
         )
@@ -67,10 +74,12 @@ def open_run(reference: str, named: str | None, device: str, data: str | None = 
         device: --device.
         data: take a method's newest run on these data.
     """
-    from genssl import checkpoint, config, places, runs
+    from genssl import checkpoint, config, places, processes, runs
     from genssl.runtime import choose_device
 
     where = choose_device(device)
+    if processes.join(where):
+        atexit.register(processes.leave)
     method = config.config_class(reference).model_fields["method"].default if named else None
     path = runs.find(named or reference, method, data)
     info = checkpoint.inspect(path)
@@ -100,6 +109,8 @@ def write_outcome(
     """Write the pictures, and the numbers with what they are `about` beside them; show the numbers."""
     from genssl import files
 
+    if rank() > 0:  # the first process has the same ones
+        return
     values = {"command": command_line(), **about, **outcome.values, "notes": list(outcome.notes)}
     values = finite(values)
     for place, (name, figure) in enumerate(outcome.figures.items()):

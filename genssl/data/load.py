@@ -1,10 +1,12 @@
 """`load`: from what --data says to a split in memory."""
 
+import contextlib
 import difflib
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -15,20 +17,20 @@ from torch import Tensor
 from genssl.data import cache
 from genssl.data.batches import chunks
 from genssl.data.cache import Progress
+from genssl.data.known import KNOWN, SUFFIX, is_remix, source_of
+from genssl.data.remix import remix
 from genssl.data.split import Split
+from genssl.data.stream import Lazy, lazy
 from genssl.errors import UserError
+from genssl.files import tensor_digest
 
 Part = Literal["train", "test"]
 PARTS: tuple[Part, Part] = ("train", "test")
 
 NATIVE_SIZE = 32
+CHUNK = 4096  # images
 SYNTHETIC_VERSION = 1  # to be raised when the renderer draws other pixels
 SYNTHETIC_SEED = 0  # one data set for everybody, whatever the seed of a run
-KNOWN = {
-    "svhn": ("house numbers photographed from the street (SVHN, cropped digits)", 73_257 + 26_032),
-    "cifar10": ("animals and vehicles in ten classes (CIFAR-10)", 60_000),
-    "synthetic": ("rendered digits with exact masks; needs no network", 24_000),
-}
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ def load(
     """Load a part of a data set; what is slow about it is done once and kept in the cache.
 
     Args:
-        data: svhn, cifar10, synthetic, or the path of a folder, .tar, .tar.gz or .zip.
+        data: a name in KNOWN, the path of a folder, .tar, .tar.gz or .zip, or one of these with -remix after
+            it: both parts pooled and split anew. A name goes before a path, and a path before a remix.
         part: "train" or "test".
         image_size: pixels on a side.
         seed: of the 90/10 split of a path that has no parts; of no influence elsewhere.
@@ -73,12 +76,18 @@ def load(
         The split on the CPU, images uint8 (N, 3, image_size, image_size).
 
     Raises:
-        UserError: nothing of that name, no network, damaged files, no image for the part.
+        UserError: nothing of that name, no network, damaged files, no image for the part, no labels for a
+            remix.
     """
     if image_size < 1:
         raise UserError(f"the image size must be positive, not {image_size}")
     if data in KNOWN:
         return _load_known(data, part, image_size, progress)
+    if is_remix(data):
+        source = partial(
+            load, source_of(data), image_size=image_size, seed=seed, skip_bad=skip_bad, progress=progress
+        )
+        return remix(source("train"), source("test"), part, progress)
     return _load_path(_path(data), part, image_size, seed=seed, skip_bad=skip_bad, progress=progress)
 
 
@@ -111,7 +120,30 @@ def _build_known(name: str, part: Part, image_size: int, progress: Progress | No
         return _resized(load(name, part, progress=progress), image_size)
     from genssl.data import official
 
-    return official.read(name, part, cache.cache_folder() / "downloads", progress)
+    tensors, classes = official.read(name, part, cache.cache_folder() / "downloads", progress)
+    return _converted(name, part, image_size, tensors, classes)
+
+
+def _converted(
+    name: str,
+    part: str,
+    image_size: int,
+    tensors: Mapping[str, Lazy],
+    classes: tuple[str, ...],
+    digest: str | None = None,
+) -> Split:
+    """Written piece by piece to where `recall` looks; where that cannot be written, in memory."""
+    path = cache.split_path(key_of(name, image_size), part)
+    with contextlib.suppress(OSError):  # recall says so, when it cannot write either
+        cache.remove_orphans(path)
+        cache.write_rows(path, tensors, classes, name, part, digest)
+    if found := cache.read_split(path):
+        return found
+    whole = {
+        kind: torch.cat([tensor.rows(rows) for rows in chunks(tensor.shape[0], CHUNK)])
+        for kind, tensor in tensors.items()
+    }
+    return Split(whole["images"], whole["labels"], classes, name, part, digest or tensor_digest(whole))
 
 
 def _counted(what: str, progress: Progress | None) -> Callable[[int, int], None] | None:
@@ -119,9 +151,12 @@ def _counted(what: str, progress: Progress | None) -> Callable[[int, int], None]
 
 
 def _resized(split: Split, size: int) -> Split:
-    images = torch.cat([_resize(split.images[rows], size) for rows in chunks(len(split), 4096)])
+    assert split.labels is not None
+    shape = (len(split), 3, size, size)
+    images = Lazy(shape, torch.uint8, lambda rows: _resize(split.images[rows], size))
     digest = hashlib.sha256(f"{split.digest}|{size}".encode()).hexdigest()
-    return replace(split, images=images, digest=digest)
+    tensors = {"images": images, "labels": lazy(split.labels)}
+    return _converted(split.name, split.part, size, tensors, split.classes, digest)
 
 
 def _resize(images: Tensor, size: int) -> Tensor:
@@ -139,13 +174,13 @@ def _load_path(
     found = cache.recall(
         key,
         [part, "all"],
-        lambda: paths.read(path, image_size, skip_bad, progress),
+        lambda: paths.read(path, image_size, skip_bad, progress, key),
         source=printable(str(path.resolve())),
         place=place,
         progress=progress,
     )
     if found is not None and found.part == "all":
-        found = paths.hold_out(found, part, seed)
+        found = paths.hold_out(found, part, seed, progress)
     if not found:
         raise UserError(f"{path} has no images for the {part} part; add some")
     return found
@@ -161,13 +196,13 @@ def _path(data: str) -> Path:
 
 
 def _unknown(name: str, problem: str) -> str:
-    close = difflib.get_close_matches(name.lower(), KNOWN, n=1)
+    close = difflib.get_close_matches(name.lower(), [*KNOWN, *(known + SUFFIX for known in KNOWN)], n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     return f"{name!r} {problem}; {hint}{_choices()}"
 
 
 def _choices() -> str:
-    return f"use {', '.join(KNOWN)}, or a path"
+    return f"use {', '.join(KNOWN)}, or a path, each with or without {SUFFIX}"
 
 
 def _known_entry(name: str) -> Entry:

@@ -5,80 +5,122 @@ import errno
 import http.client
 import socket
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from genssl.data.cache import Progress
-from genssl.data.split import Split
+from genssl.data.stream import Lazy, lazy
 from genssl.errors import FAILED_RUN, UserError
-from genssl.files import tensor_digest
 
-Part = Literal["train", "test"]
-Raw = tuple[Any, Any, tuple[str, ...]]  # images (N, 3, 32, 32), labels (N,), classes
+Piece = Literal["train", "test", "extra"]  # what a file holds
+
+EXTRA = "svhn-extra"
 
 TIMEOUT_SECONDS = 30.0
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 
 
-def read(name: str, part: Part, folder: Path, progress: Progress | None = None) -> Split:
-    """Read the official files of "svhn" or "cifar10" from `folder`, downloading what is not there.
+@dataclass(frozen=True)
+class Raw:
+    """A file as torchvision holds it.
+
+    Attributes:
+        images: uint8 (N, 3, 32, 32), in whatever order they lie in memory.
+        labels: (N,).
+        classes: the name of each label.
+    """
+
+    images: Any
+    labels: Any
+    classes: tuple[str, ...]
+
+
+def read(
+    name: str, part: Literal["train", "test"], folder: Path, progress: Progress | None = None
+) -> tuple[dict[str, Lazy], tuple[str, ...]]:
+    """Read the official files of a part from `folder`, downloading what is not there.
 
     Every file is compared with its official MD5 at each reading, also one that was put there by hand:
     CIFAR-10 is pickled, and unpickling runs code.
 
+    Args:
+        name: "svhn", "svhn-extra" (whose train part is SVHN's with the extra digits after it) or "cifar10".
+        part: "train" or "test".
+        folder: where the official files are, or shall be.
+        progress: told which file is read, then which rows are asked for.
+
+    Returns:
+        Images (N, 3, 32, 32) and labels (N,), laid out anew as their rows are asked for, so that there is
+        no second copy of what torchvision holds; and the classes.
+
     Raises:
         UserError: a file is missing or damaged and cannot be downloaded, or the folder cannot be written.
     """
-    file = folder / file_of(name, part)
+    family = "svhn" if name == EXTRA else name
+    pieces: list[Piece] = ["train", "extra"] if (name, part) == (EXTRA, "train") else [part]
+    raws = [_read(family, piece, folder, progress) for piece in pieces]
+    images = [raw.images for raw in raws]
+    labels = torch.from_numpy(np.concatenate([np.asarray(raw.labels, np.int64) for raw in raws]))
+    shape = (len(labels), *images[0].shape[1:])
+    rows = partial(_rows, images, f"converting {name}", progress)
+    return {"images": Lazy(shape, torch.uint8, rows), "labels": lazy(labels)}, raws[0].classes
+
+
+def _read(name: str, piece: Piece, folder: Path, progress: Progress | None) -> Raw:
+    file = folder / file_of(name, piece)
     found = file.exists()
     if progress:
-        progress(f"{'checking' if found else 'downloading'} {file.name}", 0, None)
+        progress(f"{'checking' if found else 'downloading'} and reading {file.name}", 0, None)
     _make(folder)
     try:
         with _network_timeout():
-            images, labels, classes = READERS[name](folder, part)
+            return READERS[name](folder, piece)
     except (OSError, RuntimeError, EOFError, http.client.HTTPException, tarfile.TarError) as error:
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             raise _unwritable(folder, error) from error
         if not found:
             file.unlink(missing_ok=True)  # the beginning of a download
         raise UserError(_advice(file, found, error), FAILED_RUN) from error
-    return _split(name, part, images, labels, classes)
 
 
-def file_of(name: str, part: Part) -> str:
+def _rows(images: Sequence[Any], what: str, progress: Progress | None, rows: slice) -> Tensor:
+    """Rows of several arrays laid end to end."""
+    found, start = [], 0
+    for array in images:
+        found.append(array[max(0, rows.start - start) : max(0, rows.stop - start)])
+        start += len(array)
+    if progress:
+        progress(what, rows.stop, start)
+    return torch.from_numpy(np.ascontiguousarray(np.concatenate(found)))
+
+
+def file_of(name: str, piece: Piece) -> str:
     """The name of the official file."""
-    return f"{part}_32x32.mat" if name == "svhn" else "cifar-10-python.tar.gz"
+    return f"{piece}_32x32.mat" if name == "svhn" else "cifar-10-python.tar.gz"
 
 
-def _read_svhn(folder: Path, part: Part) -> Raw:
+def _read_svhn(folder: Path, piece: Piece) -> Raw:
     from torchvision.datasets import SVHN
 
-    found = SVHN(folder, split=part, download=True)  # its label 10 has become 0
-    return found.data, found.labels, tuple("0123456789")
+    found = SVHN(folder, split=piece, download=True)  # its label 10 has become 0
+    return Raw(found.data, found.labels, tuple("0123456789"))
 
 
-def _read_cifar10(folder: Path, part: Part) -> Raw:
+def _read_cifar10(folder: Path, piece: Piece) -> Raw:
     from torchvision.datasets import CIFAR10
 
-    found = CIFAR10(folder, train=part == "train", download=True)
-    return found.data.transpose(0, 3, 1, 2), found.targets, tuple(found.classes)
+    found = CIFAR10(folder, train=piece == "train", download=True)
+    return Raw(found.data.transpose(0, 3, 1, 2), found.targets, tuple(found.classes))
 
 
-READERS: dict[str, Callable[[Path, Part], Raw]] = {"svhn": _read_svhn, "cifar10": _read_cifar10}
-
-
-def _split(name: str, part: Part, images: Any, labels: Any, classes: tuple[str, ...]) -> Split:
-    tensors = {
-        "images": torch.from_numpy(np.ascontiguousarray(images, np.uint8)),
-        "labels": torch.from_numpy(np.asarray(labels, np.int64)),
-    }
-    digest = tensor_digest(tensors)
-    return Split(tensors["images"], tensors["labels"], classes, name, part, digest)
+READERS: dict[str, Callable[[Path, Piece], Raw]] = {"svhn": _read_svhn, "cifar10": _read_cifar10}
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from genssl import files
+from genssl.data.known import short_name
 from genssl.errors import UserError
 from genssl.places import ABOUT, ARMS, LABEL, is_shipped
 from genssl.report.weights import Weights, read_weights
@@ -159,8 +160,8 @@ def is_place(folder: Path) -> bool:
 
 def data_name(data: object) -> str:
     """svhn-images of ../data/svhn-images.tar.gz, as split names have it."""
-    text = _text(data) or ""
-    return Path(text).name.split(".")[0] or text or "?"
+    text = _text(data)
+    return short_name(text) if text else "?"
 
 
 def _folders(folder: Path) -> list[Path]:

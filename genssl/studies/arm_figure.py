@@ -3,10 +3,10 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from genssl import figures
+from genssl.data.known import short_name
 from genssl.studies.measures import SAMPLES
 from genssl.studies.representation_figure import draw_representations, has_outputs
 from genssl.studies.results import ArmRuns, Measured
@@ -62,7 +62,7 @@ def title_of(runs: Sequence[Measured]) -> str:
 
 def _describe(run: Measured) -> dict[str, str]:
     config, images = run.info.config, run.findings.numbers.get("train_images")
-    found = {"data": Path(config.data).name.split(".")[0] or config.data}
+    found = {"data": short_name(config.data)}
     if images is not None:
         found["images"] = f"{images:,} images"
     if hasattr(config, "encoder"):

@@ -40,7 +40,8 @@ class Trained:
     @cached_property
     def splits(self) -> tuple[Split, Split]:
         """What the run was trained on, and its test split, on the device."""
-        return load_splits(self.method.config, self.device, self._listen)
+        train, test = load_splits(self.method.config, self._listen)
+        return train.to(self.device), test.to(self.device)
 
     @cached_property
     def represents(self) -> bool:

@@ -2,6 +2,7 @@ import inspect
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 
 from genssl.data import load as module
-from genssl.data import official, synthetic
+from genssl.data import official, stream, synthetic
 from genssl.data.cache import split_path, write_split
 from genssl.data.load import catalogue, load
 from genssl.data.split import Split
@@ -17,6 +18,10 @@ from genssl.errors import UserError
 
 RANDOM = torch.Generator().manual_seed(0)
 IMAGES = torch.randint(0, 256, (6, 3, 32, 32), generator=RANDOM).to(torch.uint8)
+
+
+def no_space(path: Path) -> NoReturn:
+    raise OSError(28, "No space left on device")
 
 
 @pytest.fixture
@@ -47,13 +52,21 @@ def renderings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("svnh", "did you mean svhn?"), ("CIFAR-10", "did you mean cifar10?"), ("mnist", "use svhn")],
+    [
+        ("svnh", "did you mean svhn?"),
+        ("svhn-exta", "did you mean svhn-extra?"),
+        ("CIFAR-10", "did you mean cifar10?"),
+        ("svhnremix", "did you mean svhn-remix?"),
+        ("mnist", "path; use svhn"),
+    ],
 )
 def test_an_unknown_name_is_told_with_a_hint(name: str, hint: str) -> None:
     with pytest.raises(UserError) as told:
         load(name, "train")
     assert hint in str(told.value)
-    assert str(told.value).endswith("use svhn, cifar10, synthetic, or a path")
+    assert str(told.value).endswith(
+        "use svhn, svhn-extra, cifar10, synthetic, or a path, each with or without -remix"
+    )
     assert told.value.code == 2
 
 
@@ -103,6 +116,28 @@ def test_another_size_is_resized_like_an_image_file(svhn: Split, size: int) -> N
     assert torch.equal(load("svhn", "train", image_size=size).images, found.images)
 
 
+def test_many_images_are_resized_piece_by_piece(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """However long the pieces, and also where nothing can be kept, the images are the same."""
+    images = torch.randint(0, 256, (25, 3, 32, 32), generator=RANDOM).to(torch.uint8)
+    source = Split(images, torch.arange(25) % 10, tuple("0123456789"), "svhn", "train", "d")
+    write_split(split_path("svhn-32", "train"), source)
+    expected = torch.nn.functional.interpolate(images, (20, 20), mode="bicubic", antialias=True)
+    monkeypatch.setattr(stream, "PIECE", 7 * 3 * 20 * 20)
+    monkeypatch.setattr(module, "CHUNK", 4)
+    kept = load("svhn", "train", image_size=20)
+    split_path("svhn-20", "train").unlink()
+    monkeypatch.setattr(stream, "atomic", no_space)
+    unkept = load("svhn", "train", image_size=20)
+    assert len(recwarn) == 1
+    for found in (kept, unkept):
+        assert torch.equal(found.images, expected)
+        assert found.labels is not None
+        assert torch.equal(found.labels, torch.arange(25) % 10)
+        assert (found.name, found.part, found.digest) == ("svhn", "train", kept.digest)
+
+
 def test_rendered_digits_are_kept_with_their_masks(renderings: list[tuple[str, int, int]]) -> None:
     told: list[tuple[str, int, int | None]] = []
     first = load("synthetic", "train", seed=7, progress=lambda *what: told.append(what))
@@ -125,11 +160,12 @@ def test_the_catalogue_of_an_empty_cache() -> None:
     entries = catalogue()
     assert [(entry.name, entry.cached, entry.images, entry.size) for entry in entries] == [
         ("svhn", False, 99_289, 0),
+        ("svhn-extra", False, 630_420, 0),
         ("cifar10", False, 60_000, 0),
         ("synthetic", False, 24_000, 0),
     ]
     assert all(entry.what for entry in entries)
-    assert entries[2].images == synthetic.TRAIN_IMAGES + synthetic.TEST_IMAGES
+    assert entries[3].images == synthetic.TRAIN_IMAGES + synthetic.TEST_IMAGES
 
 
 def test_the_catalogue_says_what_is_prepared(
@@ -148,6 +184,7 @@ def test_the_catalogue_passes_over_what_is_damaged(svhn: Split, cache: Path) -> 
     (cache / "svhn-32-test.safetensors").write_text("hello")
     assert [(entry.name, entry.cached) for entry in catalogue()] == [
         ("svhn", False),
+        ("svhn-extra", False),
         ("cifar10", False),
         ("synthetic", False),
     ]
@@ -159,7 +196,7 @@ def test_half_of_a_data_set_is_not_prepared(svhn: Split) -> None:
 
 
 def test_what_is_known_can_be_read() -> None:
-    assert set(official.READERS) | {"synthetic"} == set(module.KNOWN)
+    assert set(official.READERS) | {official.EXTRA, "synthetic"} == set(module.KNOWN)
 
 
 def test_a_jpeg_folder_is_what_pillow_reads(tmp_path: Path) -> None:

@@ -11,17 +11,22 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 import scipy.io
+import torch
 import torchvision.datasets
 from torchvision.datasets import CIFAR10, SVHN
 from torchvision.datasets import utils as torchvision_utils
 
-from genssl.data import official
+from genssl.data import cache as cache_module
+from genssl.data import official, stream
+from genssl.data.cache import split_path
 from genssl.data.load import load
+from genssl.data.stream import Lazy
 from genssl.errors import UserError
+from genssl.files import tensor_digest
 
 RANDOM = np.random.default_rng(0)
-IMAGES = RANDOM.integers(0, 256, (12, 3, 32, 32), np.uint8)
-LABELS = np.array([10, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1])
+IMAGES = RANDOM.integers(0, 256, (19, 3, 32, 32), np.uint8)
+LABELS = np.array([10, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 3, 10, 7, 10, 9, 1, 2])
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
@@ -60,7 +65,7 @@ def md5(content: bytes) -> str:
 def svhn(downloads: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The official layout: X (32, 32, 3, N), y (N, 1) with 10 for the digit zero."""
     table = {}
-    for part, rows in (("train", slice(0, 8)), ("test", slice(8, 12))):
+    for part, rows in (("train", slice(0, 8)), ("test", slice(8, 12)), ("extra", slice(12, 19))):
         file = downloads / f"{part}_32x32.mat"
         x = IMAGES[rows].transpose(2, 3, 1, 0)
         scipy.io.savemat(file, {"X": x, "y": LABELS[rows, None].astype(np.uint8)}, do_compression=True)
@@ -110,9 +115,87 @@ def test_svhn_is_read(part: Any, rows: slice, network: ShutNetwork) -> None:
     assert network.asked == []
 
 
+@pytest.mark.usefixtures("svhn")
+@pytest.mark.parametrize(
+    ("part", "rows"), [("train", [*range(8), *range(12, 19)]), ("test", list(range(8, 12)))]
+)
+def test_the_extra_digits_follow_those_of_train(part: Any, rows: list[int], network: ShutNetwork) -> None:
+    found = load("svhn-extra", part)
+    assert np.array_equal(found.images.numpy(), IMAGES[rows])
+    assert found.labels is not None
+    assert found.labels.dtype == torch.int64
+    assert found.labels.tolist() == (LABELS[rows] % 10).tolist()
+    assert found.classes == tuple("0123456789")
+    assert (found.name, found.part) == ("svhn-extra", part)
+    assert found.digest == tensor_digest({"images": found.images, "labels": found.labels})
+    assert (found.digest == load("svhn", part).digest) == (part == "test")
+    assert network.asked == []
+
+
+@pytest.mark.usefixtures("svhn")
+@pytest.mark.parametrize("images", [1, 3, 5, 8, 100])
+def test_any_piece_of_joined_arrays_is_the_same(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "PIECE", images * 3 * 32 * 32)
+    found = load("svhn-extra", "train").images
+    assert np.array_equal(found.numpy(), IMAGES[[*range(8), *range(12, 19)]])
+
+
+@pytest.mark.usefixtures("svhn")
+def test_reading_says_how_far_it_is() -> None:
+    told: list[tuple[str, int, int | None]] = []
+    load("svhn-extra", "train", progress=lambda *what: told.append(what))
+    assert told == [
+        ("checking and reading train_32x32.mat", 0, None),
+        ("checking and reading extra_32x32.mat", 0, None),
+        ("converting svhn-extra", 15, 15),
+    ]
+
+
+@pytest.mark.usefixtures("svhn", "cifar")
+@pytest.mark.parametrize("name", ["svhn", "svhn-extra", "cifar10"])
+def test_where_nothing_can_be_kept_it_is_read_into_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = load(name, "train")
+    split_path(f"{name}-32", "train").unlink()
+
+    def full(*_: object) -> NoReturn:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(stream, "atomic", full)
+    with pytest.warns(UserWarning, match="cannot write to the cache"):
+        found = load(name, "train")
+    assert found.images.is_contiguous()
+    assert np.array_equal(found.images, kept.images)
+    assert found.labels is not None
+    assert np.array_equal(found.labels, kept.labels)
+    assert (found.digest, found.classes, found.name) == (kept.digest, kept.classes, name)
+
+
+@pytest.mark.usefixtures("svhn")
+def test_what_a_killed_conversion_left_makes_room_first(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = cache / ".svhn-extra-32-train.safetensors.x.tmp"
+    left.write_text("half")
+    there: list[bool] = []
+    write = cache_module.write_rows
+
+    def watched(*given: Any) -> None:
+        there.append(left.exists())
+        write(*given)
+
+    monkeypatch.setattr(cache_module, "write_rows", watched)
+    load("svhn-extra", "train")
+    assert there == [False]
+
+
 def test_images_lie_in_the_order_of_their_shape(svhn: Path, cifar: Path) -> None:
-    for name in ("svhn", "cifar10"):
-        assert official.read(name, "train", svhn).images.is_contiguous()
+    for name in ("svhn", "svhn-extra", "cifar10"):
+        assert load(name, "train").images.is_contiguous()
+
+
+def test_torchvision_s_arrays_are_not_copied_as_a_whole(svhn: Path, cifar: Path) -> None:
+    for name in ("svhn", "svhn-extra", "cifar10"):
+        tensors, _ = official.read(name, "train", svhn)
+        assert isinstance(tensors["images"], Lazy)
+        assert tensors["images"].rows(slice(2, 5)).is_contiguous()
 
 
 @pytest.mark.usefixtures("cifar")
@@ -127,9 +210,9 @@ def test_cifar10_is_read(part: Any, rows: slice, network: ShutNetwork) -> None:
     assert network.asked == []
 
 
-@pytest.mark.parametrize("name", ["svhn", "cifar10"])
-def test_it_is_converted_once(name: str, request: pytest.FixtureRequest, monkeypatch: Any) -> None:
-    request.getfixturevalue({"svhn": "svhn", "cifar10": "cifar"}[name])
+@pytest.mark.usefixtures("svhn", "cifar")
+@pytest.mark.parametrize("name", ["svhn", "svhn-extra", "cifar10"])
+def test_it_is_converted_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load(name, "train")
     monkeypatch.setattr(official, "READERS", {})
     second = load(name, "train")
@@ -142,6 +225,9 @@ def test_it_is_converted_once(name: str, request: pytest.FixtureRequest, monkeyp
     [
         ("svhn", "train", "train_32x32.mat"),
         ("svhn", "test", "test_32x32.mat"),
+        ("svhn-extra", "train", "train_32x32.mat"),
+        ("svhn-extra", "test", "test_32x32.mat"),
+        ("svhn-remix", "test", "train_32x32.mat"),
         ("cifar10", "train", "cifar-10-python.tar.gz"),
         ("cifar10", "test", "cifar-10-python.tar.gz"),
     ],
@@ -171,6 +257,24 @@ def test_a_damaged_file_is_not_read(svhn: Path) -> None:
         load("svhn", "train")
     assert file.exists()
     assert len(load("svhn", "test")) == 4
+
+
+def test_damaged_extra_digits_are_not_read(svhn: Path) -> None:
+    file = svhn / "extra_32x32.mat"
+    content = file.read_bytes()
+    file.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+    with pytest.raises(UserError, match=r"extra_32x32.mat is damaged .*; replace it"):
+        load("svhn-extra", "train")
+    assert len(load("svhn-extra", "test")) == 4
+    assert len(load("svhn", "train")) == 8
+
+
+def test_missing_extra_digits_are_asked_for(svhn: Path, network: ShutNetwork) -> None:
+    (svhn / "extra_32x32.mat").unlink()
+    with pytest.raises(UserError, match=r"cannot download extra_32x32.mat .*; put it in"):
+        load("svhn-extra", "train")
+    assert network.asked == ["extra_32x32.mat"]
+    assert sorted(file.name for file in svhn.iterdir()) == ["test_32x32.mat", "train_32x32.mat"]
 
 
 class Trap:
@@ -229,7 +333,7 @@ def test_a_download_is_read(svhn: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(torchvision_utils, "_urlretrieve", lambda _, file: Path(file).write_bytes(content))
     told: list[str] = []
     assert len(load("svhn", "train", progress=lambda text, *_: told.append(text))) == 8
-    assert told == ["checking train_32x32.mat"]
+    assert told == ["checking and reading train_32x32.mat", "converting svhn"]
 
 
 def test_the_network_has_a_timeout_for_so_long(network: ShutNetwork) -> None:
@@ -262,4 +366,5 @@ def test_torchvision_still_checks_what_it_reads() -> None:
     assert len(CIFAR10.tgz_md5) == 32
     assert torchvision.datasets.SVHN.split_list["train"][1] == official.file_of("svhn", "train")
     assert torchvision.datasets.SVHN.split_list["test"][1] == official.file_of("svhn", "test")
+    assert torchvision.datasets.SVHN.split_list["extra"][1] == official.file_of("svhn", "extra")
     assert torchvision.datasets.CIFAR10.filename == official.file_of("cifar10", "train")
