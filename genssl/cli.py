@@ -27,8 +27,8 @@ from genssl.commands import (
     studying,
     training,
 )
-from genssl.errors import FAILED_RUN, INTERRUPTED, TERMINATED, WRONG_INPUT, UserError, explain
-from genssl.invocation import carrying_out
+from genssl.errors import FAILED_RUN, INTERRUPTED, TERMINATED, WRONG_INPUT, Echo, UserError, explain
+from genssl.invocation import carrying_out, rank
 
 
 class Terminated(KeyboardInterrupt):
@@ -59,14 +59,14 @@ class Program(TyperGroup):
                 raise
             code = _usage(error)
         if standalone_mode:
+            _on_terminate(signal.SIG_DFL)  # all is said and written: nothing to be told of the way out
             sys.exit(code if isinstance(code, int) else 0)
         return code
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; a traceback appears only when GENSSL_DEBUG is set."""
         warnings.showwarning = _warn
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, _terminate)
+        _on_terminate(_terminate)
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
@@ -80,7 +80,9 @@ class Program(TyperGroup):
             if hasattr(error, "exit_code") or os.environ.get("GENSSL_DEBUG"):
                 raise
             told = explain(error) or _unexpected(error)
-            raise typer.Exit(_tell(str(told), told.code)) from error
+            if not isinstance(told, Echo):
+                _tell(str(told), told.code)
+            raise typer.Exit(told.code) from error
 
 
 def _usage(error: Any) -> int:
@@ -92,6 +94,11 @@ def _usage(error: Any) -> int:
     return _tell(
         f"{' '.join(message.split()).rstrip('.')}; `{command} -h` shows what there is", error.exit_code
     )
+
+
+def _on_terminate(handler: Any) -> None:
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
@@ -114,12 +121,18 @@ def _warn(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    if issubclass(category, UserWarning):  # the libraries' own deprecations are not for the user
+    if (
+        issubclass(category, UserWarning) and rank() == 0
+    ):  # the libraries' own deprecations are not for the user
         print(f"genssl: warning: {message}", file=sys.stderr)
 
 
 def _tell(message: str, code: int) -> int:
-    print(f"genssl: {message}", file=sys.stderr)
+    """Say what happened, once: of several processes one speaks, but for what went wrong in another alone."""
+    if rank() == 0:
+        print(f"genssl: {message}", file=sys.stderr)
+    elif code == FAILED_RUN or (code == WRONG_INPUT and os.environ.get("LOCAL_RANK") == "0"):
+        print(f"genssl: process {rank()}: {message}", file=sys.stderr)
     return code
 
 

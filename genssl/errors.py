@@ -19,6 +19,10 @@ class UserError(Exception):
         self.code = code
 
 
+class Echo(UserError):
+    """What another process of the same run tells: this one ends with the code and says nothing."""
+
+
 def explain(error: BaseException) -> UserError | None:
     """Translate the failures of disks and devices into a line for a person; None when nothing is known."""
     if isinstance(error, UserError):

@@ -1,5 +1,6 @@
 """The command line that is being carried out, so that a number can say how it was made."""
 
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,23 @@ def carrying_out(arguments: Sequence[str]) -> Iterator[None]:
         _ARGUMENTS.reset(token)
 
 
+def rank() -> int:
+    """Which of the processes that torchrun started this one is; 0 without it."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def started_by_torchrun() -> bool:
+    """Whether this is one of the processes that torchrun started."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def arguments() -> tuple[str, ...]:
+    """What is being carried out; the Python program's own arguments outside of any command."""
+    found = _ARGUMENTS.get()
+    return tuple(sys.argv[1:]) if found is None else found
+
+
 def command_line() -> str:
     """What a person types to do the same again; the Python program's own line outside of any command."""
-    arguments = _ARGUMENTS.get()
-    return shlex.join(sys.argv) if arguments is None else shlex.join(["genssl", *arguments])
+    found = _ARGUMENTS.get()
+    return shlex.join(sys.argv) if found is None else shlex.join(["genssl", *found])

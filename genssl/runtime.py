@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -65,7 +66,7 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            return _own(torch.device("cuda"))
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
@@ -73,7 +74,19 @@ def choose_device(name: str) -> torch.device:
         raise UserError(f"unknown device {name!r}; use auto, cpu, cuda, cuda:1 or mps") from None
     if not _available(device):
         raise UserError(f"no device {name!r} on this machine; use --device {choose_device('auto')}")
-    return device
+    return _own(device)
+
+
+def _own(device: torch.device) -> torch.device:
+    """The GPU of this process, where torchrun started one for each: "cuda" means the one of its number."""
+    number = os.environ.get("LOCAL_RANK")
+    if device.type != "cuda" or device.index is not None or number is None:
+        return device
+    if int(number) >= torch.cuda.device_count():
+        raise UserError(
+            f"there are more processes than the {torch.cuda.device_count()} GPUs; start one for each"
+        )
+    return torch.device("cuda", int(number))
 
 
 def _available(device: torch.device) -> bool:

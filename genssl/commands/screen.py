@@ -11,12 +11,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from genssl.invocation import rank
+
 PLAIN_EVERY = 30.0  # seconds between plain lines of progress
 
 
 def say(text: str) -> None:
-    """A line for the person watching, on stderr."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+    """A line for the person watching, on stderr; of several processes the first one says it."""
+    if rank() == 0:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
 
 
 def is_rows(value: Any) -> bool:

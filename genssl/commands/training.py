@@ -9,6 +9,7 @@ from genssl.commands import options
 from genssl.commands.progress import TrainingScreen
 from genssl.commands.screen import say, show_values
 from genssl.errors import UserError
+from genssl.invocation import arguments, rank, started_by_torchrun
 
 if TYPE_CHECKING:
     from genssl.settings import Config
@@ -26,7 +27,10 @@ def train(
     method: Annotated[
         str | None, typer.Argument(help="vae, ddpm, simsiam, byol, barlow-twins, vicreg or dssl.")
     ] = None,
-    data: Annotated[str | None, typer.Option(help="svhn, cifar10, synthetic or a path.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="svhn, svhn-extra, cifar10, synthetic, a path, or one of these with -remix."),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the train split.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of the optimiser.")] = None,
@@ -53,10 +57,34 @@ def train(
     save_every: Annotated[float, typer.Option(min=0, help="Seconds between saved states.")] = 60.0,
     max_minutes: Annotated[float | None, typer.Option(min=0, help="End cleanly after so long.")] = None,
     compile: Annotated[Literal["auto", "on", "off"], typer.Option(help="One compiled graph.")] = "auto",
+    remix: Annotated[
+        bool, typer.Option("--remix", help="Pool the data's train and test parts and split them anew.")
+    ] = False,
+    go_on: Annotated[
+        bool, typer.Option("--go-on", help="Continue the run of these settings if it was begun.")
+    ] = False,
+    gpus: Annotated[
+        int, typer.Option(min=1, help="So many processes, a GPU each; with --device cpu, on the CPU.")
+    ] = 1,
+    max_restarts: Annotated[
+        int, typer.Option(min=0, help="Start the processes again so often when one of them dies.")
+    ] = 0,
+    resident_limit: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="GiB of images kept on the device; more are streamed. Half of what is free."
+        ),
+    ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write numbers and pictures for TensorBoard, too.")
+    ] = False,
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:
     """Train a method; everything it makes goes to one run folder."""
+    if gpus > 1 and not started_by_torchrun():
+        _launch(gpus, device, max_restarts)
+        return
     from genssl.settings import parse_settings
     from genssl.train.options import Options
 
@@ -68,17 +96,34 @@ def train(
     }  # fmt: skip
     changes = {name: value for name, value in named.items() if value is not None}
     changes |= parse_settings(settings or [])
-    how = Options(device, save_every, max_minutes, compile, tag, out)
+    how = Options(
+        device=device, save_every=save_every, max_minutes=max_minutes, compile=compile, tag=tag, out=out,
+        resident_limit=resident_limit, tensorboard=tensorboard, go_on=go_on,
+    )  # fmt: skip
     if resume is not None:
-        if dry_run or config is not None:
-            raise UserError("a resumed run has its own settings; leave --dry-run and --config away")
+        if dry_run or remix or config is not None:
+            raise UserError("a resumed run has its own settings; leave --dry-run, --config and --remix away")
         _resume(resume, method, changes, how, as_json)
         return
     settled = _settle(method, config, changes)
+    if remix:
+        settled = _remixed(settled)
     if dry_run:
         _dry_run(settled, how, as_json)
         return
     _start(settled, how, as_json)
+
+
+def _launch(gpus: int, device: str, max_restarts: int) -> None:
+    from genssl.train.launch import launch
+
+    launch(arguments(), gpus, device, max_restarts)
+
+
+def _remixed(config: "Config") -> "Config":
+    from genssl.data.remix import remixed_name
+
+    return config.updated({"data": remixed_name(config.data)})
 
 
 def _settle(method: str | None, file: Path | None, changes: dict[str, Any]) -> "Config":
@@ -101,7 +146,7 @@ def _settle(method: str | None, file: Path | None, changes: dict[str, Any]) -> "
 def _start(config: "Config", how: "Options", as_json: bool) -> None:
     from genssl.train import run
 
-    with TrainingScreen(quiet=as_json) as screen:
+    with TrainingScreen(quiet=as_json or rank() > 0) as screen:
         folder = run.start(config, how, screen)
     _show_result(folder, as_json)
 
@@ -117,7 +162,7 @@ def _resume(
         changes["method"] = config_class(method).model_fields["method"].default
     if how.tag is not None or how.out is not None:
         raise UserError("a resumed run keeps its folder; leave --tag and --out away")
-    with TrainingScreen(quiet=as_json) as screen:
+    with TrainingScreen(quiet=as_json or rank() > 0) as screen:
         folder = run.resume(runs.find_unfinished(reference), changes, how, screen)
     _show_result(folder, as_json)
 
@@ -127,6 +172,8 @@ def _show_result(folder: Path, as_json: bool) -> None:
 
     from genssl import checkpoint
 
+    if rank() > 0:  # the first process says it
+        return
     info = checkpoint.inspect(folder)
     if as_json:
         print(json.dumps({"run": str(folder), "epoch": info.epoch, **info.metrics}, indent=2))

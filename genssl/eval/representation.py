@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from genssl import processes
 from genssl.data.split import Split
 from genssl.errors import FAILED_RUN, UserError
 from genssl.eval.require import check_size
@@ -28,11 +29,14 @@ def untrained(method: Method, device: torch.device) -> Method:
 def represent(encoder: Encoder, split: Split, batch_size: int, tick: Tick) -> Tensor:
     """The features of a whole split, (N, D) float32 on its device; pixels as exact halves.
 
+    Of several processes each extracts its share, and all get the whole: nothing is padded or dropped.
+
     Raises:
         UserError: a feature is not finite.
     """
     dtype = torch.float16 if encoder is pixels else torch.float32  # (2 u - 255) / 256 is exact in float16
-    features = extract(encoder, split.images, batch_size, tick, dtype=dtype)
+    mine = split.images[processes.share(len(split))]
+    features = processes.gathered(extract(encoder, mine, batch_size, tick, dtype=dtype), len(split))
     if not features.sum(dtype=torch.float32).isfinite():
         raise UserError(
             f"the features of {split.part} images are not finite; the run has diverged, take another",

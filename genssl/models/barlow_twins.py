@@ -26,5 +26,5 @@ class BarlowTwins(Siamese):
 
     def loss(self, views: tuple[Tensor, ...], draws: dict[str, Tensor]) -> dict[str, Tensor]:
         """Two views -> "loss"."""
-        x1, x2 = views
-        return {"loss": barlow_twins_loss(self.embed(x1), self.embed(x2), self.lambd)}
+        z1, z2 = self.embed_all(*views)
+        return {"loss": barlow_twins_loss(z1, z2, self.lambd)}

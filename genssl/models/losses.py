@@ -1,4 +1,4 @@
-"""The self-supervised losses, written out. Features are (B, D); everything is computed in float32."""
+"""The self-supervised losses, written out. Features are (B, D); all is computed in float32 or wider."""
 
 import torch
 import torch.nn.functional as F
@@ -94,7 +94,7 @@ def vicreg_loss(
         "loss" and the terms "invariance", "variance" and "covariance" before weighting, scalars.
     """
     with _float32(z1):
-        z1, z2 = z1.float(), z2.float()
+        z1, z2 = _wide(z1), _wide(z2)
         invariance = (z1 - z2).square().mean()
         variance = (_variance_hinge(z1) + _variance_hinge(z2)) / 2
         covariance = _squared_covariance(z1) + _squared_covariance(z2)
@@ -115,12 +115,16 @@ def _squared_covariance(z: Tensor) -> Tensor:
 
 def _standardised(z: Tensor) -> Tensor:
     """Zero mean and unit (population) variance of each column over the batch."""
-    centred = z.float() - z.float().mean(0)
+    centred = _wide(z) - _wide(z).mean(0)
     return centred * (centred.square().mean(0) + NORM_EPSILON).rsqrt()
 
 
 def _unit(z: Tensor) -> Tensor:
-    return F.normalize(z.float(), dim=1, eps=UNIT_EPSILON)
+    return F.normalize(_wide(z), dim=1, eps=UNIT_EPSILON)
+
+
+def _wide(z: Tensor) -> Tensor:
+    return z.to(torch.promote_types(z.dtype, torch.float32))
 
 
 def _float32(z: Tensor) -> torch.autocast:

@@ -40,7 +40,7 @@ class Method(nn.Module):
         """Called after each optimiser step with the share of the run that is done; e.g. an EMA target."""
 
     def after_training(self, images: Tensor) -> None:
-        """Fit what is fitted once, at the end. `images`: the train split, uint8 (N, 3, H, W)."""
+        """Fit what is fitted once, at the end. `images`: the train split, uint8 (N, 3, H, W), anywhere."""
 
     def features(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, D), for kNN, linear evaluation and distances."""

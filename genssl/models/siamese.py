@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from genssl import processes
 from genssl.models.encoders import Encoder, mlp
 from genssl.models.method import Method
 
@@ -28,6 +29,16 @@ class Siamese(Method):
         """(B, 3, H, W) -> the projector's output (B, projector_dim)."""
         output: Tensor = self.projector(self.encoder(images))
         return output
+
+    def embed_all(self, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
+        """The outputs of two views for the images of all processes, (count B, projector_dim), with gradients.
+
+        For losses whose statistics are over the global batch: those of a share are others.
+        """
+        z1, z2 = self.embed(x1), self.embed(x2)
+        if not self.training:  # looked at by one process, between epochs
+            return z1, z2
+        return processes.gathered(z1), processes.gathered(z2)
 
     def features(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, encoder.dim): the encoder's output; the projector is for training only."""

@@ -18,6 +18,7 @@ from genssl.pixels import to_model
 from genssl.runtime import Randomness, normal, uniform
 
 Prior = Literal["normal", "mixture"]
+MIXTURE_IMAGES = 100_000  # that the mixture is fitted to, at most
 VARIANCE_RATE = 1e-2  # learning rate of the decoder's log variance
 
 
@@ -112,14 +113,19 @@ class VAE(Method):
 
     @torch.no_grad()
     def after_training(self, images: Tensor) -> None:
-        """Fit the Gaussian mixture to the posterior means of the training images, uint8 (N, 3, H, W)."""
+        """Fit the Gaussian mixture to the posterior means of training images, uint8 (N, 3, H, W).
+
+        Where there are many, every second, third, ... of them will do.
+        """
         components = len(self.mixture_weights)
         if components == 0:
             return
         if len(images) < 2 * components:
             warnings.warn(f"no mixture was fitted: it needs {2 * components} images or more", stacklevel=2)
             return
-        means = torch.cat([self.features(to_model(chunk)) for chunk in images.split(512)])
+        chunks = images[:: -(-len(images) // MIXTURE_IMAGES)].split(512)
+        where = self.mean.weight.device
+        means = torch.cat([self.features(to_model(chunk.to(where))) for chunk in chunks])
         weights, centres, scales = fit_mixture(means, components)
         self.mixture_weights.copy_(weights)
         self.mixture_means.copy_(centres)

@@ -34,5 +34,5 @@ class VICReg(Siamese):
 
     def loss(self, views: tuple[Tensor, ...], draws: dict[str, Tensor]) -> dict[str, Tensor]:
         """Two views -> "loss" and its three terms before weighting."""
-        x1, x2 = views
-        return vicreg_loss(self.embed(x1), self.embed(x2), *self.weights)
+        z1, z2 = self.embed_all(*views)
+        return vicreg_loss(z1, z2, *self.weights)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from genssl.data.augment import choose_views
+from genssl.data.feed import place
 from genssl.models.build import build
 from genssl.runtime import choose_device, describe
 from genssl.settings import Config
@@ -51,8 +52,9 @@ def estimate(config: Config, options: Options, listen: Listener = silent) -> Est
         UserError: the data or the device is not to be had.
     """
     device = choose_device(options.device)
-    train, _ = load_splits(config, device, listen)
-    training = Training(build(config).to(device), choose_views(config, train.classes), train, config)
+    train, _ = load_splits(config, listen)
+    data = place(train, device, options.resident_limit)
+    training = Training(build(config).to(device), choose_views(config, train.classes), data, config)
     steps = training.steps()
     for _ in range(min(WARM_STEPS, training.total_steps - 1)):
         next(steps)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genssl import checkpoint, config, figures, files
+from genssl import checkpoint, config, figures, files, processes
 from genssl.errors import FAILED_RUN, UserError
 from genssl.invocation import command_line
 from genssl.models.method import Method
@@ -23,15 +23,17 @@ PACKAGES = ("genssl", "torch", "torchvision", "numpy", "safetensors", "pillow", 
 
 
 class RunFolder:
-    """One run's files. Held by one process at a time."""
+    """One run's files. Held by one process at a time; others of the same run may read."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, held: bool = True) -> None:
         self.path = path
-        self._lock = files.hold(path, f"another process is training {path}; wait for it, or start a new run")
+        taken = f"another process is training {path}; wait for it, or start a new run"
+        self._lock = files.hold(path, taken) if held else None
 
     def release(self) -> None:
         """Let another process resume this run."""
-        os.close(self._lock)
+        if self._lock is not None:
+            os.close(self._lock)
 
     def write_start(self, config: Config, device: torch.device) -> None:
         """Write what reruns the experiment and what it ran on."""
@@ -135,6 +137,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     return {
         "command": command_line(),
         "device": describe(device),
+        "processes": processes.count(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "system": platform.platform(),

@@ -1,21 +1,25 @@
 """The only training loop. It knows no method and no data set, and it never prints, draws or saves."""
 
+import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from genssl import processes
 from genssl.data.augment import Views
 from genssl.data.batches import order
+from genssl.data.feed import Placed
 from genssl.data.split import Split
 from genssl.models.method import Method
 from genssl.runtime import autocast, choose_precision, generator
 from genssl.settings import Config
 from genssl.train.optim import Average, Guard, build_optimizer, gradients, set_rate, update
+from genssl.train.parallel import averaging, check_shares, synchronised
 
 
 @dataclass(frozen=True)
@@ -25,8 +29,8 @@ class Step:
     Attributes:
         epoch: one-based.
         step: how many steps the run has taken, this one included.
-        losses: the method's named terms, scalars still on the device.
-        images: how many images the step saw.
+        losses: the method's named terms, scalars still on the device; means over all processes.
+        images: how many images the step saw, in all processes together.
         seconds: wall clock since the loop was entered.
     """
 
@@ -57,26 +61,34 @@ class Objective(nn.Module):
 class Training:
     """A method in training: its optimiser, its guard, its average and how far it has come.
 
+    Batch size, order and draws are those of the global batch; each of several processes takes its rows of
+    them, so that their number changes nothing.
+
     Args:
         method: on the device.
         views: what turns images into the method's views.
-        split: the train split, on the device.
+        data: the train split, on the device; or placed, where it may be streamed to the device.
         config: the run's settings.
+
+    Raises:
+        UserError: the batch has no equal shares for the processes.
     """
 
-    def __init__(self, method: Method, views: Views, split: Split, config: Config) -> None:
-        self.method, self.split, self.config = method, split, config
-        self.device = split.images.device
+    def __init__(self, method: Method, views: Views, data: Split | Placed, config: Config) -> None:
+        self.data = data if isinstance(data, Placed) else Placed(data, data.images.device)
+        self.split, self.device, self.config = self.data.split, self.data.device, config
+        self.method = method = synchronised(method, self.device)
         self.precision = choose_precision(config.precision, self.device)
-        self.batch_size = min(config.batch_size, len(split))
-        self.steps_per_epoch = len(split) // self.batch_size  # the rest waits for the next shuffle
+        self.batch_size = min(config.batch_size, len(self.split))
+        check_shares(self.batch_size)
+        self.steps_per_epoch = len(self.split) // self.batch_size  # the rest waits for the next shuffle
         self.total_steps = config.epochs * self.steps_per_epoch
         self.optimizer = build_optimizer(method.parameter_groups(), config, self.batch_size)
         self.guard = Guard(method, self.device)
         self.average = None if config.ema_decay is None else Average(method, config.ema_decay, self.guard)
         self.step = 0
         self.views = views
-        self.objective: nn.Module = Objective(method, views)
+        self.objective = averaging(Objective(method, views))
 
     def compile(self) -> None:
         """Compile views, network and losses into one graph, at the first step."""
@@ -92,11 +104,16 @@ class Training:
         start = time.perf_counter()
         while self.step < self.total_steps:
             epoch, first = divmod(self.step, self.steps_per_epoch)
-            shuffled = order(self.config.seed, epoch, len(self.split), self.device)
-            for batch in range(first, self.steps_per_epoch):
-                rows = shuffled[batch * self.batch_size : (batch + 1) * self.batch_size]
-                losses = self._take_step(self.split.images[rows])
-                yield Step(epoch + 1, self.step, losses, len(rows), time.perf_counter() - start)
+            with contextlib.closing(self._images(epoch, first)) as batches:
+                for images in batches:
+                    losses = self._take_step(images)
+                    yield Step(epoch + 1, self.step, losses, self.batch_size, time.perf_counter() - start)
+
+    def _images(self, epoch: int, first: int) -> Generator[Tensor]:
+        """This process's images of zero-based `epoch`, from batch `first` on, a batch at a time."""
+        shuffled = order(self.config.seed, epoch, len(self.split))
+        whole = shuffled[: self.steps_per_epoch * self.batch_size].view(-1, self.batch_size)
+        return self.data.batches(whole[first:, processes.share(self.batch_size)])
 
     def _take_step(self, images: Tensor) -> dict[str, Tensor]:
         self.method.train()
@@ -105,13 +122,18 @@ class Training:
         losses = self._forward(images)
         self.optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
-        self._update(losses["loss"].detach())
-        return {name: value.detach() for name, value in losses.items()}
+        found = processes.mean(losses)
+        self._update(found["loss"])
+        return found
 
     def _forward(self, images: Tensor) -> dict[str, Tensor]:
         # Drawn outside the graph: a generator inside a full graph does not compile
-        view_draws = self.views.draws(len(images), self._stream("views"))
-        method_draws = self.method.draws(len(images), self._stream("method"))
+        mine = processes.share(self.batch_size)
+        view_draws = self.views.draws(self.batch_size, self._stream("views"))
+        method_draws = self.method.draws(self.batch_size, self._stream("method"))
+        view_draws, method_draws = (
+            {name: value[mine] for name, value in draws.items()} for draws in (view_draws, method_draws)
+        )
         with autocast(self.device, self.precision):
             losses: dict[str, Tensor] = self.objective(images, view_draws, method_draws)
         return losses

@@ -21,6 +21,10 @@ class Options:
         tag: added to the run's name.
         out: the run folder, instead of a new one in checkpoints/.
         arm: the run is an ablation's, kept in checkpoints/arms/.
+        resident_limit: GiB up to which the train split lies on the device; larger ones are streamed from
+            the cache. Half of the free memory when None.
+        tensorboard: write events for TensorBoard, too.
+        go_on: continue the run of these settings that was begun, if there is one.
     """
 
     device: str = "auto"
@@ -30,6 +34,9 @@ class Options:
     tag: str | None = None
     out: Path | None = None
     arm: bool = False
+    resident_limit: float | None = None
+    tensorboard: bool = False
+    go_on: bool = False
 
 
 def should_compile(options: Options, device: torch.device, steps: int) -> bool:

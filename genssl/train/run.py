@@ -6,14 +6,18 @@ from typing import Any, Literal
 
 import torch
 
-from genssl import runs
+from genssl import processes, runs
+from genssl.data.feed import place
 from genssl.data.load import load
+from genssl.data.rows import limited
 from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.runtime import choose_device
 from genssl.settings import Config, differences
+from genssl.train import board
 from genssl.train.events import Listener, Loading, Note, silent
 from genssl.train.folder import RunFolder
+from genssl.train.follow import follow
 from genssl.train.options import Options
 from genssl.train.runner import Run
 
@@ -21,17 +25,32 @@ from genssl.train.runner import Run
 def start(config: Config, options: Options, listen: Listener = silent) -> Path:
     """Train a new run to its end; returns its folder.
 
+    Where torchrun started several processes, every one of them calls this; the first one writes.
+
     Raises:
         UserError: the data or device is not to be had, the run was stopped, or a loss was not finite.
     """
-    train, test = load_splits(config, choose_device(options.device), listen)
-    run = Run(config, options, listen, train, test)
-    folder = RunFolder(runs.new_folder(config, options.tag, options.out, arm=options.arm))
-    try:
-        folder.write_start(config, train.images.device)
-        return run.go(folder)
-    finally:
-        folder.release()
+    device = choose_device(options.device)
+    with processes.joined(device):
+        go_on = options.go_on or processes.restarts() > 0
+        if go_on and (begun := _begun(config, options)):
+            return resume(begun, config.model_dump(), options, listen)
+        run = _prepared(config, options, device, listen)
+        if not processes.leads():
+            return follow(run.training, run.watch)
+        folder = RunFolder(runs.new_folder(config, options.tag, options.out, arm=options.arm))
+        try:
+            folder.write_start(config, run.training.device)
+            return run.go(folder)
+        finally:
+            folder.release()
+
+
+def _begun(config: Config, options: Options) -> Path | None:
+    """The run that `go_on` continues, the same in every process."""
+    found = runs.begun(config, options.tag, options.out, arm=options.arm) if processes.leads() else None
+    path = processes.told(str(found or ""))
+    return Path(path) if path else None
 
 
 def resume(path: Path, changes: Mapping[str, Any], options: Options, listen: Listener = silent) -> Path:
@@ -48,23 +67,33 @@ def resume(path: Path, changes: Mapping[str, Any], options: Options, listen: Lis
     """
     if not path.is_dir():
         raise UserError(f"no run folder {path} to resume; `genssl runs list` names them")
-    folder = RunFolder(path)
-    try:
-        config = folder.read_config()
-        _refuse_changes(config, changes)
-        if folder.is_complete(config.epochs):
-            listen(Note(f"{path} is complete: all {config.epochs} epochs are done, nothing is left to do"))
-            return path
-        train, test = load_splits(config, choose_device(options.device), listen)
-        run = Run(config, options, listen, train, test)
-        run.restore(folder)
-        return run.go(folder)
-    finally:
-        folder.release()
+    device = choose_device(options.device)
+    with processes.joined(device):
+        folder = RunFolder(path, held=processes.leads())
+        try:
+            config = folder.read_config()
+            _refuse_changes(config, changes)
+            if folder.is_complete(config.epochs):
+                listen(
+                    Note(f"{path} is complete: all {config.epochs} epochs are done, nothing is left to do")
+                )
+                return path
+            run = _prepared(config, options, device, listen)
+            run.restore(folder)
+            return run.go(folder) if processes.leads() else follow(run.training, run.watch)
+        finally:
+            folder.release()
 
 
-def load_splits(config: Config, device: torch.device, listen: Listener) -> tuple[Split, Split]:
-    """The config's train split, limited, and its test split, on the device."""
+def _prepared(config: Config, options: Options, device: torch.device, listen: Listener) -> Run:
+    if options.tensorboard:
+        board.require()
+    train, test = load_splits(config, listen)
+    return Run(config, options, listen, place(train, device, options.resident_limit), test)
+
+
+def load_splits(config: Config, listen: Listener) -> tuple[Split, Split]:
+    """The config's train split, limited, and its test split, both on the host."""
 
     def load_part(part: Literal["train", "test"]) -> Split:
         return load(
@@ -76,12 +105,12 @@ def load_splits(config: Config, device: torch.device, listen: Listener) -> tuple
             progress=lambda text, done, total: listen(Loading(text, done, total)),
         )
 
-    train = load_part("train").take(config.limit, config.seed)
+    train = limited(load_part("train"), config.limit, config.seed)
     if len(train) < 2:
         raise UserError(
             f"{config.data} leaves {len(train)} image to train on, and batch norm needs 2 or more"
         )
-    return train.to(device), load_part("test").to(device)
+    return train, load_part("test")
 
 
 def _refuse_changes(config: Config, changes: Mapping[str, Any]) -> None:

@@ -4,21 +4,22 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from genssl import checkpoint
+from genssl import checkpoint, processes
 from genssl.data.augment import choose_views
+from genssl.data.feed import Placed
 from genssl.data.split import Split
 from genssl.errors import FAILED_RUN, UserError
 from genssl.models.build import build
 from genssl.runtime import describe
 from genssl.settings import Config
+from genssl.train.board import Board
 from genssl.train.events import EpochEnded, Listener, Note, Progress, Started
 from genssl.train.folder import RunFolder
+from genssl.train.follow import OUT_OF_TIME
 from genssl.train.loop import Step, Training
 from genssl.train.options import Options, should_compile
 from genssl.train.sitting import Clock, StopSignals, peak_memory, readable_time
+from genssl.train.sums import Sums
 from genssl.train.watch import Watch
 
 READ_EVERY = 1.0  # seconds between reads of the losses from the device
@@ -28,21 +29,22 @@ STEPS_BEFORE_ESTIMATE = 20
 
 
 class Run:
-    """One run in progress."""
+    """One run in progress, in one of the processes that train it."""
 
     folder: RunFolder  # from `go` or `restore` on
 
-    def __init__(self, config: Config, options: Options, listen: Listener, train: Split, test: Split) -> None:
+    def __init__(
+        self, config: Config, options: Options, listen: Listener, train: Placed, test: Split
+    ) -> None:
         self.config, self.options, self.listen = config, options, listen
-        device = train.images.device
-        views = choose_views(config, train.classes)
-        self.training = Training(build(config).to(device), views, train, config)
-        if should_compile(options, device, self.training.total_steps):
+        views = choose_views(config, train.split.classes)
+        self.training = Training(build(config).to(train.device), views, train, config)
+        if should_compile(options, train.device, self.training.total_steps):
             self.training.compile()
-        self.watch = Watch(views, train, test, config)
+        self.watch = Watch(views, train.split, test, config, train.device)
         self.history: list[dict[str, Any]] = []
-        self.sums: dict[str, Tensor] = {}  # of this epoch's losses, times images
-        self.images = 0  # seen in this epoch
+        self.sums = Sums()  # of this epoch
+        self.board: Board | None = None
         self.elapsed = 0.0  # seconds of earlier sittings
         self.clock = Clock()
 
@@ -67,28 +69,33 @@ class Run:
                 "bring those images back, or start a new run"
             )
         self.training.restore(tensors, texts)
-        self.sums = {k[4:]: v.to(self.training.device) for k, v in tensors.items() if k.startswith("sum.")}
-        self.images, self.elapsed = int(texts["images"]), float(texts["elapsed"])
+        self.sums.restore(tensors, texts, self.training.device)
+        self.elapsed = float(texts["elapsed"])
         self.history = folder.read_history(self.training.step, self.training.steps_per_epoch)
-        folder.remove_previews_after(self.history[-1]["epoch"] if self.history else 0)
+        if processes.leads():
+            folder.remove_previews_after(self.history[-1]["epoch"] if self.history else 0)
 
     def go(self, folder: RunFolder) -> Path:
         """Train to the end, or to the time limit; then finish. Returns the run's folder."""
         self.folder = folder
+        processes.tell_folder(folder.path)
+        if self.options.tensorboard:
+            self.board = Board(folder.path, self.history[-1]["step"] if self.history else 0)
         self._announce()
-        with StopSignals() as signals:
+        with StopSignals() as signals, processes.minding_the_others(self._again()):
             for step in self.training.steps():
                 self._after_step(step)
-                if signals.code is not None:
-                    self._stop(signals.code)
-                if self._out_of_time():
+                code = processes.agree(signals.code or (OUT_OF_TIME if self._out_of_time() else 0))
+                if code > OUT_OF_TIME:
+                    self._stop(code)
+                if code == OUT_OF_TIME:
                     self._end_early(step)
                     break
         self._finish()
         return folder.path
 
     def _announce(self) -> None:
-        training = self.training
+        training, count = self.training, processes.count()
         self.listen(
             Started(
                 folder=self.folder.path,
@@ -99,7 +106,7 @@ class Run:
                 epochs=self.config.epochs,
                 total_steps=training.total_steps,
                 step=training.step,
-                device=describe(training.device),
+                device=describe(training.device) + (f", {count} processes" if count > 1 else ""),
                 precision=training.precision,
             )
         )
@@ -107,7 +114,8 @@ class Run:
             self.listen(Note(remark))
 
     def _after_step(self, step: Step) -> None:
-        self._add(step)
+        self.sums.add(step.losses, step.images, self.training.guard.bad == 0)
+        self.clock.count(step.images)
         if self.clock.steps == WARM_STEPS:
             step.losses["loss"].item()  # waits for the device, which may have compiled
             self.clock.open_window()
@@ -122,15 +130,6 @@ class Run:
             self._end_epoch(step.epoch, whole=True)
         if self.clock.since_save() >= self.options.save_every:
             self._save()
-
-    def _add(self, step: Step) -> None:
-        """Add a step to the epoch's means; one that the guard kept out adds nothing."""
-        fine = self.training.guard.bad == 0
-        for name, value in step.losses.items():
-            share = torch.where(fine, value * step.images, 0.0)
-            self.sums[name] = self.sums[name] + share if name in self.sums else share
-        self.images += step.images
-        self.clock.count(step.images)
 
     def _progress(self, step: Step) -> Progress:
         losses = {name: float(value) for name, value in step.losses.items()}  # waits for the device
@@ -153,13 +152,12 @@ class Run:
         """Write the epoch's line of the history, and look at the method when that is due."""
         self._check_finite()
         record: dict[str, Any] = {"epoch": epoch, "step": self.training.step}
-        record |= {name: float(total) / self.images for name, total in self.sums.items()}
+        record |= self.sums.means()
         record["images_per_second"] = round(self.clock.images_per_second(), 1)
-        steps = self.training.step
-        record |= self.watch.observe(self.training.inference, epoch, steps=steps, last=not whole)
+        record |= self._observe(epoch, last=not whole)
         due = self.watch.pictures_due(epoch, last=not whole)
-        if due:
-            self.folder.write_previews(self.watch.draw(self.training.inference), epoch)
+        previews = self.watch.draw(self.training.inference) if due else {}
+        self.folder.write_previews(previews, epoch)
         record["learning_rate"] = self.training.optimizer.param_groups[0]["lr"]
         record["seconds"] = round(self.elapsed + self.clock.total(), 3)
         record = {name: value if math.isfinite(value) else None for name, value in record.items()}
@@ -170,18 +168,22 @@ class Run:
             )
         self.history.append(record)
         self.folder.write_history(self.history)
+        if self.board is not None:
+            self.board.epoch(record, previews)
         if due and self.clock.since_drawn() >= DRAW_EVERY:
             self.folder.write_curves(self.history)
             self.clock.mark_drawn()
-        self.sums, self.images = {}, 0
+        self.sums.reset()
         self.listen(EpochEnded(record))
         self.clock.open_window()
 
+    def _observe(self, epoch: int, *, last: bool) -> dict[str, Any]:
+        return self.watch.observe(self.training.inference, epoch, steps=self.training.step, last=last)
+
     def _check_finite(self) -> None:
-        first = self.training.guard.first_bad_step()
-        if first is None:
+        if (first := self.training.guard.first_bad_step()) is None:
             return
-        self.images -= (self.training.step - first) * self.training.batch_size
+        self.sums.images -= (self.training.step - first) * self.training.batch_size
         self.training.rewind(first)
         self._write()
         raise UserError(
@@ -204,9 +206,9 @@ class Run:
 
     def _write(self) -> None:
         tensors, texts = self.training.state()
-        tensors |= {f"sum.{name}": total for name, total in self.sums.items()}
-        texts |= {"images": str(self.images), "elapsed": str(self.elapsed + self.clock.total())}
-        self.folder.write_state(tensors, {**texts, "data_digest": self.training.split.digest})
+        sums, counts = self.sums.state()
+        texts |= counts | {"elapsed": str(self.elapsed + self.clock.total())}
+        self.folder.write_state(tensors | sums, {**texts, "data_digest": self.training.split.digest})
         self._write_model(finished=False)
 
     def _write_model(self, *, finished: bool) -> None:
@@ -216,8 +218,10 @@ class Run:
 
     def _stop(self, code: int) -> None:
         self._save()
-        again = f"`genssl train --resume {self.folder.path}` continues"
-        raise UserError(f"stopped and saved at step {self.training.step}; {again}", code)
+        raise UserError(f"stopped and saved at step {self.training.step}; {self._again()}", code)
+
+    def _again(self) -> str:
+        return f"`genssl train --resume {self.folder.path}` continues"
 
     def _out_of_time(self) -> bool:
         limit = self.options.max_minutes
@@ -227,7 +231,7 @@ class Run:
     def _end_early(self, step: Step) -> None:
         self.listen(Note(f"time is up after {step.step / self.training.steps_per_epoch:.1f} epochs"))
         self._save()
-        if self.images > 0:
+        if self.sums.images > 0:
             self._end_epoch(step.epoch, whole=False)
         elif self.config.sample_every > 0:  # time ended with the epoch, whose pictures were not due
             self.folder.write_previews(self.watch.draw(self.training.inference), step.epoch)
@@ -237,6 +241,8 @@ class Run:
             self._save()
         method = self.training.inference.eval()
         method.after_training(self.training.split.images)
+        if self.board is not None:
+            self.board.close()
         self.folder.write_contact_sheets()
         self.folder.write_curves(self.history)
         self._write_model(finished=True)

@@ -5,6 +5,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from genssl import processes
 from genssl.data.augment import Views
 from genssl.data.batches import chunks
 from genssl.data.split import Split
@@ -34,14 +35,23 @@ class Watch:
 
     Args:
         views: the method's training views.
-        train: the train split, on the device.
-        test: the test split, on the device; None when there is none.
+        train: the train split.
+        test: the test split; None when there is none.
         config: the run's settings.
+        device: where the method is; that of the train split when None.
     """
 
-    def __init__(self, views: Views, train: Split, test: Split | None, config: Config) -> None:
+    def __init__(
+        self,
+        views: Views,
+        train: Split,
+        test: Split | None,
+        config: Config,
+        device: torch.device | None = None,
+    ) -> None:
         self.views, self.config = views, config
-        self.test = None if test is None else test.take(TEST_IMAGES, config.seed)
+        self.device = device or train.images.device
+        self.test = None if test is None else test.take(TEST_IMAGES, config.seed).to(self.device)
         self.train, self.all_tests = train, test
 
     def pictures_due(self, epoch: int, *, last: bool) -> bool:
@@ -54,16 +64,18 @@ class Watch:
     def observe(self, method: Method, epoch: int, *, steps: int, last: bool) -> dict[str, Any]:
         """What the history keeps of one-based `epoch`: test losses, collapse, neighbours, each when due.
 
+        Of several processes all take part in finding neighbours; the rest is found by the first alone.
+
         Args:
             method: the one to look at.
             epoch: one-based.
             steps: how many steps the run has taken.
             last: whether the run ends here, before its time.
         """
-        found: dict[str, Any] = (
-            self.measure(method) if self._due(self.config.sample_every, epoch, last) else {}
-        )
-        found |= self.collapse(method, steps)
+        found: dict[str, Any] = {}
+        if processes.leads():
+            found |= self.measure(method) if self._due(self.config.sample_every, epoch, last) else {}
+            found |= self.collapse(method, steps)
         return found | (self.neighbours(method) if self._due(self.config.knn_every, epoch, last) else {})
 
     @measuring()
@@ -109,11 +121,15 @@ class Watch:
         if train.labels is None or test.labels is None:
             return {}
         method.eval()
-        bank = extract(method.features, train.images, CHUNK)
-        queries = extract(method.features, test.images, CHUNK)
-        classes = len(train.classes)
-        predicted = knn_predict(bank, train.labels, queries, classes, min(NEIGHBOURS, len(bank)))
-        return {"knn_accuracy": float((predicted == test.labels).float().mean())}
+        bank, queries = (self._features(method, split.images) for split in (train, test))
+        bank_labels, labels = train.labels.to(self.device), test.labels.to(self.device)
+        predicted = knn_predict(bank, bank_labels, queries, len(train.classes), min(NEIGHBOURS, len(bank)))
+        return {"knn_accuracy": float((predicted == labels).float().mean())}
+
+    def _features(self, method: Method, images: Tensor) -> Tensor:
+        """The features of all images (N, D), of which each process extracts its share."""
+        mine = images[processes.share(len(images))].to(self.device)
+        return processes.gathered(extract(method.features, mine, CHUNK), len(images))
 
     @torch.no_grad()
     def draw(self, method: Method) -> dict[str, Tensor]:

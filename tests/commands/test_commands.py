@@ -243,7 +243,7 @@ def test_a_damaged_checkpoint_is_one_line(vae_run: Path, tmp_path: Path, fault: 
         (["train", "--resume", "nothing"], "no run folder"),
         (["train", "--resume", "RUN", "--tag", "x"], "keeps its folder"),
         (["train", "--resume", "RUN", "--epochs", 9], "epochs was 2, now 9"),
-        (["train", "--resume", "RUN", "--dry-run"], "leave --dry-run and --config away"),
+        (["train", "--resume", "RUN", "--dry-run"], "leave --dry-run, --config and --remix away"),
         (
             ["train", "vae", "--data", "DIGITS", "--batch-size", 1],
             "batch_size must be greater than or equal to 2",

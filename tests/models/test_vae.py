@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from genssl.config import VAEConfig
+from genssl.models import vae as module
 from genssl.models.build import build
 from genssl.models.gaussian import DiagonalGaussianDistribution
 from genssl.models.vae import VAE, fit_mixture
+from genssl.pixels import to_model
 from genssl.runtime import generator, generators
 
 SIDE = 16
@@ -143,6 +145,24 @@ def test_mixture_is_fitted_on_the_posterior_means_and_sampled() -> None:
     means = vae.features(bytes_.float().add(0.5).div(128).sub(1)).detach()
     fitted = vae.mixture_weights @ vae.mixture_means
     torch.testing.assert_close(fitted, means.mean(0), rtol=0, atol=1e-3)  # EM keeps the overall mean
+
+
+@pytest.mark.parametrize(("most", "step"), [(100, 1), (20, 1), (19, 2), (7, 3), (4, 5)])
+def test_mixture_of_many_images_is_fitted_to_images_of_all_classes(
+    most: int, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points: list[Tensor] = []
+
+    def remember(found: Tensor, components: int) -> tuple[Tensor, Tensor, Tensor]:
+        points.append(found)
+        return fit_mixture(found, components)
+
+    monkeypatch.setattr(module, "MIXTURE_IMAGES", most)
+    monkeypatch.setattr(module, "fit_mixture", remember)
+    vae, levels = small(), (images(20) * 127 + 128).to(torch.uint8)
+    vae.after_training(levels)  # a path's images come sorted by their class
+    assert torch.allclose(points[0], vae.features(to_model(levels[::step])), atol=1e-6)
+    assert len(points[0]) <= most
 
 
 def test_fitted_mixture_finds_two_clusters() -> None:

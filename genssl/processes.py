@@ -1,0 +1,185 @@
+"""Several processes that train one method: which one this is, and what all of them add up.
+
+Started by torchrun, or by `genssl train --gpus`. In a single process everything here is free of cost.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+from genssl.errors import FAILED_RUN, Echo, UserError
+
+LAUNCHER = "GENSSL_LAUNCHER"  # set by `genssl train --gpus`, which itself tells that a process was lost
+LOST = ("gloo", "nccl", "connection closed", "connection reset", "connection refused", "broken pipe")
+
+
+def started() -> int:
+    """How many processes torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def restarts() -> int:
+    """How often torchrun has started the processes again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def count() -> int:
+    """How many processes have joined; 1 outside `joined`."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def leads() -> bool:
+    """Whether this process writes, draws and reports: that of rank 0, or the only one."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def share(n: int) -> slice:
+    """This process's rows of n, in the order of the ranks: nothing is padded, nothing dropped."""
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    return slice(n * rank // count(), n * (rank + 1) // count())
+
+
+def join(device: torch.device) -> bool:
+    """Join the processes that torchrun started; whether that was to be done.
+
+    Tensors of the host travel by gloo, those of CUDA devices by NCCL.
+    """
+    if started() == 1 or dist.is_initialized():
+        return False
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    store, rank, size = next(rendezvous("env://"))
+    # torchrun keeps its store over restarts: without a name of its own, an attempt may read the addresses of
+    # processes that are dead
+    store = dist.PrefixStore(f"genssl/{restarts()}", store)  # type: ignore[attr-defined]
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    return True
+
+
+def leave() -> None:
+    """Leave the other processes."""
+    dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def joined(device: torch.device) -> Iterator[None]:
+    """Join the other processes for as long as the context is open."""
+    mine = join(device)
+    try:
+        yield
+    finally:
+        if mine:
+            leave()
+
+
+@contextlib.contextmanager
+def minding_the_others(advice: str) -> Iterator[None]:
+    """Turn what happens here when another process is lost into one line, told once for all of them.
+
+    Args:
+        advice: what to do.
+
+    Raises:
+        UserError: another process was lost. In others than the first one, and where `genssl train --gpus`
+            waits for all of them and tells it, an Echo.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if count() == 1 or not any(word in str(error).lower() for word in LOST):
+            raise
+        kind = UserError if leads() and LAUNCHER not in os.environ else Echo
+        raise kind(f"another process of this run has ended; {advice}", FAILED_RUN) from error
+
+
+def agree(code: int) -> int:
+    """The largest of all processes' codes: what one wants, all do. A host read; none of the device."""
+    if count() == 1:
+        return code
+    largest = torch.tensor(code)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)
+
+
+def told(text: str) -> str:
+    """The first process's text, in every process."""
+    if count() == 1:
+        return text
+    content = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8)
+    length = torch.tensor(len(content))
+    dist.broadcast(length, 0)
+    received = content if leads() else torch.empty(int(length), dtype=torch.uint8)
+    dist.broadcast(received, 0)
+    return bytes(received.tolist()).decode().strip()
+
+
+def tell_folder(path: Path) -> None:
+    """Tell the other processes, and the launcher, where the run is kept."""
+    told(str(path))
+    if note := os.environ.get(LAUNCHER):
+        Path(note).write_text(str(path), encoding="utf-8")
+
+
+def told_folder() -> Path:
+    """The other side of `tell_folder`."""
+    return Path(told(""))
+
+
+def mean(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The mean over processes of named scalars that stay on the device; without gradient."""
+    detached = {name: value.detach() for name, value in values.items()}
+    if count() == 1:
+        return detached
+    together = torch.stack(
+        [value.to(torch.promote_types(value.dtype, torch.float32)) for value in detached.values()]
+    )
+    dist.all_reduce(together)
+    return dict(zip(detached, together / count(), strict=True))
+
+
+class _Total(torch.autograd.Function):
+    """The sum over processes. Its adjoint is the sum over processes of the gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, mine: Tensor) -> Tensor:
+        found = mine.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(found)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        found = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(found)
+        return found
+
+
+def total(mine: Tensor) -> Tensor:
+    """The sum over processes of a tensor that has the same shape in each, with gradients."""
+    found: Tensor = mine if count() == 1 else _Total.apply(mine)
+    return found
+
+
+def gathered(mine: Tensor, n: int | None = None) -> Tensor:
+    """The rows of all processes in the order of their ranks, with gradients: (n, D).
+
+    Each process adds its rows, surrounded by zeros, so that the result is the same to the bit whoever holds
+    which row.
+
+    Args:
+        mine: (share of n, D), this process's rows.
+        n: how many rows there are in all; `count()` times as many as here when None.
+    """
+    if count() == 1:
+        return mine
+    n = n or count() * len(mine)
+    rows = share(n)
+    return total(F.pad(mine, (0, 0, rows.start, n - rows.stop)))

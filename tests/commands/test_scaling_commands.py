@@ -1,0 +1,192 @@
+"""From one process to many, from resident to streamed: what a person types, and what is said."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from genssl import checkpoint, cli, processes
+from genssl import config as configs
+from genssl.errors import FAILED_RUN, INTERRUPTED, WRONG_INPUT, Echo, UserError
+from genssl.runtime import choose_device
+from genssl.train import launch
+
+from ..conftest import SMALL, call
+
+SHORT = ["--epochs", 2, "--batch-size", 16, "--device", "cpu", *SMALL]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / checkpoint.MODEL)
+
+
+def test_a_streamed_run_ends_with_the_weights_of_a_resident_one(digits: Path, tmp_path: Path) -> None:
+    for name, limit in (("streamed", 0), ("resident", 1)):
+        result = call(
+            "train", "vae", "--data", digits, *SHORT, "--out", tmp_path / name, "--resident-limit", limit
+        )
+        assert result.exit_code == 0, result.output
+    streamed, resident = weights(tmp_path / "streamed"), weights(tmp_path / "resident")
+    assert streamed.keys() == resident.keys()
+    assert all(torch.equal(streamed[name], resident[name]) for name in resident)
+    assert resident["mixture_weights"].sum() > 0  # fitted to a split that was never on the device, too
+
+
+def test_going_on(digits: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = ["train", "vae", "--data", digits, *SHORT, "--out", out, "--go-on"]
+    begun = call(*command, "--max-minutes", 0)
+    assert begun.exit_code == 0, begun.output
+    assert checkpoint.inspect(out).epoch == 0
+    ended = call(*command)
+    assert ended.exit_code == 0, ended.output
+    assert "resumed at step 1" in ended.output
+    again = call(*command)
+    assert again.exit_code == 0, again.output
+    assert "nothing is left to do" in again.output
+    whole = call("train", "vae", "--data", digits, *SHORT, "--out", tmp_path / "whole")
+    assert whole.exit_code == 0, whole.output
+    one, two = weights(out), weights(tmp_path / "whole")
+    assert all(torch.equal(one[name], two[name]) for name in two)
+    other = call(*command, "--seed", 5)
+    assert other.exit_code == WRONG_INPUT
+    assert "seed was 0, now 5" in other.output
+
+
+def test_going_on_without_a_folder_finds_the_run_of_the_same_settings(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GENSSL_CHECKPOINTS", str(tmp_path))
+    command = ["train", "vae", "--data", digits, *SHORT, "--max-minutes", 0, "--go-on"]
+    for seed in (0, 1, 0):
+        assert call(*command, "--seed", seed).exit_code == 0
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["vae-digits", "vae-digits-2"]
+    steps = [json.loads((tmp_path / name / "history.jsonl").read_text().splitlines()[-1])["step"]
+             for name in ("vae-digits", "vae-digits-2")]  # fmt: skip
+    assert steps == [2, 1]
+
+
+def test_a_restart_by_torchrun_goes_on(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["train", "vae", "--data", digits, *SHORT, "--out", tmp_path / "run", "--max-minutes", 0]
+    assert call(*command).exit_code == 0
+    assert call(*command).exit_code == WRONG_INPUT
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    result = call(*command)
+    assert result.exit_code == 0, result.output
+    assert "resumed at step 1" in result.output
+
+
+def test_a_remix_is_said_everywhere(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GENSSL_CHECKPOINTS", str(tmp_path))
+    result = call("train", "vae", "--data", digits, "--remix", *SHORT, "--max-minutes", 0)
+    assert result.exit_code == 0, result.output
+    run = tmp_path / "vae-digits-remix"
+    assert configs.read((run / "config.json").read_text(), "").data == f"{digits}-remix"
+    assert "on digits-remix (120 images)" in result.output
+    measured = call("reconstruct", run)
+    assert measured.exit_code == 0, measured.output
+    assert json.loads((run / "eval" / "reconstruct.json").read_text())["data"] == "digits-remix"
+    refused = call("train", "--resume", run, "--remix")
+    assert refused.exit_code == WRONG_INPUT
+    assert "--remix" in refused.output
+
+
+def test_tensorboard(digits: Path, tmp_path: Path) -> None:
+    result = call("train", "vae", "--data", digits, *SHORT, "--out", tmp_path / "run", "--tensorboard")
+    assert result.exit_code == 0, result.output
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    history = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
+    found = events.Scalars("loss/train")
+    assert [event.step for event in found] == [record["step"] for record in history]
+    assert [event.value for event in found] == pytest.approx([record["loss"] for record in history])
+    assert {"samples", "reconstructions"} <= set(events.Tags()["images"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing where there is no GPU")
+def test_several_gpus_where_there_are_none(digits: Path) -> None:
+    result = call("train", "vae", "--data", digits, "--gpus", 2)
+    assert result.exit_code == WRONG_INPUT
+    assert "--device cpu runs --gpus 2 on the CPU" in result.output
+
+
+@pytest.mark.parametrize(("device", "there", "wanted"), [("cuda", 1, 2), ("cuda:0", 4, 2)])
+def test_more_processes_than_gpus(
+    device: str, there: int, wanted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "choose_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    with pytest.raises(UserError, match=f"--gpus {wanted} takes GPUs 0 to 1, and this machine has {there}"):
+        launch._check_devices(wanted, device)
+
+
+def test_each_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert str(choose_device("cuda")) == str(choose_device("auto")) == "cuda"
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert str(choose_device("cuda")) == str(choose_device("auto")) == "cuda:1"
+    assert str(choose_device("cuda:0")) == "cuda:0"
+    assert str(choose_device("cpu")) == "cpu"
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UserError, match="more processes than the 2 GPUs"):
+        choose_device("cuda")
+
+
+def test_what_exit_codes_mean(tmp_path: Path) -> None:
+    note = tmp_path / "run"
+    killed = launch._explained({0: -15, 1: -9, 2: 1}, note, 2)
+    assert "process 1 of 2 was killed (SIGKILL); start the command again" in str(killed)
+    note.write_text("checkpoints/x")
+    killed = launch._explained({0: -15}, note, 2)
+    assert "process 0 of 2 was killed (SIGTERM); `genssl train --resume checkpoints/x --gpus 2`" in str(
+        killed
+    )
+    assert killed.code == FAILED_RUN
+    told = launch._explained({0: 130, 1: 1}, note, 2)
+    assert isinstance(told, Echo)
+    assert told.code == INTERRUPTED
+
+
+@pytest.mark.parametrize(
+    ("rank", "local", "code", "said"),
+    [
+        (0, 0, WRONG_INPUT, "genssl: so\n"),
+        (1, 1, WRONG_INPUT, ""),
+        (8, 0, WRONG_INPUT, "genssl: process 8: so\n"),
+        (1, 1, FAILED_RUN, "genssl: process 1: so\n"),
+        (1, 1, INTERRUPTED, ""),
+    ],
+)
+def test_one_process_speaks(
+    rank: int, local: int, code: int, said: str,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("LOCAL_RANK", str(local))
+    assert cli._tell("so", code) == code
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize(
+    ("text", "launched", "leads", "kind"),
+    [
+        ("[gloo/transport/tcp] Connection closed by peer", False, True, UserError),
+        ("[gloo/transport/tcp] Connection closed by peer", True, True, Echo),
+        ("NCCL communicator was aborted", False, False, Echo),
+        ("shapes do not match", False, True, RuntimeError),
+    ],
+)
+def test_losing_another_process(
+    text: str, launched: bool, leads: bool, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "leads", lambda: leads)
+    if launched:
+        monkeypatch.setenv(processes.LAUNCHER, "note")
+    with pytest.raises(kind) as caught, processes.minding_the_others("do this"):
+        raise RuntimeError(text)
+    assert type(caught.value) is kind

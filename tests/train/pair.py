@@ -1,0 +1,49 @@
+"""The same work in one process and in two: what tests of several processes are made of."""
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from genssl import processes
+
+Work = Callable[[], dict[str, Tensor]]
+
+
+def alone(work: Work) -> dict[str, Tensor]:
+    """What `work` gives in this process."""
+    return work()
+
+
+def in_processes(work: Work, folder: Path, count: int = 2) -> list[dict[str, Tensor]]:
+    """What `work`, a function of a module, gives in each of `count` processes that have joined by gloo."""
+    context = multiprocessing.get_context("spawn")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    workers = [
+        context.Process(target=_work, args=(work, folder, rank, count, port), daemon=True)
+        for rank in range(count)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(300)
+    assert [worker.exitcode for worker in workers] == [0] * count
+    return [load_file(folder / f"{rank}.safetensors") for rank in range(count)]
+
+
+def _work(work: Work, folder: Path, rank: int, count: int, port: int) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    with processes.joined(torch.device("cpu")):
+        found = {name: value.contiguous().clone() for name, value in work().items()}
+    save_file(found, folder / f"{rank}.safetensors")

@@ -1,0 +1,278 @@
+"""Two processes that talk by gloo equal one: what one of them finds alone is the reference."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from genssl import config as configs
+from genssl import processes
+from genssl.data.augment import choose_views
+from genssl.data.feed import Placed
+from genssl.data.split import Split
+from genssl.errors import UserError
+from genssl.models.build import build
+from genssl.models.losses import barlow_twins_loss, simsiam_loss, vicreg_loss
+from genssl.models.method import Method
+from genssl.train.loop import Training
+from genssl.train.parallel import GlobalBatchNorm, check_shares, synchronised
+from genssl.train.watch import Watch
+
+from .pair import in_processes
+from .toy import Toy, ToyConfig, ToyViews
+
+CPU = torch.device("cpu")
+SELF_SUPERVISED = ("simsiam", "byol", "barlow_twins", "vicreg", "dssl")
+GENERATIVE = ("vae", "ddpm")
+
+
+class Wide:
+    """Views in float64."""
+
+    def __init__(self, views: Any) -> None:
+        self.views, self.names, self.draws = views, (), views.draws
+
+    def __call__(self, images: Tensor, draws: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        return tuple(view.double() for view in self.views(images, draws))
+
+
+def split(n: int = 27) -> Split:
+    images = torch.randint(
+        0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    return Split(images, torch.arange(n) % 3, ("a", "b", "c"), "noise", "train", "")
+
+
+def small(method: str) -> configs.Config:
+    changes: dict[str, Any] = {"epochs": 2, "batch_size": 8, "precision": "fp32", "gradient_clip": 0.5}
+    if method in SELF_SUPERVISED:
+        changes |= {"encoder": "small", "projector_hidden": 16, "projector_dim": 8, "learning_rate": 0.01}
+    if method == "ddpm":
+        changes |= {"network": "tiny", "batch_size": 4, "epochs": 1, "limit": 8}
+    return configs.make(method, changes)
+
+
+def toy(*, norm: bool) -> Toy:
+    torch.manual_seed(0)
+    method = Toy()
+    method.config = ToyConfig(gradient_clip=0.3, ema_decay=0.9, precision="fp32")
+    if not norm:
+        for part in (method.body, method.target):
+            part[1] = nn.Identity()
+    return method.double()
+
+
+def train_toy(norm: bool, *, stream: bool = False) -> Training:
+    method = toy(norm=norm)
+    training = Training(method, Wide(ToyViews()), Placed(split(), CPU, stream), method.config)
+    for _ in training.steps():
+        pass
+    return training
+
+
+def states(prefix: str, training: Training) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": value for name, value in training.state()[0].items()}
+
+
+def toys() -> dict[str, Tensor]:
+    found = states("plain", train_toy(norm=False)) | states("norm", train_toy(norm=True))
+    return found | states("streamed", train_toy(norm=False, stream=True))
+
+
+def methods() -> dict[str, Tensor]:
+    """Weights and losses after a few steps: float64 where the method computes in it."""
+    found = {}
+    for name in (*SELF_SUPERVISED, *GENERATIVE):
+        config = small(name)
+        method, views = build(config), choose_views(config)
+        if name in SELF_SUPERVISED:
+            method, views = method.double(), Wide(views)  # type: ignore[assignment]
+        training = Training(method, views, split().take(config.limit), config)
+        losses = [step.losses["loss"] for step in training.steps()]
+        found |= states(name, training) | {f"{name}.losses": torch.stack(losses)}
+    return found
+
+
+def features(seed: int, columns: int = 6) -> Tensor:
+    return torch.randn(10, columns, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def given_features() -> dict[str, Tensor]:
+    """Each loss of given features, and its gradient with regard to this process's rows."""
+    found = {}
+    losses: dict[str, Callable[..., Tensor]] = {
+        "barlow_twins": lambda a, b: barlow_twins_loss(processes.gathered(a), processes.gathered(b)),
+        "vicreg": lambda a, b: vicreg_loss(processes.gathered(a), processes.gathered(b))["loss"],
+        "simsiam": lambda a, b: simsiam_loss(p1=a, p2=b, z1=b.detach(), z2=a.detach()),
+    }
+    for name, loss in losses.items():
+        mine = [features(seed)[processes.share(10)].requires_grad_() for seed in (1, 2)]
+        value = loss(*mine)
+        value.backward()
+        found[f"{name}.loss"] = processes.mean({"loss": value})["loss"]
+        for place, z in enumerate(mine):  # as when the gradients of the weights are averaged
+            assert z.grad is not None
+            found[f"{name}.gradient {place}"] = processes.gathered(z.grad / processes.count(), 10)
+    return found
+
+
+def together() -> dict[str, Tensor]:
+    """Everything small that is said or shared."""
+    rank = processes.share(processes.count()).start
+    mine = torch.arange(14.0).view(7, 2)[processes.share(7)]
+    numbers = {"a": torch.tensor(float(rank)), "b": torch.tensor(3.0, dtype=torch.float64)}
+    return {
+        "rows": processes.gathered(mine, 7),
+        "half precision": processes.gathered(mine.bfloat16(), 7),
+        "agreed": torch.tensor(processes.agree(7 * rank)),
+        "told": torch.tensor(list(processes.told("grüße" if rank == 0 else "no").encode())),
+        "nothing told": torch.tensor(len(processes.told(""))),
+        **processes.mean(numbers),
+    }
+
+
+def spoilt() -> dict[str, Tensor]:
+    """A row whose loss is not a number, among those of the last process."""
+    method = toy(norm=True)
+
+    class Spoiling(Wide):
+        def draws_of(self, n: int, generator: Any) -> dict[str, Tensor]:
+            found = ToyViews().draws(n, generator)
+            found["gain"][-1] = float("nan")
+            return found
+
+    views = Spoiling(ToyViews())
+    views.draws = views.draws_of  # type: ignore[method-assign]
+    training = Training(method, views, split(), method.config)
+    next(training.steps())
+    return {"bad": training.guard.bad, "first": training.guard.first, **states("after", training)}
+
+
+def watched() -> dict[str, Tensor]:
+    config = small("vicreg").updated({"knn_every": 1, "sample_every": 1})
+    method = build(config)
+    watch = Watch(choose_views(config), split(301), split(53), config)
+    found = watch.observe(method, 1, steps=1, last=False)
+    return {name: torch.tensor(float(value)) for name, value in found.items()}
+
+
+def everything() -> dict[str, Tensor]:
+    works = (toys, methods, given_features, together, spoilt, watched)
+    return {f"{work.__name__}.{name}": value for work in works for name, value in work().items()}
+
+
+@pytest.fixture(scope="module")
+def one() -> dict[str, Tensor]:
+    return everything()
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
+    return in_processes(everything, tmp_path_factory.mktemp("pair"))
+
+
+def furthest(one: dict[str, Tensor], two: dict[str, Tensor], prefix: str) -> float:
+    names = [name for name in one if name.startswith(prefix)]
+    assert names
+    return max(float((one[name].double() - two[name].double()).abs().max()) for name in names)
+
+
+@pytest.mark.parametrize("kind", ["plain", "norm", "streamed"])
+def test_two_processes_end_with_the_weights_of_one(kind: str, one: Any, two: Any) -> None:
+    assert all(furthest(one, each, f"toys.{kind}.") < 1e-10 for each in two)
+    assert furthest(two[0], two[1], f"toys.{kind}.") == 0
+
+
+@pytest.mark.parametrize("method", SELF_SUPERVISED)
+def test_every_self_supervised_method_does(method: str, one: Any, two: Any) -> None:
+    assert all(furthest(one, each, f"methods.{method}.") < 1e-9 for each in two)
+
+
+@pytest.mark.parametrize("method", GENERATIVE)
+def test_those_that_compute_in_float32_have_the_same_losses(method: str, one: Any, two: Any) -> None:
+    losses, others = one[f"methods.{method}.losses"], [each[f"methods.{method}.losses"] for each in two]
+    assert all(torch.allclose(losses, other, rtol=1e-5) for other in others)
+    assert torch.equal(*others)
+
+
+@pytest.mark.parametrize("loss", ["barlow_twins", "vicreg", "simsiam"])
+def test_losses_of_given_features_and_their_gradients(loss: str, one: Any, two: Any) -> None:
+    assert all(furthest(one, each, f"given_features.{loss}.") < 1e-10 for each in two)
+
+
+def test_rows_are_gathered_to_the_bit_however_they_are_shared(two: Any) -> None:
+    for each in two:
+        assert torch.equal(each["together.rows"], torch.arange(14.0).view(7, 2))
+        assert torch.equal(each["together.half precision"], torch.arange(14.0).view(7, 2).bfloat16())
+
+
+def test_what_is_told_agreed_and_averaged(two: Any) -> None:
+    for each in two:
+        assert each["together.agreed"] == 7
+        assert bytes(each["together.told"].tolist()).decode() == "grüße"
+        assert each["together.nothing told"] == 0
+        assert (each["together.a"], each["together.b"]) == (0.5, 3.0)
+
+
+def test_a_loss_that_is_not_finite_anywhere_changes_nothing_anywhere(one: Any, two: Any) -> None:
+    before = {f"spoilt.after.method.{name}": value for name, value in toy(norm=True).state_dict().items()}
+    for each in (one, *two):
+        assert (each["spoilt.bad"], each["spoilt.first"]) == (1, 0)
+        assert all(torch.equal(each[name], value) for name, value in before.items())
+
+
+def test_the_first_process_looks_and_all_find_neighbours(one: Any, two: Any) -> None:
+    names = {name.removeprefix("watched.") for name in one if name.startswith("watched.")}
+    assert {"knn_accuracy", "test_loss", "output_std"} <= names
+    assert furthest(one, two[0], "watched.") < 1e-4
+    assert [name for name in two[1] if name.startswith("watched.")] == ["watched.knn_accuracy"]
+    assert two[1]["watched.knn_accuracy"] == two[0]["watched.knn_accuracy"]
+
+
+def test_the_global_batch_norm_of_one_process_is_torch_s() -> None:
+    torch.manual_seed(0)
+    ours, theirs = GlobalBatchNorm(5).double(), nn.BatchNorm2d(5).double()
+    x = torch.randn(4, 5, 3, 2, dtype=torch.float64)
+    weight = torch.randn(5, dtype=torch.float64)
+    for norm in (ours, theirs):
+        norm.weight.data.copy_(weight)
+        for _ in range(2):
+            norm(x)
+    assert torch.allclose(ours(x), theirs(x), atol=1e-12)
+    assert all(torch.allclose(a, b) for a, b in zip(ours.buffers(), theirs.buffers(), strict=True))
+    assert torch.allclose(ours.eval()(x), theirs.eval()(x))
+
+
+def test_one_process_changes_nothing_of_a_method() -> None:
+    method: Method = toy(norm=True)
+    modules = list(method.modules())
+    assert list(synchronised(method, CPU).modules()) == modules
+
+
+@pytest.mark.parametrize(("batch", "count", "said"), [(64, 3, "63 or 66"), (2, 4, "4"), (5, 2, "4 or 6")])
+def test_a_batch_without_equal_shares(
+    batch: int, count: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "count", lambda: count)
+    with pytest.raises(UserError, match=f"use --batch-size {said}$"):
+        check_shares(batch)
+    check_shares(count * 4)
+
+
+def test_shares_cover_everything_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(processes, "count", lambda: 3)
+    rows = []
+    for rank in range(3):
+        monkeypatch.setattr(processes.dist, "get_rank", lambda rank=rank: rank)
+        rows += list(range(11)[processes.share(11)])
+    assert rows == list(range(11))
+
+
+def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(processes.LAUNCHER, str(tmp_path / "note"))
+    processes.tell_folder(tmp_path / "run")
+    assert (tmp_path / "note").read_text() == str(tmp_path / "run")

@@ -1,0 +1,149 @@
+"""Real processes, started and killed: by torchrun itself, and by `genssl train --gpus`."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from genssl import checkpoint, files
+
+RUN = [
+    "train", "ddpm", "--epochs", "20", "--batch-size", "8", "--limit", "48", "--image-size", "16",
+    "--set", "network=tiny", "--sample-every", "0", "--precision", "fp32", "--device", "cpu",
+    "--save-every", "0",
+]  # fmt: skip
+STEPS = 120
+PATIENCE = 240  # seconds
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc"),
+]
+
+
+class Running:
+    """A command in a session of its own, and the training processes that it started."""
+
+    def __init__(self, words: list[str], folder: Path) -> None:
+        self.errors = folder / "stderr.txt"
+        self.mark = f"{folder.name}-{time.monotonic_ns()}"
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "TEST_MARK": self.mark}
+        with self.errors.open("w") as errors:
+            self.process = subprocess.Popen(
+                words, stdout=errors, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            )
+
+    def ranks(self) -> dict[int, int]:
+        """Process numbers by rank."""
+        found = {}
+        for place in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                content = place.read_bytes().split(b"\0")
+            except OSError:
+                continue
+            rank = [word for word in content if word.startswith(b"RANK=")]
+            if rank and f"TEST_MARK={self.mark}".encode() in content:
+                found[int(rank[0][5:])] = int(place.parent.name)
+        return found
+
+    def wait_for(self, run: Path, step: int) -> None:
+        """Until the run has saved `step` or a later one."""
+        end = time.monotonic() + PATIENCE
+        while saved(run) < step:
+            assert time.monotonic() < end, self.errors.read_text()
+            assert self.process.poll() is None, self.errors.read_text()
+            time.sleep(0.02)
+
+    def kill(self, *ranks: int, run: Path, step: int) -> None:
+        """Kill some of the two processes as soon as the run has saved `step` or a later one."""
+        end = time.monotonic() + PATIENCE
+        while len(found := self.ranks()) < 2:
+            assert time.monotonic() < end, self.errors.read_text()
+            time.sleep(0.1)
+        self.wait_for(run, step)
+        for rank in ranks:
+            os.kill(found[rank], signal.SIGKILL)
+
+    def end(self) -> int:
+        return self.process.wait(PATIENCE)
+
+
+def saved(run: Path) -> int:
+    """The last saved step; -1 before the first."""
+    state = run / checkpoint.STATE
+    return int(files.read_tensors(state, verify=False)[1]["step"]) if state.exists() else -1
+
+
+def genssl(*words: object) -> list[str]:
+    return [sys.executable, "-m", "genssl", *map(str, words)]
+
+
+def torchrun(*words: object) -> list[str]:
+    options = ["--standalone", "--nproc-per-node=2", "--max-restarts=1", "-m", "genssl"]
+    return [sys.executable, "-m", "torch.distributed.run", *options, *map(str, words)]
+
+
+def same(one: Path, two: Path) -> bool:
+    first, second = (load_file(run / checkpoint.MODEL) for run in (one, two))
+    assert all(checkpoint.inspect(run).finished for run in (one, two))
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    running = Running(genssl(*RUN, "--data", digits, "--out", run, "--gpus", 2), run.parent)
+    assert running.end() == 0, running.errors.read_text()
+    return run
+
+
+def test_a_killed_process_ends_the_run_with_one_line(digits: Path, undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    running = Running(genssl(*RUN, "--data", digits, "--out", run, "--gpus", 2), tmp_path)
+    running.kill(1, run=run, step=4)
+    assert running.end() == 1
+    lines = [line for line in running.errors.read_text().splitlines() if line.startswith("genssl: ")]
+    assert lines == [
+        f"genssl: process 1 of 2 was killed (SIGKILL); `genssl train --resume {run} --gpus 2` continues"
+    ]
+    assert "Traceback" not in running.errors.read_text()
+    assert 4 <= saved(run) < STEPS
+    again = Running(genssl("train", "--resume", run, "--gpus", 2, "--device", "cpu"), tmp_path)
+    again.kill(0, 1, run=run, step=saved(run) + 1)
+    assert again.end() == 1
+    assert saved(run) < STEPS
+    last = Running(genssl("train", "--resume", run, "--gpus", 2, "--device", "cpu"), tmp_path)
+    assert last.end() == 0, last.errors.read_text()
+    assert same(undisturbed, run)
+
+
+def test_torchrun_starts_it_again(digits: Path, undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    running = Running(torchrun(*RUN, "--data", digits, "--out", run), tmp_path)
+    running.kill(1, run=run, step=4)
+    assert running.end() == 0, running.errors.read_text()
+    assert "resumed at step" in running.errors.read_text()
+    assert same(undisturbed, run)
+
+
+def test_a_terminate_signal_saves_and_another_number_of_processes_continues(
+    digits: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    running = Running(genssl(*RUN, "--data", digits, "--out", run, "--gpus", 2), tmp_path)
+    running.wait_for(run, 4)
+    running.process.terminate()
+    assert running.end() == 143
+    lines = [line for line in running.errors.read_text().splitlines() if line.startswith("genssl: ")]
+    assert len(lines) == 1
+    assert "stopped and saved at step" in lines[0]
+    alone = Running(genssl("train", "--resume", run, "--device", "cpu"), tmp_path)
+    assert alone.end() == 0, alone.errors.read_text()
+    first, second = (load_file(each / checkpoint.MODEL) for each in (undisturbed, run))
+    assert all(torch.allclose(first[name], second[name], atol=1e-3) for name in first)
