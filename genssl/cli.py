@@ -71,7 +71,7 @@ class Program(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
             code = TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
-            hint = "a training run continues with `genssl train --resume RUN`"
+            hint = "a training run continues with `genssl train --resume RUN`, a conversion with the same command"
             raise typer.Exit(_tell(f"stopped; {hint}", code)) from None
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -186,4 +186,5 @@ for group in (
 
 def main() -> None:
     """The entry point of `genssl`."""
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's own, which its programs inherit, may be missing here
     app()

@@ -1,6 +1,5 @@
 """How a training run is shown: a live line on a terminal, a plain line at most every 30 s elsewhere."""
 
-import sys
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -11,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from genssl.commands.screen import PLAIN_EVERY, readable, say
+from genssl.commands.screen import PLAIN_EVERY, is_live, readable, say
 
 if TYPE_CHECKING:
     from genssl.train.events import EpochEnded, Event, Progress, Started
@@ -28,7 +27,7 @@ class TrainingScreen:
         self._told = 0.0  # when the last plain line was written
 
     def __enter__(self) -> Self:
-        if sys.stderr.isatty() and not self.quiet:
+        if is_live() and not self.quiet:
             self._live = Live(console=Console(stderr=True), transient=True, refresh_per_second=4)
             self._live.start()
         return self

@@ -1,6 +1,7 @@
 """What is shown: to a person on stderr, results on stdout; plain lines where there is no terminal."""
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,11 @@ def say(text: str) -> None:
     """A line for the person watching, on stderr; of several processes the first one says it."""
     if rank() == 0:
         Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+
+
+def is_live() -> bool:
+    """Whether a line can be drawn over; the cell of a notebook calls itself a terminal and is none."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and "JPY_PARENT_PID" not in os.environ
 
 
 def is_rows(value: Any) -> bool:
@@ -71,7 +77,7 @@ def readable(value: Any) -> str:
 @contextlib.contextmanager
 def ticking(text: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on a terminal that goes when it is done; elsewhere a plain line at most every 30 s."""
-    if sys.stderr.isatty():
+    if is_live():
         console = Console(stderr=True)
         columns = (
             TextColumn("{task.description}", markup=False),
