@@ -3,10 +3,12 @@
     python -m benchmarks.million_archive /tmp/million.tar
     python -m benchmarks.million /tmp/million.tar docs/results
 
-The archive is converted (killed once on the way), then a VAE trains on it: streamed for a whole epoch, then
-streamed, resident (memory-mapped, as by default on a CPU) and copied into memory, in turns. Every process is
-a new one. With --memory-limit GIB (Linux, control groups of the first version, as root) an extra run, with
-the file cache emptied before, shows that streaming gets by with less memory than the images take.
+The archive is converted, and killed once on the way; then a VAE trains on it, each time in a new process:
+streamed, resident (memory-mapped, as by default on a CPU) and copied into memory. How fast it is streamed and
+resident is compared in one more process, in turns of some seconds. With --memory-limit GIB (Linux, control
+groups of the first version, as root) an extra run, with the file cache emptied before, shows that streaming
+gets by with less memory than the images take. What is found goes to OUT/million.json, and is drawn; `--only
+training` keeps what is said there of the conversion.
 """
 
 import argparse
@@ -23,10 +25,11 @@ from typing import Any
 
 MIB = 2**20
 EVERY = 1.0  # seconds between two looks at a process
-ROUNDS = 3
+PAIRS = 12
 KILLED_AT = 0.4  # of the images
 WINDOW = 10.0  # seconds over which the drawn speed is a mean
 BATCH = 64
+STEPS = 100  # of a turn
 GROUPS = Path("/sys/fs/cgroup/memory")
 KINDS = ("streamed", "resident", "in memory")
 CONVERT = """
@@ -55,6 +58,34 @@ settings = config.make("vae", {"data": path, "epochs": 1, "sample_every": 0, "mi
 limit = {"streamed": 0.0, "resident": 1e6, "in memory": 1e6}[kind]
 how = Options(device="cpu", max_minutes=float(minutes), resident_limit=limit, out=Path(out))
 run.start(settings, how, listen)
+"""
+
+
+ALTERNATE = """
+import json, sys, time
+from genssl import config
+from genssl.data.augment import Plain
+from genssl.data.feed import Placed
+from genssl.data.load import load
+from genssl.models.build import build
+from genssl.train.loop import Training
+import torch
+path, pairs, steps = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+split, settings = load(path, "train"), config.make("vae", {"data": path, "mixture_components": 0})
+loops = []
+for stream in (True, False):
+    data = Placed(split, torch.device("cpu"), stream)
+    loops.append(Training(build(settings), Plain(), data, settings).steps())
+found = []
+for number in range(pairs + 1):
+    seconds = []
+    for loop in loops if number % 2 else reversed(loops):
+        start = time.perf_counter()
+        for _ in range(steps):
+            next(loop)
+        seconds.append(time.perf_counter() - start)
+    found.append([steps * 64 / each for each in (seconds if number % 2 else seconds[::-1])])
+print(json.dumps(found[1:]))
 """
 
 
@@ -142,35 +173,59 @@ def momentary(told: list[list[float]]) -> list[tuple[float, float]]:
 def draw(found: dict[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4), layout="constrained")
-    curve = found["conversion"]["curve"]
-    axes[0].plot([row[0] for row in curve], [row[2] for row in curve], label="own memory")
-    axes[0].plot(
-        [row[0] for row in curve], [row[1] * 3072 / MIB for row in curve], "--", label="converted pixels"
-    )
-    axes[0].axvline(found["conversion"]["killed"][0], color="gray", linewidth=0.8, label="killed")
+    figure, axes = plt.subplots(1, 3, figsize=(15, 5.2), layout="constrained")
+    curve, killed = found["conversion"]["curve"], found["conversion"]["killed"][0]
+    seconds = [row[0] for row in curve]
+    axes[0].plot(seconds, [row[2] for row in curve], label="own memory")
+    axes[0].plot(seconds, [row[1] * 3072 / MIB for row in curve], "--", label="pixels converted")
+    axes[0].axvline(killed, color="gray", linewidth=0.8, label="killed")
     axes[0].set(title="conversion", xlabel="seconds", ylabel="MiB")
-    runs = [
-        found["epoch"],
-        *({run["kind"]: run for run in reversed(found["runs"]) if run["kind"] != "streamed"}).values(),
-    ]
-    for run in runs:
-        (line,) = axes[1].plot(
-            *zip(*[row[:2] for row in run["memory"]], strict=True), label=f"{run['kind']}: own memory"
-        )
-        axes[1].plot(
-            *zip(*[(a, c) for a, _, c in run["memory"]], strict=True),
-            "--",
-            color=line.get_color(),
-            label=f"{run['kind']}: mapped file",
-        )
-        axes[2].plot(*zip(*momentary(run["speed"]), strict=True), label=run["kind"])
-    axes[1].set(title="training: host memory", xlabel="seconds", ylabel="MiB")
+    for kind in [kind for kind in (*KINDS, "limited") if kind in found["training"]]:
+        run = found["training"][kind]
+        label = f"streamed under {run['limit_gib']} GiB" if kind == "limited" else kind
+        seconds, own, mapped = zip(*run["memory"], strict=True)
+        (line,) = axes[1].plot(seconds, own, label=f"{label}: own memory")
+        axes[1].plot(seconds, mapped, "--", color=line.get_color(), label=f"{label}: mapped files")
+        axes[2].plot(*zip(*momentary(run["speed"]), strict=True), label=label)
+    axes[1].set(title="training: memory of the host", xlabel="seconds", ylabel="MiB")
     axes[2].set(title="training: speed", xlabel="images seen", ylabel="images / s", ylim=(0, None))
     for axis in axes:
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
+
+
+def alternate(path: Path) -> dict[str, Any]:
+    """Images a second streamed and resident, in turns within one process."""
+    process = begin(ALTERNATE, path, PAIRS, STEPS)
+    printed, errors = process.communicate()
+    assert process.returncode == 0, errors
+    pairs = json.loads(printed)
+    ratios = sorted(streamed / resident for streamed, resident in pairs)
+    names = ("streamed", "resident")
+    speeds = {
+        name: statistics.median(column) for name, column in zip(names, zip(*pairs, strict=True), strict=True)
+    }
+    return {"pairs": pairs, "median": speeds, "ratio": statistics.median(ratios), "ratios": ratios}
+
+
+def training(asked: argparse.Namespace, work: Path) -> dict[str, Any]:
+    stamp, archive = int(time.time()), asked.archive
+    found: dict[str, Any] = {"turns": alternate(archive)}
+    turns = found["turns"]
+    print(f"in turns: {turns['median']}, ratio {turns['ratio']:.3f}", flush=True)
+    for kind in KINDS:
+        minutes = asked.minutes if kind == "streamed" else asked.minutes / 4
+        found[kind] = train(archive, kind, minutes, work / f"{kind.replace(' ', '-')}-{stamp}")
+        print(f"{kind}: {found[kind]['images_per_second']:,} images/s", flush=True)
+    if asked.memory_limit:
+        group = limited_group(asked.memory_limit)
+        found["limited"] = train(archive, "streamed", asked.minutes / 4, work / f"limited-{stamp}", group)
+        found["limited"]["limit_gib"] = asked.memory_limit
+        print(
+            f"under {asked.memory_limit} GiB: {found['limited']['images_per_second']:,} images/s", flush=True
+        )
+    return found
 
 
 def main() -> None:
@@ -178,42 +233,20 @@ def main() -> None:
     parser.add_argument("archive", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--count", type=int, default=1_010_000)
-    parser.add_argument("--minutes", type=float, default=1.0, help="of each run that is compared")
-    parser.add_argument("--epoch-minutes", type=float, default=15.0, help="at most, of the whole epoch")
+    parser.add_argument("--minutes", type=float, default=4.0, help="of the longest training")
     parser.add_argument("--memory-limit", type=float, help="GiB of an extra run")
+    parser.add_argument("--only", choices=("conversion", "training"), help="one of the two parts")
     asked = parser.parse_args()
-    work = asked.archive.parent / "million"
+    work, kept = asked.archive.parent / "million", asked.out / "million.json"
     work.mkdir(exist_ok=True)
     os.environ["GENSSL_CACHE"] = str(work / "cache")
-    found: dict[str, Any] = {"cpu_threads": os.environ.get("OMP_NUM_THREADS", "all"), "batch_size": BATCH}
-    found["conversion"] = convert(asked.archive, asked.count)
-    print(f"converted in {found['conversion']['seconds']:.0f} s, {found['conversion']['said']}", flush=True)
-    stamp = int(time.time())
-    found["epoch"] = train(asked.archive, "streamed", asked.epoch_minutes, work / f"epoch-{stamp}")
-    print(f"an epoch, streamed: {found['epoch']['images_per_second']:,} images/s", flush=True)
-    found["runs"] = []
-    for number in range(ROUNDS):
-        for kind in KINDS:
-            run = train(
-                asked.archive, kind, asked.minutes, work / f"{kind.replace(' ', '-')}-{number}-{stamp}"
-            )
-            found["runs"].append(run)
-            print(f"{kind}: {run['images_per_second']:,} images/s", flush=True)
-    if asked.memory_limit:
-        group = limited_group(asked.memory_limit)
-        found["limited"] = train(asked.archive, "streamed", asked.minutes, work / f"limited-{stamp}", group)
-        found["limited"]["limit_gib"] = asked.memory_limit
-        print(
-            f"under {asked.memory_limit} GiB: {found['limited']['images_per_second']:,} images/s", flush=True
-        )
-    speeds = {
-        kind: [run["images_per_second"] for run in found["runs"] if run["kind"] == kind] for kind in KINDS
-    }
-    found["median"] = {kind: statistics.median(each) for kind, each in speeds.items()}
-    ratios = [a / b for a, b in zip(speeds["streamed"], speeds["resident"], strict=True)]
-    found["streamed_over_resident"] = ratios
-    print(f"streamed / resident by round: {', '.join(f'{ratio:.3f}' for ratio in ratios)}")
-    (asked.out / "million.json").write_text(json.dumps(found) + "\n")
+    found = json.loads(kept.read_text()) if kept.exists() else {}
+    if asked.only != "training":
+        found["conversion"] = convert(asked.archive, asked.count)
+        print(f"converted in {found['conversion']['seconds']:.0f} s", flush=True)
+    if asked.only != "conversion":
+        found["training"] = training(asked, work)
+    kept.write_text(json.dumps(found) + "\n")
     draw(found, asked.out / "million.png")
 
 

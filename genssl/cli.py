@@ -71,7 +71,7 @@ class Program(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
             code = TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
-            hint = "a training run continues with `genssl train --resume RUN`, a conversion with the same command"
+            hint = "`genssl train --resume RUN` continues a training run, the same command a conversion"
             raise typer.Exit(_tell(f"stopped; {hint}", code)) from None
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,12 +1,14 @@
 """What a person is told when something goes wrong.
 
-Exit codes: 2 for wrong input, 1 for a run that failed, 130 and 143 for an interrupt and a terminate signal.
+Exit codes: 2 for wrong input, 1 for a run that failed, 75 where a process of a run has lost another one, 130
+and 143 for an interrupt and a terminate signal.
 """
 
 import errno
 
 WRONG_INPUT = 2
 FAILED_RUN = 1
+LOST_PROCESS = 75  # of a process that ends because another one of the run has
 INTERRUPTED = 130
 TERMINATED = 143
 

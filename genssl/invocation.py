@@ -21,8 +21,8 @@ def carrying_out(arguments: Sequence[str]) -> Iterator[None]:
 
 
 def rank() -> int:
-    """Which of the processes that torchrun started this one is; 0 without it."""
-    return int(os.environ.get("RANK", "0"))
+    """Which of the processes of a run this one is; 0 where there is one."""
+    return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
 
 
 def started_by_torchrun() -> bool:

@@ -5,6 +5,7 @@ Started by torchrun, or by `genssl train --gpus`. In a single process everything
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from genssl.errors import FAILED_RUN, Echo, UserError
+from genssl.errors import LOST_PROCESS, Echo, UserError
 
-LAUNCHER = "GENSSL_LAUNCHER"  # set by `genssl train --gpus`, which itself tells that a process was lost
-LOST = ("gloo", "nccl", "connection closed", "connection reset", "connection refused", "broken pipe")
+LAUNCHER = (
+    "GENSSL_LAUNCHER"  # set by `genssl train --gpus`, which itself tells that a process was lost: a file
+)
+RESTARTS = "GENSSL_RESTARTS"  # set there, too
+LOST = ("closed by peer", "connection reset", "connection refused", "broken pipe", "remote process")
 
 
 def started() -> int:
@@ -27,8 +31,8 @@ def started() -> int:
 
 
 def restarts() -> int:
-    """How often torchrun has started the processes again."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    """How often the processes were started again, by torchrun or by `genssl train --gpus`."""
+    return sum(int(os.environ.get(name, "0")) for name in ("TORCHELASTIC_RESTART_COUNT", RESTARTS))
 
 
 def count() -> int:
@@ -72,33 +76,27 @@ def leave() -> None:
 
 @contextlib.contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """Join the other processes for as long as the context is open."""
-    mine = join(device)
+    """Join the other processes for as long as the context is open.
+
+    Where another one is lost, this one ends without leaving: NCCL would wait for the lost one.
+
+    Raises:
+        UserError: another process was lost; told once for all of them. In others than the first one, and
+            where `genssl train --gpus` waits for all of them and tells it, an Echo.
+    """
+    mine = False
     try:
+        mine = join(device)
         yield
+    except RuntimeError as error:
+        if started() == 1 or not any(word in str(error).lower() for word in LOST):
+            raise
+        mine = False
+        kind = UserError if leads() and LAUNCHER not in os.environ else Echo
+        raise kind(f"another process of this run has ended; {_advice()}", LOST_PROCESS) from error
     finally:
         if mine:
             leave()
-
-
-@contextlib.contextmanager
-def minding_the_others(advice: str) -> Iterator[None]:
-    """Turn what happens here when another process is lost into one line, told once for all of them.
-
-    Args:
-        advice: what to do.
-
-    Raises:
-        UserError: another process was lost. In others than the first one, and where `genssl train --gpus`
-            waits for all of them and tells it, an Echo.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if count() == 1 or not any(word in str(error).lower() for word in LOST):
-            raise
-        kind = UserError if leads() and LAUNCHER not in os.environ else Echo
-        raise kind(f"another process of this run has ended; {advice}", FAILED_RUN) from error
 
 
 def agree(code: int) -> int:
@@ -123,15 +121,34 @@ def told(text: str) -> str:
 
 
 def tell_folder(path: Path) -> None:
-    """Tell the other processes, and the launcher, where the run is kept."""
+    """Tell the other processes where the run is kept, and make a note for those that follow a restart."""
     told(str(path))
-    if note := os.environ.get(LAUNCHER):
-        Path(note).write_text(str(path), encoding="utf-8")
+    if note := _note():
+        note.write_text(str(path), encoding="utf-8")
 
 
 def told_folder() -> Path:
     """The other side of `tell_folder`."""
     return Path(told(""))
+
+
+def noted_folder() -> Path | None:
+    """Where the run is kept that these processes, or those before a restart, have begun; None if none is."""
+    note = _note()
+    return Path(note.read_text(encoding="utf-8")) if note and note.exists() else None
+
+
+def _note() -> Path | None:
+    """The launcher's file, else one for this start of torchrun; on several computers there is none."""
+    if launcher := os.environ.get(LAUNCHER):
+        return Path(launcher)
+    start = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return None if start == "none" else Path(tempfile.gettempdir()) / f"genssl-{start}"
+
+
+def _advice() -> str:
+    folder = noted_folder()
+    return f"`genssl train --resume {folder}` continues" if folder else "start the command again"
 
 
 def mean(values: Mapping[str, Tensor]) -> dict[str, Tensor]:

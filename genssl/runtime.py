@@ -82,10 +82,9 @@ def _own(device: torch.device) -> torch.device:
     number = os.environ.get("LOCAL_RANK")
     if device.type != "cuda" or device.index is not None or number is None:
         return device
-    if int(number) >= torch.cuda.device_count():
-        raise UserError(
-            f"there are more processes than the {torch.cuda.device_count()} GPUs; start one for each"
-        )
+    processes, there = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if max(processes, int(number) + 1) > there:  # said in every process, so that none waits for another
+        raise UserError(f"{processes} processes were started for {there} GPUs; start one for each")
     return torch.device("cuda", int(number))
 
 

@@ -83,6 +83,8 @@ def train(
 ) -> None:
     """Train a method; everything it makes goes to one run folder."""
     if gpus > 1 and not started_by_torchrun():
+        if dry_run:
+            raise UserError("--dry-run measures one process; leave --gpus away")
         _launch(gpus, device, max_restarts)
         return
     from genssl.settings import parse_settings
@@ -117,7 +119,7 @@ def train(
 def _launch(gpus: int, device: str, max_restarts: int) -> None:
     from genssl.train.launch import launch
 
-    launch(arguments(), gpus, device, max_restarts)
+    launch(arguments(), gpus, device, max_restarts, say)
 
 
 def _remixed(config: "Config") -> "Config":

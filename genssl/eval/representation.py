@@ -5,11 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from genssl import processes
 from genssl.data.split import Split
 from genssl.errors import FAILED_RUN, UserError
 from genssl.eval.require import check_size
-from genssl.metrics.features import Tick, extract
+from genssl.metrics.features import Tick, extract_together
 from genssl.models.build import build
 from genssl.models.method import Method
 
@@ -35,8 +34,7 @@ def represent(encoder: Encoder, split: Split, batch_size: int, tick: Tick) -> Te
         UserError: a feature is not finite.
     """
     dtype = torch.float16 if encoder is pixels else torch.float32  # (2 u - 255) / 256 is exact in float16
-    mine = split.images[processes.share(len(split))]
-    features = processes.gathered(extract(encoder, mine, batch_size, tick, dtype=dtype), len(split))
+    features = extract_together(encoder, split.images, batch_size, tick, dtype=dtype)
     if not features.sum(dtype=torch.float32).isfinite():
         raise UserError(
             f"the features of {split.part} images are not finite; the run has diverged, take another",

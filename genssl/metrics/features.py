@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from genssl import processes
 from genssl.pixels import to_model
 
 Function = Callable[[Tensor], Tensor]  # images (B, 3, H, W) in the model's range -> vectors (B, D)
@@ -51,3 +52,29 @@ def extract(
         if tick is not None:
             tick(start + len(batch), len(images))
     return result
+
+
+def extract_together(
+    function: Function,
+    images: Tensor,
+    batch_size: int = 256,
+    tick: Tick | None = None,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """What `extract` gives, of which each of several processes extracts its share; all get the whole.
+
+    Args:
+        function: as there.
+        images: as there, the same in every process.
+        batch_size: as there.
+        tick: told of this process's share.
+        device: where the images are taken to, and the result; where they are when None.
+        dtype: of the result.
+    """
+    n = len(images)
+    alone = n < processes.count()  # too few to share
+    mine = images if alone else images[processes.share(n)]
+    found = extract(function, mine.to(device or images.device), batch_size, tick, dtype=dtype)
+    return found if alone else processes.gathered(found, n)

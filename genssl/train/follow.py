@@ -15,9 +15,9 @@ def follow(training: Training, watch: Watch) -> Path:
     """Train along with the first process, which does all the rest. Returns the run's folder.
 
     Raises:
-        Echo: the run was stopped, or another process was lost.
+        Echo: the run was stopped.
     """
-    with StopSignals() as signals, processes.minding_the_others(""):
+    with StopSignals() as signals:
         folder = processes.told_folder()
         for step in training.steps():
             whole = step.step % training.steps_per_epoch == 0

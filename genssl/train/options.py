@@ -1,10 +1,14 @@
 """How a run is carried out, apart from what it is."""
 
+import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
+
+from genssl import processes
 
 COMPILE_PAYS_AFTER = 2000  # steps on CUDA: compiling costs about a minute
 
@@ -17,7 +21,7 @@ class Options:
         device: auto, cpu, cuda, cuda:1, mps.
         save_every: seconds between saved states; 0 saves after every step.
         max_minutes: end the run cleanly after so long.
-        compile: one graph for views, network and losses; auto: on CUDA, for runs long enough to pay.
+        compile: one graph for views, network and losses; auto: on one GPU, for runs long enough to pay.
         tag: added to the run's name.
         out: the run folder, instead of a new one in checkpoints/.
         arm: the run is an ablation's, kept in checkpoints/arms/.
@@ -39,8 +43,18 @@ class Options:
     go_on: bool = False
 
 
+def continuing(folder: Path, options: Options) -> str:
+    """What to say of a run that was stopped: the command that continues it in the same way."""
+    words = ["genssl", "train", "--resume", str(folder)]
+    if processes.count() > 1 and processes.LAUNCHER in os.environ:
+        words += ["--gpus", str(processes.count())]
+    if options.device != "auto":
+        words += ["--device", options.device]
+    return f"`{shlex.join(words)}` continues"
+
+
 def should_compile(options: Options, device: torch.device, steps: int) -> bool:
-    """Whether compiling is asked for, or pays."""
+    """Whether compiling is asked for, or pays; several processes were never tried compiled."""
     if options.compile == "auto":
-        return device.type == "cuda" and steps >= COMPILE_PAYS_AFTER
+        return processes.count() == 1 and device.type == "cuda" and steps >= COMPILE_PAYS_AFTER
     return options.compile == "on"

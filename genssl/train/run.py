@@ -32,8 +32,7 @@ def start(config: Config, options: Options, listen: Listener = silent) -> Path:
     """
     device = choose_device(options.device)
     with processes.joined(device):
-        go_on = options.go_on or processes.restarts() > 0
-        if go_on and (begun := _begun(config, options)):
+        if begun := _begun(config, options):
             return resume(begun, config.model_dump(), options, listen)
         run = _prepared(config, options, device, listen)
         if not processes.leads():
@@ -47,8 +46,10 @@ def start(config: Config, options: Options, listen: Listener = silent) -> Path:
 
 
 def _begun(config: Config, options: Options) -> Path | None:
-    """The run that `go_on` continues, the same in every process."""
-    found = runs.begun(config, options.tag, options.out, arm=options.arm) if processes.leads() else None
+    """The run to continue, the same in every process: after a restart what was lost, else `go_on`'s."""
+    found = processes.noted_folder() if processes.restarts() > 0 else None
+    if found is None and options.go_on and processes.leads():
+        found = runs.begun(config, options.tag, options.out, arm=options.arm)
     path = processes.told(str(found or ""))
     return Path(path) if path else None
 
@@ -79,8 +80,13 @@ def resume(path: Path, changes: Mapping[str, Any], options: Options, listen: Lis
                 )
                 return path
             run = _prepared(config, options, device, listen)
+            if not processes.leads():
+                processes.told("")  # a state that cannot be read is said once, by the first process
             run.restore(folder)
-            return run.go(folder) if processes.leads() else follow(run.training, run.watch)
+            if not processes.leads():
+                return follow(run.training, run.watch)
+            processes.told("")
+            return run.go(folder)
         finally:
             folder.release()
 

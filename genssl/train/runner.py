@@ -17,7 +17,7 @@ from genssl.train.events import EpochEnded, Listener, Note, Progress, Started
 from genssl.train.folder import RunFolder
 from genssl.train.follow import OUT_OF_TIME
 from genssl.train.loop import Step, Training
-from genssl.train.options import Options, should_compile
+from genssl.train.options import Options, continuing, should_compile
 from genssl.train.sitting import Clock, StopSignals, peak_memory, readable_time
 from genssl.train.sums import Sums
 from genssl.train.watch import Watch
@@ -82,7 +82,7 @@ class Run:
         if self.options.tensorboard:
             self.board = Board(folder.path, self.history[-1]["step"] if self.history else 0)
         self._announce()
-        with StopSignals() as signals, processes.minding_the_others(self._again()):
+        with StopSignals() as signals:
             for step in self.training.steps():
                 self._after_step(step)
                 code = processes.agree(signals.code or (OUT_OF_TIME if self._out_of_time() else 0))
@@ -218,10 +218,8 @@ class Run:
 
     def _stop(self, code: int) -> None:
         self._save()
-        raise UserError(f"stopped and saved at step {self.training.step}; {self._again()}", code)
-
-    def _again(self) -> str:
-        return f"`genssl train --resume {self.folder.path}` continues"
+        again = continuing(self.folder.path, self.options)
+        raise UserError(f"stopped and saved at step {self.training.step}; {again}", code)
 
     def _out_of_time(self) -> bool:
         limit = self.options.max_minutes

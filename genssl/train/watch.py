@@ -10,7 +10,7 @@ from genssl.data.augment import Views
 from genssl.data.batches import chunks
 from genssl.data.split import Split
 from genssl.metrics.collapse import output_std, rankme
-from genssl.metrics.features import Function, extract
+from genssl.metrics.features import Function, extract, extract_together
 from genssl.metrics.knn import knn_predict
 from genssl.models.method import Method
 from genssl.pixels import to_model
@@ -76,7 +76,10 @@ class Watch:
         if processes.leads():
             found |= self.measure(method) if self._due(self.config.sample_every, epoch, last) else {}
             found |= self.collapse(method, steps)
-        return found | (self.neighbours(method) if self._due(self.config.knn_every, epoch, last) else {})
+        if not self._due(self.config.knn_every, epoch, last):
+            return found
+        processes.agree(0)  # on the host: where the first process has failed, no device is to wait for it
+        return found | self.neighbours(method)
 
     @measuring()
     def measure(self, method: Method) -> dict[str, float]:
@@ -127,9 +130,7 @@ class Watch:
         return {"knn_accuracy": float((predicted == labels).float().mean())}
 
     def _features(self, method: Method, images: Tensor) -> Tensor:
-        """The features of all images (N, D), of which each process extracts its share."""
-        mine = images[processes.share(len(images))].to(self.device)
-        return processes.gathered(extract(method.features, mine, CHUNK), len(images))
+        return extract_together(method.features, images, CHUNK, device=self.device)
 
     @torch.no_grad()
     def draw(self, method: Method) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from genssl import checkpoint, cli, processes
 from genssl import config as configs
-from genssl.errors import FAILED_RUN, INTERRUPTED, WRONG_INPUT, Echo, UserError
+from genssl.errors import FAILED_RUN, INTERRUPTED, LOST_PROCESS, WRONG_INPUT, Echo, UserError
 from genssl.runtime import choose_device
 from genssl.train import launch
 
@@ -68,14 +68,35 @@ def test_going_on_without_a_folder_finds_the_run_of_the_same_settings(
     assert steps == [2, 1]
 
 
-def test_a_restart_by_torchrun_goes_on(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("counter", ["TORCHELASTIC_RESTART_COUNT", processes.RESTARTS])
+def test_a_restart_goes_on_with_what_was_begun_before_it(
+    counter: str, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     command = ["train", "vae", "--data", digits, *SHORT, "--out", tmp_path / "run", "--max-minutes", 0]
     assert call(*command).exit_code == 0
-    assert call(*command).exit_code == WRONG_INPUT
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    monkeypatch.setenv(counter, "1")
+    assert call(*command).exit_code == WRONG_INPUT  # somebody else's: it was not begun by these processes
+    monkeypatch.setenv(processes.LAUNCHER, str(tmp_path / "note"))
+    (tmp_path / "note").write_text(str(tmp_path / "run"))
     result = call(*command)
     assert result.exit_code == 0, result.output
     assert "resumed at step 1" in result.output
+    monkeypatch.delenv(counter)
+    assert call(*command).exit_code == WRONG_INPUT
+
+
+def test_the_note_of_where_a_run_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert processes.noted_folder() is None
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # several computers share no such file
+    processes.tell_folder(tmp_path)
+    assert processes.noted_folder() is None
+    monkeypatch.setattr(processes.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "some-start")
+    assert processes.noted_folder() is None
+    processes.tell_folder(tmp_path / "run")
+    assert processes.noted_folder() == tmp_path / "run"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another-start")
+    assert processes.noted_folder() is None
 
 
 def test_a_remix_is_said_everywhere(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,24 +152,80 @@ def test_each_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(choose_device("cuda")) == str(choose_device("auto")) == "cuda:1"
     assert str(choose_device("cuda:0")) == "cuda:0"
     assert str(choose_device("cpu")) == "cpu"
-    monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(UserError, match="more processes than the 2 GPUs"):
-        choose_device("cuda")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    for rank in ("0", "2"):  # all of them say so: none is to wait for another
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        with pytest.raises(UserError, match="3 processes were started for 2 GPUs"):
+            choose_device("cuda")
 
 
-def test_what_exit_codes_mean(tmp_path: Path) -> None:
-    note = tmp_path / "run"
-    killed = launch._explained({0: -15, 1: -9, 2: 1}, note, 2)
-    assert "process 1 of 2 was killed (SIGKILL); start the command again" in str(killed)
-    note.write_text("checkpoints/x")
-    killed = launch._explained({0: -15}, note, 2)
-    assert "process 0 of 2 was killed (SIGTERM); `genssl train --resume checkpoints/x --gpus 2`" in str(
-        killed
-    )
+def test_what_exit_codes_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(processes.LAUNCHER, str(tmp_path / "note"))
+    killed = launch._explained({0: -15, 1: -9, 2: LOST_PROCESS}, 3, "auto")
+    assert str(killed) == "process 1 of 3 was killed (SIGKILL); start the command again"
+    (tmp_path / "note").write_text("check points/x")
+    killed = launch._explained({0: -15}, 2, "cpu")
+    again = "`genssl train --resume 'check points/x' --gpus 2 --device cpu` continues"
+    assert str(killed) == f"process 0 of 2 was killed (SIGTERM); {again}"
     assert killed.code == FAILED_RUN
-    told = launch._explained({0: 130, 1: 1}, note, 2)
+    lost = launch._explained({0: LOST_PROCESS, 1: LOST_PROCESS}, 2, "auto")
+    assert str(lost).startswith("a process ended; `genssl train --resume")
+
+
+@pytest.mark.parametrize(
+    ("codes", "code"),
+    [
+        ({0: 2, 1: -15}, 2),  # ended by torchrun after the first one had spoken
+        ({0: -9, 1: 1}, 1),  # stuck in a message to one that had failed
+        ({0: 130, 1: LOST_PROCESS}, 130),
+        ({0: LOST_PROCESS, 1: 1, 2: -15}, 1),
+    ],
+)
+def test_what_a_process_has_said_is_not_said_again(codes: dict[int, int], code: int) -> None:
+    told = launch._explained(codes, len(codes), "auto")
     assert isinstance(told, Echo)
-    assert told.code == INTERRUPTED
+    assert told.code == code
+
+
+@pytest.mark.parametrize("restarts", [0, 1, 3])
+def test_a_killed_process_is_a_reason_to_start_again(
+    restarts: int, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts: list[int] = []
+
+    def attempt(*_: object) -> UserError | None:
+        attempts.append(processes.restarts())
+        return UserError("killed", FAILED_RUN) if len(attempts) < 3 else None
+
+    monkeypatch.setattr(launch, "_attempt", attempt)
+    said: list[str] = []
+    if restarts < 2:
+        with pytest.raises(UserError, match="killed"):
+            launch.launch(["train"], 2, "cpu", restarts, said.append)
+    else:
+        launch.launch(["train"], 2, "cpu", restarts, said.append)
+    assert attempts == list(range(min(restarts, 2) + 1))
+    assert said == [f"killed; starting again, {place} of {restarts}" for place in range(1, len(attempts))]
+    assert processes.LAUNCHER not in launch.os.environ
+
+
+def test_an_error_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts: list[int] = []
+
+    def attempt(*_: object) -> UserError:
+        attempts.append(1)
+        return Echo("told", WRONG_INPUT)
+
+    monkeypatch.setattr(launch, "_attempt", attempt)
+    with pytest.raises(Echo):
+        launch.launch(["train"], 2, "cpu", 5, lambda _: None)
+    assert attempts == [1]
+
+
+def test_a_dry_run_is_of_one_process(digits: Path) -> None:
+    result = call("train", "vae", "--data", digits, "--gpus", 2, "--device", "cpu", "--dry-run")
+    assert result.exit_code == WRONG_INPUT
+    assert "leave --gpus away" in result.output
 
 
 @pytest.mark.parametrize(
@@ -166,9 +243,17 @@ def test_one_process_speaks(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", "16")
     monkeypatch.setenv("LOCAL_RANK", str(local))
     assert cli._tell("so", code) == code
     assert capsys.readouterr().err == said
+
+
+def test_a_rank_without_a_world_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "3")
+    assert cli.rank() == 0
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert cli.rank() == 3
 
 
 @pytest.mark.parametrize(
@@ -176,17 +261,23 @@ def test_one_process_speaks(
     [
         ("[gloo/transport/tcp] Connection closed by peer", False, True, UserError),
         ("[gloo/transport/tcp] Connection closed by peer", True, True, Echo),
-        ("NCCL communicator was aborted", False, False, Echo),
-        ("shapes do not match", False, True, RuntimeError),
+        ("ncclRemoteError: a remote process exited or there was a network error", False, False, Echo),
+        ("[gloo] no memory for a buffer", False, True, RuntimeError),
     ],
 )
 def test_losing_another_process(
     text: str, launched: bool, leads: bool, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processes, "count", lambda: 2)
+    left: list[int] = []
+    monkeypatch.setattr(processes, "join", lambda device: True)
+    monkeypatch.setattr(processes, "leave", lambda: left.append(1))
+    monkeypatch.setattr(processes, "started", lambda: 2)
     monkeypatch.setattr(processes, "leads", lambda: leads)
     if launched:
         monkeypatch.setenv(processes.LAUNCHER, "note")
-    with pytest.raises(kind) as caught, processes.minding_the_others("do this"):
+    with pytest.raises(kind) as caught, processes.joined(torch.device("cpu")):
         raise RuntimeError(text)
     assert type(caught.value) is kind
+    assert left == ([1] if kind is RuntimeError else [])  # leaving waits for messages that never come
+    if isinstance(caught.value, UserError):
+        assert caught.value.code == LOST_PROCESS

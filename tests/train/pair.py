@@ -15,11 +15,6 @@ from genssl import processes
 Work = Callable[[], dict[str, Tensor]]
 
 
-def alone(work: Work) -> dict[str, Tensor]:
-    """What `work` gives in this process."""
-    return work()
-
-
 def in_processes(work: Work, folder: Path, count: int = 2) -> list[dict[str, Tensor]]:
     """What `work`, a function of a module, gives in each of `count` processes that have joined by gloo."""
     context = multiprocessing.get_context("spawn")

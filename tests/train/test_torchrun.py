@@ -114,7 +114,8 @@ def test_a_killed_process_ends_the_run_with_one_line(digits: Path, undisturbed: 
     assert running.end() == 1
     lines = [line for line in running.errors.read_text().splitlines() if line.startswith("genssl: ")]
     assert lines == [
-        f"genssl: process 1 of 2 was killed (SIGKILL); `genssl train --resume {run} --gpus 2` continues"
+        "genssl: process 1 of 2 was killed (SIGKILL); "
+        f"`genssl train --resume {run} --gpus 2 --device cpu` continues"
     ]
     assert "Traceback" not in running.errors.read_text()
     assert 4 <= saved(run) < STEPS
@@ -152,3 +153,62 @@ def test_a_terminate_signal_saves_and_another_number_of_processes_continues(
     assert alone.end() == 0, alone.errors.read_text()
     first, second = (load_file(each / checkpoint.MODEL) for each in (undisturbed, run))
     assert all(torch.allclose(first[name], second[name], atol=1e-3) for name in first)
+
+
+def test_neighbours_are_found_by_two_processes(digits: Path, tmp_path: Path) -> None:
+    words = ["knn-eval", "simsiam", "--data", digits, "-k", 7, "--device", "cpu"]
+    found = []
+    for name, start in (("one.png", genssl), ("two.png", torchrun)):
+        running = Running(start(*words, "--out", tmp_path / name), tmp_path)
+        assert running.end() == 0, running.errors.read_text()
+        assert running.errors.read_text().count("using ") == 1
+        found.append(json.loads((tmp_path / name).with_suffix(".json").read_text()))
+        del found[-1]["command"]
+    assert found[0] == found[1]
+    assert found[0]["train_images"] == 120
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--batch-size", 9], 2, "no equal shares for 2 processes"),
+        (["--data", "nowhere"], 2, "is no known data set"),
+        (["--out", "taken"], 2, "choose another --out"),
+        (["--set", "learning_rate=1e30", "--set", "gradient_clip=none"], 1, "not finite"),
+    ],
+)
+def test_what_goes_wrong_is_said_once(
+    words: list[object], code: int, said: str, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken" / "something").mkdir(parents=True)
+    running = Running(genssl(*RUN, "--data", digits, "--out", "run", *words, "--gpus", 2), tmp_path)
+    assert running.end() == code, running.errors.read_text()
+    lines = [line for line in running.errors.read_text().splitlines() if line.startswith("genssl: ")]
+    assert len(lines) == 1, lines
+    assert said in lines[0]
+
+
+def test_a_run_with_everything_in_two_processes(digits: Path, tmp_path: Path) -> None:
+    """Neighbours every epoch, a limit on time, going on when it is complete, and a state that is damaged."""
+    run = tmp_path / "run"
+    words = [
+        "train", "simsiam", "--data", digits, "--out", run, "--epochs", 2, "--batch-size", 32,
+        "--set", "encoder=small", "--set", "projector_hidden=16", "--set", "projector_dim=16",
+        "--knn-every", 1, "--gpus", 2, "--device", "cpu", "--go-on",
+    ]  # fmt: skip
+    for more, done in ((["--max-minutes", 0], 1), ([], 6), ([], 6)):
+        running = Running(genssl(*words, *more), tmp_path)
+        assert running.end() == 0, running.errors.read_text()
+        assert saved(run) == done
+    assert running.errors.read_text().count("nothing is left to do") == 1
+    history = [json.loads(line) for line in (run / checkpoint.HISTORY).read_text().splitlines()]
+    assert [record["step"] for record in history] == [3, 6]
+    assert all("knn_accuracy" in record for record in history)
+    (run / checkpoint.MODEL).unlink()
+    (run / checkpoint.STATE).write_bytes((run / checkpoint.STATE).read_bytes()[:-10])
+    running = Running(genssl("train", "--resume", run, "--gpus", 2, "--device", "cpu"), tmp_path)
+    assert running.end() == 1
+    lines = [line for line in running.errors.read_text().splitlines() if line.startswith("genssl: ")]
+    assert len(lines) == 1, lines
+    assert "damaged" in lines[0]
