@@ -26,8 +26,8 @@ def rank() -> int:
 
 
 def started_by_torchrun() -> bool:
-    """Whether this is one of the processes that torchrun started."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
+    """Whether this is one of the processes that torchrun, or a batch queue in its place, started."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def arguments() -> tuple[str, ...]:

@@ -38,6 +38,8 @@ class Subject:
         self, data: str | None, part: Part, limit: int | None = None, seed: int = 0, skip_bad: bool = False
     ) -> "Split":
         """A part of `data`, else of the run's own data, on the device."""
+        from genssl.data.rows import limited
+
         config = self.method.config
         if data and data != config.data and source_of(data) == source_of(config.data):
             say(
@@ -47,7 +49,7 @@ class Subject:
         split = read_split(
             data or config.data, part, config.image_size, config.seed, skip_bad or config.skip_bad
         )
-        return split.take(limit, seed).to(self.device)
+        return limited(split, limit, seed).to(self.device)
 
 
 def read_split(data: str, part: Part, image_size: int = 32, seed: int = 0, skip_bad: bool = False) -> "Split":
