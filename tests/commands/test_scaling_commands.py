@@ -1,7 +1,9 @@
 """From one process to many, from resident to streamed: what a person types, and what is said."""
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from safetensors.torch import load_file
 
 from genssl import checkpoint, cli, processes
 from genssl import config as configs
+from genssl.data import feed
 from genssl.errors import FAILED_RUN, INTERRUPTED, LOST_PROCESS, WRONG_INPUT, Echo, UserError
 from genssl.runtime import choose_device
 from genssl.train import launch
@@ -22,12 +25,23 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / checkpoint.MODEL)
 
 
-def test_a_streamed_run_ends_with_the_weights_of_a_resident_one(digits: Path, tmp_path: Path) -> None:
+def test_a_streamed_run_ends_with_the_weights_of_a_resident_one(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams: list[int] = []
+    streamed_batches = feed.streamed
+
+    def counted(*arguments: Any) -> Any:
+        streams.append(1)
+        return streamed_batches(*arguments)
+
+    monkeypatch.setattr(feed, "streamed", counted)
     for name, limit in (("streamed", 0), ("resident", 1)):
         result = call(
             "train", "vae", "--data", digits, *SHORT, "--out", tmp_path / name, "--resident-limit", limit
         )
         assert result.exit_code == 0, result.output
+        assert len(streams) == 2  # one an epoch of the first run, none of the second
     streamed, resident = weights(tmp_path / "streamed"), weights(tmp_path / "resident")
     assert streamed.keys() == resident.keys()
     assert all(torch.equal(streamed[name], resident[name]) for name in resident)
@@ -66,6 +80,20 @@ def test_going_on_without_a_folder_finds_the_run_of_the_same_settings(
     steps = [json.loads((tmp_path / name / "history.jsonl").read_text().splitlines()[-1])["step"]
              for name in ("vae-digits", "vae-digits-2")]  # fmt: skip
     assert steps == [2, 1]
+
+
+def test_going_on_takes_the_newest_of_several(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GENSSL_CHECKPOINTS", str(tmp_path))
+    command = ["train", "vae", "--data", digits, *SHORT, "--max-minutes", 0]
+    for _ in range(3):
+        assert call(*command).exit_code == 0
+    for age, name in enumerate(("vae-digits-2", "vae-digits-3", "vae-digits")):
+        os.utime(tmp_path / name / "config.json", (1e9 - age, 1e9 - age))
+    result = call(*command, "--go-on")
+    assert result.exit_code == 0, result.output
+    assert f"run folder: {tmp_path / 'vae-digits-2'}\n" in result.output
 
 
 @pytest.mark.parametrize("counter", ["TORCHELASTIC_RESTART_COUNT", processes.RESTARTS])

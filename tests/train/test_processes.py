@@ -14,6 +14,7 @@ from genssl.data.augment import choose_views
 from genssl.data.feed import Placed
 from genssl.data.split import Split
 from genssl.errors import UserError
+from genssl.metrics.features import extract, extract_together
 from genssl.models.build import build
 from genssl.models.losses import barlow_twins_loss, simsiam_loss, vicreg_loss
 from genssl.models.method import Method
@@ -119,6 +120,10 @@ def given_features() -> dict[str, Tensor]:
     return found
 
 
+def halves(images: Tensor) -> Tensor:
+    return images.flatten(1)[:, ::512]
+
+
 def together() -> dict[str, Tensor]:
     """Everything small that is said or shared."""
     rank = processes.share(processes.count()).start
@@ -126,6 +131,7 @@ def together() -> dict[str, Tensor]:
     numbers = {"a": torch.tensor(float(rank)), "b": torch.tensor(3.0, dtype=torch.float64)}
     return {
         "rows": processes.gathered(mine, 7),
+        **{f"features of {n}": extract_together(halves, split(n).images, 2) for n in (1, 2, 7)},
         "half precision": processes.gathered(mine.bfloat16(), 7),
         "agreed": torch.tensor(processes.agree(7 * rank)),
         "told": torch.tensor(list(processes.told("grüße" if rank == 0 else "no").encode())),
@@ -207,6 +213,12 @@ def test_rows_are_gathered_to_the_bit_however_they_are_shared(two: Any) -> None:
     for each in two:
         assert torch.equal(each["together.rows"], torch.arange(14.0).view(7, 2))
         assert torch.equal(each["together.half precision"], torch.arange(14.0).view(7, 2).bfloat16())
+
+
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_features_are_extracted_together_to_the_bit(n: int, one: Any, two: Any) -> None:
+    whole = extract(halves, split(n).images, 3)
+    assert all(torch.equal(each[f"together.features of {n}"], whole) for each in (one, *two))
 
 
 def test_what_is_told_agreed_and_averaged(two: Any) -> None:
