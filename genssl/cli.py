@@ -121,9 +121,8 @@ def _warn(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    if (
-        issubclass(category, UserWarning) and rank() == 0
-    ):  # the libraries' own deprecations are not for the user
+    # The libraries' own deprecations are not for the user
+    if issubclass(category, UserWarning) and rank() == 0:
         print(f"genssl: warning: {message}", file=sys.stderr)
 
 

@@ -42,6 +42,11 @@ def grid(images: Tensor, columns: int | None = None, scale: int = 1) -> Image.Im
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 
 
+def preview(kind: str, images: Tensor) -> Image.Image:
+    """The grid of a kind of preview, (M, 3, H, W): reconstructions are pairs, which a row keeps together."""
+    return grid(images, columns=8 if kind == "reconstructions" or len(images) > 16 else None)
+
+
 def contact_sheet(pictures: Sequence[tuple[str, Image.Image]], columns: int = 4) -> Image.Image:
     """Titled pictures of one size, row by row."""
     font = ImageFont.load_default(14)

@@ -123,7 +123,7 @@ def _launch(gpus: int, device: str, max_restarts: int) -> None:
 
 
 def _remixed(config: "Config") -> "Config":
-    from genssl.data.remix import remixed_name
+    from genssl.data.known import remixed_name
 
     return config.updated({"data": remixed_name(config.data)})
 

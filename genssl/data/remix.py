@@ -11,13 +11,11 @@ import torch
 from torch import Tensor
 
 from genssl.data.cache import Progress
-from genssl.data.known import SUFFIX, is_remix, remixed_name
+from genssl.data.known import SUFFIX
 from genssl.data.rows import select_rows
 from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.runtime import generator
-
-__all__ = ["SEED", "SUFFIX", "is_remix", "remix", "remixed_name"]
 
 SEED = 0  # one remix for everybody, whatever the seed of a run
 

@@ -61,9 +61,8 @@ class Board:
             if name != "step" and isinstance(value, int | float) and math.isfinite(value):
                 self._writer.add_scalar(tag(name), value, step)
         for kind, images in previews.items():
-            paired = kind == "reconstructions"
-            picture = figures.grid(images, columns=8 if paired or len(images) > 16 else None)
-            self._writer.add_image(kind, np.asarray(picture), step, dataformats="HWC")
+            picture = np.asarray(figures.preview(kind, images))
+            self._writer.add_image(kind, picture, step, dataformats="HWC")
         self._writer.flush()  # a killed run loses no epoch
 
     def close(self) -> None:

@@ -102,9 +102,7 @@ class RunFolder:
     def write_previews(self, previews: Mapping[str, Tensor], epoch: int) -> None:
         """Write one grid a kind: samples/epoch-005.png."""
         for kind, images in previews.items():
-            paired = kind == "reconstructions"
-            picture = figures.grid(images, columns=8 if paired or len(images) > 16 else None)
-            files.write_picture(self.path / kind / f"epoch-{epoch:03d}.png", picture)
+            files.write_picture(self.path / kind / f"epoch-{epoch:03d}.png", figures.preview(kind, images))
 
     def remove_previews_after(self, epoch: int) -> None:
         """Remove the previews of epochs that a resumed run has yet to reach."""
