@@ -1,9 +1,11 @@
 """Barlow Twins: the two views' outputs shall be correlated, different outputs shall not."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
+from genssl.config import BarlowTwinsConfig
 from genssl.models.encoders import Encoder
 from genssl.models.losses import barlow_twins_loss
 from genssl.models.siamese import Siamese
@@ -23,6 +25,11 @@ class BarlowTwins(Siamese):
     ) -> None:
         super().__init__(encoder, projector_sizes)
         self.lambd = lambd
+
+    @classmethod
+    def settings_of(cls, config: BarlowTwinsConfig) -> dict[str, Any]:
+        """The weight of the redundancy term."""
+        return {"lambd": config.lambd}
 
     def loss(self, views: tuple[Tensor, ...], draws: dict[str, Tensor]) -> dict[str, Tensor]:
         """Two views -> "loss"."""

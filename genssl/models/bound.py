@@ -42,12 +42,12 @@ def bound_terms(
         clip: keep the predicted x_0 in [-1, 1].
     """
     terms = x_start.new_empty(len(x_start))
-    last, later = t == 0, t > 0
-    if bool(last.any()):
-        terms[last] = decoder_nll(model, schedule, x_start[last], noise[last], clip=clip)
-    if bool(later.any()):
-        rest = (x_start[later], t[later], noise[later])
-        terms[later] = denoising_kl(model, schedule, *rest, variance=variance, clip=clip)
+    is_last, is_denoising = t == 0, t > 0
+    if bool(is_last.any()):
+        terms[is_last] = decoder_nll(model, schedule, x_start[is_last], noise[is_last], clip=clip)
+    if bool(is_denoising.any()):
+        rest = (x_start[is_denoising], t[is_denoising], noise[is_denoising])
+        terms[is_denoising] = denoising_kl(model, schedule, *rest, variance=variance, clip=clip)
     return terms
 
 
@@ -56,9 +56,10 @@ def prior_kl(schedule: NoiseSchedule, x_start: Tensor) -> Tensor:
 
     With q = N(sqrt(k) x_0, 1 - k), k = alpha-bar_T, it is (k x_0^2 - k - log(1 - k)) / 2 a dimension.
     """
-    kept = math.exp(schedule.log_alphas_cumprod[-1])
-    of_variance = -kept - math.log1p(-kept)  # about k^2 / 2, in float64
-    return 0.5 * (kept * x_start.square() + of_variance).flatten(1).sum(1)
+    alpha_bar = math.exp(schedule.log_alphas_cumprod[-1])
+    # About alpha_bar^2 / 2, a difference of nearly equal numbers: in float64
+    variance_term = -alpha_bar - math.log1p(-alpha_bar)
+    return 0.5 * (alpha_bar * x_start.square() + variance_term).flatten(1).sum(1)
 
 
 def denoising_kl(
@@ -81,16 +82,18 @@ def denoising_kl(
         model, schedule, x_start, noise, variance, clip: as for `bound_terms`.
         t: (B,) int64 in [1, T).
     """
-    found = _predicted(model, schedule, x_start, t, noise, clip)
-    kept, added = schedule.alphas_cumprod_prev[t], schedule.betas[t]
-    noisiness = schedule.sqrt_one_minus_alphas_cumprod[t].square()  # 1 - alpha-bar
-    apart = (kept.sqrt() * added / noisiness).square() * (x_start - found).square().flatten(1).sum(1)
+    x_start_predicted = _predict_x_start(model, schedule, x_start, t, noise, clip)
+    alpha_bar_prev, beta = schedule.alphas_cumprod_prev[t], schedule.betas[t]
+    one_minus_alpha_bar = schedule.sqrt_one_minus_alphas_cumprod[t].square()
+    # Equation 7: the coefficient of x_0 in the posterior mean
+    coefficient = alpha_bar_prev.sqrt() * beta / one_minus_alpha_bar
+    squared_distance = coefficient.square() * (x_start - x_start_predicted).square().flatten(1).sum(1)
     if variance == "posterior":
-        return 0.5 * apart / schedule.posterior_variance[t]
+        return 0.5 * squared_distance / schedule.posterior_variance[t]
     # posterior variance / beta = 1 - r; r - 1 - log r of that ratio, in float64 as it is about r^2 / 2
-    r = (kept * added / noisiness).cpu().double()
-    of_variance = (-r - torch.log1p(-r)).to(x_start.dtype).to(x_start.device)
-    return 0.5 * (apart / added + of_variance * x_start[0].numel())
+    r = (alpha_bar_prev * beta / one_minus_alpha_bar).cpu().double()
+    variance_term = (-r - torch.log1p(-r)).to(x_start.dtype).to(x_start.device)
+    return 0.5 * (squared_distance / beta + variance_term * x_start[0].numel())
 
 
 def decoder_nll(
@@ -105,7 +108,7 @@ def decoder_nll(
         model, schedule, x_start, noise, clip: as for `bound_terms`.
     """
     first = torch.zeros(len(x_start), dtype=torch.int64, device=x_start.device)
-    mean = _predicted(model, schedule, x_start, first, noise, clip)
+    mean = _predict_x_start(model, schedule, x_start, first, noise, clip)
     log_p = byte_log_probability(to_bytes(x_start), mean, decoder_std(schedule))
     return -log_p.flatten(1).sum(1).to(x_start.dtype).to(x_start.device)
 
@@ -130,7 +133,7 @@ def byte_log_probability(images: Tensor, mean: Tensor, std: float) -> Tensor:
     edge = images.double() * BIN_WIDTH - 1
     lower = ((edge - mean) / std).masked_fill(images == 0, -math.inf)
     upper = ((edge + BIN_WIDTH - mean) / std).masked_fill(images == 255, math.inf)
-    # The distribution function keeps its digits in the left tail only: mirror what lies to the right
+    # The normal distribution function keeps its digits in the left tail only: mirror what lies to the right
     mirrored = lower + upper > 0
     lower, upper = torch.where(mirrored, -upper, lower), torch.where(mirrored, -lower, upper)
     log_upper = torch.special.log_ndtr(upper)
@@ -138,12 +141,12 @@ def byte_log_probability(images: Tensor, mean: Tensor, std: float) -> Tensor:
     return log_p
 
 
-def _predicted(
+def _predict_x_start(
     model: NoisePredictor, schedule: NoiseSchedule, x_start: Tensor, t: Tensor, noise: Tensor, clip: bool
 ) -> Tensor:
     x = q_sample(schedule, x_start, t, noise)
-    found = predict_x_start(schedule, x, t, model(x, t))
-    return found.clamp(-1, 1) if clip else found
+    x_start_predicted = predict_x_start(schedule, x, t, model(x, t))
+    return x_start_predicted.clamp(-1, 1) if clip else x_start_predicted
 
 
 def _on_precise_device(x: Tensor) -> Tensor:

@@ -3,11 +3,12 @@
 import copy
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from genssl.config import BYOLConfig
 from genssl.models.encoders import Encoder
 from genssl.models.losses import simsiam_loss
 from genssl.models.siamese import Predicting
@@ -37,12 +38,21 @@ class BYOL(Predicting):
         tau: float = 0.99,
         tau_schedule: Literal["constant", "cosine"] = "cosine",
     ) -> None:
-        super().__init__(
-            encoder, projector_sizes, norm_last=False, predictor=predictor, predictor_hidden=predictor_hidden
-        )
+        head: dict[str, Any] = {"predictor": predictor, "predictor_hidden": predictor_hidden}
+        super().__init__(encoder, projector_sizes, output_norm=False, constant_rate=False, **head)
         self.tau, self.tau_schedule = tau, tau_schedule
         self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
         self.target_projector = copy.deepcopy(self.projector).requires_grad_(False)
+
+    @classmethod
+    def settings_of(cls, config: BYOLConfig) -> dict[str, Any]:
+        """The predictor and the target's schedule."""
+        return {
+            "predictor": config.predictor,
+            "predictor_hidden": config.predictor_hidden,
+            "tau": config.tau,
+            "tau_schedule": config.tau_schedule,
+        }
 
     @torch.no_grad()
     def target(self, images: Tensor) -> Tensor:
@@ -65,6 +75,7 @@ class BYOL(Predicting):
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
         """Move the target's weights towards the online ones; its batch norms keep their own statistics."""
+        # target <- tau target + (1 - tau) online, in one fused call instead of one per parameter
         targets: list[Tensor] = [*self.target_encoder.parameters(), *self.target_projector.parameters()]
         online: list[Tensor] = [*self.encoder.parameters(), *self.projector.parameters()]
         torch._foreach_lerp_(targets, online, 1 - self.tau_at(progress))

@@ -7,18 +7,21 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
+from genssl.config import DDPMConfig
 from genssl.models.diffusion import (
     Keep,
     Loss,
     NoiseSchedule,
     Variance,
+    cosine_schedule,
     extract,
+    linear_schedule,
     p_losses_per_image,
     t_sample,
 )
 from genssl.models.method import Method
 from genssl.models.samplers import ancestral, ddim, dpm_solver_pp
-from genssl.models.unet import UNet
+from genssl.models.unet import LAYOUTS, UNet
 from genssl.runtime import Randomness, normal
 
 Sampler = Literal["dpm++", "ddim", "ancestral"]
@@ -55,6 +58,17 @@ class DDPM(Method):
         self.loss_kind: Loss = loss
         self.features_t = features_t
 
+    @classmethod
+    def from_config(cls, config: DDPMConfig) -> Self:
+        """The DDPM of a config, for images of three channels."""
+        if config.beta_schedule == "cosine":
+            schedule = cosine_schedule(config.timesteps)
+        else:
+            betas = (config.beta_start, config.beta_end)
+            schedule = linear_schedule(config.timesteps, *betas, scaled=config.scale_betas)
+        network = UNet(LAYOUTS[config.network])
+        return cls(schedule, network, config.image_size, 3, config.loss, config.features_t)
+
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         # The schedule follows the weights from device to device. It is no buffer: it is made from the config,
         # and belongs neither in a checkpoint nor in an average.
@@ -88,6 +102,8 @@ class DDPM(Method):
         A part is the sum over a third's images over the number of images expected there, not over those
         present: finite when there are none, without bias when averaged over steps.
         """
+        # Algorithm 1: draw t and epsilon, noise x_0 to x_t in one jump, and regress epsilon. Leaving out the
+        # weights of the variational bound (L_simple) favors the noisier times, and gives better samples
         (x_start,) = views
         t = draws["t"]
         losses = p_losses_per_image(

@@ -54,13 +54,23 @@ class NoiseSchedule:
         betas = betas.double()
         if not (len(betas) and bool(((betas > 0) & (betas < 1)).all())):
             raise ValueError(f"betas must be one or more, between 0 and 1, not {betas[:1].tolist()} ...")
-        log_kept = torch.log1p(-betas).cumsum(0)  # log alpha-bar
-        noise = -torch.expm1(log_kept)  # 1 - alpha-bar without cancellation
-        before = torch.cat([torch.zeros_like(noise[:1]), noise[:-1]])
-        kept = log_kept.exp()
-        to_image = [betas, 1 - betas, (1 - betas).rsqrt()]
-        overall = [kept, kept.sqrt(), noise.sqrt(), 1 - before, betas * before / noise]
-        return cls(*(values.float() for values in to_image + overall))
+        # alpha-bar in logarithms: 1 - alpha-bar near t = 0 would be a difference of nearly equal numbers
+        log_alphas_cumprod = torch.log1p(-betas).cumsum(0)
+        alphas_cumprod = log_alphas_cumprod.exp()
+        one_minus = -torch.expm1(log_alphas_cumprod)  # 1 - alpha-bar_t
+        one_minus_prev = torch.cat([torch.zeros_like(one_minus[:1]), one_minus[:-1]])  # 1 - alpha-bar_{t-1}
+        coefficients = {
+            "betas": betas,
+            "alphas": 1 - betas,
+            "sqrt_recip_alphas": (1 - betas).rsqrt(),
+            "alphas_cumprod": alphas_cumprod,
+            "sqrt_alphas_cumprod": alphas_cumprod.sqrt(),
+            "sqrt_one_minus_alphas_cumprod": one_minus.sqrt(),
+            "alphas_cumprod_prev": 1 - one_minus_prev,
+            # Equation 7: beta-tilde_t = (1 - alpha-bar_{t-1}) / (1 - alpha-bar_t) beta_t
+            "posterior_variance": betas * one_minus_prev / one_minus,
+        }
+        return cls(**{name: values.float() for name, values in coefficients.items()})
 
     @property
     def timesteps(self) -> int:
@@ -80,9 +90,10 @@ class NoiseSchedule:
         keep three digits when taken from float32 products.
         """
         betas, alphas = self.betas.cpu().double(), self.alphas.cpu().double()
-        logs = torch.where(betas < 0.5, torch.log1p(-betas), alphas.log())  # of the one with more digits
-        summed: list[float] = logs.cumsum(0).tolist()
-        return summed
+        # From whichever of beta and alpha has more digits in float32
+        log_alphas = torch.where(betas < 0.5, torch.log1p(-betas), alphas.log())
+        log_alphas_cumprod: list[float] = log_alphas.cumsum(0).tolist()
+        return log_alphas_cumprod
 
     def to(self, device: torch.device | str) -> Self:
         """The same schedule on another device."""
@@ -110,8 +121,9 @@ def cosine_schedule(timesteps: int, s: float = 0.008) -> NoiseSchedule:
     Nichol & Dhariwal 2021, equation 17.
     """
     time = torch.arange(timesteps + 1, dtype=torch.float64) / timesteps
-    kept = ((time + s) / (1 + s) * math.pi / 2).cos().square()
-    return NoiseSchedule.from_betas((1 - kept[1:] / kept[:-1]).clamp(max=0.999))
+    alphas_cumprod = ((time + s) / (1 + s) * math.pi / 2).cos().square()
+    # The last beta would be 1: nothing of x_{T-1} would be left, and no reverse step from it is defined
+    return NoiseSchedule.from_betas((1 - alphas_cumprod[1:] / alphas_cumprod[:-1]).clamp(max=0.999))
 
 
 def extract(values: Tensor, t: Tensor, x: Tensor) -> Tensor:
@@ -163,9 +175,10 @@ def p_sample(
         signal = extract(schedule.sqrt_alphas_cumprod, t, x)
         epsilon = (x - signal * predict_x_start(schedule, x, t, epsilon).clamp(-1, 1)) / std
     mean = extract(schedule.sqrt_recip_alphas, t, x) * (x - beta / std * epsilon)  # equation 11
-    added = schedule.betas if variance == "large" else schedule.posterior_variance
-    later = (t > 0).view(-1, *[1] * (x.ndim - 1))
-    return mean + later * extract(added, t, x).sqrt() * noise
+    # Section 3.2: beta_t is optimal for x_0 ~ N(0, I), the posterior variance for a single point x_0
+    variances = schedule.betas if variance == "large" else schedule.posterior_variance
+    is_not_last = (t > 0).view(-1, *[1] * (x.ndim - 1))  # at t = 0 the mode is returned
+    return mean + is_not_last * extract(variances, t, x).sqrt() * noise
 
 
 def p_sample_loop(
@@ -193,8 +206,8 @@ def p_sample_loop(
     """
     for t in reversed(range(check_start(schedule, t_start) + 1)):
         times = torch.full((len(x),), t, device=x.device)
-        drawn = noise(t) if t > 0 else torch.zeros_like(x)
-        x = p_sample(model, schedule, x, times, drawn, variance=variance, clip=clip)
+        z = noise(t) if t > 0 else torch.zeros_like(x)
+        x = p_sample(model, schedule, x, times, z, variance=variance, clip=clip)
         if keep is not None:
             keep(t - 1, x)
     return x
@@ -210,6 +223,7 @@ def check_start(schedule: NoiseSchedule, t_start: int | None) -> int:
 
 def t_sample(timesteps: int, n: int, generator: Randomness = None) -> Tensor:
     """Times drawn uniformly from 0 .. T - 1, (n,) int64."""
+    # A float32 just below 1 times T may round up to T
     return (uniform((n,), generator) * timesteps).long().clamp(max=timesteps - 1)
 
 
@@ -240,6 +254,7 @@ def p_losses_per_image(
         schedule, x_start, t, noise: as for `q_sample`.
         loss: "mse", or "smooth_l1": half the square up to 1 and the absolute value less 1/2 beyond.
     """
+    # In float32 even under bf16 autocast: the loss is a mean over small differences
     error = (model(q_sample(schedule, x_start, t, noise), t).float() - noise).flatten(1)
     if loss == "mse":
         return error.square().mean(1)

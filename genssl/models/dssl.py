@@ -1,10 +1,11 @@
 """DSSL: heavy augmentations, each compared only with the standard view that it was made of."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any
 
 from torch import Tensor
 
+from genssl.config import DSSLConfig
 from genssl.models.encoders import Encoder
 from genssl.models.losses import directional_loss, simsiam_loss
 from genssl.models.siamese import Predicting
@@ -18,11 +19,7 @@ class DSSL(Predicting):
         projector_sizes: widths of the projector's layers.
         beta: how much standard views follow heavy ones.
         naive: SimSiam's loss on the two heavy views alone, the baseline that DSSL is compared with.
-        predictor: as in SimSiam, like everything that follows.
-        predictor_hidden: width of its hidden layer.
-        stop_gradient: treat z as a constant in the loss.
-        output_norm: end the projector with a batch norm without scale and offset.
-        constant_rate: keep the predictor's learning rate constant.
+        simsiam: the other keyword parameters of `Predicting`.
     """
 
     def __init__(
@@ -32,21 +29,15 @@ class DSSL(Predicting):
         *,
         beta: float = 0.1,
         naive: bool = False,
-        predictor: Literal["mlp", "identity", "fixed"] = "mlp",
-        predictor_hidden: int = 512,
-        stop_gradient: bool = True,
-        output_norm: bool = True,
-        constant_rate: bool = True,
+        **simsiam: Any,
     ) -> None:
-        super().__init__(
-            encoder,
-            projector_sizes,
-            norm_last=output_norm,
-            predictor=predictor,
-            predictor_hidden=predictor_hidden,
-            constant_rate=constant_rate,
-        )
-        self.beta, self.naive, self.stop_gradient = beta, naive, stop_gradient
+        super().__init__(encoder, projector_sizes, **simsiam)
+        self.beta, self.naive = beta, naive
+
+    @classmethod
+    def settings_of(cls, config: DSSLConfig) -> dict[str, Any]:
+        """DSSL's own settings, and SimSiam's."""
+        return {**super().settings_of(config), "beta": config.beta, "naive": config.naive}
 
     def forward(self, view: Tensor) -> tuple[Tensor, Tensor]:
         """A view (B, 3, H, W) -> z and p, each (B, projector_dim); z without gradient."""

@@ -31,6 +31,7 @@ class Encoder(nn.Module):
         self.layer2 = _stage(BasicBlock, width, 2 * width, stride=2)
         self.layer3 = _stage(BasicBlock, 2 * width, 4 * width, stride=2)
         self.layer4 = _stage(BasicBlock, 4 * width, 8 * width, stride=2)
+        # Fan-out He initialization (He et al. 2015), and the residual branch of each block zero at the start
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

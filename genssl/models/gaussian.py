@@ -26,9 +26,9 @@ class DiagonalGaussianDistribution:
 
     def sample(self, generator: Randomness = None) -> Tensor:
         """Draw one sample a row, shape of the mean, differentiable in mean and logvar."""
-        return self.reparameterise(normal(self.mean.shape, generator, self.mean.device))
+        return self.reparameterize(normal(self.mean.shape, generator, self.mean.device))
 
-    def reparameterise(self, noise: Tensor) -> Tensor:
+    def reparameterize(self, noise: Tensor) -> Tensor:
         """mean + std * noise: the standard normal `noise` (B, ...) as a sample (Kingma & Welling 2014)."""
         if self.logvar is None:
             return self.mean + noise
@@ -36,6 +36,7 @@ class DiagonalGaussianDistribution:
 
     def kl(self) -> Tensor:
         """KL(self || N(0, I)) in nats, summed over dimensions, (B,): Kingma & Welling 2014, appendix B."""
+        # 1/2 sum (mu^2 + sigma^2 - 1 - log sigma^2); the last three cancel for identity covariance
         squared = self.mean.square()
         if self.logvar is None:
             return 0.5 * squared.flatten(1).sum(1)
@@ -43,6 +44,7 @@ class DiagonalGaussianDistribution:
 
     def nll(self, x: Tensor) -> Tensor:
         """-log density of `x` (B, ...) in nats, summed over dimensions, constants included: (B,)."""
+        # 1/2 sum ((x - mu)^2 / sigma^2 + log sigma^2 + log 2 pi)
         squared = (x.float() - self.mean).square()
         if self.logvar is None:
             return 0.5 * (squared + LOG_TWO_PI).flatten(1).sum(1)

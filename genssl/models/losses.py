@@ -49,8 +49,9 @@ def directional_loss(
     Returns:
         "loss" and its "symmetric" and "directional" parts, scalars.
     """
+    # `simsiam_loss` compares p1 with z2 and p2 with z1: the z's are ordered so as to pair them rightly
     symmetric = simsiam_loss(p1=p1, p2=p2, z1=z1, z2=z2)
-    heavy_follow = simsiam_loss(p1=heavy_p1, p2=heavy_p2, z1=z2, z2=z1)  # each one its own standard view
+    heavy_follow = simsiam_loss(p1=heavy_p1, p2=heavy_p2, z1=z2, z2=z1)
     standard_follow = simsiam_loss(p1=p1, p2=p2, z1=heavy_z2, z2=heavy_z1)
     directional = (1 - beta) * heavy_follow + beta * standard_follow
     return {"loss": symmetric + directional, "symmetric": symmetric, "directional": directional}
@@ -68,7 +69,8 @@ def barlow_twins_loss(z1: Tensor, z2: Tensor, lambd: float = 5e-3) -> Tensor:
         lambd: weight of the second sum.
     """
     with _float32(z1):
-        correlation = _standardised(z1).T @ _standardised(z2) / len(z1)  # (D, D)
+        # Equation 2: the cross-correlation of the two views, (D, D), over the batch
+        correlation = _standardized(z1).T @ _standardized(z2) / len(z1)
         diagonal = correlation.diagonal()
         invariance = (1 - diagonal).square().sum()
         redundancy = correlation.square().sum() - diagonal.square().sum()
@@ -95,6 +97,7 @@ def vicreg_loss(
     """
     with _float32(z1):
         z1, z2 = _wide(z1), _wide(z2)
+        # Equation 5 as in the authors' code: the mean over outputs too, where the paper has their sum
         invariance = (z1 - z2).square().mean()
         variance = (_variance_hinge(z1) + _variance_hinge(z2)) / 2
         covariance = _squared_covariance(z1) + _squared_covariance(z2)
@@ -103,6 +106,7 @@ def vicreg_loss(
 
 
 def _variance_hinge(z: Tensor) -> Tensor:
+    # Of the standard deviation, not the variance: its gradient does not vanish at collapse (section 4.1)
     return F.relu(1 - (z.var(0) + STD_EPSILON).sqrt()).mean()
 
 
@@ -113,7 +117,7 @@ def _squared_covariance(z: Tensor) -> Tensor:
     return (covariance.square().sum() - covariance.diagonal().square().sum()) / z.shape[1]
 
 
-def _standardised(z: Tensor) -> Tensor:
+def _standardized(z: Tensor) -> Tensor:
     """Zero mean and unit (population) variance of each column over the batch."""
     centred = _wide(z) - _wide(z).mean(0)
     return centred * (centred.square().mean(0) + NORM_EPSILON).rsqrt()

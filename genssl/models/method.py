@@ -1,20 +1,30 @@
-"""The seam between a method and everything else."""
+"""The interface between a method and everything else: what every method has, and what some methods can do."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from genssl.runtime import Randomness
 from genssl.settings import Config
 
+if TYPE_CHECKING:
+    from genssl.models.diffusion import Keep, NoiseSchedule
+    from genssl.models.gaussian import DiagonalGaussianDistribution
+
 
 class Method(nn.Module):
-    """What the loop, the evaluators and the commands ask of a method.
+    """What the training loop, the evaluations and the commands ask of every method.
 
     Images are float (B, 3, H, W) in the range of `genssl.pixels`, unless said otherwise.
     """
 
     config: Config  # set by `build`
+
+    @classmethod
+    def from_config(cls, config: Any) -> Self:
+        """The method that a config of its class describes, its weights initialised by torch's generator."""
+        raise NotImplementedError
 
     def remarks(self) -> tuple[str, ...]:
         """What a person should know before this method trains with these settings."""
@@ -33,7 +43,7 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Optimiser groups. A group may set `constant_rate`: True to stay out of the schedule."""
+        """Optimizer groups. A group may set `constant_rate`: True to stay out of the schedule."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
     def after_step(self, progress: float) -> None:
@@ -53,3 +63,85 @@ class Method(nn.Module):
     def previews(self, images: Tensor, generator: Randomness) -> dict[str, Tensor]:
         """Pictures to draw while training, each (M, 3, H, W), from fixed test images and fixed noise."""
         return {}
+
+
+# What only some methods can do. A method has an ability by having its members: commands and evaluations ask
+# `isinstance(method, CanSample)`, never for a class or a name, so that a new method is served by all of them.
+
+
+@runtime_checkable
+class CanSample(Protocol):
+    """Draws images from nothing but noise."""
+
+    def sample(self, n: int, generator: Randomness = None) -> Tensor:
+        """`n` images (n, 3, H, W); with one generator per image, image i depends on its own alone.
+
+        Further keyword parameters are the method's own sampling options (prior, sampler, steps, ...).
+        """
+        ...
+
+
+@runtime_checkable
+class CanReconstruct(Protocol):
+    """Passes images through a bottleneck and back."""
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, 3, H, W), deterministic."""
+        ...
+
+
+@runtime_checkable
+class CanInterpolate(Protocol):
+    """Decodes paths between latents (B, D), drawn from a prior or taken from images by `features`."""
+
+    def sample_prior(self, n: int, generator: Randomness = None) -> Tensor:
+        """Latents (n, D)."""
+        ...
+
+    def decode_path(self, z: Tensor) -> Tensor:
+        """Latents (n, B, D) -> images (n, B, 3, H, W)."""
+        ...
+
+
+@runtime_checkable
+class CanDenoise(Protocol):
+    """Undoes a diffusion process from any of its noise levels."""
+
+    schedule: "NoiseSchedule"
+    network: nn.Module  # (x (B, C, H, W), t (B,)) -> epsilon
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        ...
+
+    def denoise(
+        self,
+        x: Tensor,
+        t_start: int | None,
+        generator: Randomness = None,
+        sampler: Any = "dpm++",
+        steps: int | None = None,
+        *,
+        keep: "Keep | None" = None,
+    ) -> Tensor:
+        """x (B, 3, H, W) at the zero-based time t_start -> clean images."""
+        ...
+
+
+@runtime_checkable
+class HasLatents(Protocol):
+    """Has a posterior over latents for each image."""
+
+    def encode(self, x: Tensor) -> "DiagonalGaussianDistribution":
+        """q(z|x) of images (B, 3, H, W)."""
+        ...
+
+
+@runtime_checkable
+class HasLikelihood(Protocol):
+    """Has importance weights for log p(x)."""
+
+    def log_weights(self, x: Tensor, k: int, generator: Randomness = None) -> Tensor:
+        """log p(x, z_k) - log q(z_k|x) of k draws per image, (k, B) in nats."""
+        ...

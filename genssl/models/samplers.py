@@ -25,21 +25,21 @@ class Level:
 
     Attributes:
         t: its time; CLEAN is the image itself.
-        log_kept: log alpha-bar.
+        log_alpha_bar: log alpha-bar.
     """
 
     t: int
-    log_kept: float
+    log_alpha_bar: float
 
     @property
     def alpha(self) -> float:
         """The share of the image, sqrt(alpha-bar)."""
-        return math.exp(0.5 * self.log_kept)
+        return math.exp(0.5 * self.log_alpha_bar)
 
     @property
     def variance(self) -> float:
         """Of the noise, sigma^2 = 1 - alpha-bar."""
-        return -math.expm1(self.log_kept)
+        return -math.expm1(self.log_alpha_bar)
 
     @property
     def sigma(self) -> float:
@@ -49,7 +49,7 @@ class Level:
     @property
     def log_snr(self) -> float:
         """lambda = log(alpha / sigma), half the logarithm of the signal-to-noise ratio."""
-        return math.inf if self.t == CLEAN else 0.5 * (self.log_kept - math.log(self.variance))
+        return math.inf if self.t == CLEAN else 0.5 * (self.log_alpha_bar - math.log(self.variance))
 
 
 def ddim(
@@ -69,17 +69,20 @@ def ddim(
     Args:
         model, schedule, x, steps, t_start, clip, keep: see the module.
         noise: t -> standard normal (B, ...), needed when eta > 0; not asked for the last step.
-        eta: the standard deviation of a step's fresh noise, as a share of the posterior's.
+        eta: the standard deviation of the noise that a step adds, as a share of the posterior's.
     """
     if eta > 0 and noise is None:
         raise ValueError("eta > 0 adds noise at each step: give it")
-    for now, after in pairwise(_levels(schedule, quadratic_times(check_start(schedule, t_start), steps))):
-        x_start, epsilon = _predict(model, x, now, clip)
-        fresh = eta * math.sqrt(posterior_variance(now, after))
-        x = after.alpha * x_start + math.sqrt(max(after.variance - fresh**2, 0.0)) * epsilon
-        if noise is not None and fresh > 0:
-            x = x + fresh * noise(now.t)
-        _tell(keep, after, x)
+    levels = _levels(schedule, quadratic_times(check_start(schedule, t_start), steps))
+    for level, level_next in pairwise(levels):
+        # "Predicted x_0", "direction pointing to x_t" and "random noise" of equation 12; the variance of the
+        # last two is that of the next level, whatever eta is
+        x_start, epsilon = _predict(model, x, level, clip)
+        sigma_added = eta * math.sqrt(posterior_variance(level, level_next))
+        x = level_next.alpha * x_start + math.sqrt(max(level_next.variance - sigma_added**2, 0.0)) * epsilon
+        if noise is not None and sigma_added > 0:
+            x = x + sigma_added * noise(level.t)
+        _report(keep, level_next, x)
     return x
 
 
@@ -102,10 +105,11 @@ def ddim_invert(
         t_end: the time to reach, T - 1 when not given.
     """
     levels = list(_levels(schedule, quadratic_times(check_start(schedule, t_end), steps)))[::-1]
-    for now, after in pairwise(levels):
-        epsilon = model(x, _times(x, max(now.t, 0)))  # the network knows no time before 0
-        x = after.alpha * (x - now.sigma * epsilon) / now.alpha + after.sigma * epsilon
-        _tell(keep, after, x)
+    for level, level_next in pairwise(levels):
+        # The network was trained on t >= 0: at the clean image it is asked at t = 0
+        epsilon = model(x, _times(x, max(level.t, 0)))
+        x = level_next.alpha * (x - level.sigma * epsilon) / level.alpha + level_next.sigma * epsilon
+        _report(keep, level_next, x)
     return x
 
 
@@ -130,14 +134,15 @@ def ancestral(
     """
     if noise is None:
         raise ValueError("ancestral sampling adds noise at each step: give it")
-    for now, after in pairwise(_levels(schedule, quadratic_times(check_start(schedule, t_start), steps))):
-        x_start, _ = _predict(model, x, now, clip)
-        x = _posterior_mean(x_start, x, now, after)
-        if after.t != CLEAN:
+    levels = _levels(schedule, quadratic_times(check_start(schedule, t_start), steps))
+    for level, level_next in pairwise(levels):
+        x_start, _ = _predict(model, x, level, clip)
+        x = _posterior_mean(x_start, x, level, level_next)
+        if level_next.t != CLEAN:
             large = variance == "large"
-            added = forward_variance(now, after) if large else posterior_variance(now, after)
-            x = x + math.sqrt(added) * noise(now.t)
-        _tell(keep, after, x)
+            added = forward_variance(level, level_next) if large else posterior_variance(level, level_next)
+            x = x + math.sqrt(added) * noise(level.t)
+        _report(keep, level_next, x)
     return x
 
 
@@ -157,35 +162,39 @@ def dpm_solver_pp(
     after 10 to 20 steps. The step to the clean image is of first order: lambda is infinite there.
     """
     levels = _levels(schedule, log_snr_times(schedule, check_start(schedule, t_start), steps))
-    before: Level | None = None
-    x_before = x
-    for now, after in pairwise(levels):
-        x_start, _ = _predict(model, x, now, clip)
+    level_prev: Level | None = None
+    x_start_prev = x
+    for level, level_next in pairwise(levels):
+        x_start, _ = _predict(model, x, level, clip)
+        # Second order: x_0 is extrapolated from the last two predictions in lambda = log(alpha / sigma)
         target = x_start
-        if before is not None and after.t != CLEAN:
-            ratio = (after.log_snr - now.log_snr) / (now.log_snr - before.log_snr)
-            target = x_start + 0.5 * ratio * (x_start - x_before)
-        # exp(-(lambda_after - lambda_now)) = (sigma_after / alpha_after) (alpha_now / sigma_now)
-        kept = after.sigma / now.sigma
-        x = kept * x + (after.alpha - kept * now.alpha) * target
-        before, x_before = now, x_start
-        _tell(keep, after, x)
+        if level_prev is not None and level_next.t != CLEAN:
+            ratio = (level_next.log_snr - level.log_snr) / (level.log_snr - level_prev.log_snr)
+            target = x_start + 0.5 * ratio * (x_start - x_start_prev)
+        # Equation 9 with h = lambda_next - lambda: x_next = (sigma_next / sigma) x - alpha_next (e^-h - 1) D.
+        # e^-h = (sigma_next / alpha_next) (alpha / sigma), which turns the factor of D into the one below
+        sigma_ratio = level_next.sigma / level.sigma
+        x = sigma_ratio * x + (level_next.alpha - sigma_ratio * level.alpha) * target
+        level_prev, x_start_prev = level, x_start
+        _report(keep, level_next, x)
     return x
 
 
-def forward_variance(now: Level, after: Level) -> float:
-    """Variance that the forward process adds from `after` to the noisier `now`: beta, for neighbours."""
-    return -math.expm1(now.log_kept - after.log_kept)
+def forward_variance(level: Level, level_next: Level) -> float:
+    """Variance that the forward process adds from `level_next` to the noisier `level`; beta for neighbors."""
+    # expm1 keeps the digits that 1 - alpha_bar / alpha_bar_next loses between two near times
+    return -math.expm1(level.log_alpha_bar - level_next.log_alpha_bar)
 
 
-def posterior_variance(now: Level, after: Level) -> float:
-    """Of q(x_after | x_now, x_0) (Ho et al. 2020, equation 7); 0 for the clean image."""
-    return forward_variance(now, after) * after.variance / now.variance
+def posterior_variance(level: Level, level_next: Level) -> float:
+    """Of q(x_next | x, x_0) (Ho et al. 2020, equation 7); 0 for the clean image."""
+    return forward_variance(level, level_next) * level_next.variance / level.variance
 
 
-def _posterior_mean(x_start: Tensor, x: Tensor, now: Level, after: Level) -> Tensor:
-    from_start = after.alpha * forward_variance(now, after) / now.variance
-    from_x = now.alpha / after.alpha * after.variance / now.variance
+def _posterior_mean(x_start: Tensor, x: Tensor, level: Level, level_next: Level) -> Tensor:
+    # Ho et al. 2020, equation 7, for two levels that need not be neighbors
+    from_start = level_next.alpha * forward_variance(level, level_next) / level.variance
+    from_x = level.alpha / level_next.alpha * level_next.variance / level.variance
     return from_start * x_start + from_x * x
 
 
@@ -234,16 +243,17 @@ def _times(x: Tensor, t: int) -> Tensor:
     return torch.full((len(x),), t, dtype=torch.int64, device=x.device)
 
 
-def _predict(model: NoisePredictor, x: Tensor, now: Level, clip: bool) -> tuple[Tensor, Tensor]:
+def _predict(model: NoisePredictor, x: Tensor, level: Level, clip: bool) -> tuple[Tensor, Tensor]:
     """(x_0, epsilon), which always make up x: epsilon follows x_0 when that is clipped."""
-    epsilon = model(x, _times(x, now.t))
-    x_start = (x - now.sigma * epsilon) / now.alpha
+    epsilon = model(x, _times(x, level.t))
+    x_start = (x - level.sigma * epsilon) / level.alpha
+    # Clipping x_0 alone would leave an epsilon that belongs to another image
     if clip:
         x_start = x_start.clamp(-1, 1)
-        epsilon = (x - now.alpha * x_start) / now.sigma
+        epsilon = (x - level.alpha * x_start) / level.sigma
     return x_start, epsilon
 
 
-def _tell(keep: Keep | None, level: Level, x: Tensor) -> None:
+def _report(keep: Keep | None, level: Level, x: Tensor) -> None:
     if keep is not None:
         keep(level.t, x)

@@ -1,12 +1,13 @@
 """What the self-supervised methods share: an encoder whose features are kept, a projector, a predictor."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from torch import Tensor, nn
 
 from genssl import processes
-from genssl.models.encoders import Encoder, mlp
+from genssl.config import SelfSupervisedConfig
+from genssl.models.encoders import WIDTHS, Encoder, mlp
 from genssl.models.method import Method
 
 
@@ -24,6 +25,18 @@ class Siamese(Method):
         self.encoder = encoder
         self.projector: nn.Module = mlp([encoder.dim, *projector_sizes], norm_last=norm_last)
         self.projector_dim = projector_sizes[-1]
+
+    @classmethod
+    def from_config(cls, config: SelfSupervisedConfig) -> Self:
+        """The method of a config: its encoder, its projector, and what `settings_of` gives."""
+        hidden = [config.projector_hidden] * (config.projector_layers - 1)
+        encoder = Encoder(WIDTHS[config.encoder])
+        return cls(encoder, [*hidden, config.projector_dim], **cls.settings_of(config))
+
+    @classmethod
+    def settings_of(cls, config: Any) -> dict[str, Any]:
+        """The method's own keyword parameters, from a config of its class."""
+        return {}
 
     def embed(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> the projector's output (B, projector_dim)."""
@@ -51,39 +64,52 @@ class Siamese(Method):
 
 
 class Predicting(Siamese):
-    """A Siamese network with a predictor on one side: that of SimSiam, DSSL and BYOL.
+    """A Siamese network with a predictor on one side: the base of SimSiam, DSSL and BYOL.
 
     Args:
         encoder: as in Siamese.
         projector_sizes: as in Siamese.
-        norm_last: as in Siamese.
-        predictor: an MLP, nothing at all, or an MLP that keeps its initial weights.
-        predictor_hidden: its hidden layer's width.
-        constant_rate: keep the predictor out of the learning rate's schedule.
+        predictor: "mlp", "identity", or "fixed", an MLP that keeps its initial weights.
+        predictor_hidden: width of its hidden layer.
+        stop_gradient: treat the targets z as constants in the loss.
+        output_norm: end the projector with a batch norm without scale and offset.
+        constant_rate: keep the predictor's learning rate constant (Chen and He 2021, section 4.2).
     """
 
     def __init__(
         self,
         encoder: Encoder,
-        projector_sizes: Sequence[int],
+        projector_sizes: Sequence[int] = (2048, 2048),
         *,
-        norm_last: bool,
         predictor: Literal["mlp", "identity", "fixed"] = "mlp",
         predictor_hidden: int = 512,
-        constant_rate: bool = False,
+        stop_gradient: bool = True,
+        output_norm: bool = True,
+        constant_rate: bool = True,
     ) -> None:
-        super().__init__(encoder, projector_sizes, norm_last=norm_last)
+        super().__init__(encoder, projector_sizes, norm_last=output_norm)
         dim = self.projector_dim
         self.predictor = nn.Identity() if predictor == "identity" else mlp([dim, predictor_hidden, dim])
         self.predictor.requires_grad_(predictor != "fixed")
-        self.constant_rate = constant_rate
+        self.stop_gradient, self.constant_rate = stop_gradient, constant_rate
+
+    @classmethod
+    def settings_of(cls, config: Any) -> dict[str, Any]:
+        """The choices of the ablations, from a SimSiam or DSSL config."""
+        return {
+            "predictor": config.predictor,
+            "predictor_hidden": config.predictor_hidden,
+            "stop_gradient": config.stop_gradient,
+            "output_norm": config.output_norm,
+            "constant_rate": config.constant_predictor_rate,
+        }
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Everything that learns; the predictor in a group of its own where its rate stays constant."""
         groups = super().parameter_groups()
-        own = [p for p in self.predictor.parameters() if p.requires_grad]
-        if not self.constant_rate or not own:
+        predictor = [p for p in self.predictor.parameters() if p.requires_grad]
+        if not self.constant_rate or not predictor:
             return groups
-        known = {id(p) for p in own}
-        rest = [p for p in groups[0]["params"] if id(p) not in known]
-        return [{"params": rest}, {"params": own, "constant_rate": True}]
+        ids = {id(p) for p in predictor}
+        rest = [p for p in groups[0]["params"] if id(p) not in ids]
+        return [{"params": rest}, {"params": predictor, "constant_rate": True}]

@@ -60,12 +60,14 @@ class UNet(nn.Module):
         self.up_stages = nn.ModuleList(Stage(*level, time_width) for level in levels)
         self.ups = nn.ModuleList(nn.Conv2d(b, a, 3, padding=1) for a, b in pairwise(widths))
         self.end_norm = group_norm(finest)
+        # Zero weights at the end: the untrained network predicts epsilon = 0
         self.end = zeroed(nn.Conv2d(finest, channels, 3, padding=1))
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """The noise in x (B, channels, H, W) at times t (B,): (B, channels, H, W) float32."""
         time = self.time_embedding(t)
         x, skips = self._descend(x, time)
+        # Back up: double the side, join the skip of the same level, and mix
         for level in reversed(range(len(skips))):
             if level < len(skips) - 1:
                 x = self.ups[level](F.interpolate(x, scale_factor=2.0))
@@ -124,6 +126,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """(B, width, H, W) -> the same, given embedded times (B, time_width)."""
+        # (1 + scale) and shift per channel: the only way in which the block learns how noisy its input is
         hidden = self.norm_2(self.conv_1(F.silu(self.norm_1(x))))
         scale, shift = self.scale_shift(time)[:, :, None, None].to(hidden.dtype).chunk(2, 1)
         change: Tensor = self.conv_2(F.silu(torch.addcmul(shift, hidden, 1 + scale)))
@@ -143,6 +146,7 @@ class Attention(nn.Module):
         """(B, C, H, W) -> the same."""
         tokens = self.norm(x).flatten(2).mT  # (B, H W, C)
         query, key, value = self.query_key_value(tokens).unsqueeze(1).chunk(3, -1)  # (B, 1, H W, C)
+        # softmax(Q K^T / sqrt(C)) V over the H W places
         mixed = F.scaled_dot_product_attention(query, key, value).squeeze(1)  # (B, H W, C)
         change: Tensor = self.project(mixed).mT.reshape(x.shape)
         return x + change

@@ -2,11 +2,12 @@
 
 import math
 import warnings
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
+from genssl.config import VAEConfig
 from genssl.models.gaussian import (
     DiagonalGaussianDistribution,
     gaussian_mixture_sample,
@@ -54,6 +55,7 @@ class VAE(Method):
         super().__init__()
         self.z_dim = z_dim
         self.encoder = ConvolutionalEncoder(channels, width)
+        # Four halvings: 8 width channels on (H/16, W/16) places, 1,024 numbers for the course's 32x32 images
         hidden = 8 * width * (image_size // 16) ** 2
         self.mean = nn.Linear(hidden, z_dim)
         self.logvar = nn.Linear(hidden, z_dim)
@@ -63,6 +65,12 @@ class VAE(Method):
         self.register_buffer("mixture_weights", torch.zeros(mixture_components))
         self.register_buffer("mixture_means", torch.zeros(mixture_components, z_dim))
         self.register_buffer("mixture_scales", torch.zeros(mixture_components, z_dim, z_dim))
+
+    @classmethod
+    def from_config(cls, config: VAEConfig) -> Self:
+        """The VAE of a config, for images of three channels."""
+        variance, components = config.decoder_variance, config.mixture_components
+        return cls(config.image_size, 3, config.width, config.z_dim, variance, components)
 
     # The model
 
@@ -81,7 +89,9 @@ class VAE(Method):
 
     def _through(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         posterior = self.encode(x)
-        likelihood = self.decode(posterior.reparameterise(noise))
+        # One draw of z per image estimates E_q[-log p(x|z)] without bias; z = mu + sigma * noise lets its
+        # gradient reach the encoder (Kingma & Welling 2014, section 2.4)
+        likelihood = self.decode(posterior.reparameterize(noise))
         return likelihood.mode(), likelihood.nll(x), posterior.kl()
 
     # Training
@@ -93,6 +103,8 @@ class VAE(Method):
     def loss(self, views: tuple[Tensor, ...], draws: dict[str, Tensor]) -> dict[str, Tensor]:
         """-ELBO = E_q[-log p(x|z)] + KL(q(z|x) || p(z)), in nats, the mean over images."""
         (x,) = views
+        # Both terms are sums over dimensions: a mean over pixels in only one of them would weigh the KL 3,072
+        # times as much, and the posterior would collapse onto the prior
         _, nll, kl = self._through(x, draws["noise"])
         terms = {"loss": (nll + kl).mean(), "nll": nll.mean(), "kl": kl.mean()}
         if self.decoder_logvar is not None:
@@ -181,12 +193,14 @@ class VAE(Method):
             (k, B). All k B decodings are held at once: draw in portions when k is large.
         """
         posterior = self.encode(x)
+        # Drawn per image first, so that image i's draws do not depend on the batch that it is in
         noise = normal((len(x), k, self.z_dim), generator, x.device).transpose(0, 1)  # (k, B, z_dim)
-        z = posterior.reparameterise(noise)
+        z = posterior.reparameterize(noise)
         likelihood = self.decode(z.flatten(0, 1))
         repeated = x.expand(k, *x.shape).flatten(0, 1)  # (k B, C, H, W)
         log_likelihood = -likelihood.nll(repeated).view(k, len(x))
         assert posterior.logvar is not None
+        # log q(z|x) in terms of the noise: a change of variables, log N(noise; 0, I) - sum log sigma
         log_posterior = standard_normal_log_density(noise) - 0.5 * posterior.logvar.sum(1)
         return log_likelihood + standard_normal_log_density(z) - log_posterior
 

@@ -1,9 +1,11 @@
 """VICReg: variance and covariance of the outputs keep them from collapsing, each branch on its own."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
+from genssl.config import VICRegConfig
 from genssl.models.encoders import Encoder
 from genssl.models.losses import vicreg_loss
 from genssl.models.siamese import Siamese
@@ -31,6 +33,12 @@ class VICReg(Siamese):
     ) -> None:
         super().__init__(encoder, projector_sizes)
         self.weights = (invariance, variance, covariance)
+
+    @classmethod
+    def settings_of(cls, config: VICRegConfig) -> dict[str, Any]:
+        """The weights of the three terms."""
+        weights = {"invariance": config.invariance, "variance": config.variance}
+        return {**weights, "covariance": config.covariance}
 
     def loss(self, views: tuple[Tensor, ...], draws: dict[str, Tensor]) -> dict[str, Tensor]:
         """Two views -> "loss" and its three terms before weighting."""

@@ -67,7 +67,7 @@ def test_gradients_flow_through_a_sample() -> None:
     mean = torch.zeros(2, 3, requires_grad=True)
     logvar = torch.zeros(2, 3, requires_grad=True)
     noise = random(2, 3)
-    DiagonalGaussianDistribution(mean, logvar).reparameterise(noise).sum().backward()
+    DiagonalGaussianDistribution(mean, logvar).reparameterize(noise).sum().backward()
     torch.testing.assert_close(mean.grad, torch.ones(2, 3))
     torch.testing.assert_close(logvar.grad, 0.5 * noise)  # d/dlogvar exp(logvar / 2) noise at 0
 
