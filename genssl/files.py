@@ -1,7 +1,6 @@
 """Files that are either whole or absent: written beside their place, flushed to disk, then renamed."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -19,6 +18,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+LOCK = ".lock"  # in a folder that a process holds
+
+
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Give a temporary sibling of `path` to write to; on success it takes the place of `path`.
@@ -34,9 +36,11 @@ def atomic(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         _flush(temporary)
-        temporary.chmod(0o666 & ~_umask())
+        with contextlib.suppress(OSError):  # a file system without modes
+            temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
-        _flush(path.parent)
+        with contextlib.suppress(OSError):  # a system on which folders cannot be opened
+            _flush_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -171,6 +175,11 @@ def _parsed(text: str, path: Path) -> Any:
 
 
 def _flush(path: Path) -> None:
+    with path.open("r+b") as file:  # Windows flushes only what is open for writing
+        os.fsync(file.fileno())
+
+
+def _flush_folder(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -184,18 +193,37 @@ def _umask() -> int:
     return mask
 
 
-def hold(folder: Path, taken: str) -> int:
-    """Lock a folder against other processes for as long as the returned descriptor is open.
+class FolderLock:
+    """A lock on a folder against other processes; the system releases it when this process ends in any way.
+
+    The lock is on a hidden file in the folder, which `release` removes. Where no such file can be written or
+    locked, there is no lock.
+
+    Args:
+        folder: exists.
+        message: of the error.
 
     Raises:
-        UserError: another process holds it; `taken` is what to say.
+        UserError: another process holds the lock.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise UserError(taken) from None
-    except OSError:
-        pass  # a file system without locks
-    return descriptor
+
+    def __init__(self, folder: Path, message: str) -> None:
+        from filelock import FileLock, Timeout
+
+        # A lock of its thread alone could not be released by another one
+        self._lock = FileLock(folder / LOCK, timeout=0, thread_local=False)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise UserError(message) from None
+        except OSError:  # a folder that cannot be written, or a file system without locks
+            pass
+
+    def release(self) -> None:
+        """Let other processes lock the folder."""
+        if not self._lock.is_locked:
+            return
+        # Before the lock is released: filelock does not lock a removed file. On Windows it removes it itself
+        with contextlib.suppress(OSError):
+            Path(self._lock.lock_file).unlink()
+        self._lock.release()

@@ -1,7 +1,6 @@
 """`assignment`, `demo`: commands that carry out a plan of other commands, and end with a report."""
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -76,11 +75,12 @@ def _alone(folder: Path) -> Iterator[None]:
     """Keep other processes from carrying out the plan of this folder at the same time."""
     from genssl import files
 
-    lock = files.hold(folder, f"another process is at work in {folder}; wait for it, or choose another --out")
+    message = f"another process is at work in {folder}; wait for it, or choose another --out"
+    lock = files.FolderLock(folder, message)
     try:
         yield
     finally:
-        os.close(lock)
+        lock.release()
 
 
 def _carry_out(context: typer.Context, plan: "Plan", folder: Path) -> None:

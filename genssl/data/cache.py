@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from filelock import BaseFileLock, FileLock, Timeout
 from torch import Tensor
 
 from genssl.data.split import Split
@@ -190,29 +191,21 @@ def _warn(error: OSError) -> None:
 @contextlib.contextmanager
 def _lock(path: Path, progress: Progress | None) -> Iterator[None]:
     """Hold a lock between processes, as far as the place has one; files are replaced whole in any case."""
+    lock = FileLock(path, thread_local=False)
+    # A folder that is not to be written, which _keep will say, or one without locks
+    with contextlib.suppress(OSError):
+        _acquire(lock, progress)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError:  # a folder that is not to be written: _keep will say so
-        yield
-        return
-    try:
-        _acquire(handle, progress)
         yield
     finally:
-        os.close(handle)  # releases the lock; the file stays, for a name removed is a lock that two may hold
+        lock.release()  # the file stays, for a name removed is a lock that two may hold
 
 
-def _acquire(handle: int, progress: Progress | None) -> None:
+def _acquire(lock: BaseFileLock, progress: Progress | None) -> None:
+    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
     try:
-        import fcntl
-    except ImportError:  # not a Unix
-        return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        lock.acquire(timeout=0)
+    except Timeout:
         if progress:
             progress("waiting for another process that prepares the same data", 0, None)
-        fcntl.flock(handle, fcntl.LOCK_EX)
-    except OSError:  # a network file system without locks
-        return
+        lock.acquire()
