@@ -61,11 +61,21 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def write_picture(path: Path, picture: "Figure | Image") -> None:
-    """Write a PIL image or a figure atomically, in the format of the path's suffix (PNG if none)."""
+def picture_format(path: Path) -> str:
+    """The format of a picture by its path's suffix, in lower case; PNG if there is none.
+
+    Raises:
+        UserError: pictures are not written in this format.
+    """
     kind = path.suffix.lstrip(".").lower() or "png"
     if kind not in {"png", "jpg", "jpeg", "webp", "pdf", "svg"}:
         raise UserError(f"cannot write a picture as .{kind}; use .png, .jpg, .webp, .pdf or .svg")
+    return kind
+
+
+def write_picture(path: Path, picture: "Figure | Image") -> None:
+    """Write a PIL image or a figure atomically, in the format of the path's suffix (PNG if none)."""
+    kind = picture_format(path)
     with atomic(path) as temporary:
         if hasattr(picture, "savefig"):
             picture.savefig(temporary, format=kind)
@@ -120,6 +130,35 @@ def read_tensors(path: Path, *, verify: bool = True) -> "tuple[dict[str, Tensor]
     if verify and tensor_digest(tensors) != metadata.get("sha256"):
         raise UserError(f"{path} is damaged: its tensors do not match their SHA-256; restore it", FAILED_RUN)
     return tensors, metadata
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The header of a safetensors file without its tensors, and without torch.
+
+    Returns:
+        The tensors' entries ("dtype", "shape", "data_offsets") by name, and the metadata.
+
+    Raises:
+        UserError: the file is missing, is no safetensors file, or is not as long as its header says.
+    """
+    if not path.is_file():
+        raise UserError(f"no such file: {path}")
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            size = path.stat().st_size
+            if length > size:
+                raise ValueError(f"a header of {length} bytes")
+            entries = dict(json.loads(file.read(length)))
+        metadata = dict(entries.pop("__metadata__", {}))
+        end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+        if size != 8 + length + end:
+            raise ValueError(f"{size} bytes instead of {8 + length + end}")
+    except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
+        raise UserError(
+            f"{path} is damaged or no safetensors file ({error}); restore it", FAILED_RUN
+        ) from error
+    return entries, metadata
 
 
 def tensor_digest(tensors: "Mapping[str, Tensor]") -> str:
@@ -191,6 +230,11 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether a folder holds nothing but the lock of a process."""
+    return all(file.name == LOCK for file in folder.iterdir())
 
 
 class FolderLock:

@@ -39,13 +39,20 @@ def assignment(
     device: options.Device = "auto",
 ) -> None:
     """Train and measure all that the assignment asks for; the same command goes on after a stop."""
-    from genssl.studies.assignment import assignment as make
+    from genssl.data.known import require
     from genssl.studies.plan import begin
+
+    def make() -> "Plan":
+        require(data)
+        require(ssl_data)
+        from genssl.studies.assignment import assignment as plan_of
+
+        return plan_of(data, ssl_data, budget, device, seed, screen)
 
     asked = {"command": "assignment", "data": data, "ssl_data": ssl_data, "budget": budget}
     asked |= {"device": device, "seed": seed}
     with TrainingScreen() as screen:
-        plan = begin(out, asked, lambda: make(data, ssl_data, budget, device, seed, screen))
+        plan = begin(out, asked, make)
     for note in plan.notes:
         say(note)
     with _alone(out):
