@@ -28,7 +28,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class Config(BaseModel):
     """What every method has. A method adds its own in a subclass that fixes `method`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True, defer_build=True
+    )
 
     method: str
 

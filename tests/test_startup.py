@@ -140,9 +140,3 @@ def test_wrong_input_is_told_without_torch(answers: list[Any], index: int) -> No
 def test_the_lists_are_those_of_the_runs(answers: list[Any], vae_run: Path) -> None:
     assert vae_run.name in [row["run"] for row in json.loads(answers[3][2])]
     assert [row["name"] for row in json.loads(answers[6][2])][:2] == ["svhn", "svhn-extra"]
-
-
-def test_the_doctor_imports_torch_on_demand() -> None:
-    command = [sys.executable, "-m", "genssl", "doctor", "--torch", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert {"device", "bf16", "threads", "gpus", "cuda"} <= json.loads(done.stdout).keys()

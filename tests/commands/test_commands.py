@@ -153,8 +153,9 @@ def test_runs(vae_run: Path) -> None:
 
 
 def test_doctor() -> None:
-    found = json_of("doctor")
-    assert {"genssl", "python", "device", "bf16", "cache"} <= set(found)
+    plain, found = json_of("doctor"), json_of("doctor", "--torch")
+    assert {"genssl", "python", "versions", "gpus", "cuda", "cores", "cache"} <= plain.keys()
+    assert found.keys() - plain.keys() == {"device", "bf16", "threads"}
 
 
 def test_data_preview_and_list(digits: Path, tmp_path: Path) -> None:
