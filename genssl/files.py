@@ -1,7 +1,6 @@
 """Files that are either whole or absent: written beside their place, flushed to disk, then renamed."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -19,6 +18,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+LOCK = ".lock"  # in a folder that a process holds
+
+
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Give a temporary sibling of `path` to write to; on success it takes the place of `path`.
@@ -34,9 +36,11 @@ def atomic(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         _flush(temporary)
-        temporary.chmod(0o666 & ~_umask())
+        with contextlib.suppress(OSError):  # a file system without modes
+            temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
-        _flush(path.parent)
+        with contextlib.suppress(OSError):  # a system on which folders cannot be opened
+            _flush_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -57,11 +61,21 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def write_picture(path: Path, picture: "Figure | Image") -> None:
-    """Write a PIL image or a figure atomically, in the format of the path's suffix (PNG if none)."""
+def picture_format(path: Path) -> str:
+    """The format of a picture by its path's suffix, in lower case; PNG if there is none.
+
+    Raises:
+        UserError: pictures are not written in this format.
+    """
     kind = path.suffix.lstrip(".").lower() or "png"
     if kind not in {"png", "jpg", "jpeg", "webp", "pdf", "svg"}:
         raise UserError(f"cannot write a picture as .{kind}; use .png, .jpg, .webp, .pdf or .svg")
+    return kind
+
+
+def write_picture(path: Path, picture: "Figure | Image") -> None:
+    """Write a PIL image or a figure atomically, in the format of the path's suffix (PNG if none)."""
+    kind = picture_format(path)
     with atomic(path) as temporary:
         if hasattr(picture, "savefig"):
             picture.savefig(temporary, format=kind)
@@ -118,6 +132,35 @@ def read_tensors(path: Path, *, verify: bool = True) -> "tuple[dict[str, Tensor]
     return tensors, metadata
 
 
+def read_header(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The header of a safetensors file without its tensors, and without torch.
+
+    Returns:
+        The tensors' entries ("dtype", "shape", "data_offsets") by name, and the metadata.
+
+    Raises:
+        UserError: the file is missing, is no safetensors file, or is not as long as its header says.
+    """
+    if not path.is_file():
+        raise UserError(f"no such file: {path}")
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            size = path.stat().st_size
+            if length > size:
+                raise ValueError(f"a header of {length} bytes")
+            entries = dict(json.loads(file.read(length)))
+        metadata = dict(entries.pop("__metadata__", {}))
+        end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+        if size != 8 + length + end:
+            raise ValueError(f"{size} bytes instead of {8 + length + end}")
+    except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
+        raise UserError(
+            f"{path} is damaged or no safetensors file ({error}); restore it", FAILED_RUN
+        ) from error
+    return entries, metadata
+
+
 def tensor_digest(tensors: "Mapping[str, Tensor]") -> str:
     """SHA-256 over names, types, shapes and bytes, in the order of the names."""
     import torch
@@ -171,6 +214,11 @@ def _parsed(text: str, path: Path) -> Any:
 
 
 def _flush(path: Path) -> None:
+    with path.open("r+b") as file:  # Windows flushes only what is open for writing
+        os.fsync(file.fileno())
+
+
+def _flush_folder(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -184,18 +232,42 @@ def _umask() -> int:
     return mask
 
 
-def hold(folder: Path, taken: str) -> int:
-    """Lock a folder against other processes for as long as the returned descriptor is open.
+def is_empty(folder: Path) -> bool:
+    """Whether a folder holds nothing but the lock of a process."""
+    return all(file.name == LOCK for file in folder.iterdir())
+
+
+class FolderLock:
+    """A lock on a folder against other processes; the system releases it when this process ends in any way.
+
+    The lock is on a hidden file in the folder, which `release` removes. Where no such file can be written or
+    locked, there is no lock.
+
+    Args:
+        folder: exists.
+        message: of the error.
 
     Raises:
-        UserError: another process holds it; `taken` is what to say.
+        UserError: another process holds the lock.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise UserError(taken) from None
-    except OSError:
-        pass  # a file system without locks
-    return descriptor
+
+    def __init__(self, folder: Path, message: str) -> None:
+        from filelock import FileLock, Timeout
+
+        # A lock of its thread alone could not be released by another one
+        self._lock = FileLock(folder / LOCK, timeout=0, thread_local=False)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise UserError(message) from None
+        except OSError:  # a folder that cannot be written, or a file system without locks
+            pass
+
+    def release(self) -> None:
+        """Let other processes lock the folder."""
+        if not self._lock.is_locked:
+            return
+        # Before the lock is released: filelock does not lock a removed file. On Windows it removes it itself
+        with contextlib.suppress(OSError):
+            Path(self._lock.lock_file).unlink()
+        self._lock.release()

@@ -1,12 +1,13 @@
 """The runs in checkpoints/: what they are called, which there are, and which one a REF means."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from genssl import checkpoint, files, places
 from genssl import config as configs
 from genssl.data.known import short_name
-from genssl.errors import UserError
+from genssl.errors import FAILED_RUN, UserError
 from genssl.settings import Config
 
 
@@ -54,6 +55,36 @@ def find(reference: str, method: str | None = None, data: str | None = None) -> 
     if method is not None and (actual := checkpoint.inspect(path).config.method) != method:
         raise UserError(f"{path} holds a {actual}, and this needs a {method}; choose another --checkpoint")
     return path
+
+
+def find_several(references: Sequence[str]) -> list[Path]:
+    """The run folders that REFs mean, those of ablations by their name, too.
+
+    Raises:
+        UserError: fewer than two, the same run twice, no such run, or a model file without its folder.
+    """
+    if len(references) < 2:
+        raise UserError(
+            f"compare takes two or more runs, not {len(references)}; `genssl runs list` names them"
+        )
+    found: list[Path] = []
+    meant: dict[Path, str] = {}
+    for reference in references:
+        folder = _run_folder(reference)
+        place = folder.resolve()
+        if place in meant:
+            raise UserError(f"{meant[place]} and {reference} are the same run, {folder}; name another one")
+        meant[place] = reference
+        found.append(folder)
+    return found
+
+
+def _run_folder(reference: str) -> Path:
+    arm = places.parents(arms=True)[-1] / reference
+    path = arm if (arm / checkpoint.MODEL).exists() else find(reference)
+    if path.is_file() and path.name != checkpoint.MODEL:
+        raise UserError(f"{path} is a file; compare needs its run folder, with {checkpoint.MODEL} in it")
+    return path if path.is_dir() else path.parent
 
 
 def find_unfinished(reference: str) -> Path:
@@ -127,6 +158,28 @@ def begun(
     return max(same, key=lambda file: file.stat().st_mtime).parent if same else None
 
 
+def check_free(out: Path) -> None:
+    """Refuse a folder for a new run that holds something, or is a file.
+
+    Raises:
+        UserError: it does.
+    """
+    if out.is_file() or (out.is_dir() and not files.is_empty(out)):
+        raise UserError(f"{out} exists; choose another --out, or --resume it")
+
+
+def read_config(folder: Path) -> Config:
+    """The settings of a run folder, which may have no weights yet.
+
+    Raises:
+        UserError: it is no run folder.
+    """
+    file = folder / checkpoint.CONFIG
+    if not file.exists():
+        raise UserError(f"{folder} is no run folder (any more): it has no {checkpoint.CONFIG}", FAILED_RUN)
+    return configs.read(files.read_text(file), str(file))
+
+
 def new_folder(config: Config, tag: str | None = None, out: Path | None = None, *, arm: bool = False) -> Path:
     """Make a folder for a run that no other run has: `out`, else <root>[/arms]/<name>[-2, -3, ...].
 
@@ -134,8 +187,7 @@ def new_folder(config: Config, tag: str | None = None, out: Path | None = None, 
         UserError: `out` exists and is not empty.
     """
     if out is not None:
-        if out.is_file() or (out.is_dir() and any(out.iterdir())):
-            raise UserError(f"{out} exists; choose another --out, or --resume it")
+        check_free(out)
         out.mkdir(parents=True, exist_ok=True)
         return out
     parent = places.parents(arms=arm)[-1]

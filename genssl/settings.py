@@ -28,7 +28,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class Config(BaseModel):
     """What every method has. A method adds its own in a subclass that fixes `method`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True, defer_build=True
+    )
 
     method: str
 
@@ -107,6 +109,18 @@ def differences(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
     old, new = before.model_dump(), after.model_dump()
     names = dict.fromkeys([*old, *new])
     return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
+
+
+def refuse_changes(config: Config, changes: Mapping[str, Any]) -> None:
+    """Refuse to resume a run of `config` with other settings.
+
+    Raises:
+        UserError: a setting is unknown, or differs from the run's.
+    """
+    changed = differences(config, config.updated(changes))
+    if changed:
+        lines = [f"{name} was {old!r}, now {new!r}" for name, (old, new) in changed.items()]
+        raise UserError(f"cannot resume with other settings ({'; '.join(lines)}); start a new run for them")
 
 
 def _parse_value(value: str) -> Any:

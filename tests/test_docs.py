@@ -10,7 +10,6 @@ import pytest
 import typer
 
 import genssl
-from genssl import checkpoint
 from genssl.cli import app
 from genssl.train import runner
 
@@ -91,7 +90,7 @@ def test_the_page_on_extending_runs(digits: Path, tmp_path: Path, monkeypatch: p
         return built
 
     monkeypatch.setattr(runner, "build", build)
-    monkeypatch.setattr(checkpoint, "build", build)
+    monkeypatch.setattr("genssl.models.build.build", build)
     arguments = ["--data", digits, "--epochs", 3, "--sample-every", 1, "--out", tmp_path / "run"]
     result = call("train", "denoising", *arguments)
     assert result.exit_code == 0, result.output

@@ -1,7 +1,12 @@
+import errno
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
+import filelock
 import pytest
 import torch
 from PIL import Image
@@ -84,3 +89,74 @@ def test_a_full_disk_is_told_apart_from_damage() -> None:
 def test_odd_picture_suffix_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot write a picture as \.txt"):
         files.write_picture(tmp_path / "x.txt", Image.new("RGB", (2, 2)))
+
+
+def test_a_file_system_without_modes_and_folders_that_cannot_be_opened_will_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system_open = os.open
+
+    def open_file(path: Any, flags: int, *args: Any, **options: Any) -> int:
+        if Path(path).is_dir():
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return system_open(path, flags, *args, **options)
+
+    def chmod(path: Path, mode: int) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(os, "open", open_file)
+    monkeypatch.setattr(Path, "chmod", chmod)
+    files.write_text(tmp_path / "x.txt", "hello")
+    assert (tmp_path / "x.txt").read_text() == "hello"
+
+
+def test_contents_are_flushed_through_a_handle_open_for_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = []
+    monkeypatch.setattr(os, "fsync", lambda handle: written.append(os.write(handle, b"")))
+    files.write_text(tmp_path / "x.txt", "hello")  # the folder's handle cannot be written to
+    assert written == [0]
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from genssl.files import FolderLock
+lock = FolderLock(Path(sys.argv[1]), "taken")
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_folder_is_locked_by_one_process_until_its_end(tmp_path: Path, killed: bool) -> None:
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
+        with pytest.raises(UserError, match="taken"):
+            files.FolderLock(tmp_path, "taken")
+        if killed:
+            process.kill()
+        process.communicate()
+    files.FolderLock(tmp_path, "taken").release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_can_be_had_again_and_leaves_no_file(tmp_path: Path) -> None:
+    for _ in range(2):
+        lock = files.FolderLock(tmp_path, "taken")
+        with pytest.raises(UserError, match="taken"):
+            files.FolderLock(tmp_path, "taken")
+        lock.release()
+        lock.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_locks_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", fail)
+    files.FolderLock(tmp_path, "taken").release()

@@ -1,4 +1,7 @@
-"""`latent-profile`, `importance-ll`, `bits-per-dim`."""
+"""`latent-profile`, `importance-ll`, `bits-per-dim`.
+
+As in all commands, torch is imported after the run was found: what is wrong is said at once.
+"""
 
 from typing import Annotated, Literal
 
@@ -29,9 +32,9 @@ def latent_profile(
     as_json: options.Json = False,
 ) -> None:
     """Draw the mean latent code of each class over training images."""
+    subject = open_run(run, checkpoint, device)
     from genssl.eval import latent_profile as evaluation
 
-    subject = open_run(run, checkpoint, device)
     split = subject.split(data, "train", limit, seed, skip_bad)
     with ticking("encoding") as tick:
         outcome = evaluation.latent_profile(subject.method, split, batch_size=batch_size, tick=tick)
@@ -40,7 +43,7 @@ def latent_profile(
 
 def importance_ll(
     run: options.Run,
-    k: Annotated[int, typer.Option("-k", help="Importance samples an image.")] = 100,
+    k: Annotated[int, typer.Option("-k", min=1, help="Importance samples an image.")] = 100,
     checkpoint: options.Checkpoint = None,
     data: options.Data = None,
     skip_bad: options.SkipBad = False,
@@ -51,9 +54,9 @@ def importance_ll(
     as_json: options.Json = False,
 ) -> None:
     """Estimate log p(x) of test images under a VAE, in nats and bits/dim."""
+    subject = open_run(run, checkpoint, device)
     from genssl.eval import importance_ll as evaluation
 
-    subject = open_run(run, checkpoint, device)
     split = subject.split(data, "test", limit, seed, skip_bad)
     with ticking("weighing samples") as tick:
         outcome = evaluation.importance_ll(subject.method, split, k, seed=seed, tick=tick)
@@ -63,7 +66,7 @@ def importance_ll(
 def bits_per_dim(
     run: options.Run,
     t_samples: Annotated[
-        int | None, typer.Option(help="Times an image, stratified; all of them when not given.")
+        int | None, typer.Option(min=1, help="Times an image, stratified; all of them when not given.")
     ] = None,
     variance: Annotated[
         Literal["posterior", "large"], typer.Option(help="Of the reverse process.")
@@ -79,9 +82,9 @@ def bits_per_dim(
     as_json: options.Json = False,
 ) -> None:
     """Measure the variational bound of a DDPM on test images, term by term."""
+    subject = open_run(run, checkpoint, device)
     from genssl.eval import bits_per_dim as evaluation
 
-    subject = open_run(run, checkpoint, device)
     split = subject.split(data, "test", limit, seed, skip_bad)
     with ticking("bounding") as tick:
         outcome = evaluation.bits_per_dim(

@@ -38,8 +38,11 @@ def export(
     as_json: options.Json = False,
 ) -> None:
     """Write a run's network to a file for torchvision or for ONNX runtimes."""
+    if kind == "torchvision" and part not in {None, "encoder"}:
+        raise UserError(f"--format torchvision is for encoders; --part {part} goes with --format onnx")
+    _check_out(kind, out)
     subject = open_run(run, checkpoint, "cpu")
-    values = _torchvision(subject, part, out) if kind == "torchvision" else _onnx(subject, part, out)
+    values = _torchvision(subject, out) if kind == "torchvision" else _onnx(subject, part, out)
     if as_json:
         print(json.dumps(values, indent=2))
         return
@@ -47,12 +50,10 @@ def export(
     results().print(f"\nload it with:\n\n{values['load']}", markup=False, soft_wrap=True)
 
 
-def _torchvision(subject: Subject, part: str | None, out: Path | None) -> dict[str, Any]:
+def _torchvision(subject: Subject, out: Path | None) -> dict[str, Any]:
     from genssl import files
     from genssl.eval import export as evaluation
 
-    if part not in (None, "encoder"):
-        raise UserError(f"--format torchvision is for encoders; --part {part} goes with --format onnx")
     state = evaluation.torchvision_state(subject.method)
     file = _file(subject, "torchvision", "torchvision", out)
     interface = evaluation.torchvision_interface(state)
@@ -80,15 +81,16 @@ def _onnx(subject: Subject, part: str | None, out: Path | None) -> dict[str, Any
 
 def _file(subject: Subject, name: str, kind: str, out: Path | None) -> Path:
     """Where the file goes: `out`, in the folder `out`, or here."""
-    suffix = SUFFIXES[kind]
-    usual = Path(f"{subject.info.name}-{name}{suffix}")
+    usual = Path(f"{subject.info.name}-{name}{SUFFIXES[kind]}")
     if out is None:
         return usual
-    if out.is_dir():
-        return out / usual
-    if out.suffix != suffix:
+    return out / usual if out.is_dir() else out
+
+
+def _check_out(kind: str, out: Path | None) -> None:
+    suffix = SUFFIXES[kind]
+    if out is not None and not out.is_dir() and out.suffix != suffix:
         raise UserError(f"--out {out} is no {suffix} file; name one such as {out.with_suffix(suffix)}")
-    return out
 
 
 def _values(subject: Subject, file: Path) -> dict[str, Any]:

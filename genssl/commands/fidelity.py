@@ -36,7 +36,7 @@ def fidelity(
         typer.Option(metavar="REF", help="Of which run, or pixels; the newest self-supervised run."),
     ] = None,
     part: Annotated[Part, typer.Option(help="Which real images are compared with.")] = "test",
-    k: Annotated[int, typer.Option("-k", help="Neighbours that an image's ball reaches to.")] = 5,
+    k: Annotated[int, typer.Option("-k", min=1, help="Neighbours that an image's ball reaches to.")] = 5,
     resamples: Annotated[int, typer.Option(min=0, help="Halves drawn for the intervals; 0: none.")] = 100,
     originals: Annotated[
         bool, typer.Option(help="Look for the samples among the training images; all of them are encoded.")
@@ -56,11 +56,11 @@ def fidelity(
     as_json: options.Json = False,
 ) -> None:
     """Measure how close samples are to real images, beside how close other real images are."""
+    chosen = options.given(prior=prior, sampler=sampler, steps=steps, eta=eta, variance=variance)
+    source = open_source(run, checkpoint, features, data, device, skip_bad)
     from genssl.eval import fidelity as evaluation
     from genssl.eval.fidelity_numbers import Settings
 
-    chosen = options.given(prior=prior, sampler=sampler, steps=steps, eta=eta, variance=variance)
-    source = open_source(run, checkpoint, features, data, device, skip_bad)
     count = n or usual_number(source.device)
     real = source.real(part, 2 * count, seed)
     images, about = source.images(count, chosen, seed, batch_size)

@@ -8,7 +8,7 @@ import typer
 from genssl.commands import options
 from genssl.commands.pictures import empty_folder, write_each
 from genssl.commands.screen import ticking
-from genssl.commands.subject import deliver, open_run
+from genssl.commands.subject import deliver, find_run, open_run
 
 
 def register(app: typer.Typer) -> None:
@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
 
 def sample(
     run: options.Run,
-    n: Annotated[int, typer.Option("-n", help="How many images.")] = 64,
+    n: Annotated[int, typer.Option("-n", min=1, help="How many images.")] = 64,
     prior: options.Prior = None,
     sampler: options.Sampler = None,
     steps: options.Steps = None,
@@ -40,11 +40,16 @@ def sample(
     as_json: options.Json = False,
 ) -> None:
     """Draw images from a generative model."""
+    chosen = options.given(prior=prior, sampler=sampler, steps=steps, eta=eta, variance=variance)
+    find_run(run, checkpoint, data)  # before a folder is made
+    folder = None
+    if out is not None and (out.is_dir() or not out.suffix):
+        folder = empty_folder(out)
+    else:
+        options.checked_picture(out)
+    subject = open_run(run, checkpoint, device, data)
     from genssl.eval import sample as evaluation
 
-    chosen = options.given(prior=prior, sampler=sampler, steps=steps, eta=eta, variance=variance)
-    folder = None if out is None or (out.suffix and not out.is_dir()) else empty_folder(out)
-    subject = open_run(run, checkpoint, device, data)
     with ticking("sampling") as tick:
         outcome, images = evaluation.sample(
             subject.method, n, seed=seed, batch_size=batch_size, tick=tick, options=chosen

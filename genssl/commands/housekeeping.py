@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from genssl.checkpoint import RunInfo
     from genssl.data.split import Split
+    from genssl.settings import Config
 
 DATA = "svhn, svhn-extra, cifar10, synthetic or a path, or one of them with -remix after it."
 
@@ -34,8 +35,8 @@ def register(app: typer.Typer) -> None:
 @data_app.command("list")
 def data_list(as_json: options.Json = False) -> None:
     """List the data sets, and which are ready."""
+    from genssl.data.catalogue import catalogue
     from genssl.data.known import SUFFIX
-    from genssl.data.load import catalogue
 
     rows = [vars(entry) for entry in catalogue()]
     if as_json:
@@ -47,7 +48,7 @@ def data_list(as_json: options.Json = False) -> None:
 
 @data_app.command("fetch")
 def data_fetch(
-    data: Annotated[str, typer.Argument(help=DATA)],
+    data: Annotated[str, typer.Argument(help=DATA, callback=options.checked_data)],
     image_size: Annotated[int, typer.Option(min=1, help="Pixels a side.")] = 32,
     skip_bad: options.SkipBad = False,
 ) -> None:
@@ -59,7 +60,7 @@ def data_fetch(
 
 @data_app.command("preview")
 def data_preview(
-    data: Annotated[str, typer.Argument(help=DATA)],
+    data: Annotated[str, typer.Argument(help=DATA, callback=options.checked_data)],
     n: Annotated[int, typer.Option("-n", min=1, help="How many images.")] = 64,
     part: Annotated[Literal["train", "test"], typer.Option(help="Of which split.")] = "train",
     image_size: Annotated[int, typer.Option(min=1, help="Pixels a side.")] = 32,
@@ -72,23 +73,26 @@ def data_preview(
         typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method; repeatable."),
     ] = None,
     skip_bad: options.SkipBad = False,
-    out: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("preview.png"),
+    out: Annotated[
+        Path, typer.Option(help="Where the picture goes.", callback=options.checked_picture)
+    ] = Path("preview.png"),
 ) -> None:
     """Draw a contact sheet of a data set, or of a method's random views of it."""
-    from genssl import figures, files
-
     if settings and views is None:
         raise UserError("--set is for the settings of a method's views; name the method with --views")
+    config = _config(views, settings or []) if views else None
+    from genssl import figures, files
+
     split = read_split(data, part, image_size, seed, skip_bad)
     shown = split.take(n, seed)
-    picture = _views_picture(shown, views, settings or [], seed) if views else figures.grid(shown.images)
+    picture = _views_picture(shown, config, seed) if config else figures.grid(shown.images)
     files.write_picture(out, picture)
     say(f"{split.name} {part}: {len(split):,} images of {len(split.classes)} classes; {out}")
 
 
 @data_app.command("export")
 def data_export(
-    data: Annotated[str, typer.Argument(help=DATA)],
+    data: Annotated[str, typer.Argument(help=DATA, callback=options.checked_data)],
     out: Annotated[Path, typer.Option(help="A new folder: one PNG an image.")],
     n: Annotated[
         int | None, typer.Option("-n", min=1, help="How many, shuffled; all when not given.")
@@ -104,18 +108,23 @@ def data_export(
     write_each(split.take(n, seed).images, folder)
 
 
-def _views_picture(split: "Split", method: str, settings: list[str], seed: int) -> "Image":
+def _config(method: str, settings: list[str]) -> "Config":
+    from genssl import config as configs
+    from genssl.settings import parse_settings
+
+    return configs.make(method, parse_settings(settings))
+
+
+def _views_picture(split: "Split", config: "Config", seed: int) -> "Image":
     """Rows of an image and its views, a few images a row."""
     import torch
 
-    from genssl import config as configs
     from genssl import figures
     from genssl.data.augment import choose_views
     from genssl.pixels import to_model
     from genssl.runtime import generator
-    from genssl.settings import parse_settings
 
-    choice = choose_views(configs.make(method, parse_settings(settings)), split.classes)
+    choice = choose_views(config, split.classes)
     seen = choice(split.images, choice.draws(len(split), generator(seed, "views")))
     say(f"each row repeats: image, {', '.join(choice.names)}")
     cells = torch.stack([to_model(split.images), *seen], 1)  # (N, 1 + views, 3, H, W)
@@ -184,11 +193,16 @@ def runs_verify(run: options.Run) -> None:
     say(f"{path} is sound")
 
 
-def doctor(as_json: options.Json = False) -> None:
+def doctor(
+    with_torch: Annotated[
+        bool, typer.Option("--torch", help="Import torch, and show the device that it would train on.")
+    ] = False,
+    as_json: options.Json = False,
+) -> None:
     """Show what to paste into a bug report."""
     from genssl.eval.doctor import examine
 
-    about = examine()
+    about = examine(with_torch=with_torch)
     if as_json:
         print(json.dumps(about, indent=2))
     else:

@@ -1,9 +1,53 @@
 """Options that several commands share."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+
+from genssl.errors import UserError
+
+
+def checked_device(device: str) -> str:
+    """The name of a device, which may not be there.
+
+    Raises:
+        UserError: no device has such a name.
+    """
+    if re.fullmatch(r"auto|(cpu|cuda|mps)(:\d+)?", device) is None:
+        raise UserError(f"unknown device {device!r}; use auto, cpu, cuda, cuda:1 or mps")
+    return device
+
+
+def checked_data(data: str | None) -> str | None:
+    """The data, which are known by this name or there; known before anything takes time.
+
+    Raises:
+        UserError: they are neither.
+    """
+    from genssl.data.known import require
+
+    if data is not None:
+        require(data)
+    return data
+
+
+def checked_picture(out: Path | None) -> Path | None:
+    """A picture that can be written, or a folder for it.
+
+    Raises:
+        UserError: it has no suffix, or one of no picture.
+    """
+    from genssl.files import picture_format
+
+    if out is None or out.is_dir():
+        return out
+    if not out.suffix:
+        raise UserError(f"--out {out} has no suffix; name a picture such as {out}.png")
+    picture_format(out)
+    return out
+
 
 Run = Annotated[
     str, typer.Argument(metavar="REF", help="A method (its newest finished run), a run's name, or a path.")
@@ -14,13 +58,17 @@ Checkpoint = Annotated[
 Data = Annotated[
     str | None,
     typer.Option(
-        help="svhn, svhn-extra, cifar10, synthetic or a path, or its -remix; the run's own by default."
+        help="svhn, svhn-extra, cifar10, synthetic or a path, or its -remix; the run's own by default.",
+        callback=checked_data,
     ),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", callback=checked_device)]
 Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
 Out = Annotated[
-    Path | None, typer.Option(help="Where the picture goes; beside the run, in eval/, by default.")
+    Path | None,
+    typer.Option(
+        help="Where the picture goes; beside the run, in eval/, by default.", callback=checked_picture
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON and nothing else.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use so many images of the split, shuffled.")]
@@ -35,7 +83,7 @@ Prior = Annotated[
 Sampler = Annotated[
     Literal["dpm++", "ddim", "ancestral"] | None, typer.Option(help="Of a DDPM; dpm++ by default.")
 ]
-Steps = Annotated[int | None, typer.Option(help="Network calls of a DDPM's sampler.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Network calls of a DDPM's sampler.")]
 Eta = Annotated[float | None, typer.Option(help="Fresh noise of ddim: 0 none, 1 ancestral.")]
 Variance = Annotated[
     Literal["posterior", "large"] | None, typer.Option(help="Of the ancestral sampler's steps.")

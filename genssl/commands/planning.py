@@ -1,7 +1,6 @@
 """`assignment`, `demo`: commands that carry out a plan of other commands, and end with a report."""
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -40,13 +39,20 @@ def assignment(
     device: options.Device = "auto",
 ) -> None:
     """Train and measure all that the assignment asks for; the same command goes on after a stop."""
-    from genssl.studies.assignment import assignment as make
+    from genssl.data.known import require
     from genssl.studies.plan import begin
+
+    def make() -> "Plan":
+        require(data)
+        require(ssl_data)
+        from genssl.studies.assignment import assignment as plan_of
+
+        return plan_of(data, ssl_data, budget, device, seed, screen)
 
     asked = {"command": "assignment", "data": data, "ssl_data": ssl_data, "budget": budget}
     asked |= {"device": device, "seed": seed}
     with TrainingScreen() as screen:
-        plan = begin(out, asked, lambda: make(data, ssl_data, budget, device, seed, screen))
+        plan = begin(out, asked, make)
     for note in plan.notes:
         say(note)
     with _alone(out):
@@ -76,11 +82,12 @@ def _alone(folder: Path) -> Iterator[None]:
     """Keep other processes from carrying out the plan of this folder at the same time."""
     from genssl import files
 
-    lock = files.hold(folder, f"another process is at work in {folder}; wait for it, or choose another --out")
+    message = f"another process is at work in {folder}; wait for it, or choose another --out"
+    lock = files.FolderLock(folder, message)
     try:
         yield
     finally:
-        os.close(lock)
+        lock.release()
 
 
 def _carry_out(context: typer.Context, plan: "Plan", folder: Path) -> None:

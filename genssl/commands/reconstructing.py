@@ -6,8 +6,9 @@ import typer
 
 from genssl.commands import options
 from genssl.commands.screen import ticking
-from genssl.commands.subject import Subject, deliver, open_run
+from genssl.commands.subject import Subject, deliver, find_run, open_run
 from genssl.errors import UserError
+from genssl.eval.levels import parse_levels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +40,7 @@ def reconstruct(
     sampler: Annotated[
         Sampler | None, typer.Option(help="The way back; ancestral, and dpm++ for the sweep's curves.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Network calls of the sampler, at most.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Network calls of the sampler, at most.")] = None,
     features: Annotated[
         str | None, typer.Option(metavar="REF", help="Of the sweep: compare in this run's features, too.")
     ] = None,
@@ -54,17 +55,19 @@ def reconstruct(
     as_json: options.Json = False,
 ) -> None:
     """Show test images beside their reconstructions, and measure the error."""
-    subject = open_run(run, checkpoint, device)
     noised = t_prime is not None or sweep is not None
-    _check_choice(subject, noised, t_prime, sweep)
+    _check_choice(find_run(run, checkpoint)[1].config.method, noised, t_prime, sweep)
+    levels = None if sweep is None else parse_levels(sweep)
+    if features is not None:
+        find_run(features, None)
+    subject = open_run(run, checkpoint, device)
     split = subject.split(data, "test", limit, seed, skip_bad)
     with ticking("reconstructing") as tick:
-        if sweep is not None:
-            from genssl.eval.noise_levels import parse_levels
+        if levels is not None:
             from genssl.eval.noise_sweep import sweep as run_sweep
 
             outcome = run_sweep(
-                subject.method, split, parse_levels(sweep), queries=queries, seed=seed,
+                subject.method, split, levels, queries=queries, seed=seed,
                 batch_size=batch_size, sampler=sampler or "dpm++", steps=steps,
                 encoder=_encoder(features, subject, device), tick=tick,
                 bank_split=None if split.labels is None else subject.split(data, "train", skip_bad=skip_bad),
@@ -84,8 +87,7 @@ def reconstruct(
     deliver(subject, name, outcome, out, as_json, split)
 
 
-def _check_choice(subject: Subject, noised: bool, t_prime: int | None, sweep: str | None) -> None:
-    name = subject.info.config.method
+def _check_choice(name: str, noised: bool, t_prime: int | None, sweep: str | None) -> None:
     if t_prime is not None and sweep is not None:
         raise UserError("--t-prime is one noise level and --sweep is many; give one of them")
     if name == "ddpm" and not noised:
@@ -105,8 +107,8 @@ def _encoder(reference: str | None, subject: Subject, device: str) -> "Callable[
 
 def interpolate(
     run: options.Run,
-    rows: Annotated[int, typer.Option(help="How many paths.")] = 8,
-    steps: Annotated[int, typer.Option(help="Images on a path, both ends included.")] = 10,
+    rows: Annotated[int, typer.Option(min=1, help="How many paths.")] = 8,
+    steps: Annotated[int, typer.Option(min=2, help="Images on a path, both ends included.")] = 10,
     path: Annotated[
         Literal["linear", "spherical"] | None, typer.Option(help="Of a VAE: the path's shape; linear.")
     ] = None,
@@ -129,14 +131,16 @@ def interpolate(
     as_json: options.Json = False,
 ) -> None:
     """Draw paths between images."""
+    method = find_run(run, checkpoint)[1].config.method
+    diffusion = method == "ddpm"
+    if diffusion:
+        _refuse(method, {"--path": path, "--between": between})
+    else:
+        _refuse(method, {"--way": way, "--t-prime": t_prime})
     subject = open_run(run, checkpoint, device)
-    if rows < 1:
-        raise UserError(f"--rows must be at least 1, not {rows}")
-    diffusion = subject.info.config.method == "ddpm"
     split = subject.split(data, "test", 2 * rows, seed, skip_bad) if diffusion or between == "test" else None
     outcome: Outcome
     if diffusion:
-        _refuse(subject, {"--path": path, "--between": between})
         from genssl.eval import interpolate_ddpm
 
         assert split is not None
@@ -146,7 +150,6 @@ def interpolate(
                 way=way or "ddim", t_prime=t_prime, calls=calls, tick=tick,
             )  # fmt: skip
     else:
-        _refuse(subject, {"--way": way, "--t-prime": t_prime})
         from genssl.eval import interpolate as evaluation
 
         outcome = evaluation.interpolate(
@@ -156,7 +159,7 @@ def interpolate(
     deliver(subject, "interpolate", outcome, out, as_json, split)
 
 
-def _refuse(subject: Subject, given: dict[str, object]) -> None:
+def _refuse(method: str, given: dict[str, object]) -> None:
     for name, value in given.items():
         if value is not None:
-            raise UserError(f"{name} is not for a {subject.info.config.method}; leave it away")
+            raise UserError(f"{name} is not for a {method}; leave it away")

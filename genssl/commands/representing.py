@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
 
 def knn_eval(
     run: options.Run,
-    k: Annotated[int, typer.Option("-k", help="Neighbours that vote.")] = 200,
+    k: Annotated[int, typer.Option("-k", min=1, help="Neighbours that vote.")] = 200,
     temperature: Annotated[float, typer.Option(help="A vote weighs exp(cosine / temperature).")] = 0.1,
     floors: Annotated[
         bool, typer.Option(help="Classify raw pixels and an untrained encoder's features, too.")
@@ -49,9 +49,9 @@ def knn_eval(
     as_json: options.Json = False,
 ) -> None:
     """Classify test images by their nearest train images in the features of a run."""
+    subject = open_run(run, checkpoint, device)
     from genssl.eval import knn_eval as evaluation
 
-    subject = open_run(run, checkpoint, device)
     train, test = _splits(subject, data, limit, test_limit, seed, skip_bad)
     with ticking("comparing") as tick:
         outcome = evaluation.knn_eval(
@@ -82,13 +82,13 @@ def linear_eval(
     """Train a linear classifier on the frozen features of a run, and test it after each epoch."""
     import json
 
+    if not 0 < lr < float("inf"):
+        raise UserError(f"--lr must be above 0, not {lr:g}")
+    subject = open_run(run, checkpoint, device)
     from genssl import files
     from genssl.eval import linear_eval as evaluation
     from genssl.eval.probe import ProbeSettings
 
-    if not 0 < lr < float("inf"):
-        raise UserError(f"--lr must be above 0, not {lr:g}")
-    subject = open_run(run, checkpoint, device)
     train, test = _splits(subject, data, limit, test_limit, seed, skip_bad)
     with ticking("classifying") as tick:
         outcome, probe = evaluation.linear_eval(
@@ -117,12 +117,12 @@ def features(
     as_json: options.Json = False,
 ) -> None:
     """Write the features of a run and the labels to a file, and draw them in two dimensions."""
-    from genssl import files
-    from genssl.eval import features as evaluation
-
     if out is not None and not out.is_dir() and out.suffix != FILE:
         raise UserError(f"--out {out} is no {FILE} file; name one such as {out.with_suffix(FILE)}")
     subject = open_run(run, checkpoint, device)
+    from genssl import files
+    from genssl.eval import features as evaluation
+
     split = subject.split(data, part, limit, seed, skip_bad)
     with ticking("encoding") as tick:
         outcome, tensors = evaluation.features(subject.method, split, batch_size=batch_size, tick=tick)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genssl.commands.screen import say, ticking
-from genssl.commands.subject import Part, Subject, open_run, read_split
+from genssl.commands.subject import Part, Subject, find_run, open_run, read_split
 from genssl.errors import UserError
 
 if TYPE_CHECKING:
@@ -102,9 +102,15 @@ def open_source(
     Raises:
         UserError: something is not there, or does not go together.
     """
+    folder = None if named else folder_of_samples(reference)
+    if folder is None:
+        find_run(reference, named)
+    elif data is None:
+        raise UserError(f"what is {reference} to be compared with? name the real images with --data")
+    if features not in {None, "pixels"}:
+        find_run(features, None)
     from genssl.runtime import choose_device
 
-    folder = None if named else folder_of_samples(reference)
     if folder is None:
         subject = open_run(reference, named, device)
         config = subject.info.config
@@ -114,8 +120,7 @@ def open_source(
             subject, None, subject.device, space, config.image_size, data or config.data, config.data,
             config.limit, config.seed, skip,
         )  # fmt: skip
-    if data is None:
-        raise UserError(f"what is {reference} to be compared with? name the real images with --data")
+    assert data is not None
     space, size = feature_space(features, None, device)
     where = choose_device(device)
     return Source(None, folder, where, space, size or PIXELS_SIZE, data, data, None, 0, skip_bad)

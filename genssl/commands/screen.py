@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -78,6 +77,8 @@ def readable(value: Any) -> str:
 def ticking(text: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on a terminal that goes when it is done; elsewhere a plain line at most every 30 s."""
     if is_live():
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
         console = Console(stderr=True)
         columns = (
             TextColumn("{task.description}", markup=False),

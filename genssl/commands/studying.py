@@ -86,6 +86,7 @@ def ablate(
 ) -> None:
     """Train a method with and without a change, and compare. The same command continues a stopped study."""
     from genssl import config as configs
+    from genssl.data.known import require
     from genssl.places import root
     from genssl.runs import run_name
     from genssl.studies import ablate as study
@@ -109,6 +110,7 @@ def ablate(
     changed = dict.fromkeys(name for arm in arms for name in arm.changes)
     name = "-".join(["ablate", run_name(baseline, None), *changed])
     picture = _picture_path(root() / name[:LONGEST], "ablate", out)
+    require(baseline.data)
     with TrainingScreen(quiet=as_json) as screen:
         how = Options(device=device, max_minutes=max_minutes)
         outcome = study.ablate(baseline, arms, how, screen, seeds)
@@ -158,13 +160,15 @@ def compare(
 ) -> None:
     """Put any trained runs side by side: settings, numbers, curves, and the quality of samples."""
     from genssl.places import root
+    from genssl.runs import find_several
+
+    folders = find_several(runs)
+    name = "-".join(["compare", *(folder.name for folder in folders)])
+    picture = _picture_path(root() / name[:LONGEST], "compare", out)
     from genssl.runtime import choose_device
     from genssl.studies import compare as study
     from genssl.studies.generated import table
 
-    folders = study.find_runs(runs)
-    name = "-".join(["compare", *(folder.name for folder in folders)])
-    picture = _picture_path(root() / name[:LONGEST], "compare", out)
     with TrainingScreen(quiet=as_json) as screen:
         samples = None if no_fidelity else n or usual_number(choose_device(device))
         outcome = study.compare(folders, device, screen, samples)

@@ -67,6 +67,19 @@ def read_split(data: str, part: Part, image_size: int = 32, seed: int = 0, skip_
         )
 
 
+def find_run(reference: str, named: str | None, data: str | None = None) -> "tuple[Path, RunInfo]":
+    """The run folder or model file that REF and --checkpoint name, and what it says of itself. No torch.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    from genssl import checkpoint, config, runs
+
+    method = config.config_class(reference).model_fields["method"].default if named else None
+    path = runs.find(named or reference, method, data)
+    return path, checkpoint.inspect(path)
+
+
 def open_run(reference: str, named: str | None, device: str, data: str | None = None) -> Subject:
     """Load the run that REF and --checkpoint name, and say which it is.
 
@@ -76,15 +89,13 @@ def open_run(reference: str, named: str | None, device: str, data: str | None = 
         device: --device.
         data: take a method's newest run on these data.
     """
-    from genssl import checkpoint, config, places, processes, runs
+    path, info = find_run(reference, named, data)
+    from genssl import checkpoint, places, processes
     from genssl.runtime import choose_device
 
     where = choose_device(device)
     if processes.join(where):
         atexit.register(processes.leave)
-    method = config.config_class(reference).model_fields["method"].default if named else None
-    path = runs.find(named or reference, method, data)
-    info = checkpoint.inspect(path)
     done = "finished" if info.finished else "unfinished"
     if places.is_shipped(info.folder):
         done = "weights that come with genssl"

@@ -1,5 +1,6 @@
 """`train`."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -82,11 +83,6 @@ def train(
     as_json: options.Json = False,
 ) -> None:
     """Train a method; everything it makes goes to one run folder."""
-    if gpus > 1 and not started_by_torchrun():
-        if dry_run:
-            raise UserError("--dry-run measures one process; leave --gpus away")
-        _launch(gpus, device, max_restarts)
-        return
     from genssl.settings import parse_settings
     from genssl.train.options import Options
 
@@ -102,14 +98,25 @@ def train(
         device=device, save_every=save_every, max_minutes=max_minutes, compile=compile, tag=tag, out=out,
         resident_limit=resident_limit, tensorboard=tensorboard, go_on=go_on,
     )  # fmt: skip
+    launches = gpus > 1 and not started_by_torchrun()
+    if launches and dry_run:
+        raise UserError("--dry-run measures one process; leave --gpus away")
     if resume is not None:
         if dry_run or remix or config is not None:
             raise UserError("a resumed run has its own settings; leave --dry-run, --config and --remix away")
-        _resume(resume, method, changes, how, as_json)
+        folder = _resumable(resume, method, changes, how)
+        if launches:
+            _launch(gpus, device, max_restarts)
+        else:
+            _resume(folder, changes, how, as_json)
         return
     settled = _settle(method, config, changes)
     if remix:
         settled = _remixed(settled)
+    _check(settled, how)
+    if launches:
+        _launch(gpus, device, max_restarts)
+        return
     if dry_run:
         _dry_run(settled, how, as_json)
         return
@@ -145,6 +152,19 @@ def _settle(method: str | None, file: Path | None, changes: dict[str, Any]) -> "
     return configs.make(method, changes)
 
 
+def _check(config: "Config", how: "Options") -> None:
+    """Refuse what cannot be started, before torch is imported: that takes seconds."""
+    from genssl import checkpoint, runs
+    from genssl.data.known import require
+
+    require(config.data)
+    if how.out is None or (started_by_torchrun() and rank() > 0):
+        return  # the first process may have made the folder by now
+    goes_on = how.go_on or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    if not (goes_on and (how.out / checkpoint.CONFIG).exists()):
+        runs.check_free(how.out)
+
+
 def _start(config: "Config", how: "Options", as_json: bool) -> None:
     from genssl.train import run
 
@@ -153,19 +173,26 @@ def _start(config: "Config", how: "Options", as_json: bool) -> None:
     _show_result(folder, as_json)
 
 
-def _resume(
-    reference: str, method: str | None, changes: dict[str, Any], how: "Options", as_json: bool
-) -> None:
+def _resumable(reference: str, method: str | None, changes: dict[str, Any], how: "Options") -> Path:
+    """The folder of the run to resume, found and checked before torch is imported."""
     from genssl import runs
     from genssl.config import config_class
-    from genssl.train import run
+    from genssl.settings import refuse_changes
 
     if method is not None:
         changes["method"] = config_class(method).model_fields["method"].default
     if how.tag is not None or how.out is not None:
         raise UserError("a resumed run keeps its folder; leave --tag and --out away")
+    folder = runs.find_unfinished(reference)
+    refuse_changes(runs.read_config(folder), changes)
+    return folder
+
+
+def _resume(folder: Path, changes: dict[str, Any], how: "Options", as_json: bool) -> None:
+    from genssl.train import run
+
     with TrainingScreen(quiet=as_json or rank() > 0) as screen:
-        folder = run.resume(runs.find_unfinished(reference), changes, how, screen)
+        folder = run.resume(folder, changes, how, screen)
     _show_result(folder, as_json)
 
 

@@ -1,4 +1,7 @@
-"""Converted splits on disk: written once, under a lock, and memory-mapped from then on."""
+"""Converted splits on disk: written once, under a lock, and memory-mapped from then on.
+
+What is kept can be listed without torch, which takes seconds to import.
+"""
 
 import contextlib
 import json
@@ -6,14 +9,17 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from genssl.data.split import Split
-from genssl.data.stream import Lazy, lazy, write_lazy
 from genssl.errors import UserError
-from genssl.files import read_tensors
+from genssl.files import read_header, read_tensors
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+    from torch import Tensor
+
+    from genssl.data.split import Split
+    from genssl.data.stream import Lazy
 
 Progress = Callable[[str, int, int | None], None]  # what, how many done, of how many if known
 
@@ -39,12 +45,12 @@ def split_path(key: str, part: str) -> Path:
 def recall(
     key: str,
     parts: Sequence[str],
-    build: Callable[[], Mapping[str, Split]],
+    build: "Callable[[], Mapping[str, Split]]",
     *,
     source: str = "",
     place: str = "",
     progress: Progress | None = None,
-) -> Split | None:
+) -> "Split | None":
     """The first of `parts` that is kept under `key`; else build, keep all that was built, and look again.
 
     A hit takes no lock. Of two processes that miss at once the second waits and then reads. A damaged
@@ -78,7 +84,7 @@ def recall(
         return _first(key, parts) or next((built[part] for part in parts if part in built), None)
 
 
-def read_split(path: Path) -> Split | None:
+def read_split(path: Path) -> "Split | None":
     """Read a kept split, memory-mapped; None when the file is missing, damaged or of another format.
 
     The content is not hashed: that would take longer than the rest of the start.
@@ -92,13 +98,24 @@ def read_split(path: Path) -> Split | None:
     return split if usable else None
 
 
-def source_of(path: Path) -> str:
-    """The note of where a kept split came from; empty where there is none."""
-    return read_tensors(path, verify=False)[1].get("source", "")
+def describe(path: Path) -> tuple[tuple[int, int, int, int], str] | None:
+    """What the header of a kept split says: the shape (N, 3, H, W) of its images, and where it came from.
+
+    None when the file is missing, damaged or of another format; what labels say is not looked at.
+    """
+    try:
+        entries, metadata = read_header(path)
+        n, channels, height, width = entries["images"]["shape"]
+        usable = metadata["format"] == FORMAT and entries["images"]["dtype"] == "U8" and n > 0
+    except (UserError, KeyError, TypeError, ValueError):
+        return None
+    return ((n, channels, height, width), metadata.get("source", "")) if usable else None
 
 
-def write_split(path: Path, split: Split, source: str = "") -> None:
+def write_split(path: Path, split: "Split", source: str = "") -> None:
     """Write a split atomically as one safetensors file: images, labels, masks; the rest as metadata."""
+    from genssl.data.stream import lazy
+
     optional = {"labels": split.labels, "masks": split.masks}
     tensors = {"images": split.images} | {k: v for k, v in optional.items() if v is not None}
     lazies = {name: lazy(tensor) for name, tensor in tensors.items()}
@@ -107,7 +124,7 @@ def write_split(path: Path, split: Split, source: str = "") -> None:
 
 def write_rows(
     path: Path,
-    tensors: Mapping[str, Lazy],
+    tensors: "Mapping[str, Lazy]",
     classes: Sequence[str],
     name: str,
     part: str,
@@ -115,6 +132,8 @@ def write_rows(
     source: str = "",
 ) -> None:
     """Write a split whose rows are made while they are written; without a digest, it is of the content."""
+    from genssl.data.stream import write_lazy
+
     metadata = {
         "format": FORMAT,
         "name": name,
@@ -125,11 +144,13 @@ def write_rows(
     write_lazy(path, tensors, lambda sha256: metadata | {"digest": digest or sha256, "sha256": sha256})
 
 
-def _first(key: str, parts: Sequence[str]) -> Split | None:
+def _first(key: str, parts: Sequence[str]) -> "Split | None":
     return next((found for part in parts if (found := read_split(split_path(key, part)))), None)
 
 
-def _from_file(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Split:
+def _from_file(tensors: "dict[str, Tensor]", metadata: dict[str, str]) -> "Split":
+    from genssl.data.split import Split
+
     return Split(
         images=tensors["images"],
         labels=tensors.get("labels"),
@@ -141,8 +162,10 @@ def _from_file(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Split:
     )
 
 
-def _consistent(split: Split) -> bool:
+def _consistent(split: "Split") -> bool:
     """Whether types, shapes and the range of labels are those of a split."""
+    import torch
+
     images, labels, masks = split.images, split.labels, split.masks
     n, *_, height, width = images.shape
     if images.dtype != torch.uint8 or images.shape != (n, 3, height, width) or n == 0:
@@ -156,7 +179,7 @@ def _consistent(split: Split) -> bool:
     return int(labels.min()) >= 0 and int(labels.max()) < len(split.classes)
 
 
-def _keep(key: str, built: Mapping[str, Split], source: str) -> None:
+def _keep(key: str, built: "Mapping[str, Split]", source: str) -> None:
     try:
         for part, split in built.items():
             remove_orphans(split_path(key, part))
@@ -190,29 +213,25 @@ def _warn(error: OSError) -> None:
 @contextlib.contextmanager
 def _lock(path: Path, progress: Progress | None) -> Iterator[None]:
     """Hold a lock between processes, as far as the place has one; files are replaced whole in any case."""
+    from filelock import FileLock
+
+    lock = FileLock(path, thread_local=False)
+    # A folder that is not to be written, which _keep will say, or one without locks
+    with contextlib.suppress(OSError):
+        _acquire(lock, progress)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError:  # a folder that is not to be written: _keep will say so
-        yield
-        return
-    try:
-        _acquire(handle, progress)
         yield
     finally:
-        os.close(handle)  # releases the lock; the file stays, for a name removed is a lock that two may hold
+        lock.release()  # the file stays, for a name removed is a lock that two may hold
 
 
-def _acquire(handle: int, progress: Progress | None) -> None:
+def _acquire(lock: "BaseFileLock", progress: Progress | None) -> None:
+    from filelock import Timeout
+
+    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
     try:
-        import fcntl
-    except ImportError:  # not a Unix
-        return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        lock.acquire(timeout=0)
+    except Timeout:
         if progress:
             progress("waiting for another process that prepares the same data", 0, None)
-        fcntl.flock(handle, fcntl.LOCK_EX)
-    except OSError:  # a network file system without locks
-        return
+        lock.acquire()

@@ -1,14 +1,13 @@
 """How a split's images reach the device: all of them at once, or batch by batch from the cache."""
 
-import os
 import queue
 import threading
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
@@ -161,11 +160,4 @@ def free_bytes(device: torch.device) -> int:
     """Memory that is free: a CUDA device's own, else the host's."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    info = Path("/proc/meminfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
-    return found[0] if found else _half_of_all()
-
-
-def _half_of_all() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return int(psutil.virtual_memory().available)

@@ -17,6 +17,7 @@ from genssl.data.cache import JOURNAL
 Bytes = npt.NDArray[np.uint8]
 
 HEADER = b'["images read so far", 1]\n'
+FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)  # Windows would translate ends of lines
 BATCH = 4096  # images that an interruption may cost
 BATCH_BYTES = 16 * 2**20  # and the bytes of them that are held in memory
 
@@ -60,10 +61,11 @@ class Journal:
         self._row = 3 * image_size**2
         self._batch = max(1, min(BATCH, BATCH_BYTES // self._row))
         self._pending: list[tuple[bytes, bytes]] = []
+        self._removed = False
         self._paths = [folder / f"{key}{suffix}" for suffix in JOURNAL]
         with writing():
             folder.mkdir(parents=True, exist_ok=True)
-            self._handles = [os.open(path, os.O_RDWR | os.O_CREAT, 0o666) for path in self._paths]
+            self._handles = [os.open(path, FLAGS, 0o666) for path in self._paths]
             self._ends = self._recover()
             for handle, end in zip(self._handles, self._ends, strict=True):
                 os.ftruncate(handle, end)
@@ -79,6 +81,8 @@ class Journal:
             self.commit()
         for handle in self._handles:
             os.close(handle)
+        if self._removed:
+            self._unlink()
 
     def append(self, name: str, content: Bytes | str) -> None:
         """Add an image, uint8 (H, W, 3), or why there is none.
@@ -118,7 +122,8 @@ class Journal:
         found = np.empty((len(rows), self._row), np.uint8)
         for place, row in zip(found, rows.tolist(), strict=True):
             # Not memory-mapped: a file that somebody cuts off would end this process
-            data = os.pread(self._handles[0], self._row, row * self._row)
+            os.lseek(self._handles[0], row * self._row, os.SEEK_SET)
+            data = os.read(self._handles[0], self._row)
             if len(data) != self._row or zlib.crc32(data) != self._sums[row]:
                 raise Damaged
             place[:] = np.frombuffer(data, np.uint8)
@@ -127,7 +132,11 @@ class Journal:
     def remove(self) -> None:
         """Take the files away; the journal can be read until it is closed."""
         self._pending.clear()
-        for path in self._paths:
+        self._removed = True
+        self._unlink()
+
+    def _unlink(self) -> None:
+        for path in self._paths:  # Windows removes no file that is open: it goes when the journal is closed
             with contextlib.suppress(OSError):
                 path.unlink()
 
@@ -172,7 +181,8 @@ def _parsed(line: bytes) -> tuple[str, int | str] | None:
 
 def _put(handle: int, data: bytes, start: int) -> int:
     """Write at a place; gives where it ends."""
+    os.lseek(handle, start, os.SEEK_SET)
     rest = memoryview(data)
     while rest:
-        rest = rest[os.pwrite(handle, rest, start + len(data) - len(rest)) :]
+        rest = rest[os.write(handle, rest) :]
     return start + len(data)

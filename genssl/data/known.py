@@ -1,6 +1,10 @@
-"""What --data may be called: data sets that are known by a name, paths, and remixes of both."""
+"""What --data may be called: data sets that are known by a name, paths, and remixes of both. No torch."""
 
+import difflib
+import os
 from pathlib import Path
+
+from genssl.errors import UserError
 
 KNOWN = {  # what each is, and how many images, train and test together
     "svhn": ("house numbers photographed from the street (SVHN, cropped digits)", 73_257 + 26_032),
@@ -9,6 +13,50 @@ KNOWN = {  # what each is, and how many images, train and test together
     "synthetic": ("rendered digits with exact masks; needs no network", 24_000),
 }
 SUFFIX = "-remix"
+NATIVE_SIZE = 32
+SYNTHETIC_VERSION = 1  # to be raised when the renderer draws other pixels
+
+
+def key_of(name: str, image_size: int = NATIVE_SIZE) -> str:
+    """The cache key of a known data set."""
+    version = f"-v{SYNTHETIC_VERSION}" if name == "synthetic" else ""
+    return f"{name}{version}-{image_size}"
+
+
+def path_of(data: str) -> Path:
+    """The folder or archive that `data` names.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(data).expanduser()
+    if path.exists():
+        return path
+    if os.sep in data or path.suffix:
+        raise UserError(f"no such file or folder: {data}; {_choices()}")
+    raise UserError(_unknown(data, "is no known data set and no path"))
+
+
+def require(data: str) -> None:
+    """Refuse data that are neither known nor there; their content is not looked at.
+
+    Raises:
+        UserError: no data set and no path has this name.
+    """
+    if is_remix(data):
+        require(source_of(data))
+    elif data not in KNOWN:
+        path_of(data)
+
+
+def _unknown(name: str, problem: str) -> str:
+    close = difflib.get_close_matches(name.lower(), [*KNOWN, *(known + SUFFIX for known in KNOWN)], n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"{name!r} {problem}; {hint}{_choices()}"
+
+
+def _choices() -> str:
+    return f"use {', '.join(KNOWN)}, or a path, each with or without {SUFFIX}"
 
 
 def is_remix(data: str) -> bool:

@@ -1,11 +1,8 @@
 """`load`: from what --data says to a split in memory."""
 
 import contextlib
-import difflib
 import hashlib
-import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -17,7 +14,7 @@ from torch import Tensor
 from genssl.data import cache
 from genssl.data.batches import chunks
 from genssl.data.cache import Progress
-from genssl.data.known import KNOWN, SUFFIX, is_remix, source_of
+from genssl.data.known import KNOWN, NATIVE_SIZE, is_remix, key_of, path_of, source_of
 from genssl.data.remix import remix
 from genssl.data.split import Split
 from genssl.data.stream import Lazy, lazy
@@ -25,31 +22,9 @@ from genssl.errors import UserError
 from genssl.files import tensor_digest
 
 Part = Literal["train", "test"]
-PARTS: tuple[Part, Part] = ("train", "test")
 
-NATIVE_SIZE = 32
 CHUNK = 4096  # images
-SYNTHETIC_VERSION = 1  # to be raised when the renderer draws other pixels
 SYNTHETIC_SEED = 0  # one data set for everybody, whatever the seed of a run
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A data set in the list of those that are known or prepared.
-
-    Attributes:
-        name: what --data takes, or the path that was read.
-        what: one line on it.
-        cached: whether all of it lies prepared in the cache.
-        images: how many, train and test together.
-        size: bytes in the cache.
-    """
-
-    name: str
-    what: str
-    cached: bool
-    images: int
-    size: int
 
 
 def load(
@@ -88,12 +63,7 @@ def load(
             load, source_of(data), image_size=image_size, seed=seed, skip_bad=skip_bad, progress=progress
         )
         return remix(source("train"), source("test"), part, progress)
-    return _load_path(_path(data), part, image_size, seed=seed, skip_bad=skip_bad, progress=progress)
-
-
-def catalogue() -> list[Entry]:
-    """Every known data set, then every path that has been prepared."""
-    return [_known_entry(name) for name in KNOWN] + _path_entries()
+    return _load_path(path_of(data), part, image_size, seed=seed, skip_bad=skip_bad, progress=progress)
 
 
 def _load_known(name: str, part: Part, image_size: int, progress: Progress | None) -> Split:
@@ -103,12 +73,6 @@ def _load_known(name: str, part: Part, image_size: int, progress: Progress | Non
     found = cache.recall(key_of(name, image_size), [part], build, progress=progress)
     assert found is not None
     return found
-
-
-def key_of(name: str, image_size: int = NATIVE_SIZE) -> str:
-    """The cache key of a known data set."""
-    version = f"-v{SYNTHETIC_VERSION}" if name == "synthetic" else ""
-    return f"{name}{version}-{image_size}"
 
 
 def _build_known(name: str, part: Part, image_size: int, progress: Progress | None) -> Split:
@@ -184,47 +148,3 @@ def _load_path(
     if not found:
         raise UserError(f"{path} has no images for the {part} part; add some")
     return found
-
-
-def _path(data: str) -> Path:
-    path = Path(data).expanduser()
-    if path.exists():
-        return path
-    if os.sep in data or path.suffix:
-        raise UserError(f"no such file or folder: {data}; {_choices()}")
-    raise UserError(_unknown(data, "is no known data set and no path"))
-
-
-def _unknown(name: str, problem: str) -> str:
-    close = difflib.get_close_matches(name.lower(), [*KNOWN, *(known + SUFFIX for known in KNOWN)], n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    return f"{name!r} {problem}; {hint}{_choices()}"
-
-
-def _choices() -> str:
-    return f"use {', '.join(KNOWN)}, or a path, each with or without {SUFFIX}"
-
-
-def _known_entry(name: str) -> Entry:
-    what, images = KNOWN[name]
-    files = [cache.split_path(key_of(name), part) for part in PARTS]
-    splits = [split for file in files if (split := cache.read_split(file))]
-    cached = len(splits) == len(PARTS)
-    total = sum(map(len, splits)) if cached else images
-    return Entry(name, what, cached, total, sum(file.stat().st_size for file in files if file.exists()))
-
-
-def _path_entries() -> list[Entry]:
-    files = sorted(cache.cache_folder().glob(f"path-*{cache.SUFFIX}"))
-    found: dict[str, Entry] = {}
-    for file in files:
-        split = cache.read_split(file)
-        if split is None:
-            continue
-        source = cache.source_of(file)
-        what = f"images of {split.images.shape[-1]} x {split.images.shape[-1]} pixels from a path"
-        before = found.get(file.name.rpartition("-")[0], Entry(source, what, True, 0, 0))
-        found[file.name.rpartition("-")[0]] = replace(
-            before, images=before.images + len(split), size=before.size + file.stat().st_size
-        )
-    return list(found.values())

@@ -1,33 +1,41 @@
-"""What a bug report needs to say about a machine."""
+"""What a bug report needs to say about a machine; torch takes seconds to import, so only on demand."""
 
+import os
+import platform
+import runpy
 import shutil
+import subprocess
+from importlib import metadata, util
+from pathlib import Path
 from typing import Any
-
-import torch
 
 from genssl import __version__, places, runs
 from genssl.data.cache import cache_folder
-from genssl.runtime import choose_device, describe, has_fast_bf16
+
+PACKAGES = (
+    "torch", "torchvision", "numpy", "pillow", "safetensors", "pydantic", "typer", "rich", "filelock",
+    "psutil",
+)  # fmt: skip
+PATIENCE = 10.0  # seconds that the NVIDIA driver may take to list its devices
 
 
-def examine() -> dict[str, Any]:
-    """Versions, devices, folders and free space."""
-    import platform
-    from importlib import metadata
+def examine(*, with_torch: bool = False) -> dict[str, Any]:
+    """Versions, devices, folders and free space.
 
-    device = choose_device("auto")
+    Args:
+        with_torch: import torch, and add the device that --device auto takes, its precision and threads.
+    """
     cache = cache_folder()
     root = places.root()
-    packages = ("torch", "torchvision", "numpy", "pillow", "safetensors", "pydantic", "typer", "rich")
     return {
         "genssl": __version__,
         "python": platform.python_version(),
         "system": platform.platform(),
-        "versions": {name: metadata.version(name) for name in packages},
-        "device": describe(device),
-        "cuda": torch.version.cuda or "none in this build",
-        "bf16": "in hardware" if has_fast_bf16(device) else "not in hardware: fp32 is used",
-        "threads": torch.get_num_threads(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "cuda": _cuda_version() or "none in this build of torch",
+        "gpus": _gpus(),
+        "cores": os.cpu_count(),
+        **(_ask_torch() if with_torch else {}),
         "cache": str(cache),
         "cache_free_gib": round(_free(cache), 1),
         "checkpoints": str(root.absolute()),
@@ -35,7 +43,50 @@ def examine() -> dict[str, Any]:
     }
 
 
-def _free(path: Any) -> float:
+def _ask_torch() -> dict[str, Any]:
+    import torch
+
+    from genssl.runtime import choose_device, describe, has_fast_bf16
+
+    device = choose_device("auto")
+    return {
+        "device": describe(device),
+        "bf16": "in hardware" if has_fast_bf16(device) else "not in hardware: fp32 is used",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _cuda_version() -> str | None:
+    """The CUDA that torch was built for, read from torch's own file of versions."""
+    spec = util.find_spec("torch")
+    file = Path(spec.origin).with_name("version.py") if spec and spec.origin else None
+    if file is None or not file.is_file():
+        return None
+    version = runpy.run_path(str(file)).get("cuda")
+    return str(version) if version else None
+
+
+def _gpus() -> list[str] | str:
+    """The NVIDIA GPUs that the driver lists, whether torch can use them or not."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return "no NVIDIA driver"
+    query = [program, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=PATIENCE, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"nvidia-smi failed ({type(error).__name__})"
+    return done.stdout.strip().splitlines()
+
+
+def _free(path: Path) -> float:
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free / 2**30

@@ -1,7 +1,6 @@
 """Test images noised to a level and brought back: how much of them returns (figure 9 of the assignment)."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,8 +20,6 @@ from genssl.models.method import Method
 from genssl.pixels import to_model
 from genssl.runtime import generators, measuring, normal
 
-MOST_LEVELS = 10_000
-
 
 def check_level(ddpm: DDPM, t_prime: int) -> None:
     """Refuse a noise level that the process does not have.
@@ -33,28 +30,6 @@ def check_level(ddpm: DDPM, t_prime: int) -> None:
     last = ddpm.schedule.timesteps
     if not 1 <= t_prime <= last:
         raise UserError(f"t' must be from 1 to the run's {last} timesteps, not {t_prime}")
-
-
-def parse_levels(text: str) -> list[int]:
-    """Noise levels, rising: "16:64:16" is 16, 32, 48, 64, both ends included; "16,40" is 16, 40.
-
-    Raises:
-        UserError: the text is neither, or names no level above 0.
-    """
-    problem = UserError(f"cannot read the levels {text!r}; write first:last:step as 16:256:16, or 16,64,176")
-    try:
-        numbers = [int(part) for part in text.split(":" if ":" in text else ",")]
-    except ValueError:
-        raise problem from None
-    if ":" not in text:
-        levels: Sequence[int] = sorted(set(numbers))
-    elif len(numbers) == 3 and numbers[2] > 0:
-        levels = range(numbers[0], numbers[1] + 1, numbers[2])
-    else:
-        raise problem
-    if not levels or levels[0] < 1 or len(levels) > MOST_LEVELS:
-        raise problem
-    return list(levels)
 
 
 @dataclass(frozen=True)

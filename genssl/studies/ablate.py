@@ -1,4 +1,7 @@
-"""Ablations: runs that differ in named settings, trained, measured and compared."""
+"""Ablations: runs that differ in named settings, trained, measured and compared.
+
+torch is imported when something is trained: what cannot be ablated is said at once.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,12 +12,8 @@ from genssl import checkpoint, places, runs
 from genssl import config as configs
 from genssl.errors import FAILED_RUN, INTERRUPTED, TERMINATED, UserError
 from genssl.eval.outcome import Outcome
-from genssl.runtime import choose_device
 from genssl.settings import Config, differences
-from genssl.studies.comparison import compare_arms
-from genssl.studies.measures import measured
 from genssl.studies.results import Arm, ArmRuns
-from genssl.train import run
 from genssl.train.events import Listener, Note
 from genssl.train.options import Options
 
@@ -73,6 +72,8 @@ def ablate(
     Raises:
         UserError: a run was stopped, or none came to its end.
     """
+    from genssl.studies.comparison import compare_arms
+
     results = [
         _run_arm(baseline, arm, f"arm {place} of {len(arms)}: {arm.name}", options, listen, seeds)
         for place, arm in enumerate(arms, 1)
@@ -86,6 +87,9 @@ def _run_arm(
     baseline: Config, arm: Arm, title: str, options: Options, listen: Listener, seeds: int
 ) -> ArmRuns:
     """All seeds of one arm. A loss that breaks down is a result too: it is told, and the study goes on."""
+    from genssl.runtime import choose_device
+    from genssl.studies.measures import measured
+
     runs, failures = [], []
     changed = baseline.updated(arm.changes)
     for count in range(seeds):
@@ -105,6 +109,8 @@ def _run_arm(
 
 def _train(config: Config, tag: str, options: Options, listen: Listener) -> Path:
     """The folder of a run of `config`: one that is done, one that is resumed, or a new one."""
+    from genssl.train import run
+
     found = find_run(config)
     if found is not None and found.complete:
         listen(Note(f"already trained: {found.folder}"))

@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from genssl import checkpoint, places, runs
-from genssl.errors import UserError
 from genssl.eval.outcome import Outcome
 from genssl.runtime import choose_device
 from genssl.settings import differences
@@ -17,36 +15,6 @@ from genssl.studies.results import Arm, ArmRuns, Measured
 from genssl.train.events import Listener
 
 SCREENED = {"output_std", "rankme", "knn_accuracy"}  # terms of the history with panels of their own
-
-
-def find_runs(references: Sequence[str]) -> list[Path]:
-    """The run folders that REFs mean, those of ablations by their name, too.
-
-    Raises:
-        UserError: fewer than two, the same run twice, no such run, or a model file without its folder.
-    """
-    if len(references) < 2:
-        raise UserError(
-            f"compare takes two or more runs, not {len(references)}; `genssl runs list` names them"
-        )
-    found: list[Path] = []
-    meant: dict[Path, str] = {}
-    for reference in references:
-        folder = _folder(reference)
-        place = folder.resolve()
-        if place in meant:
-            raise UserError(f"{meant[place]} and {reference} are the same run, {folder}; name another one")
-        meant[place] = reference
-        found.append(folder)
-    return found
-
-
-def _folder(reference: str) -> Path:
-    arm = places.parents(arms=True)[-1] / reference
-    path = arm if (arm / checkpoint.MODEL).exists() else runs.find(reference)
-    if path.is_file() and path.name != checkpoint.MODEL:
-        raise UserError(f"{path} is a file; compare needs its run folder, with {checkpoint.MODEL} in it")
-    return path if path.is_dir() else path.parent
 
 
 def compare(folders: Sequence[Path], device: str, listen: Listener, samples: int | None = None) -> Outcome:

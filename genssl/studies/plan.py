@@ -111,7 +111,7 @@ def begin(folder: Path, asked: dict[str, Any], make: Callable[[], Plan]) -> Plan
         if any(step.is_begun(folder) for step in plan.steps):
             changed = ", ".join(name for name in asked if asked[name] != plan.asked.get(name))
             raise UserError(f"{folder} was begun with another {changed or 'plan'}; choose another --out")
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and not files.is_empty(folder):
         raise UserError(f"{folder} holds something else; choose another --out")
     plan = replace(make(), asked=asked)
     folder.mkdir(parents=True, exist_ok=True)

@@ -28,12 +28,12 @@ class RunFolder:
     def __init__(self, path: Path, *, held: bool = True) -> None:
         self.path = path
         taken = f"another process is training {path}; wait for it, or start a new run"
-        self._lock = files.hold(path, taken) if held else None
+        self._lock = files.FolderLock(path, taken) if held else None
 
     def release(self) -> None:
         """Let another process resume this run."""
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.release()
 
     def write_start(self, config: Config, device: torch.device) -> None:
         """Write what reruns the experiment and what it ran on."""

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import psutil
 import torch
 
 from genssl import processes
@@ -70,7 +71,10 @@ def _attempt(arguments: Sequence[str], count: int, device: str) -> UserError | N
 
 def _cores() -> int:
     """Those that this process may use, which a batch queue may have limited."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    process = psutil.Process()
+    if hasattr(process, "cpu_affinity"):  # not on macOS
+        return len(process.cpu_affinity())
+    return int(psutil.cpu_count() or 1)
 
 
 def _check_devices(count: int, device: str) -> None:

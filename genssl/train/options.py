@@ -4,11 +4,10 @@ import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-
-from genssl import processes
+if TYPE_CHECKING:
+    import torch
 
 COMPILE_PAYS_AFTER = 2000  # steps on CUDA: compiling costs about a minute
 
@@ -45,6 +44,8 @@ class Options:
 
 def continuing(folder: Path, options: Options) -> str:
     """What to say of a run that was stopped: the command that continues it in the same way."""
+    from genssl import processes
+
     words = ["genssl", "train", "--resume", str(folder)]
     if processes.count() > 1 and processes.LAUNCHER in os.environ:
         words += ["--gpus", str(processes.count())]
@@ -53,8 +54,10 @@ def continuing(folder: Path, options: Options) -> str:
     return f"`{shlex.join(words)}` continues"
 
 
-def should_compile(options: Options, device: torch.device, steps: int) -> bool:
+def should_compile(options: Options, device: "torch.device", steps: int) -> bool:
     """Whether compiling is asked for, or pays; several processes were never tried compiled."""
+    from genssl import processes
+
     if options.compile == "auto":
         return processes.count() == 1 and device.type == "cuda" and steps >= COMPILE_PAYS_AFTER
     return options.compile == "on"

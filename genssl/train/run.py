@@ -13,7 +13,7 @@ from genssl.data.rows import limited
 from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.runtime import choose_device
-from genssl.settings import Config, differences
+from genssl.settings import Config, refuse_changes
 from genssl.train import board
 from genssl.train.events import Listener, Loading, Note, silent
 from genssl.train.folder import RunFolder
@@ -73,7 +73,7 @@ def resume(path: Path, changes: Mapping[str, Any], options: Options, listen: Lis
         folder = RunFolder(path, held=processes.leads())
         try:
             config = folder.read_config()
-            _refuse_changes(config, changes)
+            refuse_changes(config, changes)
             if folder.is_complete(config.epochs):
                 listen(
                     Note(f"{path} is complete: all {config.epochs} epochs are done, nothing is left to do")
@@ -117,10 +117,3 @@ def load_splits(config: Config, listen: Listener) -> tuple[Split, Split]:
             f"{config.data} leaves {len(train)} image to train on, and batch norm needs 2 or more"
         )
     return train, load_part("test")
-
-
-def _refuse_changes(config: Config, changes: Mapping[str, Any]) -> None:
-    changed = differences(config, config.updated(changes))
-    if changed:
-        lines = [f"{name} was {old!r}, now {new!r}" for name, (old, new) in changed.items()]
-        raise UserError(f"cannot resume with other settings ({'; '.join(lines)}); start a new run for them")

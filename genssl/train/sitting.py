@@ -1,6 +1,5 @@
 """One sitting of a run: its clock, its stop signals, and what the process uses."""
 
-import resource
 import signal
 import sys
 import threading
@@ -8,6 +7,7 @@ import time
 from types import FrameType
 from typing import Self
 
+import psutil
 import torch
 
 from genssl.errors import INTERRUPTED, TERMINATED
@@ -102,6 +102,11 @@ def peak_memory(device: torch.device) -> int:
     """The most memory used so far, in bytes: of the CUDA device, else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows, which keeps the peak elsewhere
+        memory = psutil.Process().memory_info()
+        return int(getattr(memory, "peak_wset", memory.rss))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

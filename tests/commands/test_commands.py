@@ -153,8 +153,9 @@ def test_runs(vae_run: Path) -> None:
 
 
 def test_doctor() -> None:
-    found = json_of("doctor")
-    assert {"genssl", "python", "device", "bf16", "cache"} <= set(found)
+    plain, found = json_of("doctor"), json_of("doctor", "--torch")
+    assert {"genssl", "python", "versions", "gpus", "cuda", "cores", "cache"} <= plain.keys()
+    assert found.keys() - plain.keys() == {"device", "bf16", "threads"}
 
 
 def test_data_preview_and_list(digits: Path, tmp_path: Path) -> None:
@@ -259,12 +260,12 @@ def test_a_damaged_checkpoint_is_one_line(vae_run: Path, tmp_path: Path, fault: 
         (["interpolate", "RUN", "--way", "ddim"], "--way is not for a vae"),
         (["bits-per-dim", "RUN"], "needs a ddpm"),
         (["sample", "nothing"], "no run 'nothing'"),
-        (["sample", "RUN", "-n", 0], "at least 1"),
+        (["sample", "RUN", "-n", 0], "'-n'"),
         (["sample", "RUN", "--out", "x.txt"], "cannot write a picture"),
-        (["interpolate", "RUN", "--steps", 1], "2 steps"),
+        (["interpolate", "RUN", "--steps", 1], "'--steps'"),
         (["interpolate", "RUN", "--between", "test", "--rows", 50], "images"),
         (["reconstruct", "RUN", "--data", "nowhere"], "nowhere"),
-        (["importance-ll", "RUN", "-k", 0], "at least 1"),
+        (["importance-ll", "RUN", "-k", 0], "'-k'"),
         (["runs", "show", "nothing"], "no run 'nothing'"),
         (["data", "preview", "nowhere"], "nowhere"),
         (["data", "export", "DIGITS", "--out", "DIGITS"], "is not empty"),

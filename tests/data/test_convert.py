@@ -434,7 +434,7 @@ def test_where_the_disk_is_full_a_temporary_place_will_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path, folder = put(tmp_path / "set.zip", pictures), tmp_path / "to"
-    owner, name = (os, "pwrite") if where == "the journal" else (keeping, "write_rows")
+    owner, name = (os, "write") if where == "the journal" else (keeping, "write_rows")
     calls, original = iter(range(1000)), getattr(owner, name)
 
     def full(*given: object, **named: object) -> object:
@@ -454,7 +454,7 @@ def test_where_there_is_no_room_at_all_the_user_is_told(
     def full(*_: object) -> NoReturn:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "pwrite", full)
+    monkeypatch.setattr(os, "write", full)
     with pytest.raises(UserError, match=r"no room .*No space left.*; set GENSSL_CACHE"):
         run(put(tmp_path / "set.zip", pictures), tmp_path / "to")
     assert not list(temporary.iterdir())
@@ -475,8 +475,8 @@ def test_an_error_of_reading_is_none_of_writing(
 def test_a_small_write_of_the_system_is_gone_on_with(
     tmp_path: Path, put: Put, pictures: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pwrite = os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda handle, data, at: pwrite(handle, data[:100], at))
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda handle, data: write(handle, data[:100]))
     path, folder = put(tmp_path / "set.zip", pictures), tmp_path / "to"
     interrupted(path, folder, 5)
     run(path, folder)

@@ -12,7 +12,8 @@ from PIL import Image
 from genssl.data import load as module
 from genssl.data import official, stream, synthetic
 from genssl.data.cache import split_path, write_split
-from genssl.data.load import catalogue, load
+from genssl.data.catalogue import catalogue
+from genssl.data.load import load
 from genssl.data.split import Split
 from genssl.errors import UserError
 

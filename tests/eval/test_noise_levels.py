@@ -13,8 +13,9 @@ from genssl import files
 from genssl.config import DDPMConfig, VAEConfig
 from genssl.data.split import Split
 from genssl.errors import UserError
+from genssl.eval.levels import parse_levels
 from genssl.eval.noise_judge import pixels, prepare
-from genssl.eval.noise_levels import Reverse, Trail, parse_levels, reconstruct_from
+from genssl.eval.noise_levels import Reverse, Trail, reconstruct_from
 from genssl.eval.noise_sweep import network_calls, sweep
 from genssl.models.build import build
 from genssl.models.ddpm import DDPM

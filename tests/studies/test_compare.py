@@ -12,7 +12,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from genssl import checkpoint, places
+from genssl import checkpoint, places, runs
 from genssl.cli import Program
 from genssl.commands import studying
 from genssl.config import BYOLConfig, VAEConfig
@@ -167,17 +167,17 @@ def test_wrong_input_is_one_line_and_exit_code_2(arguments: list[object], messag
 
 def test_a_run_is_found_once(pair: Path) -> None:
     file = pair / "vae-digits" / checkpoint.MODEL
-    assert study.find_runs([str(file), "vae-digits-z"]) == [file.parent, pair / "arms" / "vae-digits-z"]
+    assert runs.find_several([str(file), "vae-digits-z"]) == [file.parent, pair / "arms" / "vae-digits-z"]
     with pytest.raises(UserError, match="are the same run"):
-        study.find_runs([str(file), "vae"])
+        runs.find_several([str(file), "vae"])
 
 
 # What does not compare
 
 
 def compared(monkeypatch: pytest.MonkeyPatch, *found: Measured) -> Any:
-    runs = {run.info.folder: run for run in found}
-    monkeypatch.setattr(study, "measured", lambda folder, *_: runs[folder])
+    known = {run.info.folder: run for run in found}
+    monkeypatch.setattr(study, "measured", lambda folder, *_: known[folder])
     return study.compare([run.info.folder for run in found], "cpu", lambda event: None)
 
 

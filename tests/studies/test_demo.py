@@ -1,7 +1,6 @@
 """The first five minutes, and the weights that come with genssl."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -46,9 +45,9 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
 def test_one_process_at_a_time_fills_a_folder(tmp_path: Path) -> None:
     out = tmp_path / "demo"
     out.mkdir()
-    lock = files.hold(out, "taken")
+    lock = files.FolderLock(out, "taken")
     result = call("demo", "--out", out)
-    os.close(lock)
+    lock.release()
     assert (result.exit_code, "another process is at work" in result.stderr) == (2, True)
     assert not (out / "ddpm").exists()
 
