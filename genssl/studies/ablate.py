@@ -1,5 +1,6 @@
 """Ablations: runs that differ in named settings, trained, measured and compared."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,12 +22,25 @@ from genssl.train.options import Options
 LONGEST_TAG = 60  # characters of a run's name
 
 
-def arms_of(
-    baseline: Config, named: Mapping[str, Sequence[Any]], settings: Mapping[str, Any] | None = None
-) -> list[Arm]:
-    """The baseline, one arm for each value of each named setting, and one for all `settings` together.
+def combinations(values: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Every combination of one value per setting, the last setting's values changing fastest.
+
+    One value per setting gives one combination, and several values of one setting give one each.
+    """
+    if not values:
+        return []
+    return [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
+
+
+def arms_of(baseline: Config, named: Mapping[str, Sequence[Any]], *settings: Mapping[str, Any]) -> list[Arm]:
+    """The baseline, one arm for each value of each named setting, and one for each of `settings`.
 
     What equals the baseline is the baseline, and what is asked for twice is one arm.
+
+    Args:
+        baseline: the settings of the first arm.
+        named: values by setting; each changes nothing but this setting.
+        settings: changes that one arm makes together, as from `combinations`.
 
     Raises:
         UserError: the method lacks a setting, a value is wrong, or nothing would change.
@@ -34,13 +48,12 @@ def arms_of(
     asked = [{name: value} for name, values in named.items() for value in values]
     for change in asked:
         _require(baseline, *change)
-    if settings:
-        asked.append(dict(settings))
+    asked += [dict(change) for change in settings if change]
     first = "baseline"
     arms: list[Arm] = []
     for change in asked:
         changes = _changes(baseline, change)
-        if not changes and len(change) == 1:
+        if not changes:
             first = f"{_label(_values(baseline, change))} (baseline)"
         elif changes and changes not in [arm.changes for arm in arms]:
             arms.append(Arm(_label(changes), changes))
