@@ -73,8 +73,9 @@ def ablate(
 ) -> Outcome:
     """Train what is not trained yet, measure what is not measured yet, and compare.
 
-    An arm that was trained to its end before, by whatever command, is taken as it is, and a run that was cut
-    short is resumed: the same call continues a study that was stopped at any moment.
+    An arm that was trained to its end before, by whatever command, is taken as it is, and so is one that its
+    time limit ended, unless this limit is longer. A run that was cut short is resumed: the same call
+    continues a study that was stopped at any moment.
 
     Args:
         baseline: the settings of the first arm.
@@ -119,7 +120,7 @@ def _run_arm(
 def _train(config: Config, tag: str, options: Options, listen: Listener) -> Path:
     """The folder of a run of `config`: one that is done, one that is resumed, or a new one."""
     found = find_run(config)
-    if found is not None and found.complete:
+    if found is not None and (found.complete or _had_its_time(found.folder, options.max_minutes)):
         listen(Note(f"already trained: {found.folder}"))
         return found.folder
     try:
@@ -150,6 +151,13 @@ def find_run(config: Config) -> Found | None:
     files.sort(key=lambda file: file.stat().st_mtime)
     unsaved = [file.parent for file in files if _is_unsaved(file, config)]
     return Found(unsaved[-1], complete=False) if unsaved else None
+
+
+def _had_its_time(folder: Path, max_minutes: float | None) -> bool:
+    """Whether a run was ended by a time limit that was no shorter than this one."""
+    if max_minutes is None or not (folder / checkpoint.MODEL).exists():
+        return False
+    return checkpoint.inspect(folder).finished and checkpoint.trained_seconds(folder) >= 60 * max_minutes
 
 
 def _is_unsaved(file: Path, config: Config) -> bool:

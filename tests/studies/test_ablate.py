@@ -231,6 +231,22 @@ def test_a_run_ended_by_its_time_limit_is_trained_on(digits: Path, runs: Path) -
     assert len(list(runs.iterdir())) == 1
 
 
+def test_a_run_that_had_its_time_is_taken_as_it_is(
+    digits: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    baseline = config(digits, epochs=3)
+    cut = run.start(baseline, Options(device="cpu", max_minutes=0.0001))
+    assert checkpoint.inspect(cut).epoch < 3
+    assert checkpoint.trained_seconds(cut) >= 0.006
+    assert checkpoint.trained_seconds(runs) == 0.0
+    resumed: list[Path] = []
+    monkeypatch.setattr(run, "resume", lambda path, *_: resumed.append(path))
+    for minutes, again in ((0.0001, []), (0.0, []), (60.0, [cut]), (None, [cut])):
+        resumed.clear()
+        study._train(baseline, "x", Options(device="cpu", max_minutes=minutes), lambda event: None)
+        assert resumed == again, minutes
+
+
 class Killed(Exception):
     """Stands for a kill: nothing of the run's own code sees it coming."""
 
