@@ -36,7 +36,7 @@ def assignment(
         float | None,
         typer.Option(
             min=0.1,
-            help="Minutes for everything: epochs, images and networks are made to fit, again before each step.",
+            help="Minutes for everything: epochs, images and networks are made to fit as time goes by.",
         ),
     ] = None,
     seed: options.Seed = 0,
