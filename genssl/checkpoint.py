@@ -100,6 +100,19 @@ def inspect(path: Path) -> RunInfo:
         raise UserError(f"{file} does not say what it is ({error!r}); restore it", FAILED_RUN) from error
 
 
+def trained_seconds(folder: Path) -> float:
+    """The seconds that a run has been trained for, over all sittings; 0 where none were saved."""
+    from safetensors import SafetensorError, safe_open
+
+    if not (folder / STATE).exists():
+        return 0.0
+    try:
+        with safe_open(folder / STATE, framework="pt") as opened:
+            return float((opened.metadata() or {}).get("elapsed", 0.0))
+    except (SafetensorError, ValueError, OSError) as error:
+        raise UserError(f"{folder / STATE} is damaged ({error}); restore it", FAILED_RUN) from error
+
+
 def verify(path: Path) -> list[str]:
     """Check every file of a run folder; the problems found, none when all is well."""
     problems = []

@@ -93,15 +93,35 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
     """Turn `key=value` texts into values; none and null mean no value, a leading bracket means JSON.
 
     Raises:
+        UserError: a text has no `=`, or a key has two different values.
+    """
+    parsed = parse_repeated_settings(settings)
+    for name, values in parsed.items():
+        if len(values) > 1:
+            raise UserError(f"--set {name} has {len(values)} values ({_texts(values)}); keep one of them")
+    return {name: value for name, (value,) in parsed.items()}
+
+
+def parse_repeated_settings(settings: list[str]) -> dict[str, list[Any]]:
+    """As `parse_settings`, with all different values of each key, in their order.
+
+    Raises:
         UserError: a text has no `=`.
     """
-    parsed: dict[str, Any] = {}
+    parsed: dict[str, list[Any]] = {}
     for setting in settings:
-        name, equals, value = setting.partition("=")
+        name, equals, text = setting.partition("=")
         if not equals or not name.strip():
             raise UserError(f"--set takes key=value, not {setting!r}")
-        parsed[name.strip().replace("-", "_")] = _parse_value(value.strip())
+        values = parsed.setdefault(name.strip().replace("-", "_"), [])
+        value = _parse_value(text.strip())
+        if value not in values:
+            values.append(value)
     return parsed
+
+
+def _texts(values: list[Any]) -> str:
+    return ", ".join("none" if value is None else str(value) for value in values)
 
 
 def differences(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:

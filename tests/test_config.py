@@ -45,6 +45,12 @@ def test_a_setting_needs_a_value() -> None:
         parse_settings(["epochs"])
 
 
+def test_a_setting_has_one_value() -> None:
+    with pytest.raises(UserError, match=r"--set limit has 2 values \(none, 5\); keep one of them"):
+        parse_settings(["limit=none", "epochs=1", "limit=5"])
+    assert parse_settings(["weight-decay=0", "weight_decay=0"]) == {"weight_decay": "0"}
+
+
 def test_a_config_is_frozen_and_copies_are_validated() -> None:
     config = VAEConfig()
     with pytest.raises(ValueError, match="frozen"):

@@ -33,7 +33,10 @@ def assignment(
     ssl_data: Annotated[str, typer.Option(help="What SimSiam learns: cifar10 or a path.")] = "cifar10",
     budget: Annotated[
         float | None,
-        typer.Option(min=0.1, help="Minutes for everything: epochs, images and networks are made to fit."),
+        typer.Option(
+            min=0.1,
+            help="Minutes for everything: epochs, images and networks are made to fit as time goes by.",
+        ),
     ] = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",

@@ -59,7 +59,12 @@ def ablate(
     ] = False,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any other change; repeatable, all are one arm."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Any other change; repeatable. Different keys change one arm together; several values of a "
+            "key are one arm each, and of several keys an arm for every combination.",
+        ),
     ] = None,
     base: Annotated[
         list[str] | None,
@@ -89,13 +94,14 @@ def ablate(
     from genssl.data.known import require
     from genssl.places import root
     from genssl.runs import run_name
+    from genssl.settings import parse_repeated_settings
     from genssl.studies import ablate as study
     from genssl.train.options import Options
 
     common = options.given(
         data=data, epochs=epochs, batch_size=batch_size, limit=limit, seed=seed, knn_every=knn_every
     )
-    baseline = configs.make(method, common | _parse(base, "--base"))
+    baseline = configs.make(method, common | _parse_base(base))
     changes: dict[str, list[Any]] = {
         "timesteps": timesteps or [],
         "stop_gradient": [False] if no_stopgrad else [],
@@ -103,10 +109,10 @@ def ablate(
         "projector_dim": proj_dim or [],
         "naive": [True] if naive else [],
     }
-    one_arm = _parse(settings, "--set")
-    if not one_arm and not any(changes.values()):
+    combinations = study.combinations(parse_repeated_settings(settings or []))
+    if not combinations and not any(changes.values()):
         raise UserError(_what_can_be_ablated(baseline))
-    arms = study.arms_of(baseline, changes, one_arm)
+    arms = study.arms_of(baseline, changes, *combinations)
     changed = dict.fromkeys(name for arm in arms for name in arm.changes)
     name = "-".join(["ablate", run_name(baseline, None), *changed])
     picture = _picture_path(root() / name[:LONGEST], "ablate", out)
@@ -121,13 +127,13 @@ def ablate(
         show_values("verdicts", {row["arm"]: row["verdict"] for row in rows}, outcome.notes)
 
 
-def _parse(texts: list[str] | None, option: str) -> dict[str, Any]:
+def _parse_base(texts: list[str] | None) -> dict[str, Any]:
     from genssl.settings import parse_settings
 
     try:
         return parse_settings(texts or [])
     except UserError as error:
-        raise UserError(str(error).replace("--set", option)) from None
+        raise UserError(str(error).replace("--set", "--base")) from None
 
 
 def _what_can_be_ablated(baseline: "Config") -> str:

@@ -3,6 +3,7 @@
 torch is imported when something is trained: what cannot be ablated is said at once.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,12 +21,25 @@ from genssl.train.options import Options
 LONGEST_TAG = 60  # characters of a run's name
 
 
-def arms_of(
-    baseline: Config, named: Mapping[str, Sequence[Any]], settings: Mapping[str, Any] | None = None
-) -> list[Arm]:
-    """The baseline, one arm for each value of each named setting, and one for all `settings` together.
+def combinations(values: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Every combination of one value per setting, the last setting's values changing fastest.
+
+    One value per setting gives one combination, and several values of one setting give one each.
+    """
+    if not values:
+        return []
+    return [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
+
+
+def arms_of(baseline: Config, named: Mapping[str, Sequence[Any]], *settings: Mapping[str, Any]) -> list[Arm]:
+    """The baseline, one arm for each value of each named setting, and one for each of `settings`.
 
     What equals the baseline is the baseline, and what is asked for twice is one arm.
+
+    Args:
+        baseline: the settings of the first arm.
+        named: values by setting; each changes nothing but this setting.
+        settings: changes that one arm makes together, as from `combinations`.
 
     Raises:
         UserError: the method lacks a setting, a value is wrong, or nothing would change.
@@ -33,13 +47,12 @@ def arms_of(
     asked = [{name: value} for name, values in named.items() for value in values]
     for change in asked:
         _require(baseline, *change)
-    if settings:
-        asked.append(dict(settings))
+    asked += [dict(change) for change in settings if change]
     first = "baseline"
     arms: list[Arm] = []
     for change in asked:
         changes = _changes(baseline, change)
-        if not changes and len(change) == 1:
+        if not changes:
             first = f"{_label(_values(baseline, change))} (baseline)"
         elif changes and changes not in [arm.changes for arm in arms]:
             arms.append(Arm(_label(changes), changes))
@@ -59,8 +72,9 @@ def ablate(
 ) -> Outcome:
     """Train what is not trained yet, measure what is not measured yet, and compare.
 
-    An arm that was trained to its end before, by whatever command, is taken as it is, and a run that was cut
-    short is resumed: the same call continues a study that was stopped at any moment.
+    An arm that was trained to its end before, by whatever command, is taken as it is, and so is one that its
+    time limit ended, unless this limit is longer. A run that was cut short is resumed: the same call
+    continues a study that was stopped at any moment.
 
     Args:
         baseline: the settings of the first arm.
@@ -112,7 +126,7 @@ def _train(config: Config, tag: str, options: Options, listen: Listener) -> Path
     from genssl.train import run
 
     found = find_run(config)
-    if found is not None and found.complete:
+    if found is not None and (found.complete or _had_its_time(found.folder, options.max_minutes)):
         listen(Note(f"already trained: {found.folder}"))
         return found.folder
     try:
@@ -143,6 +157,13 @@ def find_run(config: Config) -> Found | None:
     files.sort(key=lambda file: file.stat().st_mtime)
     unsaved = [file.parent for file in files if _is_unsaved(file, config)]
     return Found(unsaved[-1], complete=False) if unsaved else None
+
+
+def _had_its_time(folder: Path, max_minutes: float | None) -> bool:
+    """Whether a run was ended by a time limit that was no shorter than this one."""
+    if max_minutes is None or not (folder / checkpoint.MODEL).exists():
+        return False
+    return checkpoint.inspect(folder).finished and checkpoint.trained_seconds(folder) >= 60 * max_minutes
 
 
 def _is_unsaved(file: Path, config: Config) -> bool:

@@ -1,27 +1,54 @@
 """The commands of the assignment, method by method."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from genssl import config as configs
+from genssl.eval.noise_sweep import network_calls
+from genssl.models.ddpm import FAST_STEPS
 from genssl.runs import run_name
+from genssl.studies import measures
 from genssl.studies.plan import Step
+from genssl.studies.schedule import Cost, Size
 
 NAMED = ("data", "epochs", "limit", "seed", "knn_every")  # settings that have options of their own
 LIKELIHOOD_IMAGES = 1000
 BOUND_IMAGES, BOUND_TIMES = 256, 50
 SWEPT_IMAGES = 128  # a noise level
 SAMPLES = 512  # whose fidelity is measured on a CPU
+SHOWN = 64  # samples in figures 4 and 10
+TEST_IMAGES = 10_000  # of CIFAR-10
+WEIGHTS = 100  # importance samples of an image
+TIMESTEPS = 1000
+FINE, COARSE = range(16, 257, 16), range(16, 257, 48)  # noise levels t' of the sweep
+# Seconds of a step beside its network calls, on a CPU thread that trains the VAE at REFERENCE images a second
+REFERENCE = 900.0
+START = 1.0  # reading data and weights, drawing one figure
+TRAINING = 3.0  # drawing the figures of a training and what is fitted at its end
+PROBE = 5.0  # fitting a linear classifier
+PREVIEW_CALLS = 640  # of a DDPM, for the last pictures and test losses of its training
 
 
 @dataclass(frozen=True)
 class Part:
-    """One method's training: on which data, with which settings."""
+    """One method's training: on which data, with which settings.
+
+    Attributes:
+        method: what is trained.
+        data: what it learns.
+        settings: those that differ from the defaults.
+        images_per_second: of training, in a trial; None: it has no budget.
+        seconds: of the budget.
+        slowness: by how much the machine is slower than the one of START and its like.
+    """
 
     method: str
     data: str
     settings: dict[str, Any]
+    images_per_second: float | None = None
+    seconds: float = 0.0
+    slowness: float = 1.0
 
     def options(self, other: str = "--set") -> list[str]:
         """The settings as options; those without one of their own as `other`: --set, or --base of ablate."""
@@ -32,79 +59,134 @@ class Part:
             words += named if name in NAMED else [other, f"{name}={text}"]
         return words
 
+    def cost(self, seconds: float = START, *, calls: float = 0, scalable: float = 0, size: Size) -> Cost:
+        """What an evaluation is expected to take.
 
-def steps_of(vae: Part, ddpm: Part, simsiam: Part, *, share: float, device: str) -> tuple[Step, ...]:
-    """Every step, `share` telling how many of the usual images the evaluations take."""
-    steps = [*_vae(vae, share), *_ddpm(ddpm, share), *_simsiam(simsiam, share), *_quality(share)]
+        Args:
+            seconds: beside network calls, on the machine of REFERENCE.
+            calls: of the network, each on one image, at any size.
+            scalable: calls that come on top at full size.
+            size: how the evaluation is made smaller.
+        """
+        return Cost(self.seconds_of(seconds, calls), self.seconds_of(0, scalable), sizes=(size,))
+
+    def training(self, seconds: float = TRAINING, calls: float = 0) -> Cost:
+        """What a training is expected to take; `seconds` and `calls` are those beyond its clock."""
+        fixed = self.seconds_of(seconds, calls)
+        return Cost(fixed, planned_seconds=self.seconds, has_clock=True, group=self.method)
+
+    def seconds_of(self, seconds: float, calls: float = 0) -> float:
+        """Seconds on this machine, of network calls and of other work."""
+        # a training step costs about three forward passes, and with two views per image six
+        passes = 6 if self.method == "simsiam" else 3
+        in_calls = calls / (passes * self.images_per_second) if self.images_per_second else 0.0
+        return self.slowness * seconds + in_calls
+
+
+def steps_of(
+    vae: Part, ddpm: Part, simsiam: Part, *, device: str, full: bool = True, samples: int = SAMPLES
+) -> tuple[Step, ...]:
+    """Every step, at its full size.
+
+    Args:
+        vae: how it is trained.
+        ddpm: how it is trained.
+        simsiam: how it is trained.
+        device: as in --device.
+        full: the sweep takes all noise levels; else it takes fewer.
+        samples: of each model, whose fidelity is measured.
+    """
+    slowness = max(1.0, REFERENCE / (vae.images_per_second or REFERENCE))
+    vae, ddpm, simsiam = (replace(part, slowness=slowness) for part in (vae, ddpm, simsiam))
+    steps = [*_vae(vae), *_ddpm(ddpm, full), *_simsiam(simsiam), *_quality(vae, ddpm, samples)]
+    if vae.images_per_second is None:
+        steps = [replace(step, cost=None) for step in steps]
     return tuple(step.on(device) for step in steps)
 
 
-def _vae(part: Part, share: float) -> Iterator[Step]:
-    yield _training(part, "train the VAE (figures 1 to 3)")
-    yield _step("draw samples of the VAE (figure 4)", "vae/eval/sample.json", "sample", "vae")
-    yield _step("profile the latents (figure 5)", "vae/eval/latent-profile.json", "latent-profile", "vae")
-    yield _step("interpolate (figure 6)", "vae/eval/interpolate.json", "interpolate", "vae")
-    yield _step("reconstruct", "vae/eval/reconstruct.json", "reconstruct", "vae")
-    images = _at_least(100, LIKELIHOOD_IMAGES * share)
+def _vae(part: Part) -> Iterator[Step]:
+    yield _training(part, "train the VAE (figures 1 to 3)", part.training())
+    for seconds, title, command in (
+        (START, "draw samples of the VAE (figure 4)", "sample"),
+        (2 * START, "profile the latents (figure 5)", "latent-profile"),
+        (START, "interpolate (figure 6)", "interpolate"),
+        (START, "reconstruct", "reconstruct"),
+    ):
+        yield _step(title, f"vae/eval/{command}.json", command, "vae").with_cost(
+            Cost(part.seconds_of(seconds))
+        )
+    images = Size("--limit", LIKELIHOOD_IMAGES, 100)
     yield _step(
-        "estimate the likelihood", "vae/eval/importance-ll.json", "importance-ll", "vae", "--limit", images
-    )
+        "estimate the likelihood", "vae/eval/importance-ll.json",
+        "importance-ll", "vae", "--limit", images.full,
+    ).with_cost(part.cost(scalable=WEIGHTS * images.full, size=images))  # fmt: skip
 
 
-def _ddpm(part: Part, share: float) -> Iterator[Step]:
-    yield _training(part, "train the DDPM (figures 7 and 8)")
-    images = _at_least(32, SWEPT_IMAGES * share)
-    levels = "16:256:16" if share == 1 else "16:256:48"
-    yield _step(
-        "noise images and come back (figure 9)", "ddpm/eval/noise-levels.json",
-        "reconstruct", "ddpm", "--sweep", levels, "--queries", images,
+def _ddpm(part: Part, full: bool) -> Iterator[Step]:
+    yield _training(part, "train the DDPM (figures 7 and 8)", part.training(calls=PREVIEW_CALLS))
+    levels = FINE if full else COARSE
+    images = Size("--queries", SWEPT_IMAGES, 32)
+    sweep = _step(
+        "noise images and come back (figure 9)", "ddpm/eval/noise-levels.json", "reconstruct", "ddpm",
+        "--sweep", f"{levels.start}:{levels.stop - 1}:{levels.step}", "--queries", images.full,
     )  # fmt: skip
-    yield _step("draw samples of the DDPM (figure 10)", "ddpm/eval/sample.json", "sample", "ddpm")
-    images = _at_least(32, BOUND_IMAGES * share)
+    rows = network_calls(levels, 0)
+    calls = network_calls(levels, images.full, "ancestral" if "ancestral" in sweep.arguments else "dpm++")
+    yield sweep.with_cost(part.cost(2 * START, calls=rows, scalable=calls - rows, size=images))
+    drawing = _step("draw samples of the DDPM (figure 10)", "ddpm/eval/sample.json", "sample", "ddpm")
+    calls = SHOWN * (TIMESTEPS if "ancestral" in drawing.arguments else FAST_STEPS)
+    yield drawing.with_cost(part.cost(scalable=calls, size=Size("-n", SHOWN, 16)))
+    images = Size("--limit", BOUND_IMAGES, 32)
     yield _step(
         "bound the likelihood", "ddpm/eval/bits-per-dim.json",
-        "bits-per-dim", "ddpm", "--limit", images, "--t-samples", BOUND_TIMES,
-    )  # fmt: skip
+        "bits-per-dim", "ddpm", "--limit", images.full, "--t-samples", BOUND_TIMES,
+    ).with_cost(part.cost(scalable=BOUND_TIMES * images.full, size=images))  # fmt: skip
 
 
-def _simsiam(part: Part, share: float) -> Iterator[Step]:
-    yield _training(part, "train SimSiam")
-    limits: list[object] = ["--limit", part.settings["limit"]] if "limit" in part.settings else []
-    if share < 1:
-        limits += ["--test-limit", _at_least(500, 10_000 * share)]
-    yield _step(
-        "classify by nearest neighbours", "simsiam/eval/knn-eval.json", "knn-eval", "simsiam", *limits
-    )
-    yield _step(
-        "classify by a linear layer", "simsiam/eval/linear-eval.json", "linear-eval", "simsiam", *limits
-    )
-    for title, setting, change in (
-        ("train without stop-gradient (figure 11)", "stop_gradient", ["--no-stopgrad"]),
-        ("train without predictor (figure 12)", "predictor", ["--predictor", "identity"]),
-        ("train with a wider projector (figure 13)", "projector_dim", ["--proj-dim", "4096"]),
+def _simsiam(part: Part) -> Iterator[Step]:
+    yield _training(part, "train SimSiam", part.training())
+    limit = part.settings.get("limit")
+    limits: list[object] = [] if limit is None else ["--limit", limit]
+    bank, images = limit or 5 * TEST_IMAGES, Size("--test-limit", TEST_IMAGES, 500)
+    for title, command, seconds in (
+        ("classify by nearest neighbours", "knn-eval", START),
+        ("classify by a linear layer", "linear-eval", START + PROBE),
+    ):
+        step = _step(title, f"simsiam/eval/{command}.json", command, "simsiam", *limits)
+        yield step.with_cost(part.cost(seconds, calls=bank, scalable=images.full, size=images))
+    for title, setting, change, runs in (
+        # the first of them measures the baseline, too
+        ("train without stop-gradient (figure 11)", "stop_gradient", ["--no-stopgrad"], 2),
+        ("train without predictor (figure 12)", "predictor", ["--predictor", "identity"], 1),
+        ("train with a wider projector (figure 13)", "projector_dim", ["--proj-dim", "4096"], 1),
     ):
         config = configs.make("simsiam", {**part.settings, "data": part.data})
         folder = f"ablate-{run_name(config, None)}-{setting}"
-        yield _step(title, f"{folder}/ablate.json", "ablate", "simsiam", *change, *part.options("--base"))
+        words = ("ablate", "simsiam", *change, *part.options("--base"))
+        cost = part.training(TRAINING + runs * PROBE, runs * (bank + TEST_IMAGES))
+        yield _step(title, f"{folder}/ablate.json", *words).with_cost(cost)
 
 
-def _quality(share: float) -> Iterator[Step]:
-    n: list[object] = ["-n", _at_least(64, SAMPLES * share)] if share < 1 else []
-    for method, title in (("vae", "the VAE's"), ("ddpm", "the DDPM's")):
-        yield _step(f"measure {title} samples", f"{method}/eval/fidelity.json", "fidelity", method, *n)
-    yield _step(
-        "compare both (question 2.2 d)", "compare-vae-ddpm/compare.json", "compare", "vae", "ddpm", *n
+def _quality(vae: Part, ddpm: Part, samples: int) -> Iterator[Step]:
+    images = Size("-n", samples, 64)
+    for part, title, calls in ((vae, "the VAE's", 1), (ddpm, "the DDPM's", FAST_STEPS)):
+        method = part.method
+        step = _step(f"measure {title} samples", f"{method}/eval/fidelity.json", "fidelity", method)
+        yield step.with_cost(part.cost(4 * START, scalable=calls * samples, size=images))
+    measuring = (
+        measures.SAMPLES_SHOWN * TIMESTEPS
+        + measures.BOUND_IMAGES * measures.BOUND_TIMES
+        + measures.SAMPLES_TIMED * FAST_STEPS
     )
+    yield _step(
+        "compare both (question 2.2 d)", "compare-vae-ddpm/compare.json", "compare", "vae", "ddpm"
+    ).with_cost(ddpm.cost(6 * START, calls=measuring, scalable=FAST_STEPS * samples, size=images))
 
 
-def _training(part: Part, title: str) -> Step:
+def _training(part: Part, title: str, cost: Cost) -> Step:
     words = ("train", part.method, *part.options())
-    return Step(title, words, f"{part.method}/model.safetensors", trains=part.method)
+    return Step(title, words, f"{part.method}/model.safetensors", trains=part.method, cost=cost)
 
 
 def _step(title: str, makes: str, *arguments: object) -> Step:
     return Step(title, tuple(str(argument) for argument in arguments), makes)
-
-
-def _at_least(least: int, wanted: float) -> int:
-    return max(least, round(wanted))

@@ -24,6 +24,7 @@ class Length:
         limit: train on so many of them only; None: on all.
         full_epochs: that it would be without a budget.
         seconds: that it is expected to take.
+        images_per_second: of training, in the trial.
     """
 
     epochs: int
@@ -31,6 +32,11 @@ class Length:
     limit: int | None
     full_epochs: int
     seconds: float
+    images_per_second: float
+
+    def within(self, seconds: float) -> "Length":
+        """The same training made to fit into another time."""
+        return fit(self.images_per_second, self.images, self.full_epochs, seconds)
 
     def share(self) -> float:
         """The images that are looked at, beside those of all epochs on all images."""
@@ -43,10 +49,10 @@ def fit(images_per_second: float, images: int, full_epochs: int, seconds: float)
     looked_at = pace * seconds
     epochs = min(full_epochs, int(looked_at / images))
     if epochs >= min(FEWEST, full_epochs):
-        return Length(epochs, images, None, full_epochs, epochs * images / pace)
+        return Length(epochs, images, None, full_epochs, epochs * images / pace, images_per_second)
     epochs = min(FEWEST, full_epochs)
     limit = min(images, max(SMALLEST, int(looked_at / epochs)))
-    return Length(epochs, images, limit, full_epochs, epochs * limit / pace)
+    return Length(epochs, images, limit, full_epochs, epochs * limit / pace, images_per_second)
 
 
 def length_for(

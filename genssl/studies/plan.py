@@ -10,8 +10,10 @@ from typing import Any, Self
 from genssl import checkpoint, files
 from genssl.errors import FAILED_RUN, INTERRUPTED, TERMINATED, WRONG_INPUT, UserError
 from genssl.places import ABOUT
+from genssl.studies.schedule import Cost, Size, pace_of, seconds_for, with_option
 
 PLAN = "plan.json"  # in the folder: the plan, and how long each step took
+REPORT_SECONDS = 3.0  # of a budget, for the report at its end
 
 Execute = Callable[[Sequence[str]], int]  # carries out `genssl` with these arguments; gives its exit code
 Tell = Callable[[str], None]
@@ -29,6 +31,10 @@ class Step:
             follows needs it.
         how: options of how it is carried out, which a resumed training is given again.
         seconds: that it took, over all sittings but those that were killed; None: it was never begun.
+        cost: what it is expected to take, where the plan has a budget.
+        clock: seconds of training that it was given last.
+        expected_seconds: seconds without `clock` that its last size was expected to take.
+        measured_seconds: seconds without `clock` that it took; None: not known.
     """
 
     title: str
@@ -37,6 +43,10 @@ class Step:
     trains: str | None = None
     how: tuple[str, ...] = ()
     seconds: float | None = None
+    cost: Cost | None = None
+    clock: float | None = None
+    expected_seconds: float | None = None
+    measured_seconds: float | None = None
 
     def is_done(self, folder: Path) -> bool:
         """Whether its file is there; a training's only once the run has finished."""
@@ -57,6 +67,34 @@ class Step:
         """Whether it has left anything."""
         return any((folder / place).exists() for place in (self.makes, self.trains or self.makes))
 
+    def fit(self, seconds: float, pace: float) -> Self:
+        """The same in so many seconds beyond its fixed ones: by its clock, or on fewer images."""
+        if self.cost is None:
+            return self
+        if self.cost.has_clock:
+            how = with_option(self.how, "--max-minutes", f"{seconds / 60:.3f}")
+            return replace(self, how=how, clock=seconds, expected_seconds=self.cost.fixed)
+        words, share = self.arguments, 1.0
+        for size in self.cost.sizes:
+            images = size.at(seconds / max(1e-9, self.cost.scalable * pace))
+            share = images / size.full
+            # without the option the command takes all that there is
+            if images < size.full or size.option in words:
+                words = with_option(words, size.option, str(images))
+        return replace(self, arguments=words, expected_seconds=self.cost.fixed + share * self.cost.scalable)
+
+    def with_cost(self, cost: Cost) -> Self:
+        """The same with what it is expected to take."""
+        return replace(self, cost=cost)
+
+    def after(self, seconds: float, code: int) -> Self:
+        """The same after a sitting of so many seconds."""
+        total = round((self.seconds or 0) + seconds, 1)
+        unclocked = seconds - (self.clock or 0)
+        # of a training that ended before its clock, and of what failed, nothing is learned
+        measured = round(unclocked, 1) if code == 0 and unclocked > 0 else None
+        return replace(self, seconds=total, measured_seconds=measured)
+
     def on(self, device: str) -> Self:
         """The same on a device, as in --device."""
         return self if device == "auto" else replace(self, how=(*self.how, "--device", device))
@@ -71,12 +109,39 @@ class Plan:
         notes: what its reader has to know first, e.g. what was made smaller.
         steps: the commands.
         asked: what the plan was made of; another call in the same folder must ask for the same.
+        budget: seconds that everything may take; None: as long as it takes.
+        spent: seconds that planning took.
     """
 
     title: str
     notes: tuple[str, ...]
     steps: tuple[Step, ...]
     asked: dict[str, Any] = field(default_factory=dict)
+    budget: float | None = None
+    spent: float = 0.0
+
+    def fit(self, i: int, folder: Path) -> Step:
+        """The step at `i`, made to fit into its part of what is left of the budget."""
+        step = self.steps[i]
+        if self.budget is None or step.cost is None:
+            return step
+        left = self.budget - self.spent - sum(step.seconds or 0 for step in self.steps)
+        later = [other.cost for other in self.steps[i + 1 :] if not other.is_done(folder)]
+        costs = [step.cost, *(cost for cost in later if cost is not None), Cost(REPORT_SECONDS)]
+        pace = self.pace()
+        seconds = seconds_for(costs, left, pace)
+        clocks = [
+            other.clock
+            for other in self.steps[:i]
+            if other.clock is not None and other.cost is not None and other.cost.group == step.cost.group
+        ]
+        return step.fit(min([seconds, *clocks]) if step.cost.group else seconds, pace)
+
+    def pace(self) -> float:
+        """Seconds taken for each second expected, over the steps so far."""
+        known = [(step.expected_seconds, step.measured_seconds) for step in self.steps]
+        pairs = [(a, b) for a, b in known if a is not None and b is not None]
+        return pace_of([a for a, _ in pairs], [b for _, b in pairs])
 
     def write(self, folder: Path) -> None:
         """Keep the plan in its folder."""
@@ -91,7 +156,8 @@ class Plan:
         kept = files.read_json(folder / PLAN)
         try:
             steps = tuple(map(_step, kept["steps"]))
-            return cls(kept["title"], tuple(kept["notes"]), steps, kept["asked"])
+            notes, budget, spent = tuple(kept["notes"]), kept.get("budget"), kept.get("spent", 0.0)
+            return cls(kept["title"], notes, steps, kept["asked"], budget, spent)
         except (KeyError, TypeError) as error:
             raise UserError(f"{folder / PLAN} is no plan of this version; choose another --out") from error
 
@@ -119,10 +185,19 @@ def begin(folder: Path, asked: dict[str, Any], make: Callable[[], Plan]) -> Plan
     return plan
 
 
-def carry_out(plan: Plan, folder: Path, execute: Execute, tell: Tell) -> list[str]:
-    """Take every step that is not done yet.
+def carry_out(
+    plan: Plan, folder: Path, execute: Execute, tell: Tell, clock: Callable[[], float] = time.monotonic
+) -> list[str]:
+    """Take every step that is not done yet; with a budget, each in its part of the time that is left then.
 
     A training that fails ends the plan; another step that fails is told, and the plan goes on without it.
+
+    Args:
+        plan: as from `begin`.
+        folder: where it is carried out, and kept up to date.
+        execute: carries out a command.
+        tell: told what happens.
+        clock: seconds since any moment.
 
     Returns:
         The titles of the steps that failed.
@@ -130,19 +205,20 @@ def carry_out(plan: Plan, folder: Path, execute: Execute, tell: Tell) -> list[st
     Raises:
         UserError: it was stopped, or a training failed.
     """
-    failed, steps = [], list(plan.steps)
-    for place, step in enumerate(plan.steps):
-        head = f"step {place + 1} of {len(steps)}: {step.title}"
+    failed = []
+    for i in range(len(plan.steps)):
+        step = plan.fit(i, folder)
+        head = f"step {i + 1} of {len(plan.steps)}: {step.title}"
         if step.is_done(folder):
             tell(f"{head}: done before")
             continue
         line = step.line(folder)
         tell(f"{head}\n  genssl {shlex.join(line)}")
-        start = time.monotonic()
+        start = clock()
         code = execute(line)
-        seconds = (step.seconds or 0) + time.monotonic() - start
-        steps[place] = replace(step, seconds=round(seconds, 1))
-        replace(plan, steps=tuple(steps)).write(folder)
+        step = step.after(clock() - start, code)
+        plan = replace(plan, steps=(*plan.steps[:i], step, *plan.steps[i + 1 :]))
+        plan.write(folder)
         _check(step, code)
         if code:
             failed.append(step.title)
@@ -150,7 +226,10 @@ def carry_out(plan: Plan, folder: Path, execute: Execute, tell: Tell) -> list[st
 
 
 def _step(kept: dict[str, Any]) -> Step:
-    return Step(**{**kept, "arguments": tuple(kept["arguments"]), "how": tuple(kept["how"])})
+    cost = kept.get("cost")
+    if cost is not None:
+        cost = Cost(**{**cost, "sizes": tuple(Size(**size) for size in cost["sizes"])})
+    return Step(**{**kept, "arguments": tuple(kept["arguments"]), "how": tuple(kept["how"]), "cost": cost})
 
 
 def _check(step: Step, code: int) -> None:

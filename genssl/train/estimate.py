@@ -18,6 +18,7 @@ from genssl.train.sitting import peak_memory
 
 WARM_STEPS = 3
 TIMED_STEPS = 10
+TRIAL_SECONDS = 10.0  # after which a slow machine takes no further step of either kind
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,16 @@ def estimate(config: Config, options: Options, listen: Listener = silent) -> Est
     data = place(train, device, options.resident_limit)
     training = Training(build(config).to(device), choose_views(config, train.classes), data, config)
     steps = training.steps()
+    start = time.perf_counter()
     for _ in range(min(WARM_STEPS, training.total_steps - 1)):
         next(steps)
+        if time.perf_counter() - start > TRIAL_SECONDS:
+            break
     start, taken = time.perf_counter(), 0
     for step in steps:
         step.losses["loss"].item()  # waits for the device
         taken += 1
-        if taken == TIMED_STEPS:
+        if taken == TIMED_STEPS or time.perf_counter() - start > TRIAL_SECONDS:
             break
     seconds = (time.perf_counter() - start) / taken
     return Estimate(

@@ -252,6 +252,7 @@ def test_a_damaged_checkpoint_is_one_line(vae_run: Path, tmp_path: Path, fault: 
         (["train", "vae", "--epochs", "many"], "--epochs"),
         (["frobnicate"], "No such command"),
         (["train", "vae", "--set", "lr=3"], "did you mean 'learning_rate'"),
+        (["train", "vae", "--set", "width=4", "--set", "width=8"], "--set width has 2 values (4, 8)"),
         (["sample", "RUN", "--out", "DIGITS"], "is not empty"),
         (["sample", "vae", "--data", "nothing"], "no finished vae run on nothing"),
         (["sample", "RUN", "--steps", 5], "has no --steps"),

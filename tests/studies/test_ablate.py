@@ -125,6 +125,20 @@ def test_named_changes_and_settings_stand_side_by_side() -> None:
     assert [arm.changes for arm in arms] == [{}, {"timesteps": 500}, {"loss": "mse", "timesteps": 2000}]
 
 
+def test_arms_of_several_values_have_names_that_tell_them_apart() -> None:
+    values = {"learning_rate": ["1e-4", "1e-3", "0.01", "0.0010"], "width": ["32", "4"]}
+    arms = study.arms_of(VAEConfig(), {}, *study.combinations(values))
+    assert [arm.name for arm in arms] == [
+        "learning_rate=0.0001, width=32 (baseline)",
+        "width=4",
+        "learning_rate=0.001",
+        "learning_rate=0.001, width=4",
+        "learning_rate=0.01",
+        "learning_rate=0.01, width=4",
+    ]
+    assert study.combinations({}) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "changes"),
     [
@@ -147,6 +161,18 @@ def test_named_changes_and_settings_stand_side_by_side() -> None:
             [{"stop_gradient": False}, {"projector_dim": 4096}, {"jitter": 0.0, "hue": 0.0}],
         ),
         (["vae", "--set", "decoder_variance=learned"], [{"decoder_variance": "learned"}]),
+        (
+            ["vae", "--set", "learning_rate=1e-3", "--set", "learning_rate=1e-2", "--set=learning_rate=1e-4"],
+            [{"learning_rate": 0.001}, {"learning_rate": 0.01}],
+        ),
+        (
+            ["vae", "--set", "width=4", "--set", "z_dim=2", "--set", "width=8", "--set", "z_dim=32"],
+            [{"width": 4, "z_dim": 2}, {"width": 4}, {"width": 8, "z_dim": 2}, {"width": 8}],
+        ),
+        (
+            ["vae", "--set", "width=4", "--set", "z_dim=2", "--set", "z_dim=3"],
+            [{"width": 4, "z_dim": 2}, {"width": 4, "z_dim": 3}],
+        ),
     ],
 )
 def test_each_named_change_is_an_arm_beside_the_baseline(
@@ -203,6 +229,22 @@ def test_a_run_ended_by_its_time_limit_is_trained_on(digits: Path, runs: Path) -
     assert study._train(baseline, "x", OPTIONS, lambda event: None) == cut
     assert study.find_run(baseline) == study.Found(cut, complete=True)
     assert len(list(runs.iterdir())) == 1
+
+
+def test_a_run_that_had_its_time_is_taken_as_it_is(
+    digits: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    baseline = config(digits, epochs=3)
+    cut = run.start(baseline, Options(device="cpu", max_minutes=0.0001))
+    assert checkpoint.inspect(cut).epoch < 3
+    assert checkpoint.trained_seconds(cut) >= 0.006
+    assert checkpoint.trained_seconds(runs) == 0.0
+    resumed: list[Path] = []
+    monkeypatch.setattr(run, "resume", lambda path, *_: resumed.append(path))
+    for minutes, again in ((0.0001, []), (0.0, []), (60.0, [cut]), (None, [cut])):
+        resumed.clear()
+        study._train(baseline, "x", Options(device="cpu", max_minutes=minutes), lambda event: None)
+        assert resumed == again, minutes
 
 
 class Killed(Exception):
@@ -439,6 +481,12 @@ def test_the_command_shows_a_table_and_verdicts(
         (["vae", "--set", "widht=3"], "did you mean 'width'"),
         (["vae", "--set", "width"], "--set takes key=value"),
         (["vae", "--base", "width", "--set", "z_dim=2"], "--base takes key=value"),
+        (
+            ["vae", "--base", "width=4", "--base", "width=8", "--set", "z_dim=2"],
+            "--base width has 2 values (4, 8)",
+        ),
+        (["vae", "--set", "z_dim=2", "--set", "z_dim=0"], "z_dim must be greater than 0"),
+        (["vae", "--set", "z_dim=32", "--set", "z_dim=32.0"], "z_dim=32 is the baseline"),
         (["vae", "--set", "z_dim=0"], "z_dim must be greater than 0"),
         (["vea", "--set", "z_dim=2"], "did you mean 'vae'"),
         (["vae", "--set", "z_dim=2", "--data", "nowhere.zip"], "nowhere.zip"),

@@ -2,18 +2,23 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 
 from genssl.cli import app
+from genssl.studies import assignment as study
 from genssl.studies.assignment import ON_A_CPU, SHARES, assignment
 from genssl.studies.assignment_steps import Part, steps_of
+from genssl.studies.budget import Length, fit
 from genssl.studies.demo import demo
 from genssl.studies.plan import Plan, Step
 from genssl.train.events import silent
@@ -34,12 +39,20 @@ def check(step: Step) -> None:
     command.make_context(words[0], words[1:])
 
 
-@pytest.mark.parametrize("share", [1.0, 0.1])
-def test_every_step_is_a_command(share: float) -> None:
-    steps = steps_of(*PARTS, share=share, device="cpu")
+TIMED = tuple(replace(part, images_per_second=100.0, seconds=60.0) for part in PARTS)
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_every_step_is_a_command(full: bool) -> None:
+    steps = steps_of(*PARTS, full=full, device="cpu")
     for step in steps:
         check(step)
         assert step.how == ("--device", "cpu")
+        assert step.cost is None
+    for step in steps_of(*TIMED, full=full, device="cpu"):
+        check(step)
+        for seconds in (0.0, 1e9):
+            check(step.fit(seconds, 1.0))
     assert len({step.makes for step in steps}) == len(steps)
     for step in demo(2.0, "auto", 0).steps:
         check(step)
@@ -47,7 +60,7 @@ def test_every_step_is_a_command(share: float) -> None:
 
 def test_a_run_is_trained_before_it_is_looked_at() -> None:
     trained: set[str] = set()
-    for step in steps_of(*PARTS, share=1.0, device="auto"):
+    for step in steps_of(*PARTS, device="auto"):
         if step.trains:
             trained.add(step.trains)
         named = {word for word in step.arguments[1:] if word in {"vae", "ddpm", "simsiam"}}
@@ -55,7 +68,7 @@ def test_a_run_is_trained_before_it_is_looked_at() -> None:
 
 
 def test_the_figures_of_the_assignment_are_made() -> None:
-    titles = " ".join(step.title for step in steps_of(*PARTS, share=1.0, device="auto"))
+    titles = " ".join(step.title for step in steps_of(*PARTS, device="auto"))
     for figures in ("1 to 3", "4", "5", "6", "7 and 8", "9", "10", "11", "12", "13"):
         assert f"(figure {figures})" in titles or f"(figures {figures})" in titles
 
@@ -72,11 +85,53 @@ def test_a_budget_makes_everything_smaller_and_says_so(digits: Path) -> None:
     plan = assignment(str(digits), str(digits), 0.02, "cpu", 0, silent)
     assert plan.notes[0].startswith("made for a budget of 0.02 minutes")
     for method in ("vae", "ddpm", "simsiam"):
-        assert any(note.startswith(f"{method}: 10 epochs on 120 of 120 images") for note in plan.notes)
+        assert any(
+            note.startswith(f"{method}: at most 10 epochs on 120 of 120 images") for note in plan.notes
+        )
     train = next(step.arguments for step in plan.steps if step.trains == "ddpm")
     for name, value in ON_A_CPU["ddpm"].items():
         assert f"{name}={value}" in train
     assert SHARES["vae"] + SHARES["ddpm"] + 4 * SHARES["simsiam"] < 0.75  # the rest is for measuring
+    assert plan.budget == pytest.approx(1.2)
+    assert plan.spent > 0
+    assert any("cannot be kept here" in note for note in plan.notes)
+
+
+def test_a_budget_that_cannot_be_kept_is_said_with_the_smallest_one(
+    digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def length_for(method: str, settings: dict[str, Any], seconds: float, *_: object) -> Length:
+        return fit(500.0, 4000, settings["epochs"], seconds)
+
+    monkeypatch.setattr(study, "length_for", length_for)
+
+    def smallest(budget: float) -> float | None:
+        notes = assignment(str(digits), str(digits), budget, "cpu", 0, silent).notes
+        found = [
+            re.search(r"cannot be kept here: the smallest possible is about ([\d.]+) min", note)
+            for note in notes
+        ]
+        return next((float(match[1]) for match in found if match), None)
+
+    least = smallest(0.1)
+    assert least is not None
+    assert 1 < least < 20
+    assert smallest(0.9 * least) is not None
+    assert smallest(1.05 * least) is None
+    assert smallest(60.0) is None
+
+
+def test_evaluations_are_full_where_there_is_time(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        study,
+        "length_for",
+        lambda method, settings, seconds, *_: fit(500.0, 4000, settings["epochs"], seconds),
+    )
+    for budget, levels in ((240.0, "16:256:16"), (6.0, "16:256:48")):
+        plan = assignment(str(digits), str(digits), budget, "cpu", 0, silent)
+        (sweep,) = [step.arguments for step in plan.steps if "--sweep" in step.arguments]
+        assert sweep[sweep.index("--sweep") + 1] == levels
+        assert ("evaluations take fewer images" in plan.notes[-1]) == (budget < 60)
 
 
 def test_without_a_budget_it_has_the_assignments_size(digits: Path) -> None:

@@ -1,0 +1,217 @@
+"""Budgets: how time is divided over the steps of a plan, again before every step."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from genssl import checkpoint
+from genssl.errors import TERMINATED, UserError
+from genssl.studies.assignment_steps import Part, steps_of
+from genssl.studies.plan import REPORT_SECONDS, Plan, Step, begin, carry_out
+from genssl.studies.schedule import LEAST_TRAINING, Cost, Size, divide, pace_of, seconds_for, with_option
+
+MINUTE = 60.0
+
+
+def silent(text: str) -> None:
+    pass
+
+
+def value_of(words: Sequence[str], option: str, default: float) -> float:
+    return float(words[words.index(option) + 1]) if option in words else default
+
+
+def assignment_of(budget: float) -> Plan:
+    """The assignment's own steps on a machine of known speed."""
+    settings = {"epochs": 10, "limit": 1000}
+    parts = (
+        Part("vae", "svhn", settings, images_per_second=900.0, seconds=0.06 * budget),
+        Part("ddpm", "svhn", settings, images_per_second=250.0, seconds=0.3 * budget),
+        Part("simsiam", "cifar10", settings, images_per_second=800.0, seconds=0.075 * budget),
+    )
+    steps = steps_of(*parts, device="auto", full=False)
+    _, share = divide([step.cost for step in steps if step.cost], budget - REPORT_SECONDS)
+    steps = tuple(step.with_cost(step.cost.with_share(share)) for step in steps if step.cost)
+    return Plan("title", (), steps, budget=budget)
+
+
+class Machine:
+    """Carries out steps on a clock of its own; `slowness` of a step's number is by how much it is slower."""
+
+    def __init__(self, plan: Plan, folder: Path, slowness: Callable[[int], float]) -> None:
+        self.plan, self.folder, self.slowness = plan, folder, slowness
+        self.seconds = 0.0
+        self.durations: dict[str, float] = {}
+        self.unclocked: dict[str, float] = {}
+        self.lines: dict[str, Sequence[str]] = {}
+
+    def clock(self) -> float:
+        return self.seconds
+
+    def __call__(self, line: Sequence[str]) -> int:
+        words = line[2:]
+        i, step = next(
+            (i, step) for i, step in enumerate(self.plan.steps) if not (self.folder / step.makes).exists()
+        )
+        assert words[0] == step.arguments[0]
+        assert step.cost is not None
+        clock = 60 * value_of(words, "--max-minutes", 0.0)
+        share = max([value_of(words, size.option, size.full) / size.full for size in step.cost.sizes] or [1])
+        unclocked = self.slowness(i) * (step.cost.fixed + share * step.cost.scalable)
+        self.seconds += unclocked + clock
+        self.lines[step.makes], self.unclocked[step.makes] = words, unclocked
+        (self.folder / step.makes).parent.mkdir(parents=True, exist_ok=True)
+        (self.folder / step.makes).write_text("{}")
+        return 0
+
+
+@pytest.fixture(autouse=True)
+def _every_training_is_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "inspect", lambda path: SimpleNamespace(finished=True))
+
+
+def carry(plan: Plan, folder: Path, slowness: Callable[[int], float]) -> Machine:
+    folder.mkdir(exist_ok=True)
+    machine = Machine(plan, folder, slowness)
+    assert carry_out(plan, folder, machine, silent, machine.clock) == []
+    return machine
+
+
+SLOWNESS: dict[str, Callable[[int], float]] = {
+    "as expected": lambda i: 1.0,
+    "faster": lambda i: 0.5,
+    "slower": lambda i: 2.0,
+    "much slower": lambda i: 3.0,
+    "slower from the DDPM on": lambda i: 1.0 if i < 7 else 3.0,
+    "slower and slower": lambda i: 1.0 + 0.1 * i,
+    "now and then": lambda i: 4.0 if i % 3 == 0 else 1.0,
+}
+
+
+@pytest.mark.parametrize("minutes", [9.0, 20.0, 60.0])
+@pytest.mark.parametrize("slowness", SLOWNESS.values(), ids=SLOWNESS)
+def test_a_budget_is_kept_but_for_one_step_without_a_clock(
+    tmp_path: Path, minutes: float, slowness: Callable[[int], float]
+) -> None:
+    machine = carry(assignment_of(minutes * MINUTE), tmp_path, slowness)
+    assert machine.seconds <= minutes * MINUTE + max(machine.unclocked.values())
+    assert len(machine.lines) == 19
+
+
+def test_without_planning_again_a_slow_machine_takes_longer(tmp_path: Path) -> None:
+    plan = assignment_of(9 * MINUTE)
+    slow = carry(replace(plan, budget=None), tmp_path / "once", SLOWNESS["much slower"])
+    assert slow.seconds > 1.2 * 9 * MINUTE  # no step is given a clock or fewer images then
+    again = carry(plan, tmp_path / "again", SLOWNESS["much slower"])
+    assert again.seconds < 1.2 * 9 * MINUTE
+
+
+def test_a_budget_is_used(tmp_path: Path) -> None:
+    machine = carry(assignment_of(20 * MINUTE), tmp_path, SLOWNESS["as expected"])
+    assert machine.seconds > 0.9 * 20 * MINUTE
+
+
+def test_late_steps_are_smaller_on_a_slow_machine_and_never_too_small(tmp_path: Path) -> None:
+    usual = carry(assignment_of(20 * MINUTE), tmp_path / "usual", SLOWNESS["as expected"])
+    slow = carry(assignment_of(20 * MINUTE), tmp_path / "slow", SLOWNESS["much slower"])
+    sizes = {
+        "ddpm/eval/noise-levels.json": ("--queries", 32),
+        "ddpm/eval/bits-per-dim.json": ("--limit", 32),
+        "simsiam/eval/knn-eval.json": ("--test-limit", 500),
+        "ddpm/eval/fidelity.json": ("-n", 64),
+    }
+    for makes, (option, least) in sizes.items():
+        before, after = (value_of(machine.lines[makes], option, 1e9) for machine in (usual, slow))
+        assert least <= after < before, makes
+    minutes = [
+        value_of(machine.lines["ddpm/model.safetensors"], "--max-minutes", 0) for machine in (usual, slow)
+    ]
+    assert minutes[1] < minutes[0]
+
+
+def test_arms_have_no_more_time_than_their_baseline(tmp_path: Path) -> None:
+    # slow until SimSiam's first training, then fast: more time would be left for its ablations
+    machine = carry(assignment_of(20 * MINUTE), tmp_path, lambda i: 4.0 if i < 10 else 0.1)
+    clocks = [
+        value_of(words, "--max-minutes", 0)
+        for words in machine.lines.values()
+        if words[0] in {"train", "ablate"} and words[1] == "simsiam"
+    ]
+    assert len(clocks) == 4
+    assert set(clocks) == {clocks[0]}
+
+
+def test_a_stopped_plan_goes_on_with_the_time_that_is_left(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    plan = begin(folder, {"budget": 9}, lambda: assignment_of(9 * MINUTE))
+    machine = Machine(plan, folder, SLOWNESS["slower"])
+
+    def stopping(line: Sequence[str]) -> int:
+        if len(machine.lines) == 8:
+            machine.seconds += 60  # of a step that is lost
+            return TERMINATED
+        return machine(line)
+
+    with pytest.raises(UserError, match="the same command goes on"):
+        carry_out(plan, folder, stopping, silent, machine.clock)
+    kept = begin(folder, {"budget": 9}, lambda: plan)
+    assert kept.budget == 9 * MINUTE
+    assert sum(step.seconds or 0 for step in kept.steps) == pytest.approx(machine.seconds, abs=1.0)
+    carry_out(kept, folder, machine, silent, machine.clock)
+    assert machine.seconds <= 9 * MINUTE + max(machine.unclocked.values())
+
+
+def test_time_that_planning_took_is_time_of_the_budget(tmp_path: Path) -> None:
+    plan = replace(assignment_of(20 * MINUTE), spent=5 * MINUTE)
+    machine = carry(plan, tmp_path, SLOWNESS["as expected"])
+    assert machine.seconds <= 15 * MINUTE + 10
+
+
+def test_a_plan_without_a_budget_is_as_it_was_made(tmp_path: Path) -> None:
+    step = Step("train", ("ablate", "x"), "x.json", cost=None)
+    assert Plan("title", (), (step,)).fit(0, tmp_path) is step
+
+
+# The parts
+
+
+def test_what_is_left_is_divided_in_proportion_beyond_what_cannot_be_shortened() -> None:
+    images = Size("-n", 100, 10)
+    evaluation = Cost(2.0, 50.0, planned_seconds=25.0, sizes=(images,))  # at least 5 seconds
+    training = Cost(3.0, planned_seconds=10.0 + 60.0, has_clock=True)
+    costs = [evaluation, training]
+    # 2 + 5 + 3 + 10 cannot be shortened; 40 are divided 20 : 60
+    assert seconds_for(costs, 60.0, 1.0) == pytest.approx(5 + 10)
+    assert seconds_for(costs[::-1], 60.0, 1.0) == pytest.approx(LEAST_TRAINING + 30)
+    # at half the speed 4 + 10 + 6 + 10, and 30 are divided 40 : 60
+    assert seconds_for(costs, 60.0, 2.0) == pytest.approx(10 + 12)
+    for left in (0.0, -100.0):
+        assert seconds_for(costs, left, 1.0) == pytest.approx(5)
+    assert [images.at(share) for share in (0.0, 0.5, 7.0)] == [10, 50, 100]
+
+
+def test_evaluations_become_smaller_before_trainings_become_shorter() -> None:
+    costs = [
+        Cost(2.0, 50.0, sizes=(Size("-n", 100, 10),)),
+        Cost(3.0, planned_seconds=LEAST_TRAINING + 40.0, has_clock=True),
+    ]
+    smallest = 2 + 5 + 3 + LEAST_TRAINING
+    assert divide(costs, 1000.0) == (1.0, 1.0)
+    assert divide(costs, smallest + 40 + 9) == (1.0, pytest.approx(0.2))
+    assert divide(costs, smallest + 10) == (pytest.approx(0.25), 0.0)
+    assert divide(costs, 1.0) == (0.0, 0.0)
+    assert divide([Cost(3.0, planned_seconds=1.0, has_clock=True)], 1.0) == (0.0, 0.0)
+
+
+def test_the_pace_is_measured() -> None:
+    assert pace_of([], []) == 1.0
+    assert pace_of([20.0, 30.0], [60.0, 90.0]) == pytest.approx(160 / 60)
+
+
+def test_an_option_is_set_where_it_stands() -> None:
+    words = ("sample", "-n", "64", "--seed", "1")
+    assert with_option(words, "-n", "16") == ("sample", "-n", "16", "--seed", "1")
+    assert with_option(words, "--x", "2") == (*words, "--x", "2")
