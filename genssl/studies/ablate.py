@@ -12,11 +12,12 @@ from genssl.eval.outcome import Outcome
 from genssl.runtime import choose_device
 from genssl.settings import Config, differences
 from genssl.studies.comparison import compare_arms
-from genssl.studies.measures import measured
+from genssl.studies.measures import measured, unmeasured
 from genssl.studies.results import Arm, ArmRuns
 from genssl.train import run
 from genssl.train.events import Listener, Note
 from genssl.train.options import Options
+from genssl.train.run import require_data
 
 LONGEST_TAG = 60  # characters of a run's name
 
@@ -71,8 +72,10 @@ def ablate(
         seeds: each arm is repeated with the seed, the seed + 1, ...
 
     Raises:
-        UserError: a run was stopped, or none came to its end.
+        UserError: the data of a run cannot be read (no run is started then), a run was stopped, or none came
+            to its end.
     """
+    _require_data(baseline, arms, options, listen, seeds)
     results = [
         _run_arm(baseline, arm, f"arm {place} of {len(arms)}: {arm.name}", options, listen, seeds)
         for place, arm in enumerate(arms, 1)
@@ -82,14 +85,34 @@ def ablate(
     return compare_arms(baseline, results)
 
 
+def _require_data(
+    baseline: Config, arms: Sequence[Arm], options: Options, listen: Listener, seeds: int
+) -> None:
+    """Load the data of all runs that are not trained and measured yet, before the first of them starts."""
+    device = choose_device(options.device)
+
+    def needs_data(config: Config) -> bool:
+        known = find_run(config)
+        if known is None or not known.complete:
+            return True
+        return bool(unmeasured([known.folder], device))
+
+    wanted = [config for arm in arms for config in _configs(baseline, arm, seeds)]
+    require_data(filter(needs_data, wanted), listen)
+
+
+def _configs(baseline: Config, arm: Arm, seeds: int) -> list[Config]:
+    """The settings of an arm's runs, one per seed."""
+    changed = baseline.updated(arm.changes)
+    return [changed.updated({"seed": changed.seed + count}) for count in range(seeds)]
+
+
 def _run_arm(
     baseline: Config, arm: Arm, title: str, options: Options, listen: Listener, seeds: int
 ) -> ArmRuns:
     """All seeds of one arm. A loss that breaks down is a result too: it is told, and the study goes on."""
     runs, failures = [], []
-    changed = baseline.updated(arm.changes)
-    for count in range(seeds):
-        config = changed.updated({"seed": changed.seed + count})
+    for count, config in enumerate(_configs(baseline, arm, seeds)):
         listen(Note(title if seeds == 1 else f"{title}, seed {config.seed} ({count + 1} of {seeds})"))
         try:
             folder = _train(config, _tag(arm, count), options, listen)
