@@ -14,7 +14,7 @@ TERMINATED = 143
 
 
 class UserError(Exception):
-    """One line for a person: what is wrong; what to do."""
+    """One line for a person: what is wrong; what to do. Further lines list the files that it is about."""
 
     def __init__(self, message: str, code: int = WRONG_INPUT) -> None:
         super().__init__(message)

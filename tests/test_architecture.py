@@ -81,7 +81,7 @@ def test_files_and_functions_are_short() -> None:
     lengths = []
     for path in SOURCES:
         text = path.read_text(encoding="utf-8")
-        assert text.count("\n") <= 250, path
+        assert text.count("\n") <= 500, path
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 lengths.append((node.end_lineno or 0) - node.lineno + 1)

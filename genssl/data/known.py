@@ -13,6 +13,11 @@ KNOWN = {  # what each is, and how many images, train and test together
     "synthetic": ("rendered digits with exact masks; needs no network", 24_000),
 }
 SUFFIX = "-remix"
+EXTRA_FILE = "extra_32x32.mat"
+OFFICIAL = {  # the names of the official files
+    "svhn": ("train_32x32.mat", "test_32x32.mat"),
+    "cifar10": ("cifar-10-python.tar.gz",),
+}
 NATIVE_SIZE = 32
 SYNTHETIC_VERSION = 1  # to be raised when the renderer draws other pixels
 
@@ -29,6 +34,8 @@ def path_of(data: str) -> Path:
     Raises:
         UserError: there is none.
     """
+    if not data.strip():
+        raise UserError(f"an empty name is no data set; {_choices()}")
     path = Path(data).expanduser()
     if path.exists():
         return path
@@ -77,8 +84,27 @@ def source_of(data: str) -> str:
     return data.removesuffix(SUFFIX) if is_remix(data) else data
 
 
+def official_sources(path: Path) -> list[str]:
+    """The data sets whose official files are at `path`: a file, or a folder that contains such files.
+
+    The extra digits of SVHN are used only where their file itself is named.
+    """
+    if path.is_dir():
+        return [name for name, files in OFFICIAL.items() if any((path / file).is_file() for file in files)]
+    if path.name == EXTRA_FILE:
+        return ["svhn-extra"]
+    return [name for name, files in OFFICIAL.items() if path.name in files]
+
+
 def short_name(data: str) -> str:
-    """What to call data in a run's name: of a path its last name without suffixes, with that of a remix."""
+    """What to call data in a run's name: of a path its last name without suffixes, with that of a remix.
+
+    Official files are called after their data set.
+    """
     source = source_of(data)
-    name = Path(source).name.split(".")[0] or Path(source).resolve().name
+    if source in KNOWN:
+        return data
+    path = Path(source).expanduser()
+    official = official_sources(path)
+    name = official[0] if len(official) == 1 else path.name.split(".")[0] or path.resolve().name
     return name + SUFFIX if source != data else name

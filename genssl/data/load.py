@@ -14,7 +14,7 @@ from torch import Tensor
 from genssl.data import cache
 from genssl.data.batches import chunks
 from genssl.data.cache import Progress
-from genssl.data.known import KNOWN, NATIVE_SIZE, is_remix, key_of, path_of, source_of
+from genssl.data.known import KNOWN, NATIVE_SIZE, is_remix, key_of, official_sources, path_of, source_of
 from genssl.data.remix import remix
 from genssl.data.split import Split
 from genssl.data.stream import Lazy, lazy
@@ -39,8 +39,9 @@ def load(
     """Load a part of a data set; what is slow about it is done once and kept in the cache.
 
     Args:
-        data: a name in KNOWN, the path of a folder, .tar, .tar.gz or .zip, or one of these with -remix after
-            it: both parts pooled and split anew. A name goes before a path, and a path before a remix.
+        data: a name in KNOWN, the path of a folder, .tar, .tar.gz, .zip or official file, or one of these
+            with -remix after it: both parts pooled and split anew. A name goes before a path, and a path
+            before a remix.
         part: "train" or "test".
         image_size: pixels on a side.
         seed: of the 90/10 split of a path that has no parts; of no influence elsewhere.
@@ -51,8 +52,8 @@ def load(
         The split on the CPU, images uint8 (N, 3, image_size, image_size).
 
     Raises:
-        UserError: nothing of that name, no network, damaged files, no image for the part, no labels for a
-            remix.
+        UserError: nothing of that name, no network, damaged files, a wrong checksum, no image for the part,
+            no labels for a remix.
     """
     if image_size < 1:
         raise UserError(f"the image size must be positive, not {image_size}")
@@ -63,28 +64,48 @@ def load(
             load, source_of(data), image_size=image_size, seed=seed, skip_bad=skip_bad, progress=progress
         )
         return remix(source("train"), source("test"), part, progress)
-    return _load_path(path_of(data), part, image_size, seed=seed, skip_bad=skip_bad, progress=progress)
+    path = path_of(data)
+    if sources := official_sources(path):
+        return _load_copies(sources, path, part, image_size, progress)
+    return _load_path(path, part, image_size, seed=seed, skip_bad=skip_bad, progress=progress)
 
 
-def _load_known(name: str, part: Part, image_size: int, progress: Progress | None) -> Split:
+def _load_copies(
+    sources: list[str], path: Path, part: Part, image_size: int, progress: Progress | None
+) -> Split:
+    """Official files that a user names are their data set, once their checksums are verified."""
+    from genssl.data.official_files import check_copies
+
+    if len(sources) > 1:
+        raise UserError(f"{path} contains official files of {' and '.join(sources)}; name one of the files")
+    folder = check_copies(sources[0], path, progress)
+    return _load_known(sources[0], part, image_size, progress, folder)
+
+
+def _load_known(
+    name: str, part: Part, image_size: int, progress: Progress | None, copies: Path | None = None
+) -> Split:
     def build() -> dict[str, Split]:
-        return {part: _build_known(name, part, image_size, progress)}
+        return {part: _build_known(name, part, image_size, progress, copies)}
 
     found = cache.recall(key_of(name, image_size), [part], build, progress=progress)
     assert found is not None
     return found
 
 
-def _build_known(name: str, part: Part, image_size: int, progress: Progress | None) -> Split:
+def _build_known(
+    name: str, part: Part, image_size: int, progress: Progress | None, copies: Path | None
+) -> Split:
     if name == "synthetic":
         from genssl.data.synthetic import make
 
         return make(part, SYNTHETIC_SEED, image_size, progress=_counted("rendering digits", progress))
     if image_size != NATIVE_SIZE:
-        return _resized(load(name, part, progress=progress), image_size)
+        return _resized(_load_known(name, part, NATIVE_SIZE, progress, copies), image_size)
     from genssl.data import official
 
-    tensors, classes = official.read(name, part, cache.cache_folder() / "downloads", progress)
+    folder = copies or cache.cache_folder() / "downloads"
+    tensors, classes = official.read(name, part, folder, progress, download=copies is None)
     return _converted(name, part, image_size, tensors, classes)
 
 

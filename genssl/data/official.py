@@ -3,8 +3,13 @@
 import contextlib
 import errno
 import http.client
+import queue
 import socket
 import tarfile
+import tempfile
+import threading
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,14 +21,14 @@ import torch
 from torch import Tensor
 
 from genssl.data.cache import Progress
+from genssl.data.official_files import ALTERNATIVES, EXTRA, listing, official_files, wrong_checksum
 from genssl.data.stream import Lazy, lazy
 from genssl.errors import FAILED_RUN, UserError
 
 Piece = Literal["train", "test", "extra"]  # what a file holds
 
-EXTRA = "svhn-extra"
-
-TIMEOUT_SECONDS = 30.0
+ANSWER_SECONDS = 10.0  # for the first answer of a server, looking up its name included
+TIMEOUT_SECONDS = 30.0  # for each further piece of a download
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -43,9 +48,14 @@ class Raw:
 
 
 def read(
-    name: str, part: Literal["train", "test"], folder: Path, progress: Progress | None = None
+    name: str,
+    part: Literal["train", "test"],
+    folder: Path,
+    progress: Progress | None = None,
+    *,
+    download: bool = True,
 ) -> tuple[dict[str, Lazy], tuple[str, ...]]:
-    """Read the official files of a part from `folder`, downloading what is not there.
+    """Read the official files of a part from `folder`, downloading what is missing.
 
     Every file is compared with its official MD5 at each reading, also one that was put there by hand:
     CIFAR-10 is pickled, and unpickling runs code.
@@ -55,6 +65,7 @@ def read(
         part: "train" or "test".
         folder: where the official files are, or shall be.
         progress: told which file is read, then which rows are asked for.
+        download: False: `folder` belongs to the user; nothing is downloaded or written there.
 
     Returns:
         Images (N, 3, 32, 32) and labels (N,), laid out anew as their rows are asked for, so that there is
@@ -65,7 +76,10 @@ def read(
     """
     family = "svhn" if name == EXTRA else name
     pieces: list[Piece] = ["train", "extra"] if (name, part) == (EXTRA, "train") else [part]
-    raws = [_read(family, piece, folder, progress) for piece in pieces]
+    if download:
+        raws = [_read(name, family, piece, folder, progress) for piece in pieces]
+    else:
+        raws = [_read_copy(family, piece, folder, progress) for piece in pieces]
     images = [raw.images for raw in raws]
     labels = torch.from_numpy(np.concatenate([np.asarray(raw.labels, np.int64) for raw in raws]))
     shape = (len(labels), *images[0].shape[1:])
@@ -73,21 +87,59 @@ def read(
     return {"images": Lazy(shape, torch.uint8, rows), "labels": lazy(labels)}, raws[0].classes
 
 
-def _read(name: str, piece: Piece, folder: Path, progress: Progress | None) -> Raw:
-    file = folder / file_of(name, piece)
-    found = file.exists()
+def _read(name: str, family: str, piece: Piece, folder: Path, progress: Progress | None) -> Raw:
+    file = folder / file_of(family, piece)
+    exists = file.exists()
     if progress:
-        progress(f"{'checking' if found else 'downloading'} and reading {file.name}", 0, None)
+        progress(f"{'checking' if exists else 'downloading'} and reading {file.name}", 0, None)
     _make(folder)
     try:
-        with _network_timeout():
-            return READERS[name](folder, piece)
+        try:
+            return READERS[family](folder, piece, False)
+        except RuntimeError:  # of torchvision: no file, or one with another MD5
+            require_answer(next(each.url for each in official_files(name) if each.name == file.name))
+            with _network_timeout():
+                return READERS[family](folder, piece, True)
     except (OSError, RuntimeError, EOFError, http.client.HTTPException, tarfile.TarError) as error:
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             raise _unwritable(folder, error) from error
-        if not found:
+        if not exists:
             file.unlink(missing_ok=True)  # the beginning of a download
-        raise UserError(_advice(file, found, error), FAILED_RUN) from error
+        raise UserError(_advice(name, file, exists, error), FAILED_RUN) from error
+
+
+def _read_copy(family: str, piece: Piece, folder: Path, progress: Progress | None) -> Raw:
+    """Read a file that belongs to the user; CIFAR-10 is unpacked elsewhere."""
+    if progress:
+        progress(f"reading {file_of(family, piece)}", 0, None)
+    file = folder / file_of(family, piece)
+    try:
+        if family == "svhn":
+            return _read_svhn(folder, piece, False)
+        with tempfile.TemporaryDirectory(prefix="genssl-") as temporary:
+            _unpack_cifar10(folder, Path(temporary))
+            return _read_cifar10(Path(temporary), piece, False)
+    except RuntimeError as error:  # of torchvision: another MD5
+        raise UserError(f"{file} changed while it was read; start again", FAILED_RUN) from error
+    except OSError as error:
+        if family == "svhn" or error.errno not in DISK_ERRORS:
+            raise
+        raise UserError(
+            f"cannot unpack {file} to {tempfile.gettempdir()} ({error.strerror}); "
+            "set TMPDIR to a folder with space",
+            FAILED_RUN,
+        ) from error
+
+
+def _unpack_cifar10(folder: Path, destination: Path) -> None:
+    """Unpack an archive whose MD5 is the official one; of its pickles nothing is read here."""
+    from torchvision.datasets.utils import calculate_md5, extract_archive
+
+    (file,) = official_files("cifar10")
+    md5 = calculate_md5(folder / file.name)
+    if md5 != file.md5:
+        raise wrong_checksum(folder / file.name, md5, file)
+    extract_archive(folder / file.name, destination)
 
 
 def _rows(images: Sequence[Any], what: str, progress: Progress | None, rows: slice) -> Tensor:
@@ -106,21 +158,51 @@ def file_of(name: str, piece: Piece) -> str:
     return f"{piece}_32x32.mat" if name == "svhn" else "cifar-10-python.tar.gz"
 
 
-def _read_svhn(folder: Path, piece: Piece) -> Raw:
+def _read_svhn(folder: Path, piece: Piece, download: bool) -> Raw:
     from torchvision.datasets import SVHN
 
-    found = SVHN(folder, split=piece, download=True)  # its label 10 has become 0
-    return Raw(found.data, found.labels, tuple("0123456789"))
+    data = SVHN(folder, split=piece, download=download)  # its label 10 has become 0
+    return Raw(data.data, data.labels, tuple("0123456789"))
 
 
-def _read_cifar10(folder: Path, piece: Piece) -> Raw:
+def _read_cifar10(folder: Path, piece: Piece, download: bool) -> Raw:
     from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import check_integrity
 
-    found = CIFAR10(folder, train=piece == "train", download=True)
-    return Raw(found.data.transpose(0, 3, 1, 2), found.targets, tuple(found.classes))
+    # A download of an archive that is there, with the right MD5, only unpacks it
+    download = download or check_integrity(folder / CIFAR10.filename, CIFAR10.tgz_md5)
+    data = CIFAR10(folder, train=piece == "train", download=download)
+    return Raw(data.data.transpose(0, 3, 1, 2), data.targets, tuple(data.classes))
 
 
-READERS: dict[str, Callable[[Path, Piece], Raw]] = {"svhn": _read_svhn, "cifar10": _read_cifar10}
+READERS: dict[str, Callable[[Path, Piece, bool], Raw]] = {"svhn": _read_svhn, "cifar10": _read_cifar10}
+
+
+def require_answer(url: str) -> None:
+    """Return once a server answers a request for `url`, whatever its answer.
+
+    Looking up a name has no timeout of its own, and takes long on a computer without a network: so it runs
+    in a thread that is left behind.
+
+    Raises:
+        OSError: there was no answer within ANSWER_SECONDS.
+    """
+    answers: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=ANSWER_SECONDS):
+                answers.put(None)
+        except Exception as error:
+            answers.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        error = answers.get(timeout=ANSWER_SECONDS)
+    except queue.Empty:
+        raise TimeoutError(f"no answer within {ANSWER_SECONDS:g} s") from None
+    if error is not None and not isinstance(error, urllib.error.HTTPError):
+        raise error
 
 
 @contextlib.contextmanager
@@ -145,11 +227,16 @@ def _unwritable(folder: Path, error: OSError) -> UserError:
     return UserError(f"cannot write to {folder} ({error.strerror}); set GENSSL_CACHE to a folder with space")
 
 
-def _advice(file: Path, found: bool, error: Exception) -> str:
-    reason = " ".join(str(getattr(error, "reason", error)).split())[:120] or type(error).__name__
-    if found:
-        return (
-            f"{file} is damaged (its MD5 is not the official one) and cannot be downloaded again ({reason}); "
-            "replace it, or use --data synthetic"
+def _advice(name: str, file: Path, exists: bool, error: Exception) -> str:
+    """What is wrong and what to do, then one line per official file."""
+    cause = getattr(error, "reason", error)
+    text = " ".join(str(getattr(cause, "strerror", None) or cause).split())
+    reason = text[:120] or type(error).__name__
+    if exists:
+        problem = (
+            f"{file} is damaged (its MD5 is not the official one) and cannot be downloaded again ({reason})"
         )
-    return f"cannot download {file.name} ({reason}); put it in {file.parent}, or use --data synthetic"
+    else:
+        problem = f"cannot download {file.name} ({reason})"
+    what_to_do = f"put these files in {file.parent}, or use --data FILE (one of them), {ALTERNATIVES}:"
+    return f"{problem}; {what_to_do}{listing(name, file.parent, damaged=file.name)}"

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-EPSILON = 1e-7  # that of the paper for float32
+EPSILON = 1e-7  # of the paper, for float32
 ROWS = 4096  # made float64 at once
 
 
@@ -25,6 +25,7 @@ def output_std(z: Tensor) -> float:
         ValueError: z is not (N, d), or empty.
     """
     _check(z)
+    # On the unit sphere: a loss by cosine does not see lengths, and lengths may shrink without any collapse
     deviations = F.normalize(z.detach().float(), dim=1).std(0, correction=0)
     return float(deviations.mean() * z.shape[1] ** 0.5)
 
@@ -51,8 +52,9 @@ def rankme(z: Tensor) -> float:
     total = values.sum()
     if not total > 0:
         return float(total)
-    shares = values / total + EPSILON
-    return float((-(shares * shares.log()).sum()).exp())
+    # exp of the entropy: d equal singular values count as d dimensions, one large one as 1
+    p = values / total + EPSILON
+    return float((-(p * p.log()).sum()).exp())
 
 
 def _singular_values(z: Tensor) -> Tensor:

@@ -36,9 +36,13 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
     """
     _check(x, y, 2)
     (mean, factor), (other_mean, other_factor) = _moments(x), _moments(y)
-    roots = torch.linalg.svdvals(factor.T @ other_factor).sum()
-    between = (mean - other_mean).square().sum()
-    return max(0.0, float(between + factor.square().sum() + other_factor.square().sum() - 2 * roots))
+    # Tr (S S')^(1/2) = sum of the singular values of F^T G. The usual route, the matrix root of S S', loses
+    # half of the digits where a covariance is singular, and may turn complex
+    trace_root = torch.linalg.svdvals(factor.T @ other_factor).sum()
+    mean_term = (mean - other_mean).square().sum()
+    # Tr S = |F|^2, entry by entry
+    traces = factor.square().sum() + other_factor.square().sum()
+    return max(0.0, float(mean_term + traces - 2 * trace_root))
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,6 +50,7 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     if x.device.type == "mps":  # has no float64
         x = x.cpu()
     rows, dimensions = x.shape
+    # With no more rows than dimensions the centered rows themselves are such a factor
     if rows <= dimensions:
         mean = x.mean(0, dtype=torch.float64)
         return mean, (x.double() - mean).T / (rows - 1) ** 0.5
@@ -79,12 +84,12 @@ def kernel_distance(
     _check(x, y, 2)
     if subsets < 1 or size < 2:
         raise ValueError(f"subsets must be at least 1 and their size at least 2, not {subsets}, {size}")
-    found = []
-    for place in range(subsets):
-        draw = generator(seed, "eval", place)
-        rows = [torch.randperm(len(part), generator=draw)[:size].to(part.device) for part in (x, y)]
-        found.append(squared_mmd(x[rows[0]], y[rows[1]]))
-    values = torch.tensor(found, dtype=torch.float64)
+    estimates = []
+    for i in range(subsets):
+        random = generator(seed, "eval", i)
+        x_rows, y_rows = (torch.randperm(len(part), generator=random)[:size] for part in (x, y))
+        estimates.append(squared_mmd(x[x_rows.to(x.device)], y[y_rows.to(y.device)]))
+    values = torch.tensor(estimates, dtype=torch.float64)
     return float(values.mean()), float(values.std(correction=0))
 
 
@@ -95,18 +100,20 @@ def squared_mmd(x: Tensor, y: Tensor) -> float:
     """
     _check(x, y, 2)
     n, m = len(x), len(y)
-    within = _kernel_sum(x, x, own=True) / (n * (n - 1)) + _kernel_sum(y, y, own=True) / (m * (m - 1))
-    return within - 2 * _kernel_sum(x, y) / (n * m)
+    # Without the pairs of a row with itself, which would bias the estimate upwards
+    within_x = _kernel_sum(x, x, skip_diagonal=True) / (n * (n - 1))
+    within_y = _kernel_sum(y, y, skip_diagonal=True) / (m * (m - 1))
+    return within_x + within_y - 2 * _kernel_sum(x, y) / (n * m)
 
 
-def _kernel_sum(x: Tensor, y: Tensor, *, own: bool = False) -> float:
-    """The sum of k(x, y) over all pairs; `own`: x is y, and no row is paired with itself."""
+def _kernel_sum(x: Tensor, y: Tensor, *, skip_diagonal: bool = False) -> float:
+    """The sum of k(x, y) over all pairs; `skip_diagonal`: x is y, and no row is paired with itself."""
     if x.device.type == "mps":  # has no float64
         x, y = x.cpu(), y.cpu()
     columns, total = y.double().T, 0.0
     for part in x.split(ROWS):
         total += float((part.double() @ columns / x.shape[1] + 1).pow(3).sum())
-    if own:
+    if skip_diagonal:
         norms = x.double().square().sum(1)
         total -= float((norms / x.shape[1] + 1).pow(3).sum())
     return total
@@ -131,7 +138,7 @@ class PRDC(NamedTuple):
 def prdc(real: Tensor, fake: Tensor, k: int = 5) -> PRDC:
     """Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020).
 
-    The ball around an image reaches to its k-th nearest neighbour in its own set, itself not counted. Balls
+    The ball around an image reaches to its k-th nearest neighbor in its own set, itself not counted. Balls
     are closed, as in the former paper, so that copies of the real images have precision, recall and
     coverage 1 and density (k + 1) / k. Float32 around the real images' mean, 512 rows at a time.
 
@@ -147,27 +154,29 @@ def prdc(real: Tensor, fake: Tensor, k: int = 5) -> PRDC:
     if not 1 <= k < min(len(real), len(fake)):
         raise ValueError(f"k must be from 1 to {min(len(real), len(fake)) - 1}, not {k}")
     with torch.autocast(real.device.type, enabled=False):
-        centre = real.mean(0, dtype=torch.float32)
-        return _overlap(real.float() - centre, fake.float() - centre, k)
+        # Distances do not depend on the origin, their rounding does: around the mean the norms are smallest
+        center = real.mean(0, dtype=torch.float32)
+        return _overlap(real.float() - center, fake.float() - center, k)
 
 
 def _overlap(real: Tensor, fake: Tensor, k: int) -> PRDC:
     norms, fake_norms = ((1 - ROUNDING) * part.square().sum(1) for part in (real, fake))
     radii, fake_radii = _squared_radii(real, k), _squared_radii(fake, k)
-    balls, recalled = [], torch.zeros(len(real), dtype=torch.bool, device=real.device)
+    counts, recalled = [], torch.zeros(len(real), dtype=torch.bool, device=real.device)
     covered = recalled.clone()
     for start in range(0, len(fake), QUERIES):
         rows = slice(start, start + QUERIES)
-        squares = torch.addmm(norms, fake[rows], real.T, alpha=-2).add_(fake_norms[rows, None])  # (q, N)
+        # |f - r|^2 = |r|^2 - 2 f.r + |f|^2, (q, N): one product serves all four numbers
+        squares = torch.addmm(norms, fake[rows], real.T, alpha=-2).add_(fake_norms[rows, None])
         within = squares <= radii
-        balls.append(within.sum(1))
+        counts.append(within.sum(1))
         covered |= within.any(0)
         recalled |= (squares <= fake_radii[rows, None]).any(0)
-    held = torch.cat(balls)
+    balls_around = torch.cat(counts)  # (M,), in how many real balls each sample lies
     return PRDC(
-        precision=float((held > 0).double().mean()),
+        precision=float((balls_around > 0).double().mean()),
         recall=float(recalled.double().mean()),
-        density=float(held.double().mean() / k),
+        density=float(balls_around.double().mean() / k),
         coverage=float(covered.double().mean()),
     )
 
@@ -178,7 +187,8 @@ def _squared_radii(x: Tensor, k: int) -> Tensor:
     parts = []
     for start in range(0, len(x), QUERIES):
         part = x[start : start + QUERIES]
-        nearness = torch.addmm(norms, part, x.T, alpha=2, beta=-1)  # |q|^2 - d^2: the k nearest have most
+        # |q|^2 - d^2, which is largest for the nearest rows; the row itself is left out
+        nearness = torch.addmm(norms, part, x.T, alpha=2, beta=-1)
         nearness.diagonal(start).fill_(-torch.inf)
         parts.append(norms[start : start + QUERIES] - top(nearness, k)[0].amin(1))
     return torch.cat(parts).clamp_(min=0)
@@ -187,7 +197,7 @@ def _squared_radii(x: Tensor, k: int) -> Tensor:
 def authenticity(train: Tensor, fake: Tensor) -> float:
     """The share of the samples that are no copies of training images (Alaa et al. 2022, section 3.3).
 
-    A sample is a copy where it is as near to its nearest training image as that one's nearest neighbour
+    A sample is a copy where it is as near to its nearest training image as that one's nearest neighbor
     among the training images, or nearer. New real images have a share well below 1: look at theirs, too.
 
     Args:

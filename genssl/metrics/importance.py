@@ -6,6 +6,7 @@ from torch import Tensor
 
 def effective_sample_size(log_weights: Tensor) -> Tensor:
     """How many equal weights the weights are worth, (sum w)^2 / sum w^2: (k, B) -> (B,), in [1, k]."""
+    # In logarithms: weights of images differ by hundreds of nats, and their exponentials would overflow
     doubled = torch.logsumexp(log_weights, 0) * 2
     return (doubled - torch.logsumexp(2 * log_weights, 0)).exp()
 

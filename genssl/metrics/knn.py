@@ -51,6 +51,7 @@ def knn_predict(
 def _vote(similarity: Tensor, index: Tensor, labels: Tensor, classes: int, temperature: float) -> Tensor:
     # Relative to the nearest one, so that no temperature overflows: a vote does not mind the scale
     weights = ((similarity - similarity.amax(1, keepdim=True)) / temperature).exp()  # (q, k)
+    # Each neighbor adds its weight to the sum of its class
     sums = weights.new_zeros(len(weights), classes).scatter_add_(1, labels[index], weights)
     return sums.argmax(1)
 
@@ -63,19 +64,20 @@ def _most_similar(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor
     units = F.normalize(queries.float(), dim=1).split(QUERIES)
     best = [part.new_empty(len(part), 0) for part in units]
     index = [torch.empty(len(part), 0, dtype=torch.int64, device=part.device) for part in units]
-    space = queries.new_empty(min(QUERIES, len(queries)) * min(BANK, len(bank)), dtype=torch.float32)
+    buffer = queries.new_empty(min(QUERIES, len(queries)) * min(BANK, len(bank)), dtype=torch.float32)
     for start, piece in _pieces(bank):
         rows = F.normalize(piece, dim=1).T
-        for place, part in enumerate(units):
-            cosines = space[: len(part) * rows.shape[1]].view(len(part), rows.shape[1])  # new memory is slow
-            values, places = top(torch.mm(part, rows, out=cosines), k)
-            best[place], index[place] = _keep(
-                torch.cat([best[place], values], 1), torch.cat([index[place], places + start], 1), k
+        for i, part in enumerate(units):
+            # Into one buffer: memory that is asked for anew costs as much as the product
+            cosines = buffer[: len(part) * rows.shape[1]].view(len(part), rows.shape[1])
+            values, columns = top(torch.mm(part, rows, out=cosines), k)
+            best[i], index[i] = _keep_largest(
+                torch.cat([best[i], values], 1), torch.cat([index[i], columns + start], 1), k
             )
     return torch.cat(best), torch.cat(index)
 
 
-def _keep(values: Tensor, index: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _keep_largest(values: Tensor, index: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of each row, and their entries of `index`."""
     if values.shape[1] <= k:
         return values, index
@@ -93,7 +95,8 @@ def top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     width = n // GROUP
     if width < 2 * k:
         return values.topk(min(k, n), sorted=False)
-    groups = values[:, : width * GROUP].unflatten(1, (GROUP, width))  # group g: columns g, g + width, ...
+    # Group g holds the columns g, g + width, g + 2 width, ...
+    groups = values[:, : width * GROUP].unflatten(1, (GROUP, width))
     leading = groups.amax(1).topk(k, sorted=False).indices  # (q, k)
     offsets = torch.arange(0, width * GROUP, width, device=values.device)
     columns = (leading[:, None] + offsets[:, None]).flatten(1)  # (q, GROUP k)
@@ -124,23 +127,24 @@ def nearest(bank: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _nearest(bank: Tensor, queries: Tensor) -> Tensor:
-    # |q - b|^2 = |q|^2 + |b|^2 - 2 q.b; around the queries' own mean, so that less cancels
-    centre = queries.mean(0)
-    queries = queries - centre
+    # |q - b|^2 = |q|^2 + |b|^2 - 2 q.b, where |q|^2 is the same for all b; around the mean, so that less cancels
+    center = queries.mean(0)
+    queries = queries - center
     smallest = torch.full((len(queries),), torch.inf, device=queries.device)
     index = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
     for start, piece in _pieces(bank):
-        rows = piece - centre
-        squares, places = torch.addmm(rows.square().sum(1), queries, rows.T, alpha=-2).min(1)
+        rows = piece - center
+        squares, columns = torch.addmm(rows.square().sum(1), queries, rows.T, alpha=-2).min(1)
         nearer = squares < smallest
-        smallest, index = torch.where(nearer, squares, smallest), torch.where(nearer, places + start, index)
+        smallest, index = torch.where(nearer, squares, smallest), torch.where(nearer, columns + start, index)
     return index
 
 
 def distances(bank: Tensor, queries: Tensor, index: Tensor) -> Tensor:
     """The Euclidean distance from each query (Q, D) to its row `index` (Q,) of the bank (N, D): (Q,)."""
     rows = zip(queries.split(QUERIES), index.split(QUERIES), strict=True)
-    return torch.cat([(part.float() - bank[own].float()).norm(dim=1) for part, own in rows])
+    # From the differences, not from norms and products: a copy is at a distance of exactly 0
+    return torch.cat([(part.float() - bank[chosen].float()).norm(dim=1) for part, chosen in rows])
 
 
 def _pieces(bank: Tensor) -> Iterator[tuple[int, Tensor]]:

@@ -40,11 +40,13 @@ def class_profile(codes: Tensor, labels: Tensor, classes: int) -> Profile:
     """Latent codes (N, D) by label (N,): means, spread, separation; zeros for a class without images."""
     membership = torch.nn.functional.one_hot(labels, classes).to(codes.dtype)  # (N, C)
     counts = membership.sum(0)
+    # Means over each class as one matrix product
     share = membership / counts.clamp(min=1)
     means = share.T @ codes
     variances = (share.T @ codes.square() - means.square()).clamp(min=0)
     weight = (counts / counts.sum())[:, None]
-    centre = (weight * means).sum(0)
-    between = (weight * (means - centre).square()).sum(0)
+    center = (weight * means).sum(0)
+    # Analysis of variance: what the class explains, over what it does not
+    between = (weight * (means - center).square()).sum(0)
     within = (weight * variances).sum(0)
     return Profile(means, variances.sqrt(), counts, between / within.clamp(min=1e-12))

@@ -14,6 +14,7 @@ def mean_and_covariance(features: Tensor) -> tuple[Tensor, Tensor]:
     if features.device.type == "mps":
         features = features.cpu()
     mean = features.mean(0, dtype=torch.float64)
+    # Centered before the products: E[x^2] - E[x]^2 would cancel
     covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=mean.device)
     for part in features.split(ROWS):
         rows = part.double() - mean

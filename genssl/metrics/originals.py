@@ -46,24 +46,26 @@ def find_originals(train: Tensor, samples: Tensor) -> Originals:
     if len(train) < 2 or len(samples) == 0:
         raise ValueError(f"authenticity needs samples and two training images: {len(samples)}, {len(train)}")
     distance, index = nearest(train, samples)
-    rows, places = index.unique(return_inverse=True)  # samples may share one
-    neighbours = torch.cat([_nearest_other(train, part) for part in rows.split(QUERIES)])
-    spacing = distances(train, train[rows], neighbours)
-    return Originals(index, distance, neighbours[places], spacing[places])
+    # Several samples may share a training image: its own neighbor is looked for once
+    rows, row_of_sample = index.unique(return_inverse=True)
+    neighbors = torch.cat([_nearest_other(train, part) for part in rows.split(QUERIES)])
+    spacing = distances(train, train[rows], neighbors)
+    return Originals(index, distance, neighbors[row_of_sample], spacing[row_of_sample])
 
 
 def _nearest_other(bank: Tensor, rows: Tensor) -> Tensor:
     """Which other row of the bank (N, D) is nearest to each of its `rows` (q,): int64 (q,)."""
     chosen = bank[rows].float()
-    centre = chosen.mean(0)
-    queries = chosen - centre
+    center = chosen.mean(0)
+    queries = chosen - center
     smallest, index = torch.full_like(queries[:, 0], torch.inf), torch.zeros_like(rows)
     for start in range(0, len(bank), BANK):
-        piece = bank[start : start + BANK].float() - centre
+        piece = bank[start : start + BANK].float() - center
         squares = torch.addmm(piece.square().sum(1), queries, piece.T, alpha=-2)
         inside = ((rows >= start) & (rows < start + len(piece))).nonzero()[:, 0]
-        squares[inside, rows[inside] - start] = torch.inf  # itself
-        found, places = squares.min(1)
-        nearer = found < smallest
-        smallest, index = torch.where(nearer, found, smallest), torch.where(nearer, places + start, index)
+        # A row is not its own neighbor
+        squares[inside, rows[inside] - start] = torch.inf
+        least, columns = squares.min(1)
+        nearer = least < smallest
+        smallest, index = torch.where(nearer, least, smallest), torch.where(nearer, columns + start, index)
     return index

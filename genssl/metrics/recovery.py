@@ -96,13 +96,14 @@ def crossing(levels: Sequence[int], shares: Tensor) -> Tensor:
     """
     at = torch.tensor([0.0, *levels], dtype=torch.float64)
     shares = torch.cat([shares.new_ones(len(shares), 1), shares], 1)  # (R, L + 1)
-    lost = shares <= HALF + 1e-12
-    after = lost.int().argmax(1).clamp(min=1)  # the first one; 1 where there is none
-    rows = torch.arange(len(shares))
-    above, below = shares[rows, after - 1], shares[rows, after]
-    part = (above - HALF) / (above - below)
-    crossed = at[after - 1] + part * (at[after] - at[after - 1])
-    return torch.where(lost.any(1), crossed, torch.inf)
+    is_lost = shares <= HALF + 1e-12
+    # The first level at which half are lost; 1 where there is none, which is replaced by inf below
+    right = is_lost.int().argmax(1).clamp(min=1)
+    left, rows = right - 1, torch.arange(len(shares))
+    # The straight line from (level_left, share_left) to (level_right, share_right) at one half
+    fraction = (shares[rows, left] - HALF) / (shares[rows, left] - shares[rows, right])
+    crossings = at[left] + fraction * (at[right] - at[left])
+    return torch.where(is_lost.any(1), crossings, torch.inf)
 
 
 def _quantile(found: Tensor, share: float) -> float | None:

@@ -31,6 +31,7 @@ def sharpness(images: Tensor) -> Tensor:
     parts = []
     for part in images.split(ROWS):
         gray = (part.float() * weights).sum(1, keepdim=True)
+        # Second derivatives: their variance is the energy at the highest frequencies
         parts.append(F.conv2d(gray, kernel).flatten(1).var(1, correction=0))
     return torch.cat(parts)
 

@@ -84,10 +84,12 @@ def ablate(
         seeds: each arm is repeated with the seed, the seed + 1, ...
 
     Raises:
-        UserError: a run was stopped, or none came to its end.
+        UserError: the data of a run cannot be read (no run is started then), a run was stopped, or none came
+            to its end.
     """
     from genssl.studies.comparison import compare_arms
 
+    _require_data(baseline, arms, options, listen, seeds)
     results = [
         _run_arm(baseline, arm, f"arm {place} of {len(arms)}: {arm.name}", options, listen, seeds)
         for place, arm in enumerate(arms, 1)
@@ -95,6 +97,32 @@ def ablate(
     if not any(result.runs for result in results):
         raise UserError(f"no arm came to its end: {results[0].failures[0]}", FAILED_RUN)
     return compare_arms(baseline, results)
+
+
+def _require_data(
+    baseline: Config, arms: Sequence[Arm], options: Options, listen: Listener, seeds: int
+) -> None:
+    """Load the data of all runs that are not trained and measured yet, before the first of them starts."""
+    from genssl.runtime import choose_device
+    from genssl.studies.measures import unmeasured
+    from genssl.train.run import require_data
+
+    device = choose_device(options.device)
+
+    def needs_data(config: Config) -> bool:
+        known = find_run(config)
+        if known is None or not known.complete:
+            return True
+        return bool(unmeasured([known.folder], device))
+
+    wanted = [config for arm in arms for config in _configs(baseline, arm, seeds)]
+    require_data(filter(needs_data, wanted), listen)
+
+
+def _configs(baseline: Config, arm: Arm, seeds: int) -> list[Config]:
+    """The settings of an arm's runs, one per seed."""
+    changed = baseline.updated(arm.changes)
+    return [changed.updated({"seed": changed.seed + count}) for count in range(seeds)]
 
 
 def _run_arm(
@@ -105,9 +133,7 @@ def _run_arm(
     from genssl.studies.measures import measured
 
     runs, failures = [], []
-    changed = baseline.updated(arm.changes)
-    for count in range(seeds):
-        config = changed.updated({"seed": changed.seed + count})
+    for count, config in enumerate(_configs(baseline, arm, seeds)):
         listen(Note(title if seeds == 1 else f"{title}, seed {config.seed} ({count + 1} of {seeds})"))
         try:
             folder = _train(config, _tag(arm, count), options, listen)

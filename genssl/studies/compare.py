@@ -10,9 +10,10 @@ from genssl.settings import differences
 from genssl.studies.arm_figure import draw_study, title_of
 from genssl.studies.comparison import origin, shared_notes
 from genssl.studies.generated import compare_samples
-from genssl.studies.measures import NO_TERMS, measured
+from genssl.studies.measures import NO_TERMS, measured, unmeasured
 from genssl.studies.results import Arm, ArmRuns, Measured
 from genssl.train.events import Listener
+from genssl.train.run import require_data
 
 SCREENED = {"output_std", "rankme", "knn_accuracy"}  # terms of the history with panels of their own
 
@@ -25,8 +26,12 @@ def compare(folders: Sequence[Path], device: str, listen: Listener, samples: int
         device: where to measure.
         listen: told what happens.
         samples: of each generative run, to measure their quality; None: that is left out.
+
+    Raises:
+        UserError: the data of a run that is not measured yet cannot be read; no run is measured then.
     """
     where = choose_device(device)
+    require_data(unmeasured(folders, where), listen)
     found = [measured(folder, where, listen) for folder in folders]
     sides = _sides(found)
     values = {

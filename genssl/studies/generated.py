@@ -79,7 +79,8 @@ def compare_samples(
             name: quality(run.info, encoder, samples, device, listen) for name, run in generative.items()
         }
     except UserError as error:
-        return Outcome({}, notes=(f"the quality of samples was not measured: {error}",))
+        reason = str(error).splitlines()[0].rstrip(":")
+        return Outcome({}, notes=(f"the quality of samples was not measured: {reason}",))
     values = [{"run": name, **each.values} for name, each in found.items()]
     return Outcome({"fidelity": values}, {"samples": draw_grids(found)}, _notes(found, encoder))
 

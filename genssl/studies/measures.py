@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from genssl.eval.sample import draw_samples
 from genssl.models.ddpm import DDPM
 from genssl.places import takes_results
 from genssl.runtime import describe
+from genssl.settings import Config
 from genssl.studies.representations import knn, linear
 from genssl.studies.results import Findings, Measured
 from genssl.studies.trained import Trained
@@ -107,6 +108,12 @@ def measured(folder: Path, device: torch.device, listen: Listener) -> Measured:
     file = info.folder / checkpoint.HISTORY
     history = files.read_json_lines(file) if file.exists() else []
     return Measured(info, history, measure(info, history, device, listen))
+
+
+def unmeasured(folders: Iterable[Path], device: torch.device) -> list[Config]:
+    """The settings of those runs of which not every number is kept: `measured` will need their data."""
+    infos = map(checkpoint.inspect, folders)
+    return [info.config for info in infos if not set(MEASURES) <= set(_read_kept(info, device)["measures"])]
 
 
 def measure(

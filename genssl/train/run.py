@@ -1,6 +1,6 @@
 """Start a run, or resume one."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -117,3 +117,17 @@ def load_splits(config: Config, listen: Listener) -> tuple[Split, Split]:
             f"{config.data} leaves {len(train)} image to train on, and batch norm needs 2 or more"
         )
     return train, load_part("test")
+
+
+def require_data(configs: Iterable[Config], listen: Listener) -> None:
+    """Load the data of several runs, each data set once, so that an error comes before the first run starts.
+
+    Raises:
+        UserError: as in `load`.
+    """
+    checked = set()
+    for config in configs:
+        source = (config.data, config.image_size, config.skip_bad)
+        if source not in checked:
+            load_splits(config, listen)
+            checked.add(source)

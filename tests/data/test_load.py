@@ -77,6 +77,12 @@ def test_a_path_that_is_not_there_is_told_as_one(name: str) -> None:
         load(name, "train")
 
 
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_not_the_current_folder(name: str) -> None:
+    with pytest.raises(UserError, match="an empty name is no data set; use svhn"):
+        load(name, "train")
+
+
 def test_a_size_must_be_positive() -> None:
     with pytest.raises(UserError, match="size must be positive"):
         load("svhn", "train", image_size=0)

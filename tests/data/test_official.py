@@ -3,8 +3,11 @@ import io
 import pickle
 import socket
 import tarfile
+import threading
+import time
 import urllib.error
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,9 +20,11 @@ from torchvision.datasets import CIFAR10, SVHN
 from torchvision.datasets import utils as torchvision_utils
 
 from genssl.data import cache as cache_module
-from genssl.data import official, stream
+from genssl.data import official, official_files, stream
 from genssl.data.cache import split_path
+from genssl.data.known import short_name
 from genssl.data.load import load
+from genssl.data.split import Split
 from genssl.data.stream import Lazy
 from genssl.errors import UserError
 from genssl.files import tensor_digest
@@ -27,6 +32,7 @@ from genssl.files import tensor_digest
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.integers(0, 256, (19, 3, 32, 32), np.uint8)
 LABELS = np.array([10, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 3, 10, 7, 10, 9, 1, 2])
+REQUIRE_ANSWER = official.require_answer
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
@@ -46,8 +52,15 @@ class ShutNetwork:
 @pytest.fixture(autouse=True)
 def network(monkeypatch: pytest.MonkeyPatch) -> ShutNetwork:
     network = ShutNetwork()
+    monkeypatch.setattr(official, "require_answer", network)
     monkeypatch.setattr(torchvision_utils, "_get_redirect_url", network)
     return network
+
+
+@pytest.fixture
+def open_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server answers; what torchvision then gets from it is up to the test."""
+    monkeypatch.setattr(official, "require_answer", lambda url: None)
 
 
 @pytest.fixture
@@ -220,6 +233,14 @@ def test_it_is_converted_once(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert np.array_equal(first.images, second.images)
 
 
+def official_lines(name: str) -> list[str]:
+    """What torchvision fetches, written out: the tables of other files are those that it has."""
+    if name == "cifar10":
+        return [f"  {CIFAR10.url}  MD5 {CIFAR10.tgz_md5}"]
+    pieces = ("train", "extra", "test") if name == "svhn-extra" else ("train", "test")
+    return [f"  {SVHN.split_list[piece][0]}  MD5 {SVHN.split_list[piece][2]}" for piece in pieces]
+
+
 @pytest.mark.parametrize(
     ("name", "part", "file"),
     [
@@ -232,29 +253,41 @@ def test_it_is_converted_once(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
         ("cifar10", "test", "cifar-10-python.tar.gz"),
     ],
 )
-def test_without_network_one_line_says_what_to_do(
+def test_without_network_all_files_are_named(
     name: str, part: Any, file: str, cache: Path, network: ShutNetwork
 ) -> None:
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as raised:
         load(name, part)
-    text = str(told.value)
-    assert text.startswith(f"cannot download {file} (")
-    assert "Name or service not known" in text
-    assert text.endswith(f"put it in {cache / 'downloads'}, or use --data synthetic")
-    assert "\n" not in text
-    assert told.value.code == 1
+    first, *lines = str(raised.value).split("\n")
+    assert first.startswith(f"cannot download {file} (Name or service not known); put these files in ")
+    assert f" {cache / 'downloads'}, or use --data FILE" in first
+    assert "--data synthetic" in first
+    assert "--data ARCHIVE" in first
+    assert lines == official_lines(name.removesuffix("-remix"))
+    assert raised.value.code == 1
     assert network.asked == [file]
     assert (cache / "downloads").is_dir()
+
+
+def test_the_official_addresses_and_checksums_are_complete() -> None:
+    for name, count in (("svhn", 2), ("svhn-extra", 3), ("cifar10", 1)):
+        files = official_files.official_files(name)
+        assert len(files) == count
+        for file in files:
+            assert file.url.startswith("http")
+            assert file.url.endswith(f"/{file.name}")
+            assert len(file.md5) == 32
 
 
 @pytest.mark.usefixtures("svhn")
 def test_a_damaged_file_is_not_read(svhn: Path) -> None:
     file = svhn / "train_32x32.mat"
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(
-        UserError, match=r"train_32x32.mat is damaged .*; replace it, or use --data synthetic"
-    ):
+    with pytest.raises(UserError, match=r"train_32x32.mat is damaged .*; put these files in ") as raised:
         load("svhn", "train")
+    _, damaged, sound = str(raised.value).split("\n")
+    assert "(already there)" not in damaged
+    assert sound.endswith("(already there)")
     assert file.exists()
     assert len(load("svhn", "test")) == 4
 
@@ -263,7 +296,7 @@ def test_damaged_extra_digits_are_not_read(svhn: Path) -> None:
     file = svhn / "extra_32x32.mat"
     content = file.read_bytes()
     file.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
-    with pytest.raises(UserError, match=r"extra_32x32.mat is damaged .*; replace it"):
+    with pytest.raises(UserError, match=r"extra_32x32.mat is damaged .*; put these files in "):
         load("svhn-extra", "train")
     assert len(load("svhn-extra", "test")) == 4
     assert len(load("svhn", "train")) == 8
@@ -271,7 +304,7 @@ def test_damaged_extra_digits_are_not_read(svhn: Path) -> None:
 
 def test_missing_extra_digits_are_asked_for(svhn: Path, network: ShutNetwork) -> None:
     (svhn / "extra_32x32.mat").unlink()
-    with pytest.raises(UserError, match=r"cannot download extra_32x32.mat .*; put it in"):
+    with pytest.raises(UserError, match=r"cannot download extra_32x32.mat .*; put these files in "):
         load("svhn-extra", "train")
     assert network.asked == ["extra_32x32.mat"]
     assert sorted(file.name for file in svhn.iterdir()) == ["test_32x32.mat", "train_32x32.mat"]
@@ -301,11 +334,12 @@ def test_an_unpacked_pickle_is_checked_too(cifar: Path, tmp_path: Path, name: st
     load("cifar10", "test")
     (cifar / "cifar-10-python.tar.gz").unlink()
     (cifar / "cifar-10-batches-py" / name).write_bytes(pickle.dumps(Trap(tmp_path / "t")))
-    with pytest.raises(UserError, match="put it in"):
+    with pytest.raises(UserError, match="put these files in"):
         load("cifar10", "train")
     assert not (tmp_path / "t").exists()
 
 
+@pytest.mark.usefixtures("open_network")
 def test_the_beginning_of_a_download_is_removed(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def break_off(url: str, file: str) -> NoReturn:
         Path(file).write_bytes(b"half")
@@ -318,6 +352,7 @@ def test_the_beginning_of_a_download_is_removed(cache: Path, monkeypatch: pytest
     assert list((cache / "downloads").iterdir()) == []
 
 
+@pytest.mark.usefixtures("open_network")
 def test_a_download_that_ends_early_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torchvision_utils, "_get_redirect_url", lambda url, **_: url)
     monkeypatch.setattr(torchvision_utils, "_urlretrieve", lambda _, file: Path(file).write_bytes(b"half"))
@@ -325,6 +360,7 @@ def test_a_download_that_ends_early_is_refused(monkeypatch: pytest.MonkeyPatch) 
         load("svhn", "train")
 
 
+@pytest.mark.usefixtures("open_network")
 def test_a_download_is_read(svhn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = svhn / "train_32x32.mat"
     content = file.read_bytes()
@@ -336,6 +372,7 @@ def test_a_download_is_read(svhn: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert told == ["checking and reading train_32x32.mat", "converting svhn"]
 
 
+@pytest.mark.usefixtures("open_network")
 def test_the_network_has_a_timeout_for_so_long(network: ShutNetwork) -> None:
     socket.setdefaulttimeout(None)
     with pytest.raises(UserError):
@@ -368,3 +405,217 @@ def test_torchvision_still_checks_what_it_reads() -> None:
     assert torchvision.datasets.SVHN.split_list["test"][1] == official.file_of("svhn", "test")
     assert torchvision.datasets.SVHN.split_list["extra"][1] == official.file_of("svhn", "extra")
     assert torchvision.datasets.CIFAR10.filename == official.file_of("cifar10", "train")
+
+
+def test_the_page_on_data_has_the_addresses_and_checksums() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    for name in ("svhn-extra", "cifar10"):
+        for file in official_files.official_files(name):
+            assert f"`{file.name}` | {file.url} | `{file.md5}` |" in page
+
+
+# Whether there is a network
+
+
+class Silent(BaseHTTPRequestHandler):
+    """Answers a request for /file, and no other one before the client has gone."""
+
+    def do_HEAD(self) -> None:
+        if self.path == "/silence":
+            self.rfile.read(1)
+        else:
+            self.send_error(404 if self.path == "/missing" else 200)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Silent) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("path", ["file", "missing"])
+def test_any_answer_of_a_server_will_do(server: str, path: str) -> None:
+    REQUIRE_ANSWER(f"{server}/{path}")
+
+
+def test_a_silent_server_is_not_waited_for(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(official, "ANSWER_SECONDS", 0.2)
+    with pytest.raises(OSError, match=r"timed out|no answer within 0\.2 s"):
+        REQUIRE_ANSWER(f"{server}/silence")
+
+
+def test_a_slow_look_up_of_a_name_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: done.wait(60))
+    monkeypatch.setattr(official, "ANSWER_SECONDS", 0.2)
+    start = time.monotonic()
+    with pytest.raises(TimeoutError, match=r"no answer within 0\.2 s"):
+        REQUIRE_ANSWER("http://nowhere.invalid/file")
+    assert time.monotonic() - start < 30
+    done.set()
+
+
+def test_a_name_that_is_not_found_is_an_error_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    with pytest.raises(urllib.error.URLError, match="Name or service not known"):
+        REQUIRE_ANSWER("http://nowhere.invalid/file")
+
+
+# Official files that a user names
+
+
+@pytest.fixture
+def copies(svhn: Path, cifar: Path, tmp_path: Path) -> Path:
+    """Official files of both data sets, outside the cache and without what torchvision unpacks."""
+    folder = tmp_path / "copies"
+    svhn.rename(folder)
+    return folder
+
+
+def same(left: Split, right: Split) -> bool:
+    assert left.labels is not None
+    assert right.labels is not None
+    equal = torch.equal(left.images, right.images) and torch.equal(left.labels, right.labels)
+    facts = [(split.digest, split.classes, split.name, split.part) for split in (left, right)]
+    return equal and facts[0] == facts[1]
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("svhn", "train_32x32.mat"),
+        ("svhn", "test_32x32.mat"),
+        ("svhn-extra", "extra_32x32.mat"),
+        ("cifar10", "cifar-10-python.tar.gz"),
+    ],
+)
+def test_a_file_by_its_path_is_its_data_set(
+    name: str, file: str, part: Any, copies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sorted(path.name for path in copies.iterdir())
+    by_path = load(str(copies / file), part)
+    assert sorted(path.name for path in copies.iterdir()) == before
+    downloads = tmp_path / "another" / "downloads"
+    downloads.parent.mkdir()
+    monkeypatch.setenv("GENSSL_CACHE", str(downloads.parent))
+    copies.rename(downloads)
+    assert same(by_path, load(name, part))
+
+
+def test_a_folder_of_official_files_is_their_data_set(copies: Path, network: ShutNetwork) -> None:
+    with pytest.raises(UserError, match="contains official files of svhn and cifar10; name one of the files"):
+        load(str(copies), "train")
+    (copies / "cifar-10-python.tar.gz").rename(copies.parent / "cifar-10-python.tar.gz")
+    (copies / "holiday.png").write_bytes(b"not read")
+    by_folder = load(str(copies), "train")
+    assert same(by_folder, load(str(copies / "train_32x32.mat"), "train"))
+    assert len(by_folder) == 8  # the extra digits are not asked for
+    remix = load(f"{copies}-remix", "train")
+    assert (remix.name, len(remix)) == ("svhn-remix", 8)
+    assert network.asked == []
+
+
+def test_other_sizes_of_files_by_path(copies: Path) -> None:
+    assert load(str(copies / "test_32x32.mat"), "test", image_size=8).images.shape == (4, 3, 8, 8)
+
+
+def test_what_was_read_from_a_path_is_prepared_under_its_name(copies: Path) -> None:
+    first = load(str(copies / "cifar-10-python.tar.gz"), "test")
+    for file in copies.iterdir():
+        file.unlink()
+    assert same(first, load("cifar10", "test"))
+
+
+@pytest.mark.parametrize("named", ["train_32x32.mat", "test_32x32.mat", "", "extra_32x32.mat"])
+def test_a_missing_file_is_named_before_anything_is_read(
+    named: str, copies: Path, network: ShutNetwork
+) -> None:
+    (copies / "cifar-10-python.tar.gz").unlink()
+    missing = "train_32x32.mat" if named == "test_32x32.mat" else "test_32x32.mat"
+    (copies / missing).unlink()
+    with pytest.raises(UserError) as raised:
+        load(str(copies / named), "train" if missing == "test_32x32.mat" else "test")
+    first, *lines = str(raised.value).split("\n")
+    name = "svhn-extra" if named == "extra_32x32.mat" else "svhn"
+    assert first.startswith(f"{copies} has no {missing}; put all files of {name} in one folder, or use ")
+    there = [line.removesuffix("  (already there)") for line in lines]
+    assert there == official_lines(name)
+    assert [line for line in lines if line in there] == [line for line in there if f"/{missing} " in line]
+    assert raised.value.code == 2
+    assert network.asked == []
+
+
+@pytest.mark.parametrize("file", ["train_32x32.mat", "cifar-10-python.tar.gz"])
+@pytest.mark.parametrize("prepared", [False, True])
+def test_a_wrong_checksum_is_one_line(copies: Path, file: str, prepared: bool) -> None:
+    copy = copies / file
+    if prepared:
+        load(str(copy), "train")
+    content = copy.read_bytes()
+    copy.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError) as raised:
+        load(str(copy), "train")
+    expected = f"is not the official file, or it is damaged: its MD5 is {md5(copy.read_bytes())} instead of "
+    assert str(raised.value).startswith(f"{copy} {expected}{md5(content)}; download it again from http")
+    assert "\n" not in str(raised.value)
+    assert raised.value.code == 2
+
+
+def test_a_pickle_in_a_file_by_path_is_not_read_before_its_checksum(
+    copies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = copies / "cifar-10-python.tar.gz"
+    archive.write_bytes(tarball({"data_batch_1": pickle.dumps(Trap(tmp_path / "t"))}))
+    with pytest.raises(UserError, match="is not the official file"):
+        load(str(archive), "train")
+    # The file is exchanged between the check and the reading
+    monkeypatch.setattr(official_files, "check_copies", lambda *_: copies)
+    with pytest.raises(UserError, match="is not the official file"):
+        load(str(archive), "train")
+    # ... and again: what is unpacked is checked, too
+    monkeypatch.setattr(torchvision_utils, "calculate_md5", lambda file: CIFAR10.tgz_md5)
+    monkeypatch.setattr(torchvision_utils, "check_md5", lambda file, sum: md5(Path(file).read_bytes()) == sum)
+    with pytest.raises(UserError, match=r"cifar-10-python\.tar\.gz changed while it was read"):
+        load(str(archive), "train")
+    assert not (tmp_path / "t").exists()
+
+
+def test_no_room_to_unpack(copies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> NoReturn:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torchvision_utils, "extract_archive", full)
+    with pytest.raises(UserError, match=r"cannot unpack .*No space left on device.*; set TMPDIR") as raised:
+        load(str(copies / "cifar-10-python.tar.gz"), "test")
+    assert raised.value.code == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ("somewhere/train_32x32.mat", "svhn"),
+        ("test_32x32.mat-remix", "svhn-remix"),
+        ("extra_32x32.mat", "svhn-extra"),
+        ("~/cifar-10-python.tar.gz", "cifar10"),
+        ("somewhere/train.tar.gz", "train"),
+    ],
+)
+def test_runs_of_official_files_are_called_after_their_data_set(data: str, name: str) -> None:
+    assert short_name(data) == name
+
+
+def test_runs_of_a_folder_of_official_files_are_called_after_their_data_set(copies: Path) -> None:
+    assert short_name(str(copies)) == "copies"  # two data sets: it cannot be loaded
+    (copies / "cifar-10-python.tar.gz").unlink()
+    assert short_name(str(copies)) == "svhn"

@@ -15,6 +15,7 @@ from genssl.checkpoint import RunInfo
 from genssl.cli import Program
 from genssl.commands import studying
 from genssl.config import DDPMConfig, VAEConfig
+from genssl.data import official
 from genssl.errors import FAILED_RUN, INTERRUPTED, UserError
 from genssl.eval.outcome import Outcome
 from genssl.settings import Config
@@ -203,6 +204,7 @@ def test_a_second_call_trains_and_measures_nothing(
     root, first = trained
     forbid_training(monkeypatch)
     monkeypatch.setattr(measures, "Trained", None)  # not even opened
+    monkeypatch.setattr(run, "load", None)  # the data may be gone
     monkeypatch.setenv("GENSSL_CHECKPOINTS", str(root))
     again = call(*command(digits))
     assert again.exit_code == 0, again.output
@@ -316,6 +318,44 @@ def test_an_arm_that_breaks_down_is_told_and_the_others_go_on(
     with pytest.raises(UserError, match="no arm came to its end: seed 0: step 3") as told:
         study.ablate(baseline, arms[1:2], OPTIONS, lambda event: None)
     assert told.value.code == FAILED_RUN
+
+
+def test_data_that_cannot_be_had_end_the_study_once_before_any_arm(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def refuse(url: str) -> None:
+        asked.append(url)
+        raise OSError("no network here")
+
+    monkeypatch.setenv("GENSSL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(official, "require_answer", refuse)
+    result = call("vae", "--data", "svhn", "--set", "z_dim=2", "--seeds", 2, "--device", "cpu")
+    assert result.exit_code == FAILED_RUN
+    assert result.output.count("no network here") == 1
+    assert result.stderr.splitlines()[-3].startswith("genssl: cannot download train_32x32.mat (no network")
+    assert "arm 1 of 2" not in result.output
+    assert len(asked) == 1
+    assert not runs.exists()
+
+
+def test_the_data_of_every_arm_are_loaded_before_the_first_one(
+    digits: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[tuple[str, int]] = []
+    real = run.load
+
+    def watched(data: str, part: Any, **options: Any) -> Any:
+        loaded.append((data, options["image_size"]))
+        return real(data, part, **options)
+
+    monkeypatch.setattr(run, "load", watched)
+    monkeypatch.setattr(run, "start", lambda *_: pytest.fail("an arm has started"))
+    arms = [Arm("baseline", {}), Arm("z", {"z_dim": 2}), Arm("elsewhere", {"data": str(digits / "none")})]
+    with pytest.raises(UserError, match="no such file or folder"):
+        study.ablate(config(digits), arms, OPTIONS, lambda event: None, seeds=2)
+    assert loaded == [(str(digits), 32), (str(digits), 32), (str(digits / "none"), 32)]
 
 
 def test_arms_of_one_seed_see_the_same_images_in_the_same_order(

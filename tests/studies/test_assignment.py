@@ -15,6 +15,7 @@ import pytest
 import typer
 
 from genssl.cli import app
+from genssl.data import official
 from genssl.studies import assignment as study
 from genssl.studies.assignment import ON_A_CPU, SHARES, assignment
 from genssl.studies.assignment_steps import Part, steps_of
@@ -138,11 +139,27 @@ def test_without_a_budget_it_has_the_assignments_size(digits: Path) -> None:
     plan = assignment(str(digits), str(digits), None, "cpu", 0, silent)
     assert plan.notes == ()
     trained = {step.trains: step.arguments for step in plan.steps if step.trains}
-    for method, epochs in {"vae": "70", "ddpm": "70", "simsiam": "200"}.items():
+    for method, epochs in {"vae": "70", "ddpm": "70", "simsiam": "100"}.items():
         words = trained[method]
         assert words[words.index("--epochs") + 1] == epochs
         assert "--limit" not in words
         assert "--set" not in words
+
+
+def test_data_that_cannot_be_had_end_it_before_the_first_training(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(url: str) -> None:
+        raise OSError("no network here")
+
+    monkeypatch.setenv("GENSSL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(official, "require_answer", refuse)
+    result = call("assignment", "--out", tmp_path / "out", "--data", digits, "--device", "cpu")
+    assert result.exit_code == 1
+    problem, archive = result.stderr.splitlines()[-2:]
+    assert problem.startswith("genssl: cannot download cifar-10-python.tar.gz (no network here); put ")
+    assert archive.startswith("  https://")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

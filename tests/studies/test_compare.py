@@ -22,6 +22,7 @@ from genssl.models.build import build
 from genssl.studies import compare as study
 from genssl.studies.results import Measured
 from genssl.train import run
+from genssl.train.events import Event, Note
 from genssl.train.folder import RunFolder
 from genssl.train.options import Options
 
@@ -81,6 +82,22 @@ def test_the_command_leaves_a_figure_and_pure_json(pair: Path) -> None:
     assert not any("quantities" in note for note in found["notes"])
     assert "fidelity" not in found
     assert any(note.startswith("the quality of samples was not measured: no") for note in found["notes"])
+
+
+def test_data_that_cannot_be_had_end_it_before_anything_is_measured(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        shutil.copytree(trained / "vae-digits", folder, ignore=shutil.ignore_patterns("eval"))
+    settings = json.loads((folders[1] / "config.json").read_text())
+    model = build(VAEConfig(**{**settings, "data": str(tmp_path / "gone")}))
+    checkpoint.save(model, folders[1], epoch=1, finished=True, metrics={})
+    events: list[Event] = []
+    with pytest.raises(UserError, match=r"no such file or folder: .*gone"):
+        study.compare(folders, "cpu", events.append)
+    assert [event for event in events if isinstance(event, Note)] == []
+    assert not (folders[0] / "eval").exists()
 
 
 @pytest.fixture
@@ -176,8 +193,9 @@ def test_a_run_is_found_once(pair: Path) -> None:
 
 
 def compared(monkeypatch: pytest.MonkeyPatch, *found: Measured) -> Any:
-    known = {run.info.folder: run for run in found}
-    monkeypatch.setattr(study, "measured", lambda folder, *_: known[folder])
+    runs = {run.info.folder: run for run in found}
+    monkeypatch.setattr(study, "measured", lambda folder, *_: runs[folder])
+    monkeypatch.setattr(study, "unmeasured", lambda *_: [])
     return study.compare([run.info.folder for run in found], "cpu", lambda event: None)
 
 
