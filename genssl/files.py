@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from genssl import marks
 from genssl.errors import FAILED_RUN, UserError
 
 if TYPE_CHECKING:
@@ -57,11 +58,27 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def write_picture(path: Path, picture: "Figure | Image") -> None:
-    """Write a PIL image or a figure atomically, in the format of the path's suffix (PNG if none)."""
+def picture_kind(path: Path) -> str:
+    """The format of a picture by its suffix, e.g. "png", which is also that of none.
+
+    Raises:
+        UserError: pictures are not written in this format.
+    """
     kind = path.suffix.lstrip(".").lower() or "png"
     if kind not in {"png", "jpg", "jpeg", "webp", "pdf", "svg"}:
         raise UserError(f"cannot write a picture as .{kind}; use .png, .jpg, .webp, .pdf or .svg")
+    return kind
+
+
+def write_picture(path: Path, picture: "Figure | Image", about: Mapping[str, str] | None = None) -> None:
+    """Write a PIL image or a figure atomically, in the format of the path's suffix (PNG if none).
+
+    Args:
+        path: where.
+        picture: what.
+        about: what a PNG says of itself, "command" among it, so that the same command may replace it.
+    """
+    kind = picture_kind(path)
     with atomic(path) as temporary:
         if hasattr(picture, "savefig"):
             picture.savefig(temporary, format=kind)
@@ -69,6 +86,8 @@ def write_picture(path: Path, picture: "Figure | Image") -> None:
             raise UserError("a grid of images cannot be written as .svg; use .png")
         else:
             picture.save(temporary, format="jpeg" if kind == "jpg" else kind)
+        if about is not None and kind == "png":
+            temporary.write_bytes(marks.mark_png(temporary.read_bytes(), about))
 
 
 def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> str:

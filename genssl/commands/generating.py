@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from genssl.commands import options
-from genssl.commands.pictures import empty_folder, write_each
+from genssl.commands import options, outputs
+from genssl.commands.pictures import write_each
 from genssl.commands.screen import ticking
 from genssl.commands.subject import deliver, open_run
 
@@ -17,6 +17,7 @@ def register(app: typer.Typer) -> None:
 
 
 def sample(
+    context: typer.Context,
     run: options.Run,
     n: Annotated[int, typer.Option("-n", help="How many images.")] = 64,
     prior: options.Prior = None,
@@ -41,18 +42,22 @@ def sample(
 ) -> None:
     """Draw images from a generative model."""
     from genssl.eval import sample as evaluation
+    from genssl.metrics.sharpness import SHARPNESS
 
     chosen = options.given(prior=prior, sampler=sampler, steps=steps, eta=eta, variance=variance)
-    folder = None if out is None or (out.suffix and not out.is_dir()) else empty_folder(out)
+    folder = None if out is None or (out.suffix and not out.is_dir()) else outputs.claim_folder(out)
+    if folder is not None:
+        out = folder.with_name(f"{folder.name}-grid.png")  # beside it: it holds nothing but samples
     subject = open_run(run, checkpoint, device, data)
+    target = outputs.target_of_run(subject.info.folder, outputs.evaluation_name(context), out)
     with ticking("sampling") as tick:
         outcome, images = evaluation.sample(
             subject.method, n, seed=seed, batch_size=batch_size, tick=tick, options=chosen
         )
+    outcome = evaluation.with_sharpness(outcome, images, subject.info.metrics.get(SHARPNESS))
     if trajectory:
         way = evaluation.trajectory(subject.method, seed=seed, options=chosen)
         outcome.figures.update(way.figures)
     if folder is not None:
         write_each(images, folder)
-        out = folder.with_name(f"{folder.name}-grid.png")  # beside it: it holds nothing but samples
-    deliver(subject, "sample", outcome, out, as_json)
+    deliver(subject, "sample", outcome, target, as_json)

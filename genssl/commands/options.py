@@ -20,7 +20,8 @@ Data = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
 Out = Annotated[
-    Path | None, typer.Option(help="Where the picture goes; beside the run, in eval/, by default.")
+    Path | None,
+    typer.Option(help="The picture, without a file of numbers; by default both go to the run's eval/."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON and nothing else.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use so many images of the split, shuffled.")]

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from genssl.commands import options
+from genssl.commands import options, outputs
 from genssl.commands.screen import ticking
 from genssl.commands.subject import Subject, deliver, open_run
 from genssl.errors import UserError
@@ -26,6 +26,7 @@ def register(app: typer.Typer) -> None:
 
 
 def reconstruct(
+    context: typer.Context,
     run: options.Run,
     n: Annotated[int, typer.Option("-n", min=1, help="How many images to show.")] = 16,
     t_prime: Annotated[
@@ -57,6 +58,7 @@ def reconstruct(
     subject = open_run(run, checkpoint, device)
     noised = t_prime is not None or sweep is not None
     _check_choice(subject, noised, t_prime, sweep)
+    target = outputs.target_of_run(subject.info.folder, outputs.evaluation_name(context), out)
     split = subject.split(data, "test", limit, seed, skip_bad)
     with ticking("reconstructing") as tick:
         if sweep is not None:
@@ -80,8 +82,8 @@ def reconstruct(
             from genssl.eval.reconstruct import reconstruct as evaluate
 
             outcome = evaluate(subject.method, split, n, seed=seed, batch_size=batch_size, tick=tick)
-    name = "reconstruct" if not noised else "noise-levels" if sweep else f"reconstruct-{t_prime}"
-    deliver(subject, name, outcome, out, as_json, split)
+    title = "reconstruct" if not noised else "noise-levels" if sweep else f"reconstruct-{t_prime}"
+    deliver(subject, title, outcome, target, as_json, split)
 
 
 def _check_choice(subject: Subject, noised: bool, t_prime: int | None, sweep: str | None) -> None:
@@ -104,6 +106,7 @@ def _encoder(reference: str | None, subject: Subject, device: str) -> "Callable[
 
 
 def interpolate(
+    context: typer.Context,
     run: options.Run,
     rows: Annotated[int, typer.Option(help="How many paths.")] = 8,
     steps: Annotated[int, typer.Option(help="Images on a path, both ends included.")] = 10,
@@ -132,6 +135,7 @@ def interpolate(
     subject = open_run(run, checkpoint, device)
     if rows < 1:
         raise UserError(f"--rows must be at least 1, not {rows}")
+    target = outputs.target_of_run(subject.info.folder, outputs.evaluation_name(context), out)
     diffusion = subject.info.config.method == "ddpm"
     split = subject.split(data, "test", 2 * rows, seed, skip_bad) if diffusion or between == "test" else None
     outcome: Outcome
@@ -153,7 +157,7 @@ def interpolate(
             subject.method, split, rows=rows, steps=steps, shape=path or "linear", seed=seed,
             device=subject.device,
         )  # fmt: skip
-    deliver(subject, "interpolate", outcome, out, as_json, split)
+    deliver(subject, "interpolate", outcome, target, as_json, split)
 
 
 def _refuse(subject: Subject, given: dict[str, object]) -> None:

@@ -6,12 +6,14 @@ from typing import Any
 
 from genssl import config as configs
 from genssl.runs import run_name
-from genssl.studies.plan import Step
+from genssl.studies.plan import Step, evaluation
 
 NAMED = ("data", "epochs", "limit", "seed", "knn_every")  # settings that have options of their own
 LIKELIHOOD_IMAGES = 1000
 BOUND_IMAGES, BOUND_TIMES = 256, 50
 SWEPT_IMAGES = 128  # a noise level
+# Samples of the DDPM in figure 10, by every step of its process: a fast sampler makes speckle of few epochs
+SHOWN = 64
 SAMPLES = 512  # whose fidelity is measured on a CPU
 
 
@@ -41,30 +43,28 @@ def steps_of(vae: Part, ddpm: Part, simsiam: Part, *, share: float, device: str)
 
 def _vae(part: Part, share: float) -> Iterator[Step]:
     yield _training(part, "train the VAE (figures 1 to 3)")
-    yield _step("draw samples of the VAE (figure 4)", "vae/eval/sample.json", "sample", "vae")
-    yield _step("profile the latents (figure 5)", "vae/eval/latent-profile.json", "latent-profile", "vae")
-    yield _step("interpolate (figure 6)", "vae/eval/interpolate.json", "interpolate", "vae")
-    yield _step("reconstruct", "vae/eval/reconstruct.json", "reconstruct", "vae")
+    yield evaluation("draw samples of the VAE (figure 4)", "sample", "vae")
+    yield evaluation("profile the latents (figure 5)", "latent-profile", "vae")
+    yield evaluation("interpolate (figure 6)", "interpolate", "vae")
+    yield evaluation("reconstruct", "reconstruct", "vae")
     images = _at_least(100, LIKELIHOOD_IMAGES * share)
-    yield _step(
-        "estimate the likelihood", "vae/eval/importance-ll.json", "importance-ll", "vae", "--limit", images
-    )
+    yield evaluation("estimate the likelihood", "importance-ll", "vae", "--limit", images)
 
 
 def _ddpm(part: Part, share: float) -> Iterator[Step]:
     yield _training(part, "train the DDPM (figures 7 and 8)")
     images = _at_least(32, SWEPT_IMAGES * share)
     levels = "16:256:16" if share == 1 else "16:256:48"
-    yield _step(
-        "noise images and come back (figure 9)", "ddpm/eval/noise-levels.json",
-        "reconstruct", "ddpm", "--sweep", levels, "--queries", images,
-    )  # fmt: skip
-    yield _step("draw samples of the DDPM (figure 10)", "ddpm/eval/sample.json", "sample", "ddpm")
+    yield evaluation(
+        "noise images and come back (figure 9)", "reconstruct", "ddpm", "--sweep", levels, "--queries", images
+    )
+    fewer: list[object] = ["-n", _at_least(16, SHOWN * share)] if share < 1 else []
+    yield evaluation(
+        "draw samples of the DDPM (figure 10)", "sample", "ddpm", "--sampler", "ancestral", *fewer
+    )
     images = _at_least(32, BOUND_IMAGES * share)
-    yield _step(
-        "bound the likelihood", "ddpm/eval/bits-per-dim.json",
-        "bits-per-dim", "ddpm", "--limit", images, "--t-samples", BOUND_TIMES,
-    )  # fmt: skip
+    bounded = ("--limit", images, "--t-samples", BOUND_TIMES)
+    yield evaluation("bound the likelihood", "bits-per-dim", "ddpm", *bounded)
 
 
 def _simsiam(part: Part, share: float) -> Iterator[Step]:
@@ -72,12 +72,8 @@ def _simsiam(part: Part, share: float) -> Iterator[Step]:
     limits: list[object] = ["--limit", part.settings["limit"]] if "limit" in part.settings else []
     if share < 1:
         limits += ["--test-limit", _at_least(500, 10_000 * share)]
-    yield _step(
-        "classify by nearest neighbours", "simsiam/eval/knn-eval.json", "knn-eval", "simsiam", *limits
-    )
-    yield _step(
-        "classify by a linear layer", "simsiam/eval/linear-eval.json", "linear-eval", "simsiam", *limits
-    )
+    yield evaluation("classify by nearest neighbours", "knn-eval", "simsiam", *limits)
+    yield evaluation("classify by a linear layer", "linear-eval", "simsiam", *limits)
     for title, setting, change in (
         ("train without stop-gradient (figure 11)", "stop_gradient", ["--no-stopgrad"]),
         ("train without predictor (figure 12)", "predictor", ["--predictor", "identity"]),
@@ -91,7 +87,7 @@ def _simsiam(part: Part, share: float) -> Iterator[Step]:
 def _quality(share: float) -> Iterator[Step]:
     n: list[object] = ["-n", _at_least(64, SAMPLES * share)] if share < 1 else []
     for method, title in (("vae", "the VAE's"), ("ddpm", "the DDPM's")):
-        yield _step(f"measure {title} samples", f"{method}/eval/fidelity.json", "fidelity", method, *n)
+        yield evaluation(f"measure {title} samples", "fidelity", method, *n)
     yield _step(
         "compare both (question 2.2 d)", "compare-vae-ddpm/compare.json", "compare", "vae", "ddpm", *n
     )

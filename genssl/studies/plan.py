@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from genssl import checkpoint, files
 from genssl.errors import FAILED_RUN, INTERRUPTED, TERMINATED, WRONG_INPUT, UserError
+from genssl.eval.names import file_name
 from genssl.places import ABOUT
 
 PLAN = "plan.json"  # in the folder: the plan, and how long each step took
@@ -60,6 +61,27 @@ class Step:
     def on(self, device: str) -> Self:
         """The same on a device, as in --device."""
         return self if device == "auto" else replace(self, how=(*self.how, "--device", device))
+
+
+def evaluation(title: str, command: str, method: str, *options: object) -> Step:
+    """A step that measures the run of a method, and is done when its numbers are there.
+
+    Args:
+        title: what it does, for a person.
+        command: as it is typed, e.g. "knn-eval".
+        method: whose run.
+        options: with their values, none the command's default; one that begins with --no- has none.
+    """
+    words = [str(option) for option in options]
+    changed: dict[str, object] = {}
+    remaining = iter(words)
+    for word in remaining:
+        name = word.lstrip("-").replace("-", "_")
+        if name.startswith("no_"):
+            changed[name.removeprefix("no_")] = False
+        else:
+            changed[name] = next(remaining)
+    return Step(title, (command, method, *words), f"{method}/eval/{file_name(command, changed)}.json")
 
 
 @dataclass(frozen=True)
