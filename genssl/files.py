@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from genssl import marks
 from genssl.errors import FAILED_RUN, UserError
 
 if TYPE_CHECKING:
@@ -73,8 +74,14 @@ def picture_format(path: Path) -> str:
     return kind
 
 
-def write_picture(path: Path, picture: "Figure | Image") -> None:
-    """Write a PIL image or a figure atomically, in the format of the path's suffix (PNG if none)."""
+def write_picture(path: Path, picture: "Figure | Image", about: Mapping[str, str] | None = None) -> None:
+    """Write a PIL image or a figure atomically, in the format of the path's suffix (PNG if none).
+
+    Args:
+        path: where.
+        picture: what.
+        about: what a PNG says of itself, "command" among it, so that the same command may replace it.
+    """
     kind = picture_format(path)
     with atomic(path) as temporary:
         if hasattr(picture, "savefig"):
@@ -83,6 +90,8 @@ def write_picture(path: Path, picture: "Figure | Image") -> None:
             raise UserError("a grid of images cannot be written as .svg; use .png")
         else:
             picture.save(temporary, format="jpeg" if kind == "jpg" else kind)
+        if about is not None and kind == "png":
+            temporary.write_bytes(marks.mark_png(temporary.read_bytes(), about))
 
 
 def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> str:

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 from genssl.invocation import carrying_out, command_line
+from genssl.marks import command_of
 
 from .conftest import call
 
@@ -23,5 +24,7 @@ def test_a_run_and_its_numbers_say_how_they_were_made(vae_run: Path, tmp_path: P
     picture = tmp_path / "grid.png"
     arguments = ["sample", "vae", "--checkpoint", str(vae_run), "-n", "4", "--out", str(picture)]
     assert call(*arguments).exit_code == 0
-    made = json.loads(picture.with_suffix(".json").read_text())
-    assert shlex.split(made["command"]) == ["genssl", *arguments]
+    assert shlex.split(str(command_of(picture))) == ["genssl", *arguments]
+    assert call(*arguments[:-2]).exit_code == 0
+    made = json.loads((vae_run / "eval" / "sample-n4.json").read_text())
+    assert shlex.split(made["command"]) == ["genssl", *arguments[:-2]]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from genssl.commands import options
+from genssl.commands import options, outputs
 from genssl.commands.screen import ticking
 from genssl.commands.subject import deliver, open_run
 
@@ -20,6 +20,7 @@ def register(app: typer.Typer) -> None:
 
 
 def latent_profile(
+    context: typer.Context,
     run: options.Run,
     checkpoint: options.Checkpoint = None,
     data: options.Data = None,
@@ -35,13 +36,15 @@ def latent_profile(
     subject = open_run(run, checkpoint, device)
     from genssl.eval import latent_profile as evaluation
 
+    target = outputs.target_of_run(subject.info.folder, outputs.evaluation_name(context), out)
     split = subject.split(data, "train", limit, seed, skip_bad)
     with ticking("encoding") as tick:
         outcome = evaluation.latent_profile(subject.method, split, batch_size=batch_size, tick=tick)
-    deliver(subject, "latent-profile", outcome, out, as_json, split)
+    deliver(subject, "latent-profile", outcome, target, as_json, split)
 
 
 def importance_ll(
+    context: typer.Context,
     run: options.Run,
     k: Annotated[int, typer.Option("-k", min=1, help="Importance samples an image.")] = 100,
     checkpoint: options.Checkpoint = None,
@@ -57,13 +60,15 @@ def importance_ll(
     subject = open_run(run, checkpoint, device)
     from genssl.eval import importance_ll as evaluation
 
+    target = outputs.target_of_run(subject.info.folder, outputs.evaluation_name(context), out)
     split = subject.split(data, "test", limit, seed, skip_bad)
     with ticking("weighing samples") as tick:
         outcome = evaluation.importance_ll(subject.method, split, k, seed=seed, tick=tick)
-    deliver(subject, "importance-ll", outcome, out, as_json, split)
+    deliver(subject, "importance-ll", outcome, target, as_json, split)
 
 
 def bits_per_dim(
+    context: typer.Context,
     run: options.Run,
     t_samples: Annotated[
         int | None, typer.Option(min=1, help="Times an image, stratified; all of them when not given.")
@@ -85,10 +90,11 @@ def bits_per_dim(
     subject = open_run(run, checkpoint, device)
     from genssl.eval import bits_per_dim as evaluation
 
+    target = outputs.target_of_run(subject.info.folder, outputs.evaluation_name(context), out)
     split = subject.split(data, "test", limit, seed, skip_bad)
     with ticking("bounding") as tick:
         outcome = evaluation.bits_per_dim(
             subject.method, split, t_samples=t_samples, seed=seed, batch_size=batch_size, tick=tick,
             variance=variance,
         )  # fmt: skip
-    deliver(subject, "bits-per-dim", outcome, out, as_json, split)
+    deliver(subject, "bits-per-dim", outcome, target, as_json, split)

@@ -6,10 +6,12 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from genssl.commands import options
+from genssl.commands import options, outputs
 from genssl.commands.screen import results, say, show_values
 from genssl.commands.subject import Subject, open_run
 from genssl.errors import UserError
+from genssl.invocation import command_line
+from genssl.marks import digest
 
 SUFFIXES = {"torchvision": ".safetensors", "onnx": ".onnx"}
 
@@ -57,7 +59,8 @@ def _torchvision(subject: Subject, out: Path | None) -> dict[str, Any]:
     state = evaluation.torchvision_state(subject.method)
     file = _file(subject, "torchvision", "torchvision", out)
     interface = evaluation.torchvision_interface(state)
-    files.write_tensors(file, state, {"format": "torchvision", **_about(subject), **_flat(interface)})
+    about = {"format": "torchvision", "command": command_line(), **_about(subject)}
+    files.write_tensors(file, state, {**about, **_flat(interface)})
     say(f"torchvision: {file}")
     return _values(subject, file) | interface | {"load": evaluation.torchvision_code(state, str(file))}
 
@@ -70,7 +73,8 @@ def _onnx(subject: Subject, part: str | None, out: Path | None) -> dict[str, Any
     file = _file(subject, name, "onnx", out)
     evaluation.require_packages()
     say("exporting and checking; that takes some seconds")
-    content = evaluation.to_onnx(graph, _about(subject))
+    about = {"command": command_line(), "command_sha256": digest(command_line()), **_about(subject)}
+    content = evaluation.to_onnx(graph, about)
     checked = evaluation.check(content, graph)
     files.write_bytes(file, content)
     say(f"{name}: {file}")
@@ -80,11 +84,11 @@ def _onnx(subject: Subject, part: str | None, out: Path | None) -> dict[str, Any
 
 
 def _file(subject: Subject, name: str, kind: str, out: Path | None) -> Path:
-    """Where the file goes: `out`, in the folder `out`, or here."""
+    """Where the file goes: `out`, in the folder `out`, or here, with a number if need be."""
     usual = Path(f"{subject.info.name}-{name}{SUFFIXES[kind]}")
     if out is None:
-        return usual
-    return out / usual if out.is_dir() else out
+        return outputs.unused(usual)
+    return outputs.claim(out / usual if out.is_dir() else out)
 
 
 def _check_out(kind: str, out: Path | None) -> None:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from genssl.commands import options
+from genssl.commands import options, outputs
 from genssl.commands.samples import Source, bearable, open_source, usual_number
 from genssl.commands.screen import ticking
-from genssl.commands.subject import Part, chosen_path, deliver, origin, write_outcome
+from genssl.commands.subject import Part, deliver, origin, write_outcome
 
 if TYPE_CHECKING:
     from genssl.data.split import Split
@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
 
 
 def fidelity(
+    context: typer.Context,
     run: Annotated[
         str,
         typer.Argument(metavar="REF", help="A method, a run's name or path, or a folder of samples."),
@@ -61,6 +62,7 @@ def fidelity(
     from genssl.eval import fidelity as evaluation
     from genssl.eval.fidelity_numbers import Settings
 
+    target = _target(source, outputs.evaluation_name(context), out)
     count = n or usual_number(source.device)
     real = source.real(part, 2 * count, seed)
     images, about = source.images(count, chosen, seed, batch_size)
@@ -72,7 +74,7 @@ def fidelity(
     outcome = replace(
         outcome, values={**outcome.values, "sampling": about}, notes=outcome.notes if n else notes
     )
-    _deliver(source, outcome, out, as_json, real)
+    _deliver(source, outcome, target, as_json, real)
 
 
 def _who(source: Source) -> str:
@@ -81,15 +83,23 @@ def _who(source: Source) -> str:
     return bearable(source.device)
 
 
-def _deliver(source: Source, outcome: "Outcome", out: Path | None, as_json: bool, real: "Split") -> None:
+def _target(source: Source, name: str, out: Path | None) -> outputs.Target:
     """Of a run, or of a folder: by default beside that, where nothing counts as a sample."""
     if source.subject is not None:
-        deliver(source.subject, NAME, outcome, out, as_json, real)
+        return outputs.target_of_run(source.subject.info.folder, name, out)
+    assert source.folder is not None
+    folder = source.folder.resolve()
+    return outputs.target(folder.with_name(f"{folder.name}-{name}.png"), name, out)
+
+
+def _deliver(
+    source: Source, outcome: "Outcome", target: outputs.Target, as_json: bool, real: "Split"
+) -> None:
+    if source.subject is not None:
+        deliver(source.subject, NAME, outcome, target, as_json, real)
         return
     from genssl.runtime import describe
 
     assert source.folder is not None
-    folder = source.folder.resolve()
-    picture = chosen_path(NAME, out) or folder.with_name(f"{folder.name}-{NAME}.png")
     about = {"device": describe(source.device), **origin(real)}
-    write_outcome(f"{NAME} {folder.name}", about, outcome, picture, as_json)
+    write_outcome(f"{NAME} {source.folder.resolve().name}", about, outcome, target, as_json)

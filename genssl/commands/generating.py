@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from genssl.commands import options
-from genssl.commands.pictures import empty_folder, write_each
+from genssl.commands import options, outputs
+from genssl.commands.pictures import write_each
 from genssl.commands.screen import ticking
 from genssl.commands.subject import deliver, find_run, open_run
 
@@ -17,6 +17,7 @@ def register(app: typer.Typer) -> None:
 
 
 def sample(
+    context: typer.Context,
     run: options.Run,
     n: Annotated[int, typer.Option("-n", min=1, help="How many images.")] = 64,
     prior: options.Prior = None,
@@ -44,20 +45,23 @@ def sample(
     find_run(run, checkpoint, data)  # before a folder is made
     folder = None
     if out is not None and (out.is_dir() or not out.suffix):
-        folder = empty_folder(out)
+        folder = outputs.claim_folder(out)
+        out = folder.with_name(f"{folder.name}-grid.png")  # beside it: it holds nothing but samples
     else:
         options.checked_picture(out)
     subject = open_run(run, checkpoint, device, data)
     from genssl.eval import sample as evaluation
+    from genssl.metrics.sharpness import SHARPNESS
 
+    target = outputs.target_of_run(subject.info.folder, outputs.evaluation_name(context), out)
     with ticking("sampling") as tick:
         outcome, images = evaluation.sample(
             subject.method, n, seed=seed, batch_size=batch_size, tick=tick, options=chosen
         )
+    outcome = evaluation.with_sharpness(outcome, images, subject.info.metrics.get(SHARPNESS))
     if trajectory:
         way = evaluation.trajectory(subject.method, seed=seed, options=chosen)
         outcome.figures.update(way.figures)
     if folder is not None:
         write_each(images, folder)
-        out = folder.with_name(f"{folder.name}-grid.png")  # beside it: it holds nothing but samples
-    deliver(subject, "sample", outcome, out, as_json)
+    deliver(subject, "sample", outcome, target, as_json)

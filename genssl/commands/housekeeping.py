@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from genssl.commands import options
-from genssl.commands.pictures import empty_folder, write_each
+from genssl.commands import options, outputs
+from genssl.commands.pictures import write_each
 from genssl.commands.screen import say, show_rows, show_values
 from genssl.commands.subject import PARTS, read_split
 from genssl.errors import FAILED_RUN, UserError
+from genssl.invocation import command_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -74,20 +75,22 @@ def data_preview(
     ] = None,
     skip_bad: options.SkipBad = False,
     out: Annotated[
-        Path, typer.Option(help="Where the picture goes.", callback=options.checked_picture)
-    ] = Path("preview.png"),
+        Path | None,
+        typer.Option(help="The picture; preview.png here by default.", callback=options.checked_picture),
+    ] = None,
 ) -> None:
     """Draw a contact sheet of a data set, or of a method's random views of it."""
     if settings and views is None:
         raise UserError("--set is for the settings of a method's views; name the method with --views")
+    picture_path = outputs.target(Path("preview.png"), "preview", out).picture
     config = _config(views, settings or []) if views else None
     from genssl import figures, files
 
     split = read_split(data, part, image_size, seed, skip_bad)
     shown = split.take(n, seed)
     picture = _views_picture(shown, config, seed) if config else figures.grid(shown.images)
-    files.write_picture(out, picture)
-    say(f"{split.name} {part}: {len(split):,} images of {len(split.classes)} classes; {out}")
+    files.write_picture(picture_path, picture, {"command": command_line()})
+    say(f"{split.name} {part}: {len(split):,} images of {len(split.classes)} classes; {picture_path}")
 
 
 @data_app.command("export")
@@ -103,7 +106,7 @@ def data_export(
     skip_bad: options.SkipBad = False,
 ) -> None:
     """Write real images one by one, as other tools take them: beside those of `sample --out FOLDER`."""
-    folder = empty_folder(out)
+    folder = outputs.claim_folder(out)
     split = read_split(data, part, image_size, seed, skip_bad)
     write_each(split.take(n, seed).images, folder)
 

@@ -67,7 +67,8 @@ Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
 Out = Annotated[
     Path | None,
     typer.Option(
-        help="Where the picture goes; beside the run, in eval/, by default.", callback=checked_picture
+        help="The picture, without a file of numbers; by default both go to the run's eval/.",
+        callback=checked_picture,
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON and nothing else.")]

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from genssl.commands import options
+from genssl.commands import options, outputs
 from genssl.commands.screen import ticking
 from genssl.commands.subject import Subject, deliver, find_run, open_run
 from genssl.errors import UserError
@@ -27,6 +27,7 @@ def register(app: typer.Typer) -> None:
 
 
 def reconstruct(
+    context: typer.Context,
     run: options.Run,
     n: Annotated[int, typer.Option("-n", min=1, help="How many images to show.")] = 16,
     t_prime: Annotated[
@@ -61,6 +62,7 @@ def reconstruct(
     if features is not None:
         find_run(features, None)
     subject = open_run(run, checkpoint, device)
+    target = outputs.target_of_run(subject.info.folder, outputs.evaluation_name(context), out)
     split = subject.split(data, "test", limit, seed, skip_bad)
     with ticking("reconstructing") as tick:
         if levels is not None:
@@ -83,8 +85,8 @@ def reconstruct(
             from genssl.eval.reconstruct import reconstruct as evaluate
 
             outcome = evaluate(subject.method, split, n, seed=seed, batch_size=batch_size, tick=tick)
-    name = "reconstruct" if not noised else "noise-levels" if sweep else f"reconstruct-{t_prime}"
-    deliver(subject, name, outcome, out, as_json, split)
+    title = "reconstruct" if not noised else "noise-levels" if sweep else f"reconstruct-{t_prime}"
+    deliver(subject, title, outcome, target, as_json, split)
 
 
 def _check_choice(name: str, noised: bool, t_prime: int | None, sweep: str | None) -> None:
@@ -106,6 +108,7 @@ def _encoder(reference: str | None, subject: Subject, device: str) -> "Callable[
 
 
 def interpolate(
+    context: typer.Context,
     run: options.Run,
     rows: Annotated[int, typer.Option(min=1, help="How many paths.")] = 8,
     steps: Annotated[int, typer.Option(min=2, help="Images on a path, both ends included.")] = 10,
@@ -138,6 +141,7 @@ def interpolate(
     else:
         _refuse(method, {"--way": way, "--t-prime": t_prime})
     subject = open_run(run, checkpoint, device)
+    target = outputs.target_of_run(subject.info.folder, outputs.evaluation_name(context), out)
     split = subject.split(data, "test", 2 * rows, seed, skip_bad) if diffusion or between == "test" else None
     outcome: Outcome
     if diffusion:
@@ -156,7 +160,7 @@ def interpolate(
             subject.method, split, rows=rows, steps=steps, shape=path or "linear", seed=seed,
             device=subject.device,
         )  # fmt: skip
-    deliver(subject, "interpolate", outcome, out, as_json, split)
+    deliver(subject, "interpolate", outcome, target, as_json, split)
 
 
 def _refuse(method: str, given: dict[str, object]) -> None:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from genssl.commands import options
+from genssl.commands import options, outputs
 from genssl.commands.screen import say
 from genssl.errors import UserError
+from genssl.marks import command_of
 from genssl.places import REPORT
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def report(
     from genssl.report import find, page
 
     found = find.gather(runs or [])
-    written = page.write(found, _page(out) or find.usual_page(found))
+    written = page.write(found, _page(out, find.usual_page(found)))
     for problem in written.problems:
         say(f"warning: {problem}")
     if as_json:
@@ -47,12 +48,21 @@ def report(
     )
 
 
-def _page(out: Path | None) -> Path | None:
-    """What --out means: a page, or a folder for it."""
-    if out is None or out.suffix.lower() in {".html", ".htm"}:
-        return out
+def _page(out: Path | None, usual: Path) -> Path:
+    """What --out means: a page, or a folder for it; else `usual`, perhaps numbered.
+
+    In a folder of runs the report of another command is replaced: it is about the same runs.
+
+    Raises:
+        UserError: --out is no page, or something else is there.
+    """
+    if out is None:
+        is_report = usual.parent != Path() and usual.exists() and command_of(usual) is not None
+        return usual if is_report else outputs.unused(usual)
+    if out.suffix.lower() in {".html", ".htm"} and not out.is_dir():
+        return outputs.claim(out)
     if out.is_dir() or not out.suffix:
-        return out / REPORT
+        return outputs.claim(out / REPORT)
     raise UserError(f"the report is a page, and --out {out} is none; name it {out.with_suffix('.html')}")
 
 

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from genssl.commands import options
+from genssl.commands import options, outputs
 from genssl.commands.screen import say, ticking
-from genssl.commands.subject import Part, Subject, deliver, open_run, picture_path, provenance
+from genssl.commands.subject import Part, Subject, deliver, open_run, provenance
 from genssl.errors import UserError
+from genssl.invocation import command_line
 
 if TYPE_CHECKING:
     from genssl.data.split import Split
@@ -31,6 +32,7 @@ def register(app: typer.Typer) -> None:
 
 
 def knn_eval(
+    context: typer.Context,
     run: options.Run,
     k: Annotated[int, typer.Option("-k", min=1, help="Neighbours that vote.")] = 200,
     temperature: Annotated[float, typer.Option(help="A vote weighs exp(cosine / temperature).")] = 0.1,
@@ -52,16 +54,18 @@ def knn_eval(
     subject = open_run(run, checkpoint, device)
     from genssl.eval import knn_eval as evaluation
 
+    target = outputs.target_of_run(subject.info.folder, outputs.evaluation_name(context), out)
     train, test = _splits(subject, data, limit, test_limit, seed, skip_bad)
     with ticking("comparing") as tick:
         outcome = evaluation.knn_eval(
             subject.method, train, test, k=k, temperature=temperature, batch_size=batch_size, tick=tick,
             floors=floors,
         )  # fmt: skip
-    deliver(subject, "knn-eval", outcome, out, as_json, test)
+    deliver(subject, "knn-eval", outcome, target, as_json, test)
 
 
 def linear_eval(
+    context: typer.Context,
     run: options.Run,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the train images.")] = 100,
     lr: Annotated[float, typer.Option("--lr", help="The learning rate at the start.")] = 30.0,
@@ -89,18 +93,21 @@ def linear_eval(
     from genssl.eval import linear_eval as evaluation
     from genssl.eval.probe import ProbeSettings
 
+    target = outputs.target_of_run(subject.info.folder, outputs.evaluation_name(context), out)
     train, test = _splits(subject, data, limit, test_limit, seed, skip_bad)
     with ticking("classifying") as tick:
         outcome, probe = evaluation.linear_eval(
             subject.method, train, test, ProbeSettings(epochs=epochs, learning_rate=lr), augment=augment,
             seed=seed, batch_size=batch_size, tick=tick,
         )  # fmt: skip
-    deliver(subject, "linear-eval", outcome, out, as_json, test)
-    lines = [json.dumps(record) + "\n" for record in evaluation.records(probe)]
-    files.write_text(picture_path(subject, "linear-eval", out).with_suffix(".jsonl"), "".join(lines))
+    deliver(subject, "linear-eval", outcome, target, as_json, test)
+    if target.with_numbers:
+        lines = [json.dumps(record) + "\n" for record in evaluation.records(probe)]
+        files.write_text(target.picture.with_suffix(".jsonl"), "".join(lines))
 
 
 def features(
+    context: typer.Context,
     run: options.Run,
     part: Annotated[Part, typer.Option(help="Of which images.")] = "test",
     checkpoint: options.Checkpoint = None,
@@ -123,15 +130,19 @@ def features(
     from genssl import files
     from genssl.eval import features as evaluation
 
+    picture = out if out is None or out.is_dir() else out.with_suffix(".png")
+    target = outputs.target_of_run(subject.info.folder, outputs.evaluation_name(context), picture)
+    file = target.picture.with_suffix(FILE)
+    if not target.with_numbers:
+        outputs.claim(file)
     split = subject.split(data, part, limit, seed, skip_bad)
     with ticking("encoding") as tick:
         outcome, tensors = evaluation.features(subject.method, split, batch_size=batch_size, tick=tick)
-    picture = out if out is None or out.is_dir() else out.with_suffix(".png")
-    file = picture_path(subject, f"features-{part}", picture).with_suffix(FILE)
     about = {name: str(value) for name, value in provenance(subject, split).items()}
+    about["command"] = command_line()
     files.write_tensors(file, tensors, {**about, **evaluation.metadata_of(split)})
     say(f"features: {file}")
-    deliver(subject, f"features-{part}", outcome, picture, as_json, split)
+    deliver(subject, f"features-{part}", outcome, target, as_json, split)
 
 
 def _splits(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from genssl.commands import options
+from genssl.commands import options, outputs
 from genssl.commands.progress import TrainingScreen
 from genssl.commands.samples import usual_number
 from genssl.commands.screen import readable, results, say, show_rows, show_values
@@ -28,7 +28,6 @@ NAMED = {
 }
 
 LONGEST = 200  # characters of a study's folder
-PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg"}
 
 
 def register(app: typer.Typer) -> None:
@@ -115,12 +114,12 @@ def ablate(
     arms = study.arms_of(baseline, changes, *combinations)
     changed = dict.fromkeys(name for arm in arms for name in arm.changes)
     name = "-".join(["ablate", run_name(baseline, None), *changed])
-    picture = _picture_path(root() / name[:LONGEST], "ablate", out)
     require(baseline.data)
+    target = outputs.target_of_study(root() / name[:LONGEST], "ablate", out)
     with TrainingScreen(quiet=as_json) as screen:
         how = Options(device=device, max_minutes=max_minutes)
         outcome = study.ablate(baseline, arms, how, screen, seeds)
-    if not _written(outcome, picture, as_json):
+    if not _written(outcome, target, as_json):
         rows = outcome.values["rows"]
         title = f"ablation of {baseline.method} on {baseline.data}"
         show_rows(title, _table({row["arm"]: row["numbers"] for row in rows}))
@@ -170,7 +169,7 @@ def compare(
 
     folders = find_several(runs)
     name = "-".join(["compare", *(folder.name for folder in folders)])
-    picture = _picture_path(root() / name[:LONGEST], "compare", out)
+    target = outputs.target_of_study(root() / name[:LONGEST], "compare", out)
     from genssl.runtime import choose_device
     from genssl.studies import compare as study
     from genssl.studies.generated import table
@@ -178,7 +177,7 @@ def compare(
     with TrainingScreen(quiet=as_json) as screen:
         samples = None if no_fidelity else n or usual_number(choose_device(device))
         outcome = study.compare(folders, device, screen, samples)
-    if not _written(outcome, picture, as_json):
+    if not _written(outcome, target, as_json):
         rows = outcome.values["runs"]
         show_rows("what they are", [_identity(row) for row in rows])
         if outcome.values["differences"]:
@@ -196,28 +195,19 @@ def _identity(row: dict[str, Any]) -> dict[str, Any]:
     return {**{name: row[name] for name in names}, "state": state, "path": row["path"]}
 
 
-def _picture_path(folder: Path, stem: str, out: Path | None) -> Path:
-    """Where the figure goes, known before anything is trained; the numbers go beside it."""
-    if out is None:
-        return folder / f"{stem}.png"
-    if out.suffix in PICTURES and not out.is_dir():
-        return out
-    if out.is_file():
-        raise UserError(f"--out {out} is a file; give a folder, or a picture such as {out}.png")
-    return out / f"{stem}.png"
-
-
-def _written(outcome: "Outcome", picture: Path, as_json: bool) -> bool:
-    """Write the figures and the numbers, and say where; True when they were shown as JSON."""
+def _written(outcome: "Outcome", target: outputs.Target, as_json: bool) -> bool:
+    """Write the figures, and the numbers if they have a file; True when these were shown as JSON."""
     from genssl import files
 
     values = {"command": command_line(), **outcome.values, "notes": list(outcome.notes)}
     for place, (name, figure) in enumerate(outcome.figures.items()):
-        path = picture if place == 0 else picture.with_stem(f"{picture.stem}-{name}")
-        files.write_picture(path, figure)
+        path = target.picture if place == 0 else target.further(name)
+        files.write_picture(path, figure, {"command": command_line()})
         say(f"figure: {path}")
-    files.write_json(picture.with_suffix(".json"), values)
-    say(f"numbers: {picture.with_suffix('.json')}")
+    if target.with_numbers:
+        numbers = target.picture.with_suffix(".json")
+        files.write_json(numbers, values)
+        say(f"numbers: {numbers}")
     if as_json:
         print(json.dumps(values, indent=2))
     return as_json

@@ -5,15 +5,16 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from genssl.commands.outputs import Target
 from genssl.commands.screen import say, show_values, ticking
 from genssl.data.known import source_of
-from genssl.errors import UserError
 from genssl.invocation import command_line, rank
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from genssl.checkpoint import RunInfo
@@ -105,21 +106,20 @@ def open_run(reference: str, named: str | None, device: str, data: str | None = 
 
 def deliver(
     subject: Subject,
-    name: str,
+    title: str,
     outcome: "Outcome",
-    out: Path | None,
+    target: Target,
     as_json: bool,
     split: "Split | None" = None,
 ) -> None:
-    """Write the picture and the numbers of a run, and show the numbers."""
-    title, picture = f"{name} {subject.info.name}", picture_path(subject, name, out)
-    write_outcome(title, provenance(subject, split), outcome, picture, as_json)
+    """Write the picture and the numbers of a run, and show the numbers under `title`."""
+    write_outcome(f"{title} {subject.info.name}", provenance(subject, split), outcome, target, as_json)
 
 
 def write_outcome(
-    title: str, about: Mapping[str, Any], outcome: "Outcome", picture: Path, as_json: bool
+    title: str, about: Mapping[str, Any], outcome: "Outcome", target: Target, as_json: bool
 ) -> None:
-    """Write the pictures, and the numbers with what they are `about` beside them; show the numbers."""
+    """Write the pictures, and the numbers with what they are `about`; show the numbers."""
     from genssl import files
 
     if rank() > 0:  # the first process has the same ones
@@ -127,14 +127,20 @@ def write_outcome(
     values = {"command": command_line(), **about, **outcome.values, "notes": list(outcome.notes)}
     values = finite(values)
     for place, (name, figure) in enumerate(outcome.figures.items()):
-        path = picture if place == 0 else picture.with_stem(f"{picture.stem}-{name.replace(' ', '-')}")
-        files.write_picture(path, figure)
+        path = target.picture if place == 0 else target.further(name)
+        files.write_picture(path, figure, origin_of(values))
         say(f"{name}: {path}")
-    files.write_json(picture.with_suffix(".json"), values)
+    if target.with_numbers:
+        files.write_json(target.picture.with_suffix(".json"), values)
     if as_json:
         print(json.dumps(values, indent=2))
     else:
         show_values(title, outcome.values, outcome.notes)
+
+
+def origin_of(values: Mapping[str, Any]) -> dict[str, str]:
+    """What a picture says of itself: the command, and the run and weights where it is of one."""
+    return {name: str(values[name]) for name in ("command", "run", "weights_sha256") if name in values}
 
 
 def finite(value: Any) -> Any:
@@ -163,25 +169,3 @@ def provenance(subject: Subject, split: "Split | None") -> dict[str, Any]:
 def origin(split: "Split") -> dict[str, str]:
     """Which images a number was measured on."""
     return {"data": split.name, "part": split.part, "data_digest": split.digest}
-
-
-def picture_path(subject: Subject, name: str, out: Path | None) -> Path:
-    """`out`, else <run>/eval/<name>.png, else ./<run>-<name>.png where the run's folder takes no results."""
-    from genssl.places import takes_results
-
-    folder = subject.info.folder
-    kept = folder / "eval" / f"{name}.png" if takes_results(folder) else Path(f"{folder.name}-{name}.png")
-    return chosen_path(name, out) or kept
-
-
-def chosen_path(name: str, out: Path | None) -> Path | None:
-    """The picture that --out means: `out`, or `name` in it where it is a folder; None where it was not given.
-
-    Raises:
-        UserError: it has no suffix.
-    """
-    if out is None or (out.suffix and not out.is_dir()):
-        return out
-    if out.is_dir():
-        return out / f"{name}.png"
-    raise UserError(f"--out {out} has no suffix; name a picture such as {out}.png")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from genssl.settings import Config
     from genssl.train.options import Options
 
-NEXT = {"vae": "genssl sample vae -n 64 --out grid.png", "ddpm": "genssl sample ddpm -n 64 --out grid.png"}
+NEXT = {"vae": "genssl sample vae -n 64 --out vae.png", "ddpm": "genssl sample ddpm -n 64 --out ddpm.png"}
 
 
 def register(app: typer.Typer) -> None:

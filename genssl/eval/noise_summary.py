@@ -13,6 +13,11 @@ from genssl.eval.noise_judge import Judge
 from genssl.eval.noise_pictures import Curves, describe_half
 from genssl.metrics.recovery import HalfLevel, half_level, psnr
 
+# RMSE of results over RMSE of noised images above which a network does not denoise. Measured with 8 rendered
+# digits and dpm++ at t' = 16 to 256: the shipped DDPM 0.15; 0 for the noise 1.00; other noise for it 0.93; a
+# network after 20 steps of training 0.84, after 50 steps 0.56
+HARDLY_NEARER = 0.8
+
 
 def summarise(
     snr: Tensor,
@@ -91,17 +96,42 @@ def _snr_at(snr: Tensor, level: float | None) -> float | None:
     return math.exp(np.interp(level, np.arange(1, len(snr) + 1), snr.log().numpy()))
 
 
-def _told(half: HalfLevel, last: int) -> str:
+def _described(half: HalfLevel, last: int, denoises: bool) -> str:
     if half.level is None:
-        return f"t* not reached by t' = {last}, nor in {half.not_reached:.1%} of the resamples; go on higher"
+        missing = f"t* not reached by t' = {last}, nor in {half.not_reached:.1%} of the resamples"
+        return f"{missing}; go on higher" if denoises else missing
     share = f"; not reached in {half.not_reached:.1%} of the resamples" if half.not_reached else ""
     return f"{describe_half(half)}, 95 % of resampled queries{share}"
 
 
-def notes_of(curves: Curves) -> Iterator[str]:
-    """What t* is and how sure, and how to read the rest."""
+def error_ratio(curves: Curves, found: dict[str, Tensor]) -> tuple[float, int]:
+    """The least ratio, over noise levels, of the results' RMSE to that of the noised images; and its level.
+
+    Only levels with more signal than noise count, or the first: in more noise even a result that is noise is
+    nearer, since it is clipped to the range of images.
+    """
+    shown = [i for i, level in enumerate(curves.levels) if curves.snr[level - 1] >= 1] or [0]
+    ratios = {i: _rmse(found["mse"][i]) / max(_rmse(found["noised_mse"][i]), 1e-12) for i in shown}
+    least = min(ratios, key=lambda i: ratios[i])
+    return ratios[least], least
+
+
+def _rmse(mse: Tensor) -> float:
+    return float(mse.double().mean().sqrt())
+
+
+def notes_of(curves: Curves, found: dict[str, Tensor]) -> Iterator[str]:
+    """What t* is and how sure, whether the network denoises at all, and how to read the rest."""
+    ratio, least = error_ratio(curves, found)
+    denoises = ratio <= HARDLY_NEARER
+    if not denoises:
+        yield (
+            "the results are hardly nearer to the originals than the noised images are, at best RMSE "
+            f"{_rmse(found['mse'][least]):.3g} beside {_rmse(found['noised_mse'][least]):.3g} at t' = "
+            f"{curves.levels[least]}: the network does not denoise yet, and t* means nothing; train it longer"
+        )
     for name, half in curves.half.items():
-        yield f"identity in {name}: {_told(half, curves.levels[-1])}"
+        yield f"identity in {name}: {_described(half, curves.levels[-1], denoises)}"
         if curves.identity[name][0] <= 0.5:
             yield f"identity in {name} is lost below the first level, t' = {curves.levels[0]}: start lower"
     if curves.classes is not None:

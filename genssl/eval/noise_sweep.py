@@ -88,7 +88,7 @@ def sweep(
     title = f"Noised to t' and brought back: one image by every step; beneath, {drawn} by {sampler}"
     how = f"curves: {sampler} with at most {max(used)} steps; rows of the picture: every ancestral step"
     picture = draw_sweep(rows, curves, title)
-    return Outcome(values, {"noise levels": picture}, (how, *notes_of(curves)))
+    return Outcome(values, {"noise levels": picture}, (how, *notes_of(curves, found)))
 
 
 def network_calls(

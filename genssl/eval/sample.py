@@ -4,6 +4,7 @@ import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from genssl import figures
 from genssl.data.batches import chunks
 from genssl.errors import UserError
 from genssl.eval.outcome import Outcome
+from genssl.metrics.sharpness import SHARPNESS, mean_sharpness
 from genssl.models.method import Method
 from genssl.pixels import to_bytes
 from genssl.runtime import generators, measuring
@@ -21,6 +23,10 @@ Tick = Callable[[int, int], None]  # images done, images in all
 
 SNAPSHOTS = 10  # of a trajectory
 FOLLOWED = 8  # images whose trajectory is drawn
+FACTOR = 2.0  # between the sharpness of samples and of training images, from which on a note says so
+# Samples below which nothing is said: of 16 rendered digits, 2.7 % of draws differ by more than the factor
+# from all of them by chance; of 64 none of 5,000
+ENOUGH = 16
 
 
 def sampler_of(method: Method, options: Mapping[str, Any]) -> Callable[..., Tensor]:
@@ -102,6 +108,33 @@ def sample(
     if calls[0]:
         values["network_calls_an_image"] = calls[0] // len(list(chunks(n, batch_size)))
     return Outcome(values, {"samples": figures.grid(images)}), images
+
+
+def with_sharpness(outcome: Outcome, images: Tensor, train_sharpness: float | None) -> Outcome:
+    """The outcome with the images' mean sharpness, and a note where it is far from the training images'.
+
+    Args:
+        outcome: of `sample`.
+        images: the samples, uint8 (N, 3, H, W).
+        train_sharpness: of what the run learnt from; None: not known, and nothing is compared.
+    """
+    own = mean_sharpness(images)
+    if train_sharpness is None:
+        return replace(outcome, values={**outcome.values, "sharpness": own})
+    values = {**outcome.values, "sharpness": own, SHARPNESS: train_sharpness}
+    note = _sharpness_note(own, train_sharpness, fast=outcome.values.get("sampler") in {"dpm++", "ddim"})
+    notes = outcome.notes if note is None or len(images) < ENOUGH else (*outcome.notes, note)
+    return replace(outcome, values=values, notes=notes)
+
+
+def _sharpness_note(own: float, reference: float, *, fast: bool) -> str | None:
+    beside = f"the samples' sharpness is {own:,.0f}, that of the training images {reference:,.0f}"
+    if own > FACTOR * reference:
+        ways = "train longer, or try `--sampler ancestral` or more `--steps`" if fast else "train longer"
+        return f"{beside}: noise is left in them, as of a network that has learnt little; {ways}"
+    if own < reference / FACTOR:
+        return f"{beside}: they are blurred; train longer, or take it as this method's limit"
+    return None
 
 
 def _how(method: Method, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def nearest(bank: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _nearest(bank: Tensor, queries: Tensor) -> Tensor:
-    # |q - b|^2 = |q|^2 + |b|^2 - 2 q.b, where |q|^2 is the same for all b; around the mean, so that less cancels
+    # |q - b|^2 = |q|^2 + |b|^2 - 2 q.b, where |q|^2 is the same for all b; centered, so that less cancels
     center = queries.mean(0)
     queries = queries - center
     smallest = torch.full((len(queries),), torch.inf, device=queries.device)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 GRAY = (0.299, 0.587, 0.114)  # ITU-R BT.601
 LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
+SHARPNESS = "train_sharpness"  # that of a run's training images, among the numbers kept with its weights
 ROWS = 1024  # images, or rows of distances, at once
 
 
@@ -34,6 +35,11 @@ def sharpness(images: Tensor) -> Tensor:
         # Second derivatives: their variance is the energy at the highest frequencies
         parts.append(F.conv2d(gray, kernel).flatten(1).var(1, correction=0))
     return torch.cat(parts)
+
+
+def mean_sharpness(images: Tensor) -> float:
+    """The mean of `sharpness` over images, uint8 (N, 3, H, W); in float64, N at least 1."""
+    return float(sharpness(images).double().mean())
 
 
 def variety(x: Tensor) -> float:

@@ -17,7 +17,7 @@ class OfRun:
     """A figure that a run has.
 
     Attributes:
-        picture: its place in the run's folder.
+        picture: its place in the run's folder; of an evaluation, the newest one is taken.
         evaluation: whose numbers belong to it; None: those of the training.
         grid: it is a grid of images.
     """
@@ -95,12 +95,13 @@ def _of_run(figure: OfRun, found: Found) -> tuple[Plate, set[Path]]:
     label = f"Figure {figure.number}"
     for run in ranked(found.runs, figure.method):
         alt = f"{label}: {figure.title}, of the run {run.name}"
-        file = run.folder / figure.picture
+        name = _newest_picture(run, figure.evaluation) if figure.evaluation else ""
+        file = run.folder / (f"eval/{name}.png" if figure.evaluation else figure.picture)
         picture = embed(file, alt, found.problems, grid=figure.grid)
         if picture is None:
             continue
-        values = run.evaluations.get(figure.evaluation or "", {})
-        own = findings.of_evaluation(figure.evaluation, values) if figure.evaluation else []
+        values = run.evaluations.get(name, {})
+        own = findings.of_evaluation(name, values) if figure.evaluation else []
         made = commands.recorded(values) if figure.evaluation else commands.recorded(run.origin)
         plate = Plate(
             anchor=f"figure-{figure.number}",
@@ -113,11 +114,25 @@ def _of_run(figure: OfRun, found: Found) -> tuple[Plate, set[Path]]:
             numbers=[*own, *_of_run_itself(run, figure)],
             notes=findings.notes_of(run, values),
             command=made,
-            usual=[commands.evaluation(run, figure.evaluation)] if figure.evaluation and not made else [],
+            usual=[commands.evaluation(run, name)] if figure.evaluation and not made else [],
         )
         return plate, {file}
     usual = commands.missing(found, figure.method, figure.evaluation)
     return _missing(figure, usual), set()
+
+
+def _newest_picture(run: Run, kind: str) -> str:
+    """The name of the newest picture of an evaluation, e.g. "sample-ancestral"; `kind` without any.
+
+    A picture is an evaluation's if there are numbers of its name: others are drawn beside it.
+    """
+    pictures = [
+        file
+        for file in (run.folder / "eval").glob(f"{kind}*.png")
+        if file.stem == kind or (file.stem in run.evaluations and commands.kind_of(file.stem) == kind)
+    ]
+    newest = max(pictures, key=lambda file: (file.stat().st_mtime_ns, file.stem == kind), default=None)
+    return newest.stem if newest else kind
 
 
 def _of_run_itself(run: Run, figure: OfRun) -> list[findings.Pair]:

@@ -80,6 +80,8 @@ SHOWN: dict[str, dict[str, Shown]] = {
         "sampler": at("sampler"),
         "network calls an image": at("network_calls_an_image"),
         "sampling time": at("seconds", seconds),
+        "sharpness": at("sharpness"),
+        "sharpness of the training images": at("train_sharpness"),
         "seed": at("seed"),
     },
     "latent-profile": {

@@ -5,7 +5,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from genssl import __version__, files
+from genssl import __version__, files, marks
+from genssl.invocation import command_line
 from genssl.report import assignment, commands, findings, others, tables, words
 from genssl.report.disk import Found, Run
 from genssl.report.parts import Cell, Plate, Table
@@ -61,9 +62,10 @@ def write(found: Found, out: Path) -> Written:
         environment=_environment(found.runs),
         problems=list(dict.fromkeys(found.problems)),
     )
-    files.write_text(path, html)
+    content = marks.mark_page(html.encode(), {"command": command_line()})
+    files.write_bytes(path, content)
     names = [run.name for run in found.runs]
-    return Written(path, len(html.encode()), names, plates, list(dict.fromkeys(found.problems)))
+    return Written(path, len(content), names, plates, list(dict.fromkeys(found.problems)))
 
 
 def _render(**content: Any) -> str:

@@ -9,7 +9,7 @@ from genssl.eval.noise_sweep import network_calls
 from genssl.models.ddpm import FAST_STEPS
 from genssl.runs import run_name
 from genssl.studies import measures
-from genssl.studies.plan import Step
+from genssl.studies.plan import Step, evaluation
 from genssl.studies.schedule import Cost, Size
 
 NAMED = ("data", "epochs", "limit", "seed", "knn_every")  # settings that have options of their own
@@ -17,7 +17,9 @@ LIKELIHOOD_IMAGES = 1000
 BOUND_IMAGES, BOUND_TIMES = 256, 50
 SWEPT_IMAGES = 128  # a noise level
 SAMPLES = 512  # whose fidelity is measured on a CPU
-SHOWN = 64  # samples in figures 4 and 10
+# Samples in figures 4 and 10. The DDPM takes every step of its process: a fast sampler makes speckle of few
+# epochs
+SHOWN = 64
 TEST_IMAGES = 10_000  # of CIFAR-10
 WEIGHTS = 100  # importance samples of an image
 TIMESTEPS = 1000
@@ -112,35 +114,29 @@ def _vae(part: Part) -> Iterator[Step]:
         (START, "interpolate (figure 6)", "interpolate"),
         (START, "reconstruct", "reconstruct"),
     ):
-        yield _step(title, f"vae/eval/{command}.json", command, "vae").with_cost(
-            Cost(part.seconds_of(seconds))
-        )
+        yield evaluation(title, command, "vae").with_cost(Cost(part.seconds_of(seconds)))
     images = Size("--limit", LIKELIHOOD_IMAGES, 100)
-    yield _step(
-        "estimate the likelihood", "vae/eval/importance-ll.json",
-        "importance-ll", "vae", "--limit", images.full,
-    ).with_cost(part.cost(scalable=WEIGHTS * images.full, size=images))  # fmt: skip
+    likelihood = evaluation("estimate the likelihood", "importance-ll", "vae", "--limit", images.full)
+    yield likelihood.with_cost(part.cost(scalable=WEIGHTS * images.full, size=images))
 
 
 def _ddpm(part: Part, full: bool) -> Iterator[Step]:
     yield _training(part, "train the DDPM (figures 7 and 8)", part.training(calls=PREVIEW_CALLS))
     levels = FINE if full else COARSE
     images = Size("--queries", SWEPT_IMAGES, 32)
-    sweep = _step(
-        "noise images and come back (figure 9)", "ddpm/eval/noise-levels.json", "reconstruct", "ddpm",
+    sweep = evaluation(
+        "noise images and come back (figure 9)", "reconstruct", "ddpm",
         "--sweep", f"{levels.start}:{levels.stop - 1}:{levels.step}", "--queries", images.full,
     )  # fmt: skip
     rows = network_calls(levels, 0)
     calls = network_calls(levels, images.full, "ancestral" if "ancestral" in sweep.arguments else "dpm++")
     yield sweep.with_cost(part.cost(2 * START, calls=rows, scalable=calls - rows, size=images))
-    drawing = _step("draw samples of the DDPM (figure 10)", "ddpm/eval/sample.json", "sample", "ddpm")
-    calls = SHOWN * (TIMESTEPS if "ancestral" in drawing.arguments else FAST_STEPS)
-    yield drawing.with_cost(part.cost(scalable=calls, size=Size("-n", SHOWN, 16)))
+    drawing = evaluation("draw samples of the DDPM (figure 10)", "sample", "ddpm", "--sampler", "ancestral")
+    yield drawing.with_cost(part.cost(scalable=SHOWN * TIMESTEPS, size=Size("-n", SHOWN, 16)))
     images = Size("--limit", BOUND_IMAGES, 32)
-    yield _step(
-        "bound the likelihood", "ddpm/eval/bits-per-dim.json",
-        "bits-per-dim", "ddpm", "--limit", images.full, "--t-samples", BOUND_TIMES,
-    ).with_cost(part.cost(scalable=BOUND_TIMES * images.full, size=images))  # fmt: skip
+    limits = ("--limit", images.full, "--t-samples", BOUND_TIMES)
+    bound = evaluation("bound the likelihood", "bits-per-dim", "ddpm", *limits)
+    yield bound.with_cost(part.cost(scalable=BOUND_TIMES * images.full, size=images))
 
 
 def _simsiam(part: Part) -> Iterator[Step]:
@@ -152,7 +148,7 @@ def _simsiam(part: Part) -> Iterator[Step]:
         ("classify by nearest neighbours", "knn-eval", START),
         ("classify by a linear layer", "linear-eval", START + PROBE),
     ):
-        step = _step(title, f"simsiam/eval/{command}.json", command, "simsiam", *limits)
+        step = evaluation(title, command, "simsiam", *limits)
         yield step.with_cost(part.cost(seconds, calls=bank, scalable=images.full, size=images))
     for title, setting, change, runs in (
         # the first of them measures the baseline, too
@@ -171,7 +167,7 @@ def _quality(vae: Part, ddpm: Part, samples: int) -> Iterator[Step]:
     images = Size("-n", samples, 64)
     for part, title, calls in ((vae, "the VAE's", 1), (ddpm, "the DDPM's", FAST_STEPS)):
         method = part.method
-        step = _step(f"measure {title} samples", f"{method}/eval/fidelity.json", "fidelity", method)
+        step = evaluation(f"measure {title} samples", "fidelity", method)
         yield step.with_cost(part.cost(4 * START, scalable=calls * samples, size=images))
     measuring = (
         measures.SAMPLES_SHOWN * TIMESTEPS

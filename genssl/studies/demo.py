@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from genssl import files, places
-from genssl.studies.plan import Plan, Step
+from genssl.studies.plan import Plan, Step, evaluation
 
 SHIPPED = ("ddpm", "simsiam")
 NEIGHBOURS = ("--limit", "2000", "--test-limit", "500")  # images that neighbours and classifiers are given
@@ -54,8 +54,8 @@ def _steps(minutes: float, seed: int) -> Iterator[Step]:
     yield _step("interpolate", "vae", "interpolate")
     yield _step("estimate its likelihood", "vae", "importance-ll", "-k", "50", "--limit", "200")
     yield _step("draw samples of a DDPM", "ddpm", "sample")
-    sweep = ("reconstruct", "ddpm", "--sweep", "16:256:80", "--queries", "32")
-    yield Step("noise images and come back", sweep, "ddpm/eval/noise-levels.json")
+    sweep = ("--sweep", "16:256:80", "--queries", "32")
+    yield _step("noise images and come back", "ddpm", "reconstruct", *sweep)
     yield _step("interpolate through noise", "ddpm", "interpolate", "--calls", "20")
     yield _step("look for neighbours", "simsiam", "knn-eval", *NEIGHBOURS)
     yield _step("fit a linear layer", "simsiam", "linear-eval", *NEIGHBOURS)
@@ -64,5 +64,4 @@ def _steps(minutes: float, seed: int) -> Iterator[Step]:
 
 
 def _step(title: str, method: str, command: str, *options: str) -> Step:
-    """A step that keeps its numbers under the command's name."""
-    return Step(title, (command, method, *options), f"{method}/eval/{command}.json")
+    return evaluation(title, command, method, *options)

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from genssl import checkpoint, files
 from genssl.errors import FAILED_RUN, INTERRUPTED, TERMINATED, WRONG_INPUT, UserError
+from genssl.eval.names import file_name
 from genssl.places import ABOUT
 from genssl.studies.schedule import Cost, Size, pace_of, seconds_for, with_option
 
@@ -81,7 +82,10 @@ class Step:
             # without the option the command takes all that there is
             if images < size.full or size.option in words:
                 words = with_option(words, size.option, str(images))
-        return replace(self, arguments=words, expected_seconds=self.cost.fixed + share * self.cost.scalable)
+        # The options of an evaluation are in the names of its files
+        makes = _numbers_of(words) if "/eval/" in self.makes else self.makes
+        expected = self.cost.fixed + share * self.cost.scalable
+        return replace(self, arguments=words, makes=makes, expected_seconds=expected)
 
     def with_cost(self, cost: Cost) -> Self:
         """The same with what it is expected to take."""
@@ -98,6 +102,33 @@ class Step:
     def on(self, device: str) -> Self:
         """The same on a device, as in --device."""
         return self if device == "auto" else replace(self, how=(*self.how, "--device", device))
+
+
+def evaluation(title: str, command: str, method: str, *options: object) -> Step:
+    """A step that measures the run of a method, and is done when its numbers are there.
+
+    Args:
+        title: what it does, for a person.
+        command: as it is typed, e.g. "knn-eval".
+        method: whose run.
+        options: with their values, none the command's default; one that begins with --no- has none.
+    """
+    words = (command, method, *map(str, options))
+    return Step(title, words, _numbers_of(words))
+
+
+def _numbers_of(arguments: Sequence[str]) -> str:
+    """Where an evaluation's numbers go, by its command line without the program."""
+    command, method, *words = arguments
+    changed: dict[str, object] = {}
+    remaining = iter(words)
+    for word in remaining:
+        name = word.lstrip("-").replace("-", "_")
+        if name.startswith("no_"):
+            changed[name.removeprefix("no_")] = False
+        else:
+            changed[name] = next(remaining)
+    return f"{method}/eval/{file_name(command, changed)}.json"
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ class Run:
         if should_compile(options, train.device, self.training.total_steps):
             self.training.compile()
         self.watch = Watch(views, train.split, test, config, train.device)
+        self.about_data = self.watch.about_data(self.training.method) if processes.leads() else {}
         self.history: list[dict[str, Any]] = []
         self.sums = Sums()  # of this epoch
         self.board: Board | None = None
@@ -212,7 +213,7 @@ class Run:
         self._write_model(finished=False)
 
     def _write_model(self, *, finished: bool) -> None:
-        metrics = self.history[-1] if self.history else {}
+        metrics = {**(self.history[-1] if self.history else {}), **self.about_data}
         epoch = self.training.step // self.training.steps_per_epoch
         self.folder.write_model(self.training.inference, epoch, finished, metrics)
 

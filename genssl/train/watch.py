@@ -12,6 +12,7 @@ from genssl.data.split import Split
 from genssl.metrics.collapse import output_std, rankme
 from genssl.metrics.features import Function, extract, extract_together
 from genssl.metrics.knn import knn_predict
+from genssl.metrics.sharpness import SHARPNESS, mean_sharpness
 from genssl.models.method import Method
 from genssl.pixels import to_model
 from genssl.runtime import generator, generators, measuring
@@ -21,6 +22,7 @@ TEST_IMAGES = 1024  # how many test images a test loss is the mean of
 PICTURES = 32  # how many images a preview shows
 NEIGHBOURS = 200  # of the nearest-neighbour accuracy, with these many images for a quick look
 BANK = 10_000
+SHARPNESS_IMAGES = 1024
 QUERIES = 2_000
 CHUNK = 256  # images at a time
 # Collapsed: an output std below this (1 is healthy, 0 is the same output for every image), or an effective
@@ -128,6 +130,12 @@ class Watch:
         bank_labels, labels = train.labels.to(self.device), test.labels.to(self.device)
         predicted = knn_predict(bank, bank_labels, queries, len(train.classes), min(NEIGHBOURS, len(bank)))
         return {"knn_accuracy": float((predicted == labels).float().mean())}
+
+    def about_data(self, method: Method) -> dict[str, float]:
+        """train_sharpness: of up to 1,024 training images, where the method draws images to compare."""
+        if not hasattr(method, "sample"):
+            return {}
+        return {SHARPNESS: mean_sharpness(self.train.take(SHARPNESS_IMAGES, self.config.seed).images)}
 
     def _features(self, method: Method, images: Tensor) -> Tensor:
         return extract_together(method.features, images, CHUNK, device=self.device)

@@ -14,6 +14,7 @@ import genssl
 from genssl import checkpoint, files
 from genssl.data.load import load
 from genssl.eval import importance_ll as evaluation
+from genssl.metrics.sharpness import mean_sharpness
 
 from ..conftest import call
 
@@ -69,7 +70,15 @@ def test_sample_writes_a_grid_and_numbers(vae_run: Path, tmp_path: Path) -> None
     found = json_of("sample", "vae", "-n", 12, "--checkpoint", vae_run, "--out", tmp_path / "grid.png")
     assert found["prior"] == "normal"
     assert Image.open(tmp_path / "grid.png").size == (4 * 34 + 2, 3 * 34 + 2)
-    assert json.loads((tmp_path / "grid.json").read_text()) == found
+    assert [file.name for file in tmp_path.iterdir()] == ["grid.png"]  # --json shows the numbers
+
+
+def test_a_run_knows_how_sharp_its_training_images_are(vae_run: Path, digits: Path) -> None:
+    known = checkpoint.inspect(vae_run).metrics["train_sharpness"]
+    assert known == pytest.approx(mean_sharpness(load(str(digits), "train").images))
+    found = json_of("sample", vae_run, "-n", 16)  # two epochs: fog
+    assert found["train_sharpness"] == known
+    assert "they are blurred" in found["notes"][0]  # type: ignore[index]
 
 
 def test_image_i_is_the_same_for_every_batch_size(vae_run: Path, tmp_path: Path) -> None:
@@ -89,7 +98,7 @@ def test_a_folder_holds_nothing_but_the_samples(vae_run: Path, tmp_path: Path) -
     result = call("sample", vae_run, "-n", 3, "--out", tmp_path / "images", "--prior", "mixture")
     assert result.exit_code == 0, result.output
     assert sorted(f.name for f in (tmp_path / "images").iterdir()) == ["00000.png", "00001.png", "00002.png"]
-    assert (tmp_path / "images-grid.png").exists()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["images", "images-grid.png"]
 
 
 def test_reconstruct(vae_run: Path) -> None:
@@ -97,7 +106,7 @@ def test_reconstruct(vae_run: Path) -> None:
     assert found["images"] == 40
     assert found["data_digest"]
     assert found["rmse"] == pytest.approx(float(found["mse"]) ** 0.5)  # type: ignore[arg-type]
-    assert Image.open(vae_run / "eval" / "reconstruct.png").size[0] == 8 * 34 + 2
+    assert Image.open(vae_run / "eval" / "reconstruct-n4.png").size[0] == 8 * 34 + 2
 
 
 @pytest.mark.parametrize("path", ["linear", "spherical"])

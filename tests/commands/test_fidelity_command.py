@@ -49,8 +49,8 @@ def test_a_run_in_the_newest_encoders_features(vae_run: Path, encoder_run: Path)
         "authenticity", "sharpness", "variety",
     ]  # fmt: skip
     assert any("20 samples are fewer than the" in note for note in found["notes"])  # type: ignore[attr-defined]
-    assert found == json.loads((vae_run / "eval" / "fidelity.json").read_text())
-    assert Image.open(vae_run / "eval" / "fidelity.png").size[0] > 300
+    assert found == json.loads((vae_run / "eval" / "fidelity-k3-n20-resamples3.json").read_text())
+    assert Image.open(vae_run / "eval" / "fidelity-k3-n20-resamples3.png").size[0] > 300
     again = json_of("fidelity", "vae", "--checkpoint", vae_run, *FEW)  # real features from the cache
     assert again["measures"] == found["measures"]
 
@@ -68,14 +68,15 @@ def test_what_a_person_sees(vae_run: Path) -> None:
 
 
 def test_options_reach_the_sampler_and_the_measures(vae_run: Path, tmp_path: Path) -> None:
-    chosen = ["--features", "pixels", *FEW, "--out", tmp_path / "f.png"]
+    chosen = ["--features", "pixels", *FEW]
     found = json_of("fidelity", vae_run, *chosen, "--no-originals", "--part", "train")
     assert (found["part"], found["dimensions"], found["neighbours"], found["resampled_halves"]) == (
         "train", 3 * 32**2, 3, 3,
     )  # fmt: skip
     assert "authenticity" not in rows_of(found)
-    assert not (tmp_path / "f.png").exists()  # it shows the training images
-    assert json.loads((tmp_path / "f.json").read_text()) == found
+    file = vae_run / "eval" / "fidelity-features-pixels-k3-n20-no-originals-train-resamples3.json"
+    assert json.loads(file.read_text()) == found
+    assert not file.with_suffix(".png").exists()  # it shows the training images
     mixture = json_of("fidelity", vae_run, *chosen, "--prior", "mixture")
     assert mixture["sampling"]["prior"] == "mixture"  # type: ignore[index]
     assert rows_of(mixture)["variety"] != rows_of(found)["variety"]
@@ -85,9 +86,9 @@ def test_options_reach_the_sampler_and_the_measures(vae_run: Path, tmp_path: Pat
 def test_a_folder_has_the_numbers_of_the_run_that_made_it(
     vae_run: Path, samples: Path, digits: Path, tmp_path: Path
 ) -> None:
-    chosen = ["--features", "pixels", "-k", 3, "--resamples", 0, "--out", tmp_path / "f.png"]
-    folder = json_of("fidelity", samples, "--data", digits, *chosen)
-    run = json_of("fidelity", vae_run, "-n", 24, *chosen)
+    chosen = ["--features", "pixels", "-k", 3, "--resamples", 0]
+    folder = json_of("fidelity", samples, "--data", digits, *chosen, "--out", tmp_path / "f.png")
+    run = json_of("fidelity", vae_run, "-n", 24, *chosen, "--out", tmp_path / "r.png")
     expected = {name: row["samples"] for name, row in rows_of(run).items()}
     kernel = expected.pop("kernel_distance")  # its subsets are of the same samples in another order
     found = {name: row["samples"] for name, row in rows_of(folder).items()}
@@ -103,7 +104,7 @@ def test_a_folder_stays_nothing_but_samples(samples: Path, digits: Path) -> None
     assert json_of("fidelity", samples, *chosen)["samples"] == 24  # all there are
     assert len(list(samples.iterdir())) == 24
     for suffix in (".png", ".json"):
-        assert samples.with_name(f"samples-fidelity{suffix}").exists()
+        assert len(list(samples.parent.glob(f"samples-fidelity-*-n20-*{suffix}"))) == 1
 
 
 @pytest.mark.parametrize(
@@ -120,6 +121,7 @@ def test_a_folder_stays_nothing_but_samples(samples: Path, digits: Path) -> None
         (["RUN", "--features", "SMALL"], "takes images of 16 pixels, and these have 32"),
         (["RUN", "-n", 8], "5 neighbours need 12 samples or more, and there are 8"),
         (["SAMPLES", "--data", "DIGITS", "--features", "pixels", "--out", "x/y"], "has no suffix"),
+        (["RUN", "--no-originals", "--out", "f.png"], "leaves nothing to draw"),
         (["RUN", "-k", 0], "-k must be at least 1"),
         (["RUN", "-n", 0], "-n"),
         (["RUN", "--resamples", -1], "--resamples"),

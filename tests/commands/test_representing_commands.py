@@ -52,8 +52,8 @@ def test_knn_eval(vae_run: Path) -> None:
     ]  # fmt: skip
     assert set(found["accuracy_by_class"]) <= set("0123456789")  # type: ignore[call-overload]
     assert found["data_digest"]
-    assert found == json.loads((vae_run / "eval" / "knn-eval.json").read_text())
-    for name in ("knn-eval.png", "knn-eval-neighbours.png"):
+    assert found == json.loads((vae_run / "eval" / "knn-eval-k20-temperature0.07.json").read_text())
+    for name in ("knn-eval-k20-temperature0.07.png", "knn-eval-k20-temperature0.07-neighbours.png"):
         assert Image.open(vae_run / "eval" / name).size[0] > 300
 
 
@@ -62,8 +62,9 @@ def test_knn_eval_of_fewer_images_and_without_floors(vae_run: Path, tmp_path: Pa
     found = json_of("knn-eval", "vae", "--checkpoint", vae_run, *chosen)
     assert (found["train_images"], found["test_images"]) == (60, 30)
     assert len(found["compared"]) == 2  # type: ignore[arg-type]
-    assert json_of("knn-eval", vae_run, *chosen, "--batch-size", 7)["accuracy"] == found["accuracy"]
-    result = call("knn-eval", vae_run, *chosen)
+    other = [*chosen[:-1], tmp_path / "other.png"]
+    assert json_of("knn-eval", vae_run, *other, "--batch-size", 7)["accuracy"] == found["accuracy"]
+    result = call("knn-eval", "vae", "--checkpoint", vae_run, *chosen)
     assert result.exit_code == 0
     for word in ("accuracy", "standard_error", "always the commonest class", "the bank is 60 train images"):
         assert word in result.stdout
@@ -71,16 +72,17 @@ def test_knn_eval_of_fewer_images_and_without_floors(vae_run: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("augment", [[], ["--augment"]])
 def test_linear_eval(vae_run: Path, tmp_path: Path, augment: list[str]) -> None:
-    chosen = ["--epochs", 4, *FEW, *augment, "--out", tmp_path / "l.png"]
+    chosen = ["--epochs", 4, *FEW, *augment]
     found = json_of("linear-eval", vae_run, *chosen)
-    rows = [json.loads(line) for line in (tmp_path / "l.jsonl").read_text().splitlines()]
+    name = "linear-eval-augment-epochs4-limit60-test30" if augment else "linear-eval-epochs4-limit60-test30"
+    rows = [json.loads(line) for line in (vae_run / "eval" / f"{name}.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     assert found["accuracy"] == rows[-1]["test_accuracy"]
     assert (found["augmented"], found["epochs"], found["train_images"]) == (bool(augment), 4, 60)
-    assert (tmp_path / "l.png").exists()
-    assert (tmp_path / "l-confusion-matrix.png").exists()
+    chosen += ["--out", tmp_path / "l.png"]
     assert json_of("linear-eval", vae_run, *chosen)["accuracy"] == found["accuracy"]
     assert "the last epoch" in call("linear-eval", vae_run, *chosen).stdout
+    assert {file.name for file in tmp_path.iterdir()} == {"l.png", "l-confusion-matrix.png"}
 
 
 def test_features_are_a_file_for_others(vae_run: Path, tmp_path: Path) -> None:
@@ -98,18 +100,20 @@ def test_features_are_a_file_for_others(vae_run: Path, tmp_path: Path) -> None:
 
 def test_features_of_a_part_beside_the_run_and_in_a_folder(vae_run: Path, tmp_path: Path) -> None:
     json_of("features", vae_run, "--part", "train", "--limit", 10)
-    tensors, _ = files.read_tensors(vae_run / "eval" / "features-train.safetensors")
+    tensors, _ = files.read_tensors(vae_run / "eval" / "features-train-limit10.safetensors")
     assert len(tensors["features"]) == 10
-    assert (vae_run / "eval" / "features-train.png").exists()
+    assert (vae_run / "eval" / "features-train-limit10.png").exists()
     json_of("features", vae_run, "--out", tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == [
-        "features-test.json", "features-test.png", "features-test.safetensors",
-    ]  # fmt: skip
+        "features-test.png",
+        "features-test.safetensors",
+    ]
 
 
 def test_features_of_images_without_labels(vae_run: Path, unlabelled: Path, tmp_path: Path) -> None:
     found = json_of("features", vae_run, "--data", unlabelled, "--part", "train", "--out", tmp_path)
-    tensors, _ = files.read_tensors(tmp_path / "features-train.safetensors")
+    (file,) = tmp_path.glob("features-train-data-heap-*.safetensors")  # four digits tell it from other heaps
+    tensors, _ = files.read_tensors(file)
     assert set(tensors) == {"features"}
     assert torch.isfinite(tensors["features"]).all()
     assert found["images"] == 18  # of 20, two are held out

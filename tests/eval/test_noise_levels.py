@@ -88,6 +88,37 @@ def test_levels_that_lose_nothing_reach_no_t_star(ddpm: DDPM, split: Split) -> N
     assert any("t* not reached by t' = 3" in note for note in outcome.notes)
 
 
+class Answer(nn.Module):
+    """A network that has learnt nothing: zeros, or noise of its own, for the noise."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(scale))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.scale * torch.randn(x.shape, generator=generator(1, "eval", int(t[0])))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+@pytest.mark.parametrize("sampler", ["dpm++", "ancestral"])
+def test_a_network_that_does_not_denoise_is_said_not_to(
+    ddpm: DDPM, split: Split, scale: float, sampler: Any
+) -> None:
+    network: Any = Answer(scale)
+    ddpm.network = network
+    outcome = sweep(ddpm, split, [1, 3, 5], queries=8, seed=0, batch_size=8, sampler=sampler, **SILENT)
+    (note,) = [text for text in outcome.notes if "hardly nearer" in text]
+    row = next(row for row in outcome.values["levels"] if f"at t' = {row['t_prime']}:" in note)
+    assert f"RMSE {row['mse'] ** 0.5:.3g} beside" in note
+    assert not any("go on higher" in text for text in outcome.notes)
+
+
+def test_a_network_that_denoises_is_not_said_to_fail(ddpm: DDPM, split: Split) -> None:
+    for levels in ([1, 3], [40, 50]):
+        outcome = sweep(ddpm, split, levels, queries=8, seed=0, batch_size=8, **SILENT)
+        assert not any("hardly nearer" in note for note in outcome.notes), levels
+
+
 def test_t_prime_counts_noising_steps_from_one(ddpm: DDPM, split: Split) -> None:
     x = to_model(split.images[:2])
     noised, _ = Reverse(ddpm, "ancestral")(x, 1, generators(0, "eval", range(2)))

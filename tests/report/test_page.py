@@ -198,6 +198,19 @@ def test_data_that_are_not_the_official_sets_are_marked(tmp_path: Path) -> None:
     assert "CIFAR-10" not in read.text
 
 
+def test_a_figure_takes_the_newest_picture_of_its_evaluation(tmp_path: Path) -> None:
+    run = folder.run(tmp_path / "vae", "vae")
+    for age, name in enumerate(["sample-n16-ancestral", "sample", "sample-n4"]):
+        folder.evaluation(run, name, {"images": 10 + age})
+        os.utime(run / "eval" / f"{name}.png", (1e9 - age, 1e9 - age))
+    folder.picture(run / "eval" / "sample-trajectory.png")  # newer, and no evaluation
+    made, read = written(tmp_path)
+    assert made.figures[3].command == "genssl sample-n16-ancestral this"
+    assert dict(made.figures[3].numbers)["images"] == "10"
+    for other in ("vae-sample", "vae-sample-n4", "vae-sample-trajectory"):  # shown among the others
+        assert other in {each.get("id") for each in read.all("article")}
+
+
 def test_many_runs_make_a_page_of_a_bearable_size(tmp_path: Path) -> None:
     for place in range(30):
         folder.run(tmp_path / f"run-{place}", "byol")

@@ -497,7 +497,7 @@ def test_the_command_shows_a_table_and_verdicts(
     for words in ("ablation of vae", "test_loss", "the baseline: test_loss", "note: one seed an arm"):
         assert words in result.stdout, words
     assert "arm 2 of 2: z_dim=2" in result.stderr
-    assert {file.name for file in tmp_path.iterdir()} == {"study.svg", "study.json"}
+    assert {file.name for file in tmp_path.iterdir()} == {"study.svg"}
 
 
 @pytest.mark.parametrize(

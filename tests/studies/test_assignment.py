@@ -15,6 +15,7 @@ import pytest
 import typer
 
 from genssl.cli import app
+from genssl.commands.outputs import evaluation_name
 from genssl.data import official
 from genssl.studies import assignment as study
 from genssl.studies.assignment import ON_A_CPU, SHARES, assignment
@@ -37,7 +38,9 @@ def check(step: Step) -> None:
     """Parse a step's line as the program does, without carrying it out."""
     words = step.line(Path("nowhere"))[2:]
     command = typer.main.get_command(app).commands[words[0]]  # type: ignore[attr-defined]
-    command.make_context(words[0], words[1:])
+    context = command.make_context(words[0], words[1:])
+    if "/eval/" in step.makes:
+        assert step.makes == f"{words[1]}/eval/{evaluation_name(context)}.json"
 
 
 TIMED = tuple(replace(part, images_per_second=100.0, seconds=60.0) for part in PARTS)
@@ -72,6 +75,14 @@ def test_the_figures_of_the_assignment_are_made() -> None:
     titles = " ".join(step.title for step in steps_of(*PARTS, device="auto"))
     for figures in ("1 to 3", "4", "5", "6", "7 and 8", "9", "10", "11", "12", "13"):
         assert f"(figure {figures})" in titles or f"(figures {figures})" in titles
+
+
+@pytest.mark.parametrize(("share", "images"), [(1.0, None), (0.5, "32"), (0.01, "16")])
+def test_the_ddpms_samples_take_every_step_and_rather_fewer_images(share: float, images: str | None) -> None:
+    steps = steps_of(*PARTS, share=share, device="auto")
+    (words,) = [step.arguments for step in steps if step.arguments[:2] == ("sample", "ddpm")]
+    assert words[2:4] == ("--sampler", "ancestral")
+    assert words[4:] == (() if images is None else ("-n", images))
 
 
 def test_settings_become_options() -> None:
@@ -181,7 +192,8 @@ def test_a_killed_assignment_goes_on(digits: Path, tmp_path: Path) -> None:
     assert "could not classify by nearest neighbours: mend" in result.stderr
     assert (out / "vae" / "model.safetensors").stat().st_mtime_ns == before
     undone = [step.makes for step in Plan.read(out).steps if not step.is_done(out)]
-    assert undone == ["simsiam/eval/knn-eval.json"]
+    assert len(undone) == 1
+    assert undone[0].startswith("simsiam/eval/knn-eval-")
     told = json.loads(call("report", out, "--json").stdout)
     assert [figure["drawn"] for figure in told["figures"]] == [True] * 13
     assert told["problems"] == []

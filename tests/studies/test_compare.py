@@ -113,17 +113,17 @@ def encoder(pair: Path) -> Iterator[Path]:
 
 @pytest.mark.usefixtures("encoder")
 def test_samples_are_measured_and_shown(tmp_path: Path) -> None:
-    result = call("vae", "vae-digits-z", "-n", 14, "--device", "cpu", "--out", tmp_path / "a.png")
+    result = call("vae", "vae-digits-z", "-n", 14, "--device", "cpu", "--out", tmp_path / "a")
     assert result.exit_code == 0, result.output
     for words in ("sample quality [95 % interval]", "frechet_distance", "floor of vae-digits-z", "sharpness"):
         assert words in result.stdout, words
     assert "note: sample quality: 14 samples a run (-n takes another number)" in result.stdout
-    found = json.loads((tmp_path / "a.json").read_text())
+    found = json.loads((tmp_path / "a" / "compare.json").read_text())
     assert [(run["run"], run["samples"]) for run in found["fidelity"]] == [
         ("vae-digits", 14), ("vae-digits-z", 14),
     ]  # fmt: skip
     assert [run["train_images"] for run in found["fidelity"]] == [120, 60]
-    with Image.open(tmp_path / "a-samples.png") as picture:
+    with Image.open(tmp_path / "a" / "compare-samples.png") as picture:
         assert picture.width > 2 * 4 * 2 * 32
     result = call("vae", "vae-digits-z", "--no-fidelity", "--device", "cpu", "--out", tmp_path / "b")
     assert result.exit_code == 0, result.output

@@ -35,6 +35,11 @@ def test_the_demo_ends_with_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (out / "vae" / "model.safetensors").stat().st_mtime_ns == before
 
 
+def test_shipped_generators_know_their_training_images() -> None:
+    for method in ("vae", "ddpm"):
+        assert checkpoint.inspect(places.shipped_root() / method).metrics["train_sharpness"] > 0
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("x")
     result = call("demo", "--out", tmp_path)
@@ -78,7 +83,7 @@ def test_a_method_without_runs_means_its_shipped_weights(
     result = call("sample", method, "-n", 4, "--json")
     assert result.exit_code == 0, result.output
     assert "weights that come with genssl" in result.stderr
-    assert (tmp_path / f"{method}-sample.png").exists()  # beside the person, not in the package
+    assert (tmp_path / f"{method}-sample-n4.png").exists()  # beside the person, not in the package
 
 
 def test_copies_of_shipped_weights_say_what_they_are(tmp_path: Path) -> None:

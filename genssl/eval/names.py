@@ -1,0 +1,66 @@
+"""What the files of an evaluation are called: its kind, and the options that matter. No torch."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from genssl.data.known import KNOWN, short_name, source_of
+
+USUAL_SWEEP = "16:256:16"  # the assignment's
+# Options that say of what, where and how fast, or that only add a picture
+UNNAMED = {"run", "checkpoint", "device", "batch_size", "out", "as_json", "trajectory"}
+LABELS = {"t_prime": "t", "t_samples": "times", "test_limit": "test", "sweep": ""}
+LONGEST = 150  # characters
+
+
+def file_name(command: str, changed: Mapping[str, Any]) -> str:
+    """The name without a suffix, e.g. "sample-n16-ancestral".
+
+    Args:
+        command: as it is typed, e.g. "knn-eval".
+        changed: options that are not the command's defaults, by the names of its parameters.
+    """
+    kind, options = _kind(command, changed)
+    parts = [_part(name, value) for name, value in sorted(options.items()) if name not in UNNAMED]
+    whole = "-".join([kind, *parts])
+    return whole if len(whole) <= LONGEST else f"{whole[: LONGEST - 9]}-{_digest(whole, 8)}"
+
+
+def _kind(command: str, changed: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """How the name begins, and the options that it does not hold yet."""
+    rest = dict(changed)
+    if command == "sample":
+        rest.pop("data", None)  # says which run
+    if command == "features":
+        return f"features-{rest.pop('part', 'test')}", rest
+    if command == "reconstruct" and "sweep" in rest:
+        if rest["sweep"] == USUAL_SWEEP:
+            del rest["sweep"]
+        return "noise-levels", rest
+    if command == "reconstruct" and "t_prime" in rest:
+        return f"reconstruct-{rest.pop('t_prime')}", rest
+    return command, rest
+
+
+def _part(name: str, value: Any) -> str:
+    """n16 of a number, ancestral of a word, augment or no-floors of a switch."""
+    if isinstance(value, bool):
+        return ("" if value else "no-") + name.replace("_", "-")
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    if name in {"data", "features"}:
+        text = f"{name}-{_short(text)}"
+    clean = re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-.")
+    return LABELS.get(name, name.replace("_", "")) + clean if text[:1].isdigit() else clean
+
+
+def _short(reference: str) -> str:
+    """The name of data or of a run; of a path its last part, and digits that tell it from other paths."""
+    if source_of(reference) in KNOWN or not ("/" in reference or Path(reference).exists()):
+        return short_name(reference)
+    return f"{short_name(reference)}-{_digest(str(Path(reference).expanduser().resolve()), 4)}"
+
+
+def _digest(text: str, digits: int) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:digits]
