@@ -27,7 +27,7 @@ FINE, COARSE = range(16, 257, 16), range(16, 257, 48)  # noise levels t' of the 
 # Seconds of a step beside its network calls, on a CPU thread that trains the VAE at REFERENCE images a second
 REFERENCE = 900.0
 START = 1.0  # reading data and weights, drawing one figure
-TRAINING = 3.0  # drawing the figures of a training and what is fitted at its end
+TRAINING = 2.0  # drawing the figures of a training and what is fitted at its end
 PROBE = 5.0  # fitting a linear classifier
 PREVIEW_CALLS = 640  # of a DDPM, for the last pictures and test losses of its training
 
@@ -109,9 +109,9 @@ def steps_of(
 def _vae(part: Part) -> Iterator[Step]:
     yield _training(part, "train the VAE (figures 1 to 3)", part.training())
     for seconds, title, command in (
-        (START, "draw samples of the VAE (figure 4)", "sample"),
-        (2 * START, "profile the latents (figure 5)", "latent-profile"),
-        (START, "interpolate (figure 6)", "interpolate"),
+        (0.1 * START, "draw samples of the VAE (figure 4)", "sample"),
+        (1.5 * START, "profile the latents (figure 5)", "latent-profile"),
+        (0.1 * START, "interpolate (figure 6)", "interpolate"),
         (START, "reconstruct", "reconstruct"),
     ):
         yield evaluation(title, command, "vae").with_cost(Cost(part.seconds_of(seconds)))
