@@ -14,6 +14,7 @@ from genssl.errors import FAILED_RUN, UserError
 from genssl.models.build import build
 from genssl.models.method import Method
 from genssl.settings import Config
+from genssl.states import State, epochs_trained, state_of
 
 MODEL = "model.safetensors"
 STATE = "state.safetensors"
@@ -25,7 +26,12 @@ FORMAT = "1"
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a run folder says about itself."""
+    """What a run folder says about itself.
+
+    Attributes:
+        epoch: whole epochs that the weights have seen.
+        finished: the weights were written at the end of a training: the last epoch's or --max-minutes'.
+    """
 
     folder: Path
     config: Config
@@ -38,6 +44,16 @@ class RunInfo:
     def name(self) -> str:
         """The folder's name."""
         return self.folder.name
+
+    @property
+    def state(self) -> State:
+        """Whether all epochs are done, time ended the training, or something else did."""
+        return state_of(self.finished, self.epoch, self.config.epochs)
+
+    @property
+    def epochs_trained(self) -> float:
+        """The epochs that the weights have seen, with the part of one that --max-minutes has cut."""
+        return epochs_trained(self.epoch, self.metrics)
 
 
 def save(method: Method, folder: Path, *, epoch: int, finished: bool, metrics: Mapping[str, Any]) -> None:

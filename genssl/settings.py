@@ -90,6 +90,8 @@ class Config(BaseModel):
 def parse_settings(settings: list[str]) -> dict[str, Any]:
     """Turn `key=value` texts into values; none and null mean no value, a leading bracket means JSON.
 
+    lr, bs and wd stand for learning_rate, batch_size and weight_decay.
+
     Raises:
         UserError: a text has no `=`.
     """
@@ -98,7 +100,8 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
         name, equals, value = setting.partition("=")
         if not equals or not name.strip():
             raise UserError(f"--set takes key=value, not {setting!r}")
-        parsed[name.strip().replace("-", "_")] = _parse_value(value.strip())
+        name = name.strip().replace("-", "_")
+        parsed[SHORT.get(name, name)] = _parse_value(value.strip())
     return parsed
 
 

@@ -23,6 +23,7 @@ Out = Annotated[
     Path | None, typer.Option(help="Where the picture goes; beside the run, in eval/, by default.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON and nothing else.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Start without asking, however long it takes.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use so many images of the split, shuffled.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable files of a path out.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images at a time.")]

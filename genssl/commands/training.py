@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from genssl.commands import options
+from genssl.commands.duration import confirm_long
 from genssl.commands.progress import TrainingScreen
 from genssl.commands.screen import say, show_values
 from genssl.errors import UserError
 from genssl.invocation import arguments, rank, started_by_torchrun
+from genssl.states import progress_of
 
 if TYPE_CHECKING:
     from genssl.settings import Config
@@ -33,7 +35,9 @@ def train(
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the train split.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Of the optimiser.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", "--lr", help="Of the optimizer.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Train on so many images, shuffled by the seed.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Pixels a side.")] = None,
     timesteps: Annotated[int | None, typer.Option(help="Diffusion steps of a DDPM.")] = None,
@@ -78,6 +82,7 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write numbers and pictures for TensorBoard, too.")
     ] = False,
+    yes: options.Yes = False,
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:
@@ -113,7 +118,15 @@ def train(
     if dry_run:
         _dry_run(settled, how, as_json)
         return
+    if not (yes or as_json or _is_begun(settled, how)):
+        confirm_long([settled], how)
     _start(settled, how, as_json)
+
+
+def _is_begun(config: "Config", how: "Options") -> bool:
+    from genssl import runs
+
+    return how.go_on and runs.begun(config, how.tag, how.out) is not None
 
 
 def _launch(gpus: int, device: str, max_restarts: int) -> None:
@@ -178,9 +191,11 @@ def _show_result(folder: Path, as_json: bool) -> None:
         return
     info = checkpoint.inspect(folder)
     if as_json:
-        print(json.dumps({"run": str(folder), "epoch": info.epoch, **info.metrics}, indent=2))
+        about = {"run": str(folder), "state": info.state, "epoch": info.epochs_trained}
+        print(json.dumps({**about, **info.metrics}, indent=2))
         return
-    show_values(f"{folder.name}, epoch {info.epoch}", info.metrics)
+    epochs = progress_of(info.epochs_trained, info.config.epochs)
+    show_values(f"{folder.name}, epoch {epochs}, {info.state}", info.metrics)
     say(f"pictures, curves and weights: {folder}")
     say(f"next: {NEXT.get(info.config.method, 'genssl knn-eval {method}').format(**vars(info.config))}")
 

@@ -12,6 +12,7 @@ NAMED = ("data", "epochs", "limit", "seed", "knn_every")  # settings that have o
 LIKELIHOOD_IMAGES = 1000
 BOUND_IMAGES, BOUND_TIMES = 256, 50
 SWEPT_IMAGES = 128  # a noise level
+UNASKED = ("--yes",)  # of a training: the plan was asked for as a whole
 SAMPLES = 512  # whose fidelity is measured on a CPU
 
 
@@ -85,7 +86,8 @@ def _simsiam(part: Part, share: float) -> Iterator[Step]:
     ):
         config = configs.make("simsiam", {**part.settings, "data": part.data})
         folder = f"ablate-{run_name(config, None)}-{setting}"
-        yield _step(title, f"{folder}/ablate.json", "ablate", "simsiam", *change, *part.options("--base"))
+        words = ("ablate", "simsiam", *change, *part.options("--base"))
+        yield Step(title, words, f"{folder}/ablate.json", how=UNASKED)
 
 
 def _quality(share: float) -> Iterator[Step]:
@@ -99,7 +101,7 @@ def _quality(share: float) -> Iterator[Step]:
 
 def _training(part: Part, title: str) -> Step:
     words = ("train", part.method, *part.options())
-    return Step(title, words, f"{part.method}/model.safetensors", trains=part.method)
+    return Step(title, words, f"{part.method}/model.safetensors", trains=part.method, how=UNASKED)
 
 
 def _step(title: str, makes: str, *arguments: object) -> Step:

@@ -7,6 +7,7 @@ import torch
 
 from genssl.data.augment import choose_views
 from genssl.data.feed import place
+from genssl.data.split import Split
 from genssl.models.build import build
 from genssl.runtime import choose_device, describe
 from genssl.settings import Config
@@ -18,6 +19,8 @@ from genssl.train.sitting import peak_memory
 
 WARM_STEPS = 3
 TIMED_STEPS = 10
+# Of a quick look at the speed; a CPU's hardly depends on the batch
+QUICK_WARM_STEPS, QUICK_STEPS, QUICK_BATCH = 1, 2, 64
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,43 @@ class Estimate:
     precision: str
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How fast a run trains.
+
+    Attributes:
+        images_per_second: over a few steps.
+        images: in the train split.
+    """
+
+    images_per_second: float
+    images: int
+
+
+def count_images(config: Config, listen: Listener = silent) -> int:
+    """How many images a run of `config` trains on.
+
+    Raises:
+        UserError: the data are not to be had.
+    """
+    return len(load_splits(config, listen)[0])
+
+
+def pace(config: Config, options: Options, listen: Listener = silent) -> Pace:
+    """A quick look at the speed of the run that `config` describes, on a CPU in batches of 64 or fewer.
+
+    Raises:
+        UserError: the data or the device is not to be had.
+    """
+    device = choose_device(options.device)
+    train, _ = load_splits(config, listen)
+    if device.type == "cpu":
+        config = config.updated({"batch_size": min(config.batch_size, QUICK_BATCH)})
+    training = _training(config, train, device, options)
+    seconds = _step_seconds(training, QUICK_WARM_STEPS, QUICK_STEPS)
+    return Pace(training.batch_size / seconds, len(train))
+
+
 def estimate(config: Config, options: Options, listen: Listener = silent) -> Estimate:
     """Take a few steps of the run that `config` describes, and scale.
 
@@ -53,18 +93,8 @@ def estimate(config: Config, options: Options, listen: Listener = silent) -> Est
     """
     device = choose_device(options.device)
     train, _ = load_splits(config, listen)
-    data = place(train, device, options.resident_limit)
-    training = Training(build(config).to(device), choose_views(config, train.classes), data, config)
-    steps = training.steps()
-    for _ in range(min(WARM_STEPS, training.total_steps - 1)):
-        next(steps)
-    start, taken = time.perf_counter(), 0
-    for step in steps:
-        step.losses["loss"].item()  # waits for the device
-        taken += 1
-        if taken == TIMED_STEPS:
-            break
-    seconds = (time.perf_counter() - start) / taken
+    training = _training(config, train, device, options)
+    seconds = _step_seconds(training, WARM_STEPS, TIMED_STEPS)
     return Estimate(
         parameters=sum(p.numel() for p in training.method.parameters() if p.requires_grad),
         memory_bytes=peak_memory(torch.device(device)),
@@ -75,3 +105,22 @@ def estimate(config: Config, options: Options, listen: Listener = silent) -> Est
         device=describe(device),
         precision=training.precision,
     )
+
+
+def _training(config: Config, train: Split, device: torch.device, options: Options) -> Training:
+    data = place(train, device, options.resident_limit)
+    return Training(build(config).to(device), choose_views(config, train.classes), data, config)
+
+
+def _step_seconds(training: Training, warm: int, timed: int) -> float:
+    """The mean seconds of a step, over `timed` of them after `warm` others, or over as many as there are."""
+    steps = training.steps()
+    for _ in range(min(warm, training.total_steps - 1)):
+        next(steps)
+    start, taken = time.perf_counter(), 0
+    for step in steps:
+        step.losses["loss"].item()  # waits for the device
+        taken += 1
+        if taken == timed:
+            break
+    return (time.perf_counter() - start) / taken
