@@ -6,7 +6,10 @@ from typing import Annotated, Any, Literal
 import typer
 
 Run = Annotated[
-    str, typer.Argument(metavar="REF", help="A method (its newest finished run), a run's name, or a path.")
+    str,
+    typer.Argument(
+        metavar="REF", help="A method (its newest run, finished ones first), a run's name, or a path."
+    ),
 ]
 Checkpoint = Annotated[
     str | None, typer.Option(metavar="REF", help="Take this run of the method: its name or path.")

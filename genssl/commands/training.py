@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from genssl.settings import Config
     from genssl.train.options import Options
 
+SHIPPED = Path("shipped")  # what --config calls the settings of the weights that come with genssl
 NEXT = {"vae": "genssl sample vae -n 64 --out grid.png", "ddpm": "genssl sample ddpm -n 64 --out grid.png"}
 
 
@@ -50,7 +51,10 @@ def train(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other setting; repeatable.")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="Start from the settings of a run folder or a config.json.")
+        Path | None,
+        typer.Option(
+            help="Start from the settings of a run folder or config.json; shipped: those that ship."
+        ),
     ] = None,
     resume: Annotated[str | None, typer.Option(metavar="RUN", help="Continue an interrupted run.")] = None,
     dry_run: Annotated[
@@ -143,9 +147,11 @@ def _remixed(config: "Config") -> "Config":
 
 def _settle(method: str | None, file: Path | None, changes: dict[str, Any]) -> "Config":
     from genssl import config as configs
-    from genssl import files
+    from genssl import files, places
 
     if file is not None:
+        if file == SHIPPED and not file.exists() and method is not None:
+            file = places.shipped_root() / configs.config_class(method).model_fields["method"].default
         file = file / "config.json" if file.is_dir() else file
         if not file.is_file():
             raise UserError(f"no such config file: {file}")

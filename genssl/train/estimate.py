@@ -1,5 +1,6 @@
 """What a run would cost, measured on a few real steps that leave nothing behind."""
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -19,8 +20,9 @@ from genssl.train.sitting import peak_memory
 
 WARM_STEPS = 3
 TIMED_STEPS = 10
-# Of a quick look at the speed; a CPU's hardly depends on the batch
-QUICK_WARM_STEPS, QUICK_STEPS, QUICK_BATCH = 1, 2, 64
+# Of a quick look at the speed, which on a CPU hardly depends on the batch
+QUICK_WARM_STEPS, QUICK_BATCH = 1, 32
+QUICK_SECONDS = 1.0  # after which no further step is timed
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def count_images(config: Config, listen: Listener = silent) -> int:
 
 
 def pace(config: Config, options: Options, listen: Listener = silent) -> Pace:
-    """A quick look at the speed of the run that `config` describes, on a CPU in batches of 64 or fewer.
+    """A quick look at the speed of the run that `config` describes, on a CPU in batches of 32 or fewer.
 
     Raises:
         UserError: the data or the device is not to be had.
@@ -81,7 +83,7 @@ def pace(config: Config, options: Options, listen: Listener = silent) -> Pace:
     if device.type == "cpu":
         config = config.updated({"batch_size": min(config.batch_size, QUICK_BATCH)})
     training = _training(config, train, device, options)
-    seconds = _step_seconds(training, QUICK_WARM_STEPS, QUICK_STEPS)
+    seconds = _step_seconds(training, QUICK_WARM_STEPS, TIMED_STEPS, QUICK_SECONDS)
     return Pace(training.batch_size / seconds, len(train))
 
 
@@ -112,8 +114,10 @@ def _training(config: Config, train: Split, device: torch.device, options: Optio
     return Training(build(config).to(device), choose_views(config, train.classes), data, config)
 
 
-def _step_seconds(training: Training, warm: int, timed: int) -> float:
-    """The mean seconds of a step, over `timed` of them after `warm` others, or over as many as there are."""
+def _step_seconds(training: Training, warm: int, timed: int, most: float = math.inf) -> float:
+    """The mean seconds of a step after `warm` others, over `timed` of them, as many as there are, or those
+    that begin within `most` seconds.
+    """
     steps = training.steps()
     for _ in range(min(warm, training.total_steps - 1)):
         next(steps)
@@ -121,6 +125,6 @@ def _step_seconds(training: Training, warm: int, timed: int) -> float:
     for step in steps:
         step.losses["loss"].item()  # waits for the device
         taken += 1
-        if taken == timed:
+        if taken == timed or time.perf_counter() - start > most:
             break
     return (time.perf_counter() - start) / taken

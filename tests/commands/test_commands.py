@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import genssl
-from genssl import checkpoint, files
+from genssl import checkpoint, files, places
 from genssl.data.load import load
 from genssl.eval import importance_ll as evaluation
 from genssl.train import runner
@@ -339,6 +339,19 @@ def test_an_odd_checkpoint_does_not_hide_the_runs(vae_run: Path, workplace: Path
     result = call("runs", "show", "odd")
     assert (result.exit_code, "does not say what it is" in result.stderr) == (1, True)
     shutil.rmtree(odd)
+
+
+def test_train_takes_the_settings_of_the_weights_that_ship(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    more = ["--data", digits, "--epochs", 1, "--max-minutes", 0, "--out", "run"]
+    assert call("train", "vae", "--config", "shipped", *more).exit_code == 0
+    config = checkpoint.inspect(tmp_path / "run").config
+    shipped = checkpoint.inspect(places.shipped_root() / "vae").config
+    assert config == shipped.updated({"data": str(digits), "epochs": 1})
+    assert "no such config file: shipped" in call("train", "--config", "shipped").stderr
+    assert "no such config file" in call("train", "byol", "--config", "shipped").stderr
 
 
 def test_train_takes_the_settings_of_a_run_folder(vae_run: Path) -> None:

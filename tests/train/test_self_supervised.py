@@ -41,7 +41,7 @@ TINY = {
 def _narrow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A narrower encoder than the small one; what is killed for real keeps its width."""
     if "slow" not in request.keywords:
-        # With fewer channels, the convolutions of torch 2.14.1 corrupt memory on CPUs with AVX2 and no AVX-512
+        # With fewer channels, convolutions of torch 2.14.1 corrupt memory on CPUs with AVX2 but not AVX-512
         monkeypatch.setitem(encoders.WIDTHS, "small", 8)
 
 
