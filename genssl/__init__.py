@@ -15,7 +15,7 @@ def load(path: "str | os.PathLike[str]") -> "Method":
 
     Args:
         path: a run folder, a model.safetensors file, a run's name, or a method's name (its newest
-            finished run).
+            run, finished ones first).
 
     Raises:
         genssl.errors.UserError: nothing is there, or it is damaged.

@@ -13,6 +13,7 @@ from genssl import config as configs
 from genssl import files
 from genssl.errors import FAILED_RUN, UserError
 from genssl.settings import Config
+from genssl.states import State, epochs_trained, state_of
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +30,12 @@ FORMAT = "1"
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a run folder says about itself."""
+    """What a run folder says about itself.
+
+    Attributes:
+        epoch: whole epochs that the weights have seen.
+        finished: the weights were written at the end of a training: the last epoch's or --max-minutes'.
+    """
 
     folder: Path
     config: Config
@@ -42,6 +48,16 @@ class RunInfo:
     def name(self) -> str:
         """The folder's name."""
         return self.folder.name
+
+    @property
+    def state(self) -> State:
+        """Whether all epochs are done, time ended the training, or something else did."""
+        return state_of(self.finished, self.epoch, self.config.epochs)
+
+    @property
+    def epochs_trained(self) -> float:
+        """The epochs that the weights have seen, with the part of one that --max-minutes has cut."""
+        return epochs_trained(self.epoch, self.metrics)
 
 
 def save(method: "Method", folder: Path, *, epoch: int, finished: bool, metrics: Mapping[str, Any]) -> None:

@@ -30,6 +30,9 @@ from genssl.commands import (
 from genssl.errors import FAILED_RUN, INTERRUPTED, TERMINATED, WRONG_INPUT, Echo, UserError, explain
 from genssl.invocation import carrying_out, rank
 
+# Commands that make runs or read none; all others are refused a --checkpoints that does not exist
+NEEDS_NO_RUNS = {"train", "ablate", "assignment", "demo", "data", "doctor"}
+
 
 class Terminated(KeyboardInterrupt):
     """A terminate signal outside a training loop, which catches it itself."""
@@ -164,6 +167,10 @@ def program(
 ) -> None:
     """Train, sample and measure small image models."""
     if checkpoints is not None:
+        if context.invoked_subcommand not in NEEDS_NO_RUNS and not checkpoints.is_dir():
+            raise UserError(
+                f"no folder of runs {checkpoints}; name one that exists, or leave --checkpoints away"
+            )
         context.with_resource(places.rooted(checkpoints))
 
 

@@ -40,8 +40,9 @@ def find(reference: str, method: str | None = None, data: str | None = None) -> 
     """Resolve REF to a run folder or model file.
 
     Args:
-        reference: a method's name (its newest finished run, else the shipped weights), the name of a
-            run in the folder of runs, or a path.
+        reference: a method's name, the name of a run in the folder of runs, or a path. A method's name
+            means its newest finished run, else its newest one that was stopped by time after an epoch or
+            more, else the shipped weights.
         method: refuse anything of another method.
         data: of a method's runs, take only those trained on these data.
 
@@ -97,7 +98,7 @@ def find_unfinished(reference: str) -> Path:
         if path.is_dir():
             return path
     method = reference.lower().replace("-", "_")
-    unfinished = [info for info in known(method) if not info.finished]
+    unfinished = [info for info in known(method) if info.state != "finished"]
     if not unfinished:
         raise UserError(f"no run folder {reference} to resume; `genssl runs list` names them")
     return unfinished[-1].folder
@@ -116,9 +117,10 @@ def _newest(reference: str, data: str | None) -> Path | None:
     method = reference.lower().replace("-", "_")
     if method not in configs.methods():
         return None
-    finished = [info for info in known(method) if info.finished and data in {None, info.config.data}]
-    if finished:
-        return finished[-1].folder
+    usable = [info for info in known(method) if info.finished and data in {None, info.config.data}]
+    best = max(reversed(usable), key=_rank, default=None)
+    if best is not None and (best.epoch > 0 or data is not None):
+        return best.folder
     if data is not None:
         raise UserError(
             f"no finished {method} run on {data} in {places.root()}/; leave --data away, or train one"
@@ -126,10 +128,17 @@ def _newest(reference: str, data: str | None) -> Path | None:
     shipped = places.shipped_root() / method
     if (shipped / checkpoint.MODEL).exists():
         return shipped
+    if best is not None:  # stopped within its first epoch
+        return best.folder
     hint = f"train one with `genssl train {method}`"
     if unfinished := known(method):
         hint += f", or name the unfinished {unfinished[-1].name}"
     raise UserError(f"no finished {method} run in {places.root()}/; {hint}")
+
+
+def _rank(info: checkpoint.RunInfo) -> tuple[bool, bool]:
+    """A run whose epochs are all done comes first, one that time stopped within its first epoch last."""
+    return info.state == "finished", info.epoch > 0
 
 
 def run_name(config: Config, tag: str | None) -> str:

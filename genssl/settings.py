@@ -92,6 +92,8 @@ class Config(BaseModel):
 def parse_settings(settings: list[str]) -> dict[str, Any]:
     """Turn `key=value` texts into values; none and null mean no value, a leading bracket means JSON.
 
+    lr, bs and wd stand for learning_rate, batch_size and weight_decay.
+
     Raises:
         UserError: a text has no `=`, or a key has two different values.
     """
@@ -113,7 +115,8 @@ def parse_repeated_settings(settings: list[str]) -> dict[str, list[Any]]:
         name, equals, text = setting.partition("=")
         if not equals or not name.strip():
             raise UserError(f"--set takes key=value, not {setting!r}")
-        values = parsed.setdefault(name.strip().replace("-", "_"), [])
+        name = name.strip().replace("-", "_")
+        values = parsed.setdefault(SHORT.get(name, name), [])
         value = _parse_value(text.strip())
         if value not in values:
             values.append(value)

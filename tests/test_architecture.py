@@ -18,7 +18,7 @@ FLOORS = {
     "cli": 9, "__main__": 10, "commands": 8, "studies": 7, "report": 6, "train": 5, "eval": 5,
     "runs": 4.5, "checkpoint": 4, "models": 3, "data": 3, "metrics": 3, "figures": 3,
     "runtime": 2, "processes": 2, "pixels": 2, "files": 2, "config": 2, "places": 2, "settings": 1.5,
-    "errors": 1, "invocation": 1, "marks": 1, "__init__": 0,
+    "errors": 1, "invocation": 1, "marks": 1, "states": 1, "__init__": 0,
 }  # fmt: skip
 
 

@@ -1,15 +1,16 @@
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
-from genssl import checkpoint, places, runs
+from genssl import checkpoint, places, runs, states
 from genssl.config import VAEConfig
 from genssl.errors import UserError
 from genssl.models.build import build
 
-CONFIG = VAEConfig(data="synthetic", width=4, z_dim=3)
+CONFIG = VAEConfig(data="synthetic", width=4, z_dim=3, epochs=3)
 
 
 @pytest.fixture
@@ -18,10 +19,10 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "runs"
 
 
-def saved(folder: Path, finished: bool = True, seed: int = 0) -> Path:
+def saved(folder: Path, finished: bool = True, seed: int = 0, epoch: int = 3) -> Path:
     folder.mkdir(parents=True)
     method = build(CONFIG.updated({"seed": seed}))
-    checkpoint.save(method, folder, epoch=3, finished=finished, metrics={"loss": 1.5})
+    checkpoint.save(method, folder, epoch=epoch, finished=finished, metrics={"loss": 1.5})
     return folder
 
 
@@ -38,14 +39,51 @@ def test_what_is_loaded_is_what_was_saved(root: Path) -> None:
 
 
 def test_a_method_is_its_newest_finished_run(root: Path) -> None:
-    import os
-
     for age, name in enumerate(("old", "new", "unfinished")):
         file = saved(root / name, finished=name != "unfinished") / checkpoint.MODEL
         os.utime(file, (1000 + age, 1000 + age))
     assert runs.find("vae") == root / "new"
     assert runs.find("unfinished") == root / "unfinished"
     assert runs.find(str(root / "old" / checkpoint.MODEL)).name == checkpoint.MODEL
+
+
+def test_a_run_that_time_stopped_comes_after_finished_ones(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "shipped_root", lambda: root.parent / "shipped")
+    within_first = saved(root / "within-first", epoch=0)
+    assert runs.find("vae") == within_first  # better than nothing
+    shipped = saved(root.parent / "shipped" / "vae")
+    assert runs.find("vae") == shipped
+    assert runs.find("vae", data="synthetic") == within_first
+    stopped = saved(root / "stopped", epoch=2)
+    assert checkpoint.inspect(stopped).state == "stopped by time"
+    assert runs.find("vae") == stopped
+    finished = saved(root / "finished")
+    for age, folder in enumerate((finished, stopped, within_first)):
+        os.utime(folder / checkpoint.MODEL, (1000 + age, 1000 + age))
+    assert runs.find("vae") == finished
+    assert runs.find_unfinished("vae") == within_first
+
+
+@pytest.mark.parametrize(
+    ("step", "epochs"),
+    [(0, 0), (1, 0.01), (350, 0.35), (999, 0.99), (1000, 1), (3001, 3.01), (3427, 3.43), (4999, 4.99)],
+)
+def test_a_part_of_an_epoch_is_never_a_whole_one(step: int, epochs: float) -> None:
+    assert states.epochs_of(step, 1000) == epochs
+    assert states.epochs_trained(step // 1000, {"epoch": epochs}) == epochs
+    assert isinstance(states.epochs_of(step, 1000), int) == (step % 1000 == 0)
+
+
+def test_how_far_a_run_is_in_words() -> None:
+    assert states.progress_of(3.43, 10) == "3.43 of 10"
+    assert states.progress_of(10, 10) == "10"
+    assert states.epochs_trained(3, {"epoch": 4}) == 3  # as earlier versions recorded a part of the fourth
+    assert states.epochs_trained(3, {}) == 3
+    assert [states.state_of(*each) for each in ((True, 3, 3), (True, 2, 3), (False, 3, 3))] == [
+        "finished", "stopped by time", "unfinished",
+    ]  # fmt: skip
 
 
 def test_a_method_without_a_finished_run_says_what_to_do(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

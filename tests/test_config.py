@@ -15,6 +15,9 @@ def test_settings_are_parsed_by_their_type() -> None:
     changes = parse_settings(["epochs=3", "limit=none", "learning-rate=1e-3", "skip_bad=true"])
     config = configs.make("vae", changes)
     assert (config.epochs, config.limit, config.learning_rate, config.skip_bad) == (3, None, 1e-3, True)
+    assert parse_settings(["lr=2", "bs=3", "wd=0"]) == {
+        "learning_rate": "2", "batch_size": "3", "weight_decay": "0",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

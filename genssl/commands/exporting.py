@@ -99,7 +99,12 @@ def _check_out(kind: str, out: Path | None) -> None:
 
 def _values(subject: Subject, file: Path) -> dict[str, Any]:
     about: dict[str, Any] = {name: text for name, text in _about(subject).items() if name != "config"}
-    return {"file": str(file), "megabytes": file.stat().st_size / 1e6, **about, "epoch": subject.info.epoch}
+    return {
+        "file": str(file),
+        "megabytes": file.stat().st_size / 1e6,
+        **about,
+        "epoch": subject.info.epochs_trained,
+    }
 
 
 def _about(subject: Subject) -> dict[str, str]:
@@ -109,7 +114,7 @@ def _about(subject: Subject) -> dict[str, str]:
         "run": info.name,
         "method": info.config.method,
         "data": info.config.data,
-        "epoch": str(info.epoch),
+        "epoch": f"{info.epochs_trained:g}",
         "weights_sha256": info.digest,
         "config": info.config.model_dump_json(),
     }

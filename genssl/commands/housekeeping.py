@@ -12,6 +12,7 @@ from genssl.commands.screen import say, show_rows, show_values
 from genssl.commands.subject import PARTS, read_split
 from genssl.errors import FAILED_RUN, UserError
 from genssl.invocation import command_line
+from genssl.states import progress_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -142,7 +143,7 @@ def runs_list(as_json: options.Json = False) -> None:
     rows = [_row(info) for info in runs.known()]
     known = {row["run"] for row in rows}
     odd = [name for name in runs.folders() if name not in known]
-    rows += [{**_row(None), "run": name, "finished": "no weights yet, or damaged"} for name in odd]
+    rows += [{**_row(None), "run": name, "state": "no weights yet, or damaged"} for name in odd]
     if as_json:
         print(json.dumps(rows, indent=2))
     elif rows:
@@ -156,8 +157,8 @@ def _row(info: "RunInfo | None") -> dict[str, object]:
         "run": info and info.name,
         "method": info and info.config.method,
         "data": info and info.config.data,
-        "epoch": info and f"{info.epoch}/{info.config.epochs}",
-        "finished": info and ("yes" if info.finished else "no"),
+        "epoch": info and progress_of(info.epochs_trained, info.config.epochs),
+        "state": info and info.state,
         "loss": info and info.metrics.get("loss"),
     }
 
@@ -171,8 +172,10 @@ def runs_show(run: options.Run, as_json: options.Json = False) -> None:
     origin = info.folder / checkpoint.ENVIRONMENT
     about = {
         "run": str(info.folder),
-        "epoch": info.epoch,
-        "finished": info.finished,
+        "epoch": info.epochs_trained,
+        "epochs": info.config.epochs,
+        "state": info.state,
+        "finished": info.state == "finished",
         "weights_sha256": info.digest,
         "settings": info.config.model_dump(),
         "numbers": info.metrics,

@@ -50,7 +50,10 @@ def checked_picture(out: Path | None) -> Path | None:
 
 
 Run = Annotated[
-    str, typer.Argument(metavar="REF", help="A method (its newest finished run), a run's name, or a path.")
+    str,
+    typer.Argument(
+        metavar="REF", help="A method (its newest run, finished ones first), a run's name, or a path."
+    ),
 ]
 Checkpoint = Annotated[
     str | None, typer.Option(metavar="REF", help="Take this run of the method: its name or path.")
@@ -72,6 +75,7 @@ Out = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON and nothing else.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Start without asking, however long it takes.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use so many images of the split, shuffled.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable files of a path out.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images at a time.")]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from genssl.commands import options, outputs
+from genssl.commands.duration import confirm_long
 from genssl.commands.progress import TrainingScreen
 from genssl.commands.samples import usual_number
 from genssl.commands.screen import readable, results, say, show_rows, show_values
@@ -76,12 +77,16 @@ def ablate(
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the train split.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", "--lr", help="Of the optimizer.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Train on so many images, shuffled by the seed.")] = None,
     knn_every: Annotated[
         int | None, typer.Option(help="Epochs between quick nearest-neighbour accuracies; 0: none.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
     max_minutes: Annotated[float | None, typer.Option(min=0, help="End each run after so long.")] = None,
+    yes: options.Yes = False,
     device: options.Device = "auto",
     out: Annotated[
         Path | None, typer.Option(help="A folder, or a picture's name; checkpoints/ablate-... by default.")
@@ -98,8 +103,9 @@ def ablate(
     from genssl.train.options import Options
 
     common = options.given(
-        data=data, epochs=epochs, batch_size=batch_size, limit=limit, seed=seed, knn_every=knn_every
-    )
+        data=data, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, limit=limit,
+        seed=seed, knn_every=knn_every,
+    )  # fmt: skip
     baseline = configs.make(method, common | _parse_base(base))
     changes: dict[str, list[Any]] = {
         "timesteps": timesteps or [],
@@ -116,8 +122,10 @@ def ablate(
     name = "-".join(["ablate", run_name(baseline, None), *changed])
     require(baseline.data)
     target = outputs.target_of_study(root() / name[:LONGEST], "ablate", out)
+    how = Options(device=device, max_minutes=max_minutes)
+    if not (yes or as_json):
+        confirm_long(study.untrained(baseline, arms, seeds), how, "--base")
     with TrainingScreen(quiet=as_json) as screen:
-        how = Options(device=device, max_minutes=max_minutes)
         outcome = study.ablate(baseline, arms, how, screen, seeds)
     if not _written(outcome, target, as_json):
         rows = outcome.values["rows"]
@@ -190,7 +198,7 @@ def compare(
 
 
 def _identity(row: dict[str, Any]) -> dict[str, Any]:
-    state = "collapsed" if row["collapsed"] else "" if row["finished"] else "unfinished"
+    state = "collapsed" if row["collapsed"] else "" if row["finished"] else row["state"]
     names = ("name", "method", "data", "epoch", "seed")
     return {**{name: row[name] for name in names}, "state": state, "path": row["path"]}
 

@@ -11,6 +11,7 @@ from genssl.commands.outputs import Target
 from genssl.commands.screen import say, show_values, ticking
 from genssl.data.known import source_of
 from genssl.invocation import command_line, rank
+from genssl.states import progress_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,10 +98,11 @@ def open_run(reference: str, named: str | None, device: str, data: str | None = 
     where = choose_device(device)
     if processes.join(where):
         atexit.register(processes.leave)
-    done = "finished" if info.finished else "unfinished"
+    done: str = info.state
     if places.is_shipped(info.folder):
         done = "weights that come with genssl"
-    say(f"using {path} ({info.config.method}, {info.config.data}, epoch {info.epoch}, {done})")
+    epochs = progress_of(info.epochs_trained, info.config.epochs)
+    say(f"using {path} ({info.config.method}, {info.config.data}, epoch {epochs}, {done})")
     return Subject(checkpoint.load(path, where), info, where)
 
 
@@ -159,7 +161,7 @@ def provenance(subject: Subject, split: "Split | None") -> dict[str, Any]:
     about: dict[str, Any] = {
         "run": subject.info.name,
         "method": subject.info.config.method,
-        "epoch": subject.info.epoch,
+        "epoch": subject.info.epochs_trained,
         "weights_sha256": subject.info.digest,
         "device": describe(subject.device),
     }

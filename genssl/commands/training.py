@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from genssl.commands import options
+from genssl.commands.duration import confirm_long
 from genssl.commands.progress import TrainingScreen
 from genssl.commands.screen import say, show_values
 from genssl.errors import UserError
 from genssl.invocation import arguments, rank, started_by_torchrun
+from genssl.states import progress_of
 
 if TYPE_CHECKING:
     from genssl.settings import Config
     from genssl.train.options import Options
 
+SHIPPED = Path("shipped")  # what --config calls the settings of the weights that come with genssl
 NEXT = {"vae": "genssl sample vae -n 64 --out vae.png", "ddpm": "genssl sample ddpm -n 64 --out ddpm.png"}
 
 
@@ -34,7 +37,9 @@ def train(
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the train split.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Of the optimiser.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", "--lr", help="Of the optimizer.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Train on so many images, shuffled by the seed.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Pixels a side.")] = None,
     timesteps: Annotated[int | None, typer.Option(help="Diffusion steps of a DDPM.")] = None,
@@ -47,7 +52,10 @@ def train(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other setting; repeatable.")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="Start from the settings of a run folder or a config.json.")
+        Path | None,
+        typer.Option(
+            help="Start from the settings of a run folder or config.json; shipped: those that ship."
+        ),
     ] = None,
     resume: Annotated[str | None, typer.Option(metavar="RUN", help="Continue an interrupted run.")] = None,
     dry_run: Annotated[
@@ -79,6 +87,7 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write numbers and pictures for TensorBoard, too.")
     ] = False,
+    yes: options.Yes = False,
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:
@@ -120,7 +129,15 @@ def train(
     if dry_run:
         _dry_run(settled, how, as_json)
         return
+    if not (yes or as_json or _is_begun(settled, how)):
+        confirm_long([settled], how)
     _start(settled, how, as_json)
+
+
+def _is_begun(config: "Config", how: "Options") -> bool:
+    from genssl import runs
+
+    return how.go_on and runs.begun(config, how.tag, how.out) is not None
 
 
 def _launch(gpus: int, device: str, max_restarts: int) -> None:
@@ -137,9 +154,11 @@ def _remixed(config: "Config") -> "Config":
 
 def _settle(method: str | None, file: Path | None, changes: dict[str, Any]) -> "Config":
     from genssl import config as configs
-    from genssl import files
+    from genssl import files, places
 
     if file is not None:
+        if file == SHIPPED and not file.exists() and method is not None:
+            file = places.shipped_root() / configs.config_class(method).model_fields["method"].default
         file = file / "config.json" if file.is_dir() else file
         if not file.is_file():
             raise UserError(f"no such config file: {file}")
@@ -205,9 +224,11 @@ def _show_result(folder: Path, as_json: bool) -> None:
         return
     info = checkpoint.inspect(folder)
     if as_json:
-        print(json.dumps({"run": str(folder), "epoch": info.epoch, **info.metrics}, indent=2))
+        about = {"run": str(folder), "state": info.state, "epoch": info.epochs_trained}
+        print(json.dumps({**about, **info.metrics}, indent=2))
         return
-    show_values(f"{folder.name}, epoch {info.epoch}", info.metrics)
+    epochs = progress_of(info.epochs_trained, info.config.epochs)
+    show_values(f"{folder.name}, epoch {epochs}, {info.state}", info.metrics)
     say(f"pictures, curves and weights: {folder}")
     say(f"next: {NEXT.get(info.config.method, 'genssl knn-eval {method}').format(**vars(info.config))}")
 

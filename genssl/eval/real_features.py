@@ -41,15 +41,15 @@ PIXELS = Space("pixels", pixels)
 
 def choose_encoder(image_size: int | None) -> RunInfo:
     """The run whose features are compared when nobody names one: the newest finished self-supervised run for
-    images of this size (None: any) whose outputs did not collapse, else the weights that ship.
+    images of this size (None: any) whose outputs did not collapse, else the newest that time stopped after an
+    epoch or more, else the weights that ship.
 
     Raises:
         UserError: there is neither.
     """
-    for info in reversed(runs.known()):
-        learnt = info.finished and not info.metrics.get("collapsed")
-        if learnt and isinstance(info.config, SelfSupervisedConfig) and _fits(info, image_size):
-            return info
+    usable = [info for info in runs.known() if _is_usable(info) and _fits(info, image_size)]
+    if usable:
+        return max(reversed(usable), key=lambda info: info.state == "finished")
     shipped = places.shipped_root() / SHIPPED
     if (shipped / checkpoint.MODEL).exists() and _fits(info := checkpoint.inspect(shipped), image_size):
         return info
@@ -58,6 +58,11 @@ def choose_encoder(image_size: int | None) -> RunInfo:
         f"no finished self-supervised run{size} in {places.root()}/ to compare features of; train one with "
         "`genssl train simsiam`, or name any run, or pixels, with `genssl fidelity REF --features`"
     )
+
+
+def _is_usable(info: RunInfo) -> bool:
+    learned = info.finished and info.epoch > 0 and not info.metrics.get("collapsed")
+    return learned and isinstance(info.config, SelfSupervisedConfig)
 
 
 def why_chosen(encoder: RunInfo) -> str:

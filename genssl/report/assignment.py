@@ -108,7 +108,7 @@ def _of_run(figure: OfRun, found: Found) -> tuple[Plate, set[Path]]:
             label=label,
             title=figure.title,
             question=figure.question,
-            source=f"run {run.name}{'' if run.finished else ', unfinished'}",
+            source=f"run {run.name}{'' if run.state == 'finished' else f', {run.state}'}",
             shipped=run.shipped or "",
             picture=picture,
             numbers=[*own, *_of_run_itself(run, figure)],

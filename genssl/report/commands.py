@@ -59,7 +59,7 @@ def missing(found: Found, method: str, name: str | None) -> list[str]:
         patterns = [TRAIN, EVALUATE[name]] if name else [TRAIN]
         return [f"{_genssl(found)} {pattern.format(method)}" for pattern in patterns]
     run = own[0]
-    if not run.finished:
+    if run.state == "unfinished":
         resume = f"genssl train --resume {reference(run)}"
         return [resume, evaluation(run, name)] if name else [resume]
     return [evaluation(run, name) if name else f"{_genssl(found)} {TRAIN.format(method)}"]

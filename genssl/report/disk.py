@@ -14,6 +14,7 @@ from genssl.data.known import short_name
 from genssl.errors import UserError
 from genssl.places import ABOUT, ARMS, LABEL, is_shipped
 from genssl.report.weights import Weights, read_weights
+from genssl.states import State, epochs_trained, state_of
 
 # As in genssl.checkpoint, which imports torch
 MODEL, CONFIG, HISTORY, ENVIRONMENT = "model.safetensors", "config.json", "history.jsonl", "environment.json"
@@ -61,15 +62,19 @@ class Run:
         return data_name(self.config.get("data"))
 
     @property
-    def finished(self) -> bool:
-        """Whether the training came to its end."""
-        return self.weights is not None and self.weights.finished
+    def state(self) -> State:
+        """Whether all epochs are done, time ended the training, or something else did."""
+        if self.weights is None:
+            return "unfinished"
+        epochs = self.weights.config.get("epochs")
+        planned = epochs if isinstance(epochs, int) else self.weights.epoch
+        return state_of(self.weights.finished, self.weights.epoch, planned)
 
     @property
-    def epochs(self) -> int | None:
+    def epochs(self) -> float | None:
         """How many epochs the weights have seen; what the history says where there are none."""
         if self.weights is not None:
-            return self.weights.epoch
+            return epochs_trained(self.weights.epoch, self.weights.metrics)
         return self.history[-1].get("epoch") if self.history else None
 
 

@@ -39,9 +39,12 @@ def usual_page(found: Found) -> Path:
 
 
 def ranked(runs: Sequence[Run], method: str) -> list[Run]:
-    """The runs of a method: finished ones first, one's own before shipped ones, the newest first."""
+    """The runs of a method: finished ones first, then those stopped by time; one's own before shipped ones,
+    the newest first.
+    """
     own = [run for run in runs if run.method == method and not run.arm]
-    return sorted(own, key=lambda run: (run.finished, not run.shipped, run.written), reverse=True)
+    states = ("unfinished", "stopped by time", "finished")
+    return sorted(own, key=lambda run: (states.index(run.state), not run.shipped, run.written), reverse=True)
 
 
 def _add(reference: str, found: Found) -> None:

@@ -8,6 +8,7 @@ from genssl.report import words
 from genssl.report.commands import kind_of
 from genssl.report.disk import Run
 from genssl.report.words import data_label, number, percent, plus_minus, seconds, text
+from genssl.states import progress_of
 
 Values = Mapping[str, Any]
 Pair = tuple[str, str]
@@ -154,6 +155,7 @@ def of_training(run: Run) -> list[Pair]:
     pairs = [
         ("epochs", epochs(run)),
         ("training time", training_time(run)),
+        ("kNN accuracy at the end", accuracy_at_the_end(run)),
         ("images a second", images_a_second(run)),
         ("data", data_label(run.data)),
         ("device", text(run.origin.get("device"))),
@@ -163,8 +165,10 @@ def of_training(run: Run) -> list[Pair]:
 
 def epochs(run: Run) -> str:
     """How many were trained, of how many."""
-    done, planned = number(run.epochs), number(run.config.get("epochs"))
-    return done if done == planned else f"{done} of {planned}"
+    done, planned = run.epochs, run.config.get("epochs")
+    if done is None or not isinstance(planned, int):
+        return number(done)
+    return progress_of(done, planned)
 
 
 def training_time(run: Run) -> str:
@@ -177,6 +181,16 @@ def images_a_second(run: Run) -> str:
     speeds = [record.get("images_per_second") for record in run.history]
     known: list[Any] = [speed for speed in speeds if words.is_number(speed)]
     return f"{statistics.median(known):,.0f}" if known else words.NONE
+
+
+def accuracy_at_the_end(run: Run) -> str:
+    """Of nearest neighbours in the features, beside what needs no training."""
+    metrics = run.weights.metrics if run.weights is not None else {}
+    names = ("knn_accuracy", "knn_accuracy_untrained", "knn_accuracy_pixels")
+    own, untrained, pixels = (percent(metrics.get(name)) for name in names)
+    if words.NONE in {own, untrained, pixels}:
+        return words.NONE
+    return f"{own} (untrained encoder {untrained}, raw pixels {pixels})"
 
 
 def train_images(run: Run) -> str:

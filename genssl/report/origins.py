@@ -22,7 +22,7 @@ def who(run: Run, name: str = "", kind: str = "") -> Cell:
     variant = name.removeprefix(kind).removeprefix("-")
     state = [
         "shipped weights" if run.shipped else "",
-        "" if run.finished else f"unfinished: {epochs(run)} epochs",
+        "" if run.state == "finished" else f"{run.state}: {epochs(run)} epochs",
     ]
     return Cell(run.name, ", ".join(filter(None, [variant, *state])))
 

@@ -13,13 +13,20 @@ NOT_LEARNT = ("num_batches_tracked", "running_mean", "running_var")  # of batch 
 
 @dataclass(frozen=True)
 class Weights:
-    """What a model file says in its header."""
+    """What a model file says in its header.
+
+    Attributes:
+        epoch: whole epochs that the weights have seen.
+        finished: they were written at the end of a training: the last epoch's or --max-minutes'.
+        metrics: the last record of the history, and what was measured at the end.
+    """
 
     epoch: int
     finished: bool
     digest: str
     parameters: int
     config: dict[str, Any]
+    metrics: dict[str, Any]
 
 
 def read_weights(file: Path, problems: list[str]) -> Weights | None:
@@ -36,6 +43,7 @@ def read_weights(file: Path, problems: list[str]) -> Weights | None:
             digest=str(about["sha256"]),
             parameters=sum(math.prod(value["shape"]) for value in learnt),
             config=dict(json.loads(about["config"])),
+            metrics=dict(json.loads(about.get("metrics", "{}"))),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         problems.append(f"{file} does not say what it is ({type(error).__name__})")

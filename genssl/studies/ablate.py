@@ -67,6 +67,14 @@ def own_settings(kind: type[Config]) -> list[str]:
     return [name for name in kind.model_fields if name not in Config.model_fields]
 
 
+def untrained(baseline: Config, arms: Sequence[Arm], seeds: int) -> list[Config]:
+    """The settings of every run of a study that is not at its end yet, begun or not."""
+    changed = [baseline.updated(arm.changes) for arm in arms]
+    configs = [config.updated({"seed": config.seed + i}) for config in changed for i in range(seeds)]
+    found = [(config, find_run(config)) for config in configs]
+    return [config for config, run_of in found if run_of is None or not run_of.complete]
+
+
 def ablate(
     baseline: Config, arms: Sequence[Arm], options: Options, listen: Listener, seeds: int = 1
 ) -> Outcome:

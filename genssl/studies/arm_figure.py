@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from genssl import figures
 from genssl.data.known import short_name
+from genssl.states import progress_of
 from genssl.studies.measures import SAMPLES
 from genssl.studies.representation_figure import draw_representations, has_outputs
 from genssl.studies.results import ArmRuns, Measured
@@ -67,8 +68,8 @@ def _describe(run: Measured) -> dict[str, str]:
         found["images"] = f"{images:,} images"
     if hasattr(config, "encoder"):
         found["encoder"] = f"encoder {config.encoder}"
-    done = "" if run.info.epoch >= config.epochs else f"{run.info.epoch} of "
-    found["epochs"] = f"{done}{config.epochs} epoch{'s' if config.epochs != 1 else ''}"
+    epochs = progress_of(run.info.epochs_trained, config.epochs)
+    found["epochs"] = f"{epochs} epoch{'s' if config.epochs != 1 else ''}"
     return found
 
 

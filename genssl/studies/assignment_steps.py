@@ -16,6 +16,7 @@ NAMED = ("data", "epochs", "limit", "seed", "knn_every")  # settings that have o
 LIKELIHOOD_IMAGES = 1000
 BOUND_IMAGES, BOUND_TIMES = 256, 50
 SWEPT_IMAGES = 128  # a noise level
+UNASKED = ("--yes",)  # of a training: the plan was asked for as a whole
 SAMPLES = 512  # whose fidelity is measured on a CPU
 # Samples in figures 4 and 10. The DDPM takes every step of its process: a fast sampler makes speckle of few
 # epochs
@@ -160,7 +161,7 @@ def _simsiam(part: Part) -> Iterator[Step]:
         folder = f"ablate-{run_name(config, None)}-{setting}"
         words = ("ablate", "simsiam", *change, *part.options("--base"))
         cost = part.training(TRAINING + runs * PROBE, runs * (bank + TEST_IMAGES))
-        yield _step(title, f"{folder}/ablate.json", *words).with_cost(cost)
+        yield Step(title, words, f"{folder}/ablate.json", how=UNASKED, cost=cost)
 
 
 def _quality(vae: Part, ddpm: Part, samples: int) -> Iterator[Step]:
@@ -181,7 +182,8 @@ def _quality(vae: Part, ddpm: Part, samples: int) -> Iterator[Step]:
 
 def _training(part: Part, title: str, cost: Cost) -> Step:
     words = ("train", part.method, *part.options())
-    return Step(title, words, f"{part.method}/model.safetensors", trains=part.method, cost=cost)
+    makes = f"{part.method}/model.safetensors"
+    return Step(title, words, makes, trains=part.method, how=UNASKED, cost=cost)
 
 
 def _step(title: str, makes: str, *arguments: object) -> Step:

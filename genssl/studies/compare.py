@@ -7,6 +7,7 @@ from typing import Any
 from genssl.eval.outcome import Outcome
 from genssl.runtime import choose_device
 from genssl.settings import differences
+from genssl.states import progress_of
 from genssl.studies.arm_figure import draw_study, title_of
 from genssl.studies.comparison import origin, shared_notes
 from genssl.studies.generated import compare_samples
@@ -67,7 +68,8 @@ def _sides(found: Sequence[Measured]) -> list[ArmRuns]:
 def _about(run: Measured) -> dict[str, Any]:
     config = run.info.config
     about = {"path": str(run.info.folder), "method": config.method, "data": config.data}
-    return about | {"epochs": config.epochs, "finished": run.info.finished} | origin(run)
+    state = {"epochs": config.epochs, "finished": run.info.state == "finished", "state": run.info.state}
+    return about | state | origin(run)
 
 
 def _differences(sides: Sequence[ArmRuns]) -> list[dict[str, Any]]:
@@ -95,7 +97,8 @@ def _shared_terms(found: Sequence[Measured]) -> list[str]:
 def _notes(sides: Sequence[ArmRuns]) -> list[str]:
     found = [side.runs[0] for side in sides]
     notes = [
-        f"{run.info.name} is unfinished: {run.info.epoch} of {run.info.config.epochs} epochs"
+        f"{run.info.name} is {run.info.state}: "
+        f"{progress_of(run.info.epochs_trained, run.info.config.epochs)} epochs"
         for run in found
         if run.info.epoch < run.info.config.epochs
     ]
@@ -128,7 +131,7 @@ def _what_differs(sides: Sequence[ArmRuns]) -> list[str]:
         notes.append(f"train images differ in number ({_listed(counts)}): so do neighbours to choose from")
     elif len(set(data.values())) == 1 and len(set(trained.values())) > 1 and not notes:
         notes.append("the train images are others of the same number: another seed chose them")
-    epochs = {name: str(side.runs[0].info.epoch) for name, side in zip(found, sides, strict=True)}
+    epochs = {name: f"{side.runs[0].info.epochs_trained:g}" for name, side in zip(found, sides, strict=True)}
     if len(set(epochs.values())) > 1:
         notes.append(f"epochs differ ({_listed(epochs)})")
     return notes

@@ -5,6 +5,7 @@ from typing import Any
 
 from genssl.eval.outcome import Outcome
 from genssl.settings import Config
+from genssl.states import progress_of
 from genssl.studies.arm_figure import draw_changes, draw_study, title_of
 from genssl.studies.results import ArmRuns, Measured
 from genssl.studies.verdict import verdict
@@ -49,7 +50,7 @@ def origin(run: Measured) -> dict[str, Any]:
     return {
         "run": run.info.name,
         "seed": run.info.config.seed,
-        "epoch": run.info.epoch,
+        "epoch": run.info.epochs_trained,
         "weights_sha256": run.info.digest,
         "device": run.device,
         "collapsed": run.collapsed,
@@ -72,9 +73,9 @@ def _notes(arms: Sequence[ArmRuns]) -> list[str]:
 def shared_notes(runs: Sequence[Measured]) -> list[str]:
     """What to beware of in the numbers of any runs: short ones, missing accuracies, several devices."""
     notes = []
-    shortest = min(run.info.epoch for run in runs)
+    shortest = min(run.info.epochs_trained for run in runs)
     if shortest < SHORT:
-        length = "1 epoch" if shortest == 1 else f"{shortest} epochs"
+        length = "1 epoch" if shortest == 1 else f"{shortest:g} epochs"
         notes.append(f"short runs ({length}): longer ones may rank the arms otherwise")
     missing = dict.fromkeys(run.findings.facts.get("no_accuracy") for run in runs)
     notes += [f"no accuracy: {reason}" for reason in missing if reason]
@@ -84,7 +85,5 @@ def shared_notes(runs: Sequence[Measured]) -> list[str]:
 
 
 def _cut(run: Measured) -> str:
-    done, epochs = run.info.epoch, run.info.config.epochs
-    return (
-        f"{run.info.name} ended after {done} of {epochs} epochs by its time limit; the same command goes on"
-    )
+    done = progress_of(run.info.epochs_trained, run.info.config.epochs)
+    return f"{run.info.name} ended after {done} epochs by its time limit; the same command goes on"

@@ -46,7 +46,7 @@ def _steps(minutes: float, seed: int) -> Iterator[Step]:
         "train", "vae", "--data", "synthetic", "--epochs", "200", "--seed", str(seed),
         "--learning-rate", "0.001", "--set", "decoder_variance=learned",
     )  # fmt: skip
-    limited = ("--max-minutes", f"{minutes:g}")
+    limited = ("--max-minutes", f"{minutes:g}", "--yes")
     yield Step("train a VAE", words, "vae/model.safetensors", trains="vae", how=limited)
     yield _step("draw its samples", "vae", "sample")
     yield _step("reconstruct test images", "vae", "reconstruct")

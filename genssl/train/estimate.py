@@ -1,5 +1,6 @@
 """What a run would cost, measured on a few real steps that leave nothing behind."""
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ import torch
 
 from genssl.data.augment import choose_views
 from genssl.data.feed import place
+from genssl.data.split import Split
 from genssl.models.build import build
 from genssl.runtime import choose_device, describe
 from genssl.settings import Config
@@ -19,6 +21,9 @@ from genssl.train.sitting import peak_memory
 WARM_STEPS = 3
 TIMED_STEPS = 10
 TRIAL_SECONDS = 10.0  # after which a slow machine takes no further step of either kind
+# Of a quick look at the speed, which on a CPU hardly depends on the batch
+QUICK_WARM_STEPS, QUICK_BATCH = 1, 32
+QUICK_SECONDS = 1.0  # after which no further step is timed
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,43 @@ class Estimate:
     precision: str
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How fast a run trains.
+
+    Attributes:
+        images_per_second: over a few steps.
+        images: in the train split.
+    """
+
+    images_per_second: float
+    images: int
+
+
+def count_images(config: Config, listen: Listener = silent) -> int:
+    """How many images a run of `config` trains on.
+
+    Raises:
+        UserError: the data are not to be had.
+    """
+    return len(load_splits(config, listen)[0])
+
+
+def pace(config: Config, options: Options, listen: Listener = silent) -> Pace:
+    """A quick look at the speed of the run that `config` describes, on a CPU in batches of 32 or fewer.
+
+    Raises:
+        UserError: the data or the device is not to be had.
+    """
+    device = choose_device(options.device)
+    train, _ = load_splits(config, listen)
+    if device.type == "cpu":
+        config = config.updated({"batch_size": min(config.batch_size, QUICK_BATCH)})
+    training = _training(config, train, device, options)
+    seconds = _step_seconds(training, QUICK_WARM_STEPS, TIMED_STEPS, QUICK_SECONDS)
+    return Pace(training.batch_size / seconds, len(train))
+
+
 def estimate(config: Config, options: Options, listen: Listener = silent) -> Estimate:
     """Take a few steps of the run that `config` describes, and scale.
 
@@ -54,21 +96,8 @@ def estimate(config: Config, options: Options, listen: Listener = silent) -> Est
     """
     device = choose_device(options.device)
     train, _ = load_splits(config, listen)
-    data = place(train, device, options.resident_limit)
-    training = Training(build(config).to(device), choose_views(config, train.classes), data, config)
-    steps = training.steps()
-    start = time.perf_counter()
-    for _ in range(min(WARM_STEPS, training.total_steps - 1)):
-        next(steps)
-        if time.perf_counter() - start > TRIAL_SECONDS:
-            break
-    start, taken = time.perf_counter(), 0
-    for step in steps:
-        step.losses["loss"].item()  # waits for the device
-        taken += 1
-        if taken == TIMED_STEPS or time.perf_counter() - start > TRIAL_SECONDS:
-            break
-    seconds = (time.perf_counter() - start) / taken
+    training = _training(config, train, device, options)
+    seconds = _step_seconds(training, WARM_STEPS, TIMED_STEPS, TRIAL_SECONDS)
     return Estimate(
         parameters=sum(p.numel() for p in training.method.parameters() if p.requires_grad),
         memory_bytes=peak_memory(torch.device(device)),
@@ -79,3 +108,27 @@ def estimate(config: Config, options: Options, listen: Listener = silent) -> Est
         device=describe(device),
         precision=training.precision,
     )
+
+
+def _training(config: Config, train: Split, device: torch.device, options: Options) -> Training:
+    data = place(train, device, options.resident_limit)
+    return Training(build(config).to(device), choose_views(config, train.classes), data, config)
+
+
+def _step_seconds(training: Training, warm: int, timed: int, most: float = math.inf) -> float:
+    """The mean seconds of a step after `warm` others, over `timed` of them, as many as there are, or those
+    that begin within `most` seconds.
+    """
+    steps = training.steps()
+    start = time.perf_counter()
+    for _ in range(min(warm, training.total_steps - 1)):
+        next(steps)
+        if time.perf_counter() - start > most:
+            break
+    start, taken = time.perf_counter(), 0
+    for step in steps:
+        step.losses["loss"].item()  # waits for the device
+        taken += 1
+        if taken == timed or time.perf_counter() - start > most:
+            break
+    return (time.perf_counter() - start) / taken

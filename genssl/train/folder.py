@@ -82,27 +82,20 @@ class RunFolder:
         """Whether weights or history were written."""
         return any((self.path / name).exists() for name in (checkpoint.MODEL, checkpoint.HISTORY))
 
-    def is_complete(self, epochs: int) -> bool:
-        """Whether the finished weights of all epochs are there, intact."""
-        try:
-            info = checkpoint.inspect(self.path)
-        except UserError:
-            return False
-        return info.finished and info.epoch >= epochs
-
     def read_history(self, step: int, steps_per_epoch: int) -> list[dict[str, Any]]:
         """The records of the whole epochs that had ended by `step`."""
         file = self.path / checkpoint.HISTORY
         if not file.exists():
             return []
         records = files.read_json_lines(file)
-        whole = [record for record in records if record["step"] == record["epoch"] * steps_per_epoch]
+        whole = [record for record in records if record["step"] % steps_per_epoch == 0]
         return [record for record in whole if record["step"] <= step]
 
-    def write_previews(self, previews: Mapping[str, Tensor], epoch: int) -> None:
-        """Write one grid a kind: samples/epoch-005.png."""
+    def write_previews(self, previews: Mapping[str, Tensor], epoch: float) -> None:
+        """Write one grid a kind: samples/epoch-005.png, or epoch-005.43.png within the sixth epoch."""
+        name = f"epoch-{epoch:03d}.png" if isinstance(epoch, int) else f"epoch-{epoch:06.2f}.png"
         for kind, images in previews.items():
-            files.write_picture(self.path / kind / f"epoch-{epoch:03d}.png", figures.preview(kind, images))
+            files.write_picture(self.path / kind / name, figures.preview(kind, images))
 
     def remove_previews_after(self, epoch: int) -> None:
         """Remove the previews of epochs that a resumed run has yet to reach."""
@@ -125,9 +118,18 @@ class RunFolder:
             pages = []
             for file in sorted(folder.glob("epoch-*.png"), key=_epoch_of):
                 with Image.open(file) as picture:
-                    pages.append((f"epoch {_epoch_of(file)}", picture.convert("RGB")))
+                    pages.append((f"epoch {_epoch_of(file):g}", picture.convert("RGB")))
             sheet = figures.contact_sheet(pages)
             files.write_picture(self.path / f"{folder.name}-over-epochs.png", sheet)
+
+
+def is_complete(path: Path, epochs: int) -> bool:
+    """Whether a run folder holds the finished weights of all epochs, intact."""
+    try:
+        info = checkpoint.inspect(path)
+    except UserError:
+        return False
+    return info.finished and info.epoch >= epochs
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -144,9 +146,9 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _epoch_of(preview: Path) -> int:
+def _epoch_of(preview: Path) -> float:
     number = preview.stem.removeprefix("epoch-")
-    return int(number) if number.isdigit() else 0
+    return float(number) if number.replace(".", "", 1).isdigit() else 0.0
 
 
 def _version(package: str) -> str:

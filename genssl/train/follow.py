@@ -30,4 +30,5 @@ def follow(training: Training, watch: Watch) -> Path:
                 if not whole:
                     watch.observe(training.inference, step.epoch, steps=step.step, last=True)
                 break
+    watch.references(training.inference, None)
     return folder

@@ -16,7 +16,7 @@ from genssl.runtime import choose_device
 from genssl.settings import Config, refuse_changes
 from genssl.train import board
 from genssl.train.events import Listener, Loading, Note, silent
-from genssl.train.folder import RunFolder
+from genssl.train.folder import RunFolder, is_complete
 from genssl.train.follow import follow
 from genssl.train.options import Options
 from genssl.train.runner import Run
@@ -37,12 +37,23 @@ def start(config: Config, options: Options, listen: Listener = silent) -> Path:
         run = _prepared(config, options, device, listen)
         if not processes.leads():
             return follow(run.training, run.watch)
+        _mention_unfinished(config, options, listen)
         folder = RunFolder(runs.new_folder(config, options.tag, options.out, arm=options.arm))
         try:
             folder.write_start(config, run.training.device)
             return run.go(folder)
         finally:
             folder.release()
+
+
+def _mention_unfinished(config: Config, options: Options, listen: Listener) -> None:
+    """Say that the newest run of these settings is not at its end, since a new one is about to begin."""
+    if options.out is not None:
+        return
+    begun = runs.begun(config, options.tag, arm=options.arm)
+    if begun is not None and not is_complete(begun, config.epochs):
+        ways = f"`genssl train --resume {begun}`, or this command with --go-on, continues it"
+        listen(Note(f"{begun} is an unfinished run of these settings; {ways}. Starting a new run"))
 
 
 def _begun(config: Config, options: Options) -> Path | None:
@@ -74,7 +85,7 @@ def resume(path: Path, changes: Mapping[str, Any], options: Options, listen: Lis
         try:
             config = folder.read_config()
             refuse_changes(config, changes)
-            if folder.is_complete(config.epochs):
+            if is_complete(path, config.epochs):
                 listen(
                     Note(f"{path} is complete: all {config.epochs} epochs are done, nothing is left to do")
                 )

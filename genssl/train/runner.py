@@ -12,6 +12,7 @@ from genssl.errors import FAILED_RUN, UserError
 from genssl.models.build import build
 from genssl.runtime import describe
 from genssl.settings import Config
+from genssl.states import epochs_of, progress_of
 from genssl.train.board import Board
 from genssl.train.events import EpochEnded, Listener, Note, Progress, Started
 from genssl.train.folder import RunFolder
@@ -20,7 +21,7 @@ from genssl.train.loop import Step, Training
 from genssl.train.options import Options, continuing, should_compile
 from genssl.train.sitting import Clock, StopSignals, peak_memory, readable_time
 from genssl.train.sums import Sums
-from genssl.train.watch import Watch
+from genssl.train.watch import Watch, judged
 
 READ_EVERY = 1.0  # seconds between reads of the losses from the device
 DRAW_EVERY = 30.0  # seconds between drawings of the curves
@@ -44,6 +45,7 @@ class Run:
         self.watch = Watch(views, train.split, test, config, train.device)
         self.about_data = self.watch.about_data(self.training.method) if processes.leads() else {}
         self.history: list[dict[str, Any]] = []
+        self.references: dict[str, float] = {}  # accuracies to judge the features by, at the end
         self.sums = Sums()  # of this epoch
         self.board: Board | None = None
         self.elapsed = 0.0  # seconds of earlier sittings
@@ -152,13 +154,14 @@ class Run:
     def _end_epoch(self, epoch: int, *, whole: bool) -> None:
         """Write the epoch's line of the history, and look at the method when that is due."""
         self._check_finite()
-        record: dict[str, Any] = {"epoch": epoch, "step": self.training.step}
+        trained = epochs_of(self.training.step, self.training.steps_per_epoch)
+        record: dict[str, Any] = {"epoch": trained, "step": self.training.step}
         record |= self.sums.means()
         record["images_per_second"] = round(self.clock.images_per_second(), 1)
         record |= self._observe(epoch, last=not whole)
         due = self.watch.pictures_due(epoch, last=not whole)
         previews = self.watch.draw(self.training.inference) if due else {}
-        self.folder.write_previews(previews, epoch)
+        self.folder.write_previews(previews, trained)
         record["learning_rate"] = self.training.optimizer.param_groups[0]["lr"]
         record["seconds"] = round(self.elapsed + self.clock.total(), 3)
         record = {name: value if math.isfinite(value) else None for name, value in record.items()}
@@ -213,7 +216,8 @@ class Run:
         self._write_model(finished=False)
 
     def _write_model(self, *, finished: bool) -> None:
-        metrics = {**(self.history[-1] if self.history else {}), **self.about_data}
+        last = self.history[-1] if self.history else {}
+        metrics = {**last, **self.about_data, **self.references}
         epoch = self.training.step // self.training.steps_per_epoch
         self.folder.write_model(self.training.inference, epoch, finished, metrics)
 
@@ -228,7 +232,9 @@ class Run:
         return out and self.training.step < self.training.total_steps
 
     def _end_early(self, step: Step) -> None:
-        self.listen(Note(f"time is up after {step.step / self.training.steps_per_epoch:.1f} epochs"))
+        trained = epochs_of(step.step, self.training.steps_per_epoch)
+        again = continuing(self.folder.path, self.options)
+        self.listen(Note(f"time is up after {progress_of(trained, self.config.epochs)} epochs; {again}"))
         self._save()
         if self.sums.images > 0:
             self._end_epoch(step.epoch, whole=False)
@@ -240,6 +246,10 @@ class Run:
             self._save()
         method = self.training.inference.eval()
         method.after_training(self.training.split.images)
+        known = self.history[-1].get("knn_accuracy") if self.history else None
+        self.references = self.watch.references(method, known)
+        if verdict := judged(self.references):
+            self.listen(Note(verdict))
         if self.board is not None:
             self.board.close()
         self.folder.write_contact_sheets()

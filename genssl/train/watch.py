@@ -1,5 +1,7 @@
 """What is measured and drawn while a method trains, the same for every method."""
 
+import math
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -13,6 +15,7 @@ from genssl.metrics.collapse import output_std, rankme
 from genssl.metrics.features import Function, extract, extract_together
 from genssl.metrics.knn import knn_predict
 from genssl.metrics.sharpness import SHARPNESS, mean_sharpness
+from genssl.models.build import build
 from genssl.models.method import Method
 from genssl.pixels import to_model
 from genssl.runtime import generator, generators, measuring
@@ -120,16 +123,9 @@ class Watch:
     @measuring()
     def neighbours(self, method: Method) -> dict[str, float]:
         """knn_accuracy: of the features of up to 2,000 test images against 10,000 training images."""
-        if self.all_tests is None:
+        if not self._is_labelled():
             return {}
-        train, test = self.train.take(BANK, self.config.seed), self.all_tests.take(QUERIES, self.config.seed)
-        if train.labels is None or test.labels is None:
-            return {}
-        method.eval()
-        bank, queries = (self._features(method, split.images) for split in (train, test))
-        bank_labels, labels = train.labels.to(self.device), test.labels.to(self.device)
-        predicted = knn_predict(bank, bank_labels, queries, len(train.classes), min(NEIGHBOURS, len(bank)))
-        return {"knn_accuracy": float((predicted == labels).float().mean())}
+        return {"knn_accuracy": self._accuracy(method.eval().features)}
 
     def about_data(self, method: Method) -> dict[str, float]:
         """train_sharpness: of up to 1,024 training images, where the method draws images to compare."""
@@ -137,8 +133,45 @@ class Watch:
             return {}
         return {SHARPNESS: mean_sharpness(self.train.take(SHARPNESS_IMAGES, self.config.seed).images)}
 
-    def _features(self, method: Method, images: Tensor) -> Tensor:
-        return extract_together(method.features, images, CHUNK, device=self.device)
+    @measuring()
+    def references(self, method: Method, known: float | None) -> dict[str, float]:
+        """What a run that watches its neighbours is to be judged by at its end; nothing of another run.
+
+        Of several processes all take part.
+
+        Args:
+            method: the trained one.
+            known: the first process's accuracy of these weights; None: it is measured.
+
+        Returns:
+            knn_accuracy, knn_accuracy_untrained (the same architecture with the initial weights of another
+            seed) and knn_accuracy_pixels, on the same images; knn_images, how many were classified.
+        """
+        if self.config.knn_every == 0 or not self._is_labelled():
+            return {}
+        missing = processes.agree(int(processes.leads() and known is None))
+        found = self.neighbours(method) if missing else {} if known is None else {"knn_accuracy": known}
+        untrained = build(self.config.updated({"seed": self.config.seed + 1})).to(self.device).eval()
+        found["knn_accuracy_untrained"] = self._accuracy(untrained.features)
+        # (2 u - 255) / 256 is exact in float16
+        found["knn_accuracy_pixels"] = self._accuracy(lambda images: images.flatten(1), torch.float16)
+        return found | {"knn_images": min(QUERIES, len(cast(Split, self.all_tests)))}
+
+    def _is_labelled(self) -> bool:
+        return self.all_tests is not None and None not in (self.train.labels, self.all_tests.labels)
+
+    def _accuracy(self, function: Function, dtype: torch.dtype = torch.float32) -> float:
+        """Of nearest neighbours in what `function` makes of the watched images, with labels."""
+        train = self.train.take(BANK, self.config.seed)
+        test = cast(Split, self.all_tests).take(QUERIES, self.config.seed)
+        bank, queries = (
+            extract_together(function, split.images, CHUNK, device=self.device, dtype=dtype)
+            for split in (train, test)
+        )
+        bank_labels = cast(Tensor, train.labels).to(self.device)
+        labels = cast(Tensor, test.labels).to(self.device)
+        predicted = knn_predict(bank, bank_labels, queries, len(train.classes), min(NEIGHBOURS, len(bank)))
+        return float((predicted == labels).float().mean())
 
     @torch.no_grad()
     def draw(self, method: Method) -> dict[str, Tensor]:
@@ -148,3 +181,33 @@ class Watch:
         method.eval()
         images = to_model(self.test.images[:PICTURES])
         return method.previews(images, generators(self.config.seed, "sample", range(len(images))))
+
+
+def judged(accuracies: Mapping[str, float]) -> str | None:
+    """What to say of features that are no better than what needs no training; None of better ones.
+
+    Better means by more than two standard errors of the difference, as if the accuracies were of different
+    images.
+
+    Args:
+        accuracies: as from `Watch.references`.
+    """
+    if not accuracies:
+        return None
+    own, n = accuracies["knn_accuracy"], accuracies["knn_images"]
+    others = {
+        "an untrained encoder": accuracies["knn_accuracy_untrained"],
+        "raw pixels": accuracies["knn_accuracy_pixels"],
+    }
+    better = {
+        name: own - other > 2 * math.sqrt((own * (1 - own) + other * (1 - other)) / n)
+        for name, other in others.items()
+    }
+    if all(better.values()):
+        return None
+    worse = " or ".join(name for name, is_better in better.items() if not is_better)
+    beside = ", ".join(f"{name} {other:.1%}" for name, other in others.items())
+    return (
+        f"the features are no better than {worse}: kNN accuracy {own:.1%} on {n:,} test images ({beside}); "
+        "train longer, or with other views"
+    )

@@ -11,10 +11,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import genssl
-from genssl import checkpoint, files
+from genssl import checkpoint, files, places
 from genssl.data.load import load
 from genssl.eval import importance_ll as evaluation
 from genssl.metrics.sharpness import mean_sharpness
+from genssl.train import runner
 
 from ..conftest import call
 
@@ -193,6 +194,47 @@ def test_a_method_names_its_newest_finished_run(
     assert "vae-digits-2" in result.stderr
 
 
+def test_a_training_makes_the_folder_of_runs_that_it_is_given(digits: Path, tmp_path: Path) -> None:
+    small = ["--data", digits, "--epochs", 1, "--set", "width=4", "--sample-every", 0]
+    result = call("--checkpoints", tmp_path / "new", "train", "vae", *small)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "new" / "vae-digits" / "model.safetensors").exists()
+    assert call("--checkpoints", tmp_path / "new", "runs", "list").exit_code == 0
+
+
+def test_a_run_that_time_stopped_is_called_so_everywhere(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GENSSL_CHECKPOINTS", str(tmp_path / "runs"))
+    small = ["--data", digits, "--set", "width=4", "--sample-every", 0, "--batch-size", 24, "--epochs", 40]
+    monkeypatch.setattr(runner.Run, "_out_of_time", lambda self: self.training.step >= 8)  # of 5 an epoch
+    trained = call("train", "vae", *small)
+    assert "time is up after 1.6 of 40 epochs; `genssl train --resume" in trained.output
+    assert "vae-digits, epoch 1.6 of 40, stopped by time" in trained.stdout
+    listed = call("runs", "list").stdout
+    assert ("1.6 of 40" in listed, "stopped by time" in listed, "finished" in listed) == (True, True, False)
+    shown = json_of("runs", "show", "vae-digits")
+    assert (shown["state"], shown["finished"], shown["epoch"]) == ("stopped by time", False, 1.6)
+    sampled = call("sample", "vae", "-n", 1, "--out", tmp_path / "x.png")
+    assert "epoch 1.6 of 40, stopped by time" in sampled.stderr
+    again = call("train", "vae", *small)
+    assert f"{tmp_path / 'runs' / 'vae-digits'} is an unfinished run of these settings" in again.output
+    assert "--go-on" in again.output
+    assert (tmp_path / "runs" / "vae-digits-2").is_dir()
+    other = call("train", "vae", *small, "--seed", 1)
+    assert "unfinished" not in other.output
+
+
+def test_a_finished_run_is_not_said_to_be_unfinished(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GENSSL_CHECKPOINTS", str(tmp_path / "runs"))
+    small = ["--data", digits, "--set", "width=4", "--sample-every", 0, "--epochs", 1]
+    outputs = [call("train", "vae", *small).output for _ in range(2)]
+    assert not any("unfinished" in output for output in outputs)
+    assert ("vae-digits-2" in outputs[1], "epoch 1, finished" in outputs[1]) == (True, True)
+
+
 def test_load_from_python(vae_run: Path) -> None:
     vae = genssl.load(str(vae_run))
     assert not vae.training
@@ -260,8 +302,14 @@ def test_a_damaged_checkpoint_is_one_line(vae_run: Path, tmp_path: Path, fault: 
         ),
         (["train", "vae", "--epochs", "many"], "--epochs"),
         (["frobnicate"], "No such command"),
-        (["train", "vae", "--set", "lr=3"], "did you mean 'learning_rate'"),
         (["train", "vae", "--set", "width=4", "--set", "width=8"], "--set width has 2 values (4, 8)"),
+        (["train", "vae", "--set", "lr=fast"], "learning_rate must be a valid number"),
+        (["train", "vae", "--lr", -1], "learning_rate must be greater than 0"),
+        (["ablate", "vae", "--set", "lr=1e-4"], "nothing to ablate: learning_rate=0.0001 is the baseline"),
+        (["ablate", "vae", "--lr", -1, "--set", "z_dim=2"], "learning_rate must be greater than 0"),
+        (["--checkpoints", "nowhere", "sample", "vae"], "no folder of runs nowhere"),
+        (["--checkpoints", "nowhere", "runs", "list"], "no folder of runs nowhere"),
+        (["--checkpoints", "nowhere", "report"], "no folder of runs nowhere"),
         (["sample", "RUN", "--out", "DIGITS"], "is not empty"),
         (["sample", "vae", "--data", "nothing"], "no finished vae run on nothing"),
         (["sample", "RUN", "--steps", 5], "has no --steps"),
@@ -302,6 +350,19 @@ def test_an_odd_checkpoint_does_not_hide_the_runs(vae_run: Path, workplace: Path
     result = call("runs", "show", "odd")
     assert (result.exit_code, "does not say what it is" in result.stderr) == (1, True)
     shutil.rmtree(odd)
+
+
+def test_train_takes_the_settings_of_the_weights_that_ship(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    more = ["--data", digits, "--epochs", 1, "--max-minutes", 0, "--out", "run"]
+    assert call("train", "vae", "--config", "shipped", *more).exit_code == 0
+    config = checkpoint.inspect(tmp_path / "run").config
+    shipped = checkpoint.inspect(places.shipped_root() / "vae").config
+    assert config == shipped.updated({"data": str(digits), "epochs": 1})
+    assert "no such config file: shipped" in call("train", "--config", "shipped").stderr
+    assert "no such config file" in call("train", "byol", "--config", "shipped").stderr
 
 
 def test_train_takes_the_settings_of_a_run_folder(vae_run: Path) -> None:

@@ -138,6 +138,27 @@ def test_an_unfinished_run_is_to_be_resumed(tmp_path: Path) -> None:
     assert "unfinished" in read.text
 
 
+def test_a_run_that_time_stopped_says_how_far_it_came(tmp_path: Path) -> None:
+    run = folder.run(tmp_path / "vae-digits", "vae")
+    config = json.loads((run / "config.json").read_text()) | {"epochs": 10}
+    metrics = {
+        "epoch": 3.43,
+        "knn_accuracy": 0.5,
+        "knn_accuracy_untrained": 0.25,
+        "knn_accuracy_pixels": 0.625,
+    }
+    folder.run(tmp_path / "vae-old", "vae")
+    folder.numbers(run / "config.json", config)
+    folder.weights(run / "model.safetensors", config, metrics=metrics)
+    folder.evaluation(run, "sample", {"images": 64})
+    os.utime(tmp_path / "vae-old" / "model.safetensors", (1e9, 1e9))
+    made, read = written(tmp_path)
+    assert made.figures[0].source == "run vae-old"  # older, and all its epochs are done
+    assert made.figures[3].source == "run vae-digits, stopped by time"
+    assert dict(made.figures[3].numbers)["epochs trained"] == "3.43 of 10"
+    assert "50.0 % (untrained encoder 25.0 %, raw pixels 62.5 %)" in read.text
+
+
 def test_the_newest_finished_run_with_the_picture_is_taken(tmp_path: Path) -> None:
     for age, (name, finished) in enumerate([("open", False), ("bare", True), ("new", True), ("old", True)]):
         run = folder.run(tmp_path / name, "vae", finished=finished)

@@ -51,7 +51,8 @@ def test_every_step_is_a_command(full: bool) -> None:
     steps = steps_of(*PARTS, full=full, device="cpu")
     for step in steps:
         check(step)
-        assert step.how == ("--device", "cpu")
+        trains = step.arguments[0] in {"train", "ablate"}
+        assert step.how == (("--yes", "--device", "cpu") if trains else ("--device", "cpu"))
         assert step.cost is None
     for step in steps_of(*TIMED, full=full, device="cpu"):
         check(step)
@@ -60,6 +61,7 @@ def test_every_step_is_a_command(full: bool) -> None:
     assert len({step.makes for step in steps}) == len(steps)
     for step in demo(2.0, "auto", 0).steps:
         check(step)
+        assert ("--yes" in step.how) == (step.arguments[0] == "train")
 
 
 def test_a_run_is_trained_before_it_is_looked_at() -> None:

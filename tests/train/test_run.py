@@ -265,25 +265,33 @@ def test_a_split_of_one_image_is_refused_and_leaves_no_folder(digits: Path, tmp_
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("stop", "kept"), [(10, []), (14, ["epoch-002.png"])])
+@pytest.mark.parametrize(
+    ("stop", "epoch", "drawn", "kept"),
+    [(10, 1.43, "epoch-001.43.png", []), (14, 2, "epoch-002.png", ["epoch-002.png"])],
+)
 def test_a_run_ends_cleanly_when_its_time_is_up(
-    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int, kept: list[str]
-) -> None:
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    stop: int, epoch: float, drawn: str, kept: list[str],
+) -> None:  # fmt: skip
     def time_is_up_at(step: int) -> None:
         monkeypatch.setattr(runner.Run, "_out_of_time", lambda self: self.training.step >= step)
 
     folder = tmp_path / "run"
     time_is_up_at(stop)  # seven steps an epoch: within the second one, or with it
     events = train(config(digits, epochs=400, sample_every=399), folder)
-    assert any(isinstance(event, Note) and "time is up" in event.text for event in events)
-    assert checkpoint.inspect(folder).finished
+    ways = [event.text for event in events if isinstance(event, Note) and "time is up" in event.text]
+    assert ways[0].startswith(f"time is up after {epoch} of 400 epochs; `genssl train --resume {folder}")
+    info = checkpoint.inspect(folder)
+    assert (info.state, info.epoch, info.epochs_trained) == ("stopped by time", stop // 7, epoch)
+    assert [event.record["epoch"] for event in events if isinstance(event, EpochEnded)][-1] == epoch
+    assert without_time(folder)[-1]["epoch"] == epoch
     assert checkpoint.load(folder).has_mixture  # type: ignore[union-attr]
-    assert [file.name for file in (folder / "samples").iterdir()] == ["epoch-002.png"]
+    assert [file.name for file in (folder / "samples").iterdir()] == [drawn]
     time_is_up_at(24)
     run.resume(folder, {}, Options(device="cpu"))
-    assert [record["epoch"] for record in without_time(folder)] == [1, 2, 3, 4]
+    assert [record["epoch"] for record in without_time(folder)] == [1, 2, 3, 3.43]
     # the picture of an epoch that had not ended is gone, that of a whole one stays
-    assert sorted(file.name for file in (folder / "samples").iterdir()) == [*kept, "epoch-004.png"]
+    assert sorted(file.name for file in (folder / "samples").iterdir()) == [*kept, "epoch-003.43.png"]
 
 
 def test_minutes_are_counted(digits: Path, tmp_path: Path) -> None:

@@ -18,15 +18,17 @@ from torch import Tensor
 
 from genssl import checkpoint
 from genssl import config as configs
+from genssl.eval.knn_eval import knn_eval
 from genssl.models import encoders
 from genssl.models.build import build
 from genssl.models.method import Method
 from genssl.pixels import to_model
 from genssl.settings import Config
 from genssl.train import loop, run, runner, watch
-from genssl.train.events import EpochEnded, Event, Note
+from genssl.train.events import EpochEnded, Event, Note, silent
 from genssl.train.folder import RunFolder
 from genssl.train.options import Options
+from genssl.train.run import load_splits
 
 METHODS = ("simsiam", "dssl", "byol", "barlow_twins", "vicreg")
 TINY = {
@@ -39,7 +41,8 @@ TINY = {
 def _narrow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A narrower encoder than the small one; what is killed for real keeps its width."""
     if "slow" not in request.keywords:
-        monkeypatch.setitem(encoders.WIDTHS, "small", 2)
+        # With fewer channels, convolutions of torch 2.14.1 corrupt memory on CPUs with AVX2 but not AVX-512
+        monkeypatch.setitem(encoders.WIDTHS, "small", 8)
 
 
 @pytest.fixture
@@ -123,7 +126,7 @@ def test_the_kept_weights_are_the_trained_method(method: str, digits: Path, tmp_
     still = {name for name, value in kept.items() if torch.equal(value, fresh[name]) and value.ndim > 1}
     assert all(name.startswith("target_") for name in still)  # everything else has moved
     features = loaded.features(to_model(torch.zeros(2, 3, 16, 16, dtype=torch.uint8)))
-    assert features.shape == (2, 16)
+    assert features.shape == (2, 64)
 
 
 @pytest.mark.usefixtures("_no_curves")
@@ -218,6 +221,7 @@ def without_labels(digits: Path, folder: Path) -> Path:
 def test_data_without_labels_train_without_neighbours(digits: Path, tmp_path: Path) -> None:
     data = without_labels(digits, tmp_path / "unlabelled")
     train(config("byol", data, epochs=2, knn_every=1), tmp_path / "run")
+    assert not any(name.startswith("knn_") for name in checkpoint.inspect(tmp_path / "run").metrics)
     for record in history(tmp_path / "run"):
         assert "knn_accuracy" not in record
         assert record["output_std"] > 0
@@ -231,6 +235,68 @@ def test_neighbours_are_counted_when_asked(
     train(config("barlow_twins", digits, epochs=4, knn_every=every), tmp_path / "run")
     found = history(tmp_path / "run")
     assert [record["epoch"] for record in found if "knn_accuracy" in record] == expected
+
+
+@pytest.mark.usefixtures("_no_curves")
+def test_features_that_are_no_better_than_without_training_are_said_to_be(
+    digits: Path, tmp_path: Path
+) -> None:
+    settled = config("simsiam", digits, limit=None, epochs=1, learning_rate=1e-9)  # it learns nothing
+    events = train(settled, tmp_path / "run")
+    (said,) = [event.text for event in events if isinstance(event, Note) and "no better" in event.text]
+    info = checkpoint.inspect(tmp_path / "run")
+    watched = {name: value for name, value in info.metrics.items() if name.startswith("knn_")}
+    assert set(watched) == {
+        "knn_accuracy", "knn_accuracy_untrained", "knn_accuracy_pixels", "knn_images",
+    }  # fmt: skip
+    assert (watched["knn_images"], watched["knn_accuracy"]) == (
+        40,
+        history(tmp_path / "run")[-1]["knn_accuracy"],
+    )
+    for name in ("knn_accuracy", "knn_accuracy_untrained", "knn_accuracy_pixels"):
+        assert f"{watched[name]:.1%}" in said
+    # as `knn-eval` has them
+    fresh = build(settled.updated({"seed": 1})).eval()
+    kept = load_splits(settled, silent)
+    outcome = knn_eval(fresh, *kept, k=120, tick=lambda done, total: None)
+    compared = {row["what"]: row["accuracy"] for row in outcome.values["compared"]}
+    assert watched["knn_accuracy_untrained"] == pytest.approx(outcome.values["accuracy"])
+    assert watched["knn_accuracy_pixels"] == pytest.approx(compared["raw pixels"])
+
+
+@pytest.mark.usefixtures("_no_curves")
+def test_time_that_ends_with_an_epoch_leaves_an_accuracy_to_judge_by(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner.Run, "_out_of_time", lambda self: self.training.step >= 3)
+    train(config("simsiam", digits, epochs=9, knn_every=5), tmp_path / "run")
+    metrics = checkpoint.inspect(tmp_path / "run").metrics
+    assert "knn_accuracy" not in history(tmp_path / "run")[-1]  # was not due
+    assert {"knn_accuracy", "knn_accuracy_untrained", "knn_accuracy_pixels"} <= set(metrics)
+
+
+@pytest.mark.parametrize(
+    ("own", "untrained", "pixels", "words"),
+    [
+        (0.9, 0.13, 0.667, None),
+        (0.122, 0.130, 0.667, "no better than an untrained encoder or raw pixels"),
+        (0.32, 0.130, 0.667, "no better than raw pixels"),
+        (0.69, 0.130, 0.667, "no better than raw pixels"),  # within the error of 2,000 images
+        (0.70, 0.130, 0.667, None),
+        (0.70, 0.8, 0.667, "no better than an untrained encoder:"),
+    ],
+)
+def test_what_is_said_of_features(own: float, untrained: float, pixels: float, words: str | None) -> None:
+    found = watch.judged(
+        {
+            "knn_accuracy": own, "knn_accuracy_untrained": untrained, "knn_accuracy_pixels": pixels,
+            "knn_images": 2000,
+        }
+    )  # fmt: skip
+    assert (found is None) if words is None else (found is not None and words in found)
+    if found is not None:
+        assert f"(an untrained encoder {untrained:.1%}, raw pixels {pixels:.1%})" in found
+    assert watch.judged({}) is None
 
 
 @pytest.mark.usefixtures("_no_curves")
