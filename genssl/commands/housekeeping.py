@@ -81,7 +81,11 @@ def data_preview(
         raise UserError("--set is for the settings of a method's views; name the method with --views")
     split = read_split(data, part, image_size, seed, skip_bad)
     shown = split.take(n, seed)
-    picture = _views_picture(shown, views, settings or [], seed) if views else figures.grid(shown.images)
+    header = f"{split.name} {part}: {len(shown)} of {len(split):,} images, random seed {seed}"
+    if views:
+        picture = _views_picture(shown, views, settings or [], seed, header)
+    else:
+        picture = figures.titled_grid(shown.images, header)
     files.write_picture(out, picture)
     say(f"{split.name} {part}: {len(split):,} images of {len(split.classes)} classes; {out}")
 
@@ -104,7 +108,7 @@ def data_export(
     write_each(split.take(n, seed).images, folder)
 
 
-def _views_picture(split: "Split", method: str, settings: list[str], seed: int) -> "Image":
+def _views_picture(split: "Split", method: str, settings: list[str], seed: int, header: str) -> "Image":
     """Rows of an image and its views, a few images a row."""
     import torch
 
@@ -119,7 +123,9 @@ def _views_picture(split: "Split", method: str, settings: list[str], seed: int) 
     seen = choice(split.images, choice.draws(len(split), generator(seed, "views")))
     say(f"each row repeats: image, {', '.join(choice.names)}")
     cells = torch.stack([to_model(split.images), *seen], 1)  # (N, 1 + views, 3, H, W)
-    return figures.grid(cells.flatten(0, 1), columns=cells.shape[1] * (4 if len(split) >= 4 else 1), scale=2)
+    columns = cells.shape[1] * (4 if len(split) >= 4 else 1)
+    header = f"{header}, with views of {method}"
+    return figures.titled_grid(cells.flatten(0, 1), header, columns, ("image", *choice.names))
 
 
 @runs_app.command("list")

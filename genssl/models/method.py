@@ -1,5 +1,6 @@
 """The seam between a method and everything else."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ class Method(nn.Module):
     """
 
     config: Config  # set by `build`
+    epoch: int | None = None  # that the weights are of; set by `checkpoint.load`
+    units: Mapping[str, str] = {}  # of the terms of `loss`, by name, e.g. {"kl": "nats per image"}
 
     def remarks(self) -> tuple[str, ...]:
         """What a person should know before this method trains with these settings."""

@@ -62,6 +62,8 @@ class Predicting(Siamese):
         constant_rate: keep the predictor out of the learning rate's schedule.
     """
 
+    units = dict.fromkeys(("loss", "symmetric", "directional"), "negative cosine similarity")
+
     def __init__(
         self,
         encoder: Encoder,

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from genssl import checkpoint
-from genssl.report import disk, find, page
+from genssl.report import commands, disk, find, page
 
 from . import folder
 
-VOID = {"meta", "img", "br", "link", "input", "hr"}
+VOID = {"meta", "img", "br", "link", "input", "hr", "wbr"}
 
 
 class Reader(HTMLParser):
@@ -23,21 +23,27 @@ class Reader(HTMLParser):
         super().__init__()
         self.open: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
+        self.data = ""
         self.feed(html)
         self.close()
         assert self.open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
+        self.data += "" if tag == "wbr" else " "
         if tag not in VOID:
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
+        self.data += " "
 
     def handle_data(self, data: str) -> None:
-        self.words += data.split()
+        self.data += data
+
+    @property
+    def words(self) -> list[str]:
+        return self.data.split()
 
     @property
     def text(self) -> str:
@@ -127,8 +133,33 @@ def test_what_is_missing_comes_with_its_command(tmp_path: Path) -> None:
     assert made.figures[11].usual == [f"{new} ablate simsiam --predictor identity"]
     assert made.figures[12].usual == [f"{new} ablate simsiam --proj-dim 4096"]
     for figure in made.figures:
-        assert all(command in read.text for command in figure.usual)
+        assert all(commands.relative(command, tmp_path) in read.text for command in figure.usual)
         assert bool(figure.picture) != bool(figure.usual)
+
+
+def test_commands_have_no_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = folder.run(tmp_path / "runs" / "vae-digits", "vae")
+    made = f"genssl --checkpoints {tmp_path}/runs sample {run} --set data={tmp_path}/digits.tar --out a.png"
+    folder.evaluation(run, "sample", {"command": made})
+    for here, paths in (("elsewhere", (".", "vae-digits", "../digits.tar")),
+                        (".", ("runs", "runs/vae-digits", "digits.tar"))):  # fmt: skip
+        (tmp_path / here).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / here)
+        html = written(tmp_path / "runs")[0].path.read_text(encoding="utf-8")
+        root, ref, data = paths
+        told = f"genssl --checkpoints {root} sample {ref} --set data={data} --out a.png"
+        assert told in Reader(html).text
+        assert str(tmp_path) not in html
+        assert "relative to .., seen from" in html or here == "elsewhere"
+    assert commands.relative("genssl 'unclosed", tmp_path) == "genssl 'unclosed"
+
+
+def test_words_break_at_signs_and_never_in_the_middle(tmp_path: Path) -> None:
+    folder.ablation(tmp_path / "study", [{"stop_gradient": False}])
+    html = written(tmp_path)[0].path.read_text(encoding="utf-8")
+    assert "stop_<wbr>gradient=<wbr>False" in html
+    assert "anywhere" not in html
+    assert "break-all" not in html
 
 
 def test_an_unfinished_run_is_to_be_resumed(tmp_path: Path) -> None:
