@@ -110,6 +110,8 @@ def _cell(name: str, row: Record) -> Cell:
     over = f"{number(found.get('runs'))} seeds" if words.is_number(spread) and isinstance(found, dict) else ""
     scale = 100 if show is percent else 1
     told, error = words.with_error(_mean(row, name), spread if over else None, show, scale)
+    if show is seconds:
+        told, error = seconds(_mean(row, name)), f"± {seconds(spread)}"
     return Cell(told, f"{error}, {over}" if over else "")
 
 

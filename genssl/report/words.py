@@ -134,7 +134,11 @@ def _unofficial(name: Any) -> tuple[str, str] | None:
 
 
 def breakable(text: str) -> "Markup":
-    """The text, escaped, with places to break its words: after an equals sign, an underscore or a slash."""
+    """The text, escaped, with places to break its words: after an equals sign, an underscore or a slash.
+
+    Numbers are kept together with their signs and the ends of their intervals.
+    """
     from markupsafe import Markup, escape
 
+    text = re.sub(r"(?<=±) (?=\d)|(?<=\d) (?=%|seeds)|(?<=\d to) (?=-?\d)| (?=[↓↑])", "\u00a0", text)
     return Markup(re.sub(r"([=_/])(?=\w)", r"\1<wbr>", str(escape(text))))
