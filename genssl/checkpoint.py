@@ -74,7 +74,7 @@ def save(method: "Method", folder: Path, *, epoch: int, finished: bool, metrics:
 
 
 def load(path: Path, device: "torch.device | str" = "cpu") -> "Method":
-    """Load weights, verified, in eval mode and without gradients; `.config` holds the settings.
+    """Load weights, verified, in eval mode and without gradients, with their `.config` and `.epoch`.
 
     Args:
         path: a run folder or a model file.
@@ -91,6 +91,7 @@ def load(path: Path, device: "torch.device | str" = "cpu") -> "Method":
     method = build(config)
     _check_fit(method, tensors, file)
     method.load_state_dict(tensors)
+    method.epoch = int(metadata["epoch"])
     return method.to(device).eval().requires_grad_(False)
 
 

@@ -17,6 +17,22 @@ if TYPE_CHECKING:
 
 PADDING = 2  # pixels between images
 WHITE = 255
+CELL = 128  # pixels of a magnified image's side: 32 pixels are shown four times as large
+LARGEST = 2400  # pixels of a magnified grid's side, at most
+LEAST_WIDTH = 560  # pixels, so that a header has room above a few images
+MARGIN = 6
+TEXT_SIZE, LINE_HEIGHT = 18, 24  # pixels, of headers
+TITLE_SIZE, TITLE_HEIGHT = 15, 22  # pixels, of columns' titles
+GRID_TOP = "grid_top"  # in a picture's information: rows of pixels above its grid
+
+# Units of what every history may hold; those of a method's own terms are its `units`
+UNITS = {
+    "output_std": "1: spread out, 0: collapsed",
+    "rankme": "effective rank (dimensions)",
+    "learning_rate": "learning rate",
+    "bits_per_dim": "bits/dim",
+}
+COLLAPSED_COLOR = "tab:red"
 
 
 def grid(images: Tensor, columns: int | None = None, scale: int = 1) -> Image.Image:
@@ -42,24 +58,106 @@ def grid(images: Tensor, columns: int | None = None, scale: int = 1) -> Image.Im
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 
 
-def preview(kind: str, images: Tensor) -> Image.Image:
-    """The grid of a kind of preview, (M, 3, H, W): reconstructions are pairs, which a row keeps together."""
-    return grid(images, columns=8 if kind == "reconstructions" or len(images) > 16 else None)
+def magnification(images: Tensor, columns: int | None = None) -> int:
+    """The whole factor at which a grid of images (N, 3, H, W) is easy to see and not too large a file."""
+    count, _, height, width = images.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    native = max(columns * (width + PADDING), math.ceil(count / columns) * (height + PADDING)) + PADDING
+    wanted = max(1, round(CELL / max(height, width)))
+    return max(1, min(wanted, LARGEST // native))
 
 
-def contact_sheet(pictures: Sequence[tuple[str, Image.Image]], columns: int = 4) -> Image.Image:
-    """Titled pictures of one size, row by row."""
-    font = ImageFont.load_default(14)
-    width = max(picture.width for _, picture in pictures) + 8
-    height = max(picture.height for _, picture in pictures) + 26
-    columns = min(columns, len(pictures))
-    sheet = Image.new("RGB", (columns * width, math.ceil(len(pictures) / columns) * height), "white")
+def titled_grid(
+    images: Tensor, header: str, columns: int | None = None, titles: Sequence[str] = ()
+) -> Image.Image:
+    """A magnified grid below a line that says what it shows, and below a title per column.
+
+    Args:
+        images: (N, 3, H, W), uint8, or float in the model's range.
+        header: method, data, epoch, number, sampler; wrapped at spaces where the grid is narrow.
+        columns: as in `grid`.
+        titles: of the first columns, repeated over the others; left out where they are wider than an image.
+    """
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    sheet = grid(images, columns, magnification(images, columns))
+    width = max(sheet.width, LEAST_WIDTH)
+    lines = _wrapped(header, width - 2 * MARGIN)
+    font, cell = ImageFont.load_default(TITLE_SIZE), sheet.width / columns
+    shown = [titles[i % len(titles)] for i in range(columns)] if titles else []
+    if any(font.getlength(title) > cell for title in shown):
+        shown = []
+    top = MARGIN + LINE_HEIGHT * len(lines) + (TITLE_HEIGHT if shown else 0)
+    picture = Image.new("RGB", (width, top + sheet.height), "white")
+    draw = ImageDraw.Draw(picture)
+    for i, line in enumerate(lines):
+        position = (MARGIN, MARGIN + i * LINE_HEIGHT)
+        draw.text(position, line, fill="black", font=ImageFont.load_default(TEXT_SIZE))
+    for i, title in enumerate(shown):
+        draw.text(((i + 0.5) * cell, top - TITLE_HEIGHT / 2), title, fill="black", font=font, anchor="mm")
+    picture.paste(sheet, (0, top))
+    picture.info |= {"Description": header, GRID_TOP: str(top - (TITLE_HEIGHT if shown else 0))}
+    return picture
+
+
+def _wrapped(text: str, width: float) -> list[str]:
+    """The text in lines of at most `width` pixels, broken at spaces."""
+    font = ImageFont.load_default(TEXT_SIZE)
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
+def run_title(method: str, data: str, epoch: int | None = None) -> str:
+    """Whose picture it is: "vae on svhn, epoch 70"."""
+    return f"{method} on {data}{'' if epoch is None else f', epoch {epoch}'}"
+
+
+def preview(kind: str, images: Tensor, header: str = "") -> Image.Image:
+    """The grid of a kind of preview, (M, 3, H, W): reconstructions are pairs, which a row keeps together.
+
+    As it is without a header, and magnified below one.
+    """
+    columns = 8 if kind == "reconstructions" or len(images) > 16 else None
+    if not header:
+        return grid(images, columns)
+    titles = ("original", "reconstruction") if kind == "reconstructions" else ()
+    return titled_grid(images, header, columns, titles)
+
+
+def contact_sheet(
+    pictures: Sequence[tuple[str, Image.Image]], columns: int = 4, header: str = ""
+) -> Image.Image:
+    """Titled pictures, row by row, below a header; what stands above their own grids is left out.
+
+    Large pictures are halved, so that a sheet of many is not a large file.
+    """
+    pages = [(title, _page(picture)) for title, picture in pictures]
+    size = max(14, max(page.width for _, page in pages) // 22)  # legible where the sheet is shown smaller
+    font, line = ImageFont.load_default(size), size + 8
+    width = max(page.width for _, page in pages) + 8
+    height = max(page.height for _, page in pages) + line + 4
+    columns = min(columns, len(pages))
+    top = line if header else 0
+    sheet = Image.new("RGB", (columns * width, top + math.ceil(len(pages) / columns) * height), "white")
     draw = ImageDraw.Draw(sheet)
-    for place, (title, picture) in enumerate(pictures):
-        left, top = place % columns * width, place // columns * height
-        draw.text((left + 6, top + 4), title, fill="black", font=font)
-        sheet.paste(picture, (left + 4, top + 22))
+    draw.text((6, 4), header, fill="black", font=font)
+    for i, (title, page) in enumerate(pages):
+        x, y = i % columns * width, top + i // columns * height
+        draw.text((x + 6, y + 4), title, fill="black", font=font)
+        sheet.paste(page, (x + 4, y + line))
     return sheet
+
+
+def _page(picture: Image.Image) -> Image.Image:
+    """A picture without the header that `titled_grid` gave it, half as large where it was magnified."""
+    top = int(picture.info.get(GRID_TOP, 0))
+    page = picture.crop((0, top, picture.width, picture.height))
+    return page.reduce(2) if top else page
 
 
 def new_figure(rows: int, columns: int, width: float, height: float) -> "tuple[Figure, list[Axes]]":
@@ -83,14 +181,26 @@ def wall_clock(history: Sequence[Mapping[str, Any]], title: str) -> "Figure":
     seconds = [record["seconds"] for record in history]
     unit, name = (60.0, "minutes") if seconds and seconds[-1] > 300 else (1.0, "seconds")
     axis.plot([record["epoch"] for record in history], [s / unit for s in seconds], marker=".")
-    axis.set(xlabel="epoch", ylabel=f"wall clock ({name})", title=title)
+    axis.set(xlabel="epoch", ylabel=f"wall-clock time ({name})", title=title)
+    axis.locator_params(axis="x", integer=True)
     return figure
 
 
-def curves(history: Sequence[Mapping[str, Any]], title: str) -> "Figure":
-    """Every measured number over epochs, one panel a name; a test value joins its training value."""
+def curves(
+    history: Sequence[Mapping[str, Any]], title: str, units: Mapping[str, str] | None = None
+) -> "Figure":
+    """Every measured number over epochs, one panel a name; a test value joins its training value.
+
+    Epochs at which the outputs had collapsed are shaded in all panels.
+
+    Args:
+        history: one record per epoch.
+        title: of the whole.
+        units: of the method's own terms, by name, e.g. {"kl": "nats per image"}.
+    """
     known = {"epoch", "step", "seconds", "learning_rate", "images_per_second"}
     names = list(dict.fromkeys(key for record in history for key in record if key not in known))
+    names = [name for name in names if not any(isinstance(record.get(name), bool) for record in history)]
     panels = [name for name in names if not (name.startswith("test_") and name[5:] in names)]
     columns = min(3, max(1, len(panels)))
     figure, axes = new_figure(max(1, math.ceil(len(panels) / columns)), columns, 4.2, 3.0)
@@ -100,15 +210,37 @@ def curves(history: Sequence[Mapping[str, Any]], title: str) -> "Figure":
             _draw_series(axis, history, f"test_{name}", "test")
             axis.legend(frameon=False)
         axis.set(xlabel="epoch", title=name.replace("_", " "))
+        axis.locator_params(axis="x", integer=True)
+        _label_units(axis, name, {**UNITS, **(units or {})})
+        _shade_collapsed(axis, history)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
-    figure.suptitle(title)
+    figure.suptitle(f"{title} (shaded: collapsed)" if _collapsed_epochs(history) else title)
     return figure
 
 
 def _draw_series(axis: "Axes", history: Sequence[Mapping[str, Any]], name: str, label: str) -> None:
     points = [(r["epoch"], r[name]) for r in history if r.get(name) is not None]
     axis.plot([x for x, _ in points], [y for _, y in points], marker=".", label=label)
+
+
+def _label_units(axis: "Axes", name: str, units: Mapping[str, str]) -> None:
+    """The unit along the y axis; shares as percent; the name of what has no unit."""
+    term = name.removeprefix("test_")
+    if term.endswith("accuracy"):
+        axis.set_ylabel("accuracy (%)")
+        axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}")
+    else:
+        axis.set_ylabel(units.get(term, term.replace("_", " ")))
+
+
+def _collapsed_epochs(history: Sequence[Mapping[str, Any]]) -> list[int]:
+    return [record["epoch"] for record in history if record.get("collapsed") is True]
+
+
+def _shade_collapsed(axis: "Axes", history: Sequence[Mapping[str, Any]]) -> None:
+    for epoch in _collapsed_epochs(history):
+        axis.axvspan(epoch - 0.5, epoch + 0.5, color=COLLAPSED_COLOR, alpha=0.12, linewidth=0)
 
 
 def one(image: Tensor) -> Image.Image:

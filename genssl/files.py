@@ -16,6 +16,7 @@ from genssl.errors import FAILED_RUN, UserError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
+    from PIL.PngImagePlugin import PngInfo
     from torch import Tensor
 
 
@@ -89,9 +90,20 @@ def write_picture(path: Path, picture: "Figure | Image", about: Mapping[str, str
         elif kind == "svg":
             raise UserError("a grid of images cannot be written as .svg; use .png")
         else:
-            picture.save(temporary, format="jpeg" if kind == "jpg" else kind)
+            picture.save(temporary, format="jpeg" if kind == "jpg" else kind, pnginfo=_texts(picture))
         if about is not None and kind == "png":
             temporary.write_bytes(marks.mark_png(temporary.read_bytes(), about))
+
+
+def _texts(picture: "Image") -> "PngInfo":
+    """What a picture says of itself, which PIL does not write unless asked; ignored by formats but PNG."""
+    from PIL.PngImagePlugin import PngInfo
+
+    texts = PngInfo()
+    for name, value in picture.info.items():
+        if isinstance(name, str) and isinstance(value, str):
+            texts.add_text(name, value)
+    return texts
 
 
 def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> str:

@@ -1,9 +1,11 @@
+from pathlib import Path
+
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from genssl import figures
+from genssl import figures, files
 
 
 def test_grid_puts_image_i_at_row_and_column() -> None:
@@ -34,6 +36,48 @@ def test_contact_sheet_shows_every_picture() -> None:
     assert {0, 1, 2, 3, 4} <= set(sheet[..., 0][sheet[..., 1] == 0].tolist())
 
 
+def byte_images(count: int, size: int = 32) -> torch.Tensor:
+    return torch.randint(0, 255, (count, 3, size, size), dtype=torch.uint8, generator=torch.manual_seed(0))
+
+
+def test_a_titled_grid_is_four_times_as_large_below_its_header_and_titles() -> None:
+    images = byte_images(64)
+    bare = figures.titled_grid(images, "a header")
+    titled = figures.titled_grid(images, "a header", titles=("original", "reconstruction"))
+    native = np.asarray(figures.grid(images))
+    top = int(bare.info["grid_top"])
+    assert bare.width == 4 * native.shape[1]
+    assert (np.asarray(bare)[top:][1::4, 1::4] == native).all()
+    assert (np.asarray(bare)[:top] < 128).any()  # letters
+    assert titled.height - bare.height == figures.TITLE_HEIGHT
+    line = np.asarray(titled)[top : top + figures.TITLE_HEIGHT, :, 0]
+    assert all((line[:, i * 136 : (i + 1) * 136] < 128).any() for i in range(8))  # one title per column
+
+
+def test_a_header_is_wrapped_at_spaces_and_large_grids_stay_small_files() -> None:
+    header = "vae on synthetic, epoch 12: 2 samples, mixture prior, drawn by the random seed 0 " * 2
+    narrow = figures.titled_grid(byte_images(2), header, columns=1)
+    assert narrow.width == figures.LEAST_WIDTH
+    assert int(narrow.info["grid_top"]) > 2 * figures.LINE_HEIGHT
+    many = figures.titled_grid(byte_images(1000), "a header", titles=("far too long for an image",))
+    assert max(many.size) < figures.LARGEST + 100
+    assert many.info["grid_top"] == str(figures.MARGIN + figures.LINE_HEIGHT)
+
+
+def test_a_contact_sheet_leaves_out_the_headers_of_its_pages(tmp_path: Path) -> None:
+    images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
+    files.write_picture(tmp_path / "page.png", figures.titled_grid(images, "vae on svhn, epoch 1"))
+    with Image.open(tmp_path / "page.png") as opened:
+        page = opened.convert("RGB")
+    assert page.info["Description"] == "vae on svhn, epoch 1"
+    sheet = figures.contact_sheet([("epoch 1", page)], header="vae on svhn: samples while training")
+    halved = 2 * (2 * (32 + 2) + 2)
+    assert sheet.width == figures.LEAST_WIDTH // 2 + 8
+    assert sheet.height < halved + 60
+    dark = (np.asarray(sheet)[..., 0] < 64).sum(0)
+    assert (dark[80:130] >= 2 * 64).all()  # columns of the second image, at half of its magnified size
+
+
 def test_one_image_keeps_its_pixels() -> None:
     image = torch.randint(0, 256, (3, 4, 6), dtype=torch.uint8)
     assert (np.asarray(figures.one(image)) == image.permute(1, 2, 0).numpy()).all()
@@ -51,6 +95,22 @@ def test_curves_pair_train_and_test_and_skip_what_is_missing() -> None:
     train, test = panel.get_lines()
     assert train.get_xdata().tolist() == [1, 3]
     assert test.get_ydata().tolist() == [2.5, 1.5]
+
+
+def test_curves_have_units_and_shade_collapsed_epochs_instead_of_drawing_them() -> None:
+    flat = {"seconds": 1.0, "output_std": 0.01, "knn_accuracy": 0.25, "test_loss": 2.0, "learning_rate": 0.1}
+    history = [{"epoch": k, "loss": 3.0, "kl": 1.0, "collapsed": k > 1, **flat} for k in (1, 2, 3)]
+    figure = figures.curves(history, "a run", {"loss": "nats per image"})
+    panels = {axis.get_title(): axis for axis in figure.axes if axis.get_visible()}
+    assert list(panels) == ["loss", "kl", "output std", "knn accuracy"]
+    assert all(axis.get_xlabel() == "epoch" for axis in panels.values())
+    assert [axis.get_ylabel() for axis in panels.values()] == [
+        "nats per image", "kl", "1: spread out, 0: collapsed", "accuracy (%)"
+    ]  # fmt: skip
+    assert panels["knn accuracy"].yaxis.get_major_formatter()(0.25, None) == "25"
+    assert [len(axis.patches) for axis in panels.values()] == [2] * 4
+    assert "collapsed" in figure.get_suptitle()
+    assert not figures.curves([{**history[0]}], "a run").axes[0].patches
 
 
 def test_wall_clock_is_cumulative_and_chooses_its_unit() -> None:

@@ -89,7 +89,11 @@ def data_preview(
 
     split = read_split(data, part, image_size, seed, skip_bad)
     shown = split.take(n, seed)
-    picture = _views_picture(shown, config, seed) if config else figures.grid(shown.images)
+    header = f"{split.name} {part}: {len(shown)} of {len(split):,} images, random seed {seed}"
+    if config is not None:
+        picture = _views_picture(shown, config, seed, header)
+    else:
+        picture = figures.titled_grid(shown.images, header)
     files.write_picture(picture_path, picture, {"command": command_line()})
     say(f"{split.name} {part}: {len(split):,} images of {len(split.classes)} classes; {picture_path}")
 
@@ -119,7 +123,7 @@ def _config(method: str, settings: list[str]) -> "Config":
     return configs.make(method, parse_settings(settings))
 
 
-def _views_picture(split: "Split", config: "Config", seed: int) -> "Image":
+def _views_picture(split: "Split", config: "Config", seed: int, header: str) -> "Image":
     """Rows of an image and its views, a few images a row."""
     import torch
 
@@ -132,7 +136,9 @@ def _views_picture(split: "Split", config: "Config", seed: int) -> "Image":
     seen = choice(split.images, choice.draws(len(split), generator(seed, "views")))
     say(f"each row repeats: image, {', '.join(choice.names)}")
     cells = torch.stack([to_model(split.images), *seen], 1)  # (N, 1 + views, 3, H, W)
-    return figures.grid(cells.flatten(0, 1), columns=cells.shape[1] * (4 if len(split) >= 4 else 1), scale=2)
+    columns = cells.shape[1] * (4 if len(split) >= 4 else 1)
+    header = f"{header}, with views of {config.method}"
+    return figures.titled_grid(cells.flatten(0, 1), header, columns, ("image", *choice.names))
 
 
 @runs_app.command("list")

@@ -8,7 +8,7 @@ from torch import Tensor
 from genssl import figures
 from genssl.data.split import Split
 from genssl.errors import UserError
-from genssl.eval.outcome import Outcome
+from genssl.eval.outcome import Outcome, header_of
 from genssl.eval.require import check_size, require_vae
 from genssl.models.method import Method
 from genssl.models.vae import VAE
@@ -62,7 +62,15 @@ def interpolate(
         "mean_step_rmse": float(step.mean()),
         "largest_to_mean_step": float((step.amax(0) / step.mean(0).clamp(min=1e-12)).mean()),
     }
-    return Outcome(values, {"interpolations": figures.grid(by_row, columns=steps)})
+    what = f"{rows} {shape} paths of {steps} images, ends: {values['ends']}"
+    what += f", seed {seed}" if split is None else ""
+    picture = figures.titled_grid(by_row, header_of(method, what), steps, shares(steps))
+    return Outcome(values, {"interpolations": picture})
+
+
+def shares(steps: int) -> list[str]:
+    """Titles of the columns of paths: 0 at one end, 1 at the other."""
+    return [f"{i / (steps - 1):.2g}" for i in range(steps)]
 
 
 def spherical_path(z_1: Tensor, z_2: Tensor, n: int) -> Tensor:

@@ -9,8 +9,8 @@ from genssl import figures
 from genssl.data.batches import chunks
 from genssl.data.split import Split
 from genssl.errors import UserError
-from genssl.eval.interpolate import spherical_path
-from genssl.eval.outcome import Outcome
+from genssl.eval.interpolate import shares, spherical_path
+from genssl.eval.outcome import Outcome, header_of
 from genssl.eval.require import check_size, require_ddpm
 from genssl.eval.sample import Tick
 from genssl.models.ddpm import DDPM
@@ -79,7 +79,13 @@ def interpolate(
     }
     shown = torch.cat([_pairs(ends)[:, :1], path, _pairs(ends)[:, 1:]], 1)
     note = "each row begins and ends with an original; the path between them holds what became of both"
-    return Outcome(values, {"interpolations": figures.grid(shown.flatten(0, 1), columns=steps + 2)}, (note,))
+    how = (
+        f"ddim, {calls} network calls each way" if way == "ddim" else "noised, mixed and denoised (ancestral)"
+    )
+    what = f"{rows} paths between {split.name} {split.part} images through t' = {t_prime}, {how}"
+    titles = ["original", *shares(steps), "original"]
+    picture = figures.titled_grid(shown.flatten(0, 1), header_of(method, what), steps + 2, titles)
+    return Outcome(values, {"interpolations": picture}, (note,))
 
 
 def _check_picture(split: Split, rows: int, steps: int) -> None:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from genssl import figures
 from genssl.data.batches import chunks
 from genssl.data.split import Split
 from genssl.errors import UserError
-from genssl.eval.noise_pictures import titled_rows
-from genssl.eval.outcome import Outcome
+from genssl.eval.outcome import Outcome, header_of
 from genssl.eval.require import check_size, require_ddpm
 from genssl.eval.sample import Tick
 from genssl.metrics.recovery import mean_squared_error, psnr
@@ -174,4 +174,7 @@ def reconstruct_from(
         "seconds": round(time.perf_counter() - start, 3),
     }
     titles = ["original", *(f"t' = {step}" for step in left), "result"]
-    return Outcome(values, {"reconstructions": titled_rows(shown, titles)})
+    what = f"{len(images)} {split.name} {split.part} images noised to t' = {t_prime} and back by {sampler}"
+    header = header_of(method, f"{what}, {calls} network calls per image, PSNR {values['psnr_db']:.1f} dB")
+    picture = figures.titled_grid(shown.flatten(0, 1), header, shown.shape[1], titles)
+    return Outcome(values, {"reconstructions": picture})

@@ -1,12 +1,11 @@
 """Pictures of images that are noised and brought back."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from genssl import figures
@@ -16,29 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-CELL = 64  # pixels of a magnified image's side, at least
-HEADER = 24
 SNR_TICKS = (100, 30, 10, 3, 1, 0.3, 0.1, 0.03, 0.01, 1e-3, 1e-4)
 TICK_ROOM = 0.07  # between two of them, as a share of the axis
 COLOURS = {"pixels": "tab:blue", "features": "tab:orange", "noised": "0.6"}
-
-
-def magnification(size: int) -> int:
-    """The whole factor that makes images of `size` pixels a side large enough to see."""
-    return max(1, math.ceil(CELL / size))
-
-
-def titled_rows(images: Tensor, titles: Sequence[str]) -> Image.Image:
-    """Rows of images (rows, columns, 3, H, W) in the model's range, under a title a column."""
-    columns = images.shape[1]
-    sheet = figures.grid(images.flatten(0, 1), columns, magnification(images.shape[-1]))
-    picture = Image.new("RGB", (sheet.width, sheet.height + HEADER), "white")
-    picture.paste(sheet, (0, HEADER))
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
-    for place, title in enumerate(titles):
-        middle = (place + 0.5) * sheet.width / columns
-        draw.text((middle, HEADER / 2), title, fill="black", font=font, anchor="mm")
-    return picture
 
 
 @dataclass(frozen=True)
@@ -109,7 +88,8 @@ def draw_sweep(rows: Rows, curves: Curves, title: str) -> "Figure":
 
 def _draw_rows(axis: "Axes", rows: Rows) -> None:
     count, columns = rows.images.shape[:2]
-    sheet = figures.grid(rows.images.flatten(0, 1), columns, magnification(rows.images.shape[-1]))
+    images = rows.images.flatten(0, 1)
+    sheet = figures.grid(images, columns, figures.magnification(images, columns))
     cell = sheet.width / columns
     axis.imshow(np.asarray(sheet))
     axis.set_yticks([(place + 0.5) * cell for place in range(count)], rows.titles, fontsize=9)

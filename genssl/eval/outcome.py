@@ -3,9 +3,14 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from genssl import figures
+from genssl.data.known import short_name
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
+
+    from genssl.models.method import Method
 
 
 @dataclass(frozen=True)
@@ -21,3 +26,9 @@ class Outcome:
     values: dict[str, Any]
     figures: "dict[str, Figure | Image]" = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+
+def header_of(method: "Method", what: str) -> str:
+    """The line above a picture: the method, its data, the epoch of its weights, and what is shown."""
+    config = method.config
+    return f"{figures.run_title(config.method, short_name(config.data), method.epoch)}: {what}"

@@ -5,7 +5,7 @@ import torch
 from genssl import figures
 from genssl.data.batches import chunks
 from genssl.data.split import Split
-from genssl.eval.outcome import Outcome
+from genssl.eval.outcome import Outcome, header_of
 from genssl.eval.require import check_size, require_vae
 from genssl.eval.sample import Tick
 from genssl.metrics.recovery import mean_squared_error, psnr
@@ -37,4 +37,8 @@ def reconstruct(method: Method, split: Split, n: int, *, seed: int, batch_size: 
     }
     shown = to_model(split.take(n, seed).images)
     pairs = torch.stack([shown, vae.reconstruct(shown)], 1).flatten(0, 1)  # (2 n, 3, H, W)
-    return Outcome(values, {"reconstructions": figures.grid(pairs, columns=8)})
+    error = f"PSNR {values['psnr_db']:.1f} dB over {len(split):,} images"
+    header = header_of(method, f"{len(shown)} {split.name} {split.part} images and reconstructions, {error}")
+    titles = ("original", "reconstruction")
+    columns = min(8, len(pairs))
+    return Outcome(values, {"reconstructions": figures.titled_grid(pairs, header, columns, titles)})

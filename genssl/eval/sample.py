@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from genssl import figures
 from genssl.data.batches import chunks
 from genssl.errors import UserError
-from genssl.eval.outcome import Outcome
+from genssl.eval.outcome import Outcome, header_of
 from genssl.metrics.sharpness import SHARPNESS, mean_sharpness
 from genssl.models.method import Method
 from genssl.pixels import to_bytes
@@ -107,7 +107,8 @@ def sample(
     values["seconds"] = round(seconds, 3)
     if calls[0]:
         values["network_calls_an_image"] = calls[0] // len(list(chunks(n, batch_size)))
-    return Outcome(values, {"samples": figures.grid(images)}), images
+    header = header_of(method, f"{n} samples, {_in_words(values)}")
+    return Outcome(values, {"samples": figures.titled_grid(images, header)}), images
 
 
 def with_sharpness(outcome: Outcome, images: Tensor, train_sharpness: float | None) -> Outcome:
@@ -144,6 +145,19 @@ def _how(method: Method, options: Mapping[str, Any]) -> dict[str, Any]:
     return {**defaults, **options}
 
 
+def _in_words(values: Mapping[str, Any]) -> str:
+    """How images were drawn: "ddim, 50 network calls per image, eta 0.5, seed 0"."""
+    calls = values.get("network_calls_an_image")
+    parts = [
+        f"{values['prior']} prior" if "prior" in values else "",
+        str(values.get("sampler", "")),
+        f"{calls} network calls per image" if calls else "",
+        *(f"{name} {values[name]}" for name in ("eta", "variance") if name in values),
+        f"seed {values['seed']}",
+    ]
+    return ", ".join(filter(None, parts))
+
+
 @measuring()
 def trajectory(method: Method, *, seed: int, options: Mapping[str, Any]) -> Outcome:
     """The first images of `sample` on their way from noise, one a row.
@@ -155,11 +169,16 @@ def trajectory(method: Method, *, seed: int, options: Mapping[str, Any]) -> Outc
     if "keep" not in inspect.signature(sample).parameters:
         raise UserError(f"a {method.config.method} makes its images in one step; --trajectory needs a ddpm")
     kept: list[Tensor] = []
+    left: list[int] = []  # noising steps
 
     def keep(t: int, x: Tensor) -> None:
         kept.append(to_bytes(x).cpu())  # bytes: a thousand steps of eight images are 25 MB
+        left.append(t + 1)
 
     sample(FOLLOWED, generators(seed, "sample", range(FOLLOWED)), **options, keep=keep)
     places = torch.linspace(0, len(kept) - 1, min(SNAPSHOTS, len(kept))).round().int().tolist()
     rows = torch.stack([kept[place] for place in places], 1).flatten(0, 1)
-    return Outcome({}, {"trajectory": figures.grid(rows, columns=len(places))})
+    how = _in_words({**_how(method, options), "seed": seed, "network_calls_an_image": len(kept)})
+    header = header_of(method, f"{FOLLOWED} samples on their way from noise, {how}")
+    titles = [f"t' = {left[place]}" for place in places]
+    return Outcome({}, {"trajectory": figures.titled_grid(rows, header, len(places), titles)})

@@ -56,6 +56,9 @@ class DDPM(Method):
         self.network = network
         self.shape = (channels, image_size, image_size)
         self.loss_kind: Loss = loss
+        error = {"smooth_l1": "smooth L1 error", "mse": "mean squared error"}[loss]
+        names = ("loss", *(f"loss_{level}" for level in LEVELS))
+        self.units = dict.fromkeys(names, f"{error} of the noise")
         self.features_t = features_t
 
     @classmethod

@@ -1,5 +1,6 @@
 """The interface between a method and everything else: what every method has, and what some methods can do."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 import torch
@@ -20,6 +21,8 @@ class Method(nn.Module):
     """
 
     config: Config  # set by `build`
+    epoch: int | None = None  # that the weights are of; set by `checkpoint.load`
+    units: Mapping[str, str] = {}  # of the terms of `loss`, by name, e.g. {"kl": "nats per image"}
 
     @classmethod
     def from_config(cls, config: Any) -> Self:

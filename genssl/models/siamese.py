@@ -76,6 +76,8 @@ class Predicting(Siamese):
         constant_rate: keep the predictor's learning rate constant (Chen and He 2021, section 4.2).
     """
 
+    units = dict.fromkeys(("loss", "symmetric", "directional"), "negative cosine similarity")
+
     def __init__(
         self,
         encoder: Encoder,

@@ -39,6 +39,7 @@ class VAE(Method):
         mixture_components: of the mixture that `after_training` fits; 0 for none.
     """
 
+    units = dict.fromkeys(("loss", "nll", "kl"), "nats per image") | {"decoder_std": "pixel range [-1, 1]"}
     mixture_weights: Tensor  # (K,), all zero until fitted
     mixture_means: Tensor  # (K, z_dim)
     mixture_scales: Tensor  # (K, z_dim, z_dim), lower Cholesky factors

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 from genssl.report import words
 from genssl.report.disk import Record, Run
@@ -11,23 +10,20 @@ from genssl.report.origins import evaluations, origin, who
 from genssl.report.parts import Cell, Table, with_origins
 from genssl.report.words import number, percent, text
 
+BESIDE = "beside "  # the runs that a reference was measured with
+
 
 def neighbours(runs: Sequence[Run]) -> Table | None:
     """Accuracies of nearest neighbours, with those of what needs no training."""
     rows, origins, notes = [], [], []
     for run, name, values in evaluations(runs, "knn-eval"):
         origin = _measured_on(values)
-        rows.append([who(run, name, "knn-eval"), _accuracy(values), Cell(number(values.get("k")))])
+        neighbors = Cell(number(values.get("k")))
+        rows.append([who(run, name, "knn-eval"), _accuracy(values), neighbors])
         origins.append(origin)
-        for each in _baselines(values):
-            rows.append(
-                [
-                    Cell(text(each.get("what")), f"beside {run.name}"),
-                    _accuracy(each),
-                    Cell(number(values.get("k"))),
-                ]
-            )
-            origins.append(origin)
+        for baseline in _baselines(values):
+            row = [Cell(text(baseline.get("what"))), _accuracy(baseline), neighbors]
+            _add_reference(row, origin, run.name, rows, origins)
         notes += notes_of(run, values)
     for run, values, kept in _kept(runs, "knn_accuracy_full"):
         rows.append([_by_a_study(run), Cell(percent(kept["knn_accuracy_full"])), Cell(words.NONE)])
@@ -37,6 +33,23 @@ def neighbours(runs: Sequence[Run]) -> Table | None:
     return (
         with_origins("Nearest neighbours in frozen features", columns, rows, origins, notes) if rows else None
     )
+
+
+def _add_reference(
+    row: list[Cell],
+    origin: dict[str, str],
+    beside: str,
+    rows: list[list[Cell]],
+    origins: list[dict[str, str]],
+) -> None:
+    """Add a row of what needs no training, measured beside a run; once where it is the same for several."""
+    for i, (other, other_origin) in enumerate(zip(rows, origins, strict=True)):
+        same = other[0].text == row[0].text and other[1:] == row[1:] and other_origin == origin
+        if same and other[0].small.startswith(BESIDE):
+            rows[i] = [replace(other[0], small=f"{other[0].small}, {beside}"), *other[1:]]
+            return
+    rows.append([replace(row[0], small=f"{BESIDE}{beside}"), *row[1:]])
+    origins.append(origin)
 
 
 def linear(runs: Sequence[Run]) -> Table | None:
@@ -59,8 +72,7 @@ def linear(runs: Sequence[Run]) -> Table | None:
 
 
 def _accuracy(values: Record) -> Cell:
-    error: Any = values.get("standard_error")
-    return Cell(percent(values.get("accuracy")), f"± {100 * error:.1f}" if words.is_number(error) else "")
+    return Cell(*words.with_error(values.get("accuracy"), values.get("standard_error"), percent, 100))
 
 
 def _by_a_study(run: Run) -> Cell:

@@ -1,7 +1,9 @@
 """The commands that make what a page shows, for where none was recorded or nothing is there yet."""
 
+import os
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from genssl.places import root
@@ -35,6 +37,27 @@ def recorded(values: Mapping[str, Any]) -> str:
     """The command that the numbers say has made them; empty in older files."""
     command = values.get("command")
     return command if isinstance(command, str) else ""
+
+
+def relative(command: str, folder: Path) -> str:
+    """The command with its absolute paths made relative to a folder, from which it does the same."""
+    try:
+        arguments = shlex.split(command)
+    except ValueError:  # what a person wrote by hand
+        return command
+    shown = [_relative(argument, folder) for argument in arguments]
+    return command if shown == arguments else shlex.join(shown)
+
+
+def _relative(argument: str, folder: Path) -> str:
+    option = "=" in argument and not os.path.isabs(argument)
+    name, equals, value = argument.partition("=") if option else ("", "", argument)
+    if not os.path.isabs(value):
+        return argument
+    try:
+        return f"{name}{equals}{Path(os.path.relpath(os.path.realpath(value), folder)).as_posix()}"
+    except ValueError:  # another drive
+        return argument
 
 
 def reference(run: Run) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from genssl.report import words
 from genssl.report.commands import kind_of
 from genssl.report.disk import Run
-from genssl.report.words import data_label, number, percent, plus_minus, seconds, text
+from genssl.report.words import data_label, number, percent, seconds, text
 from genssl.states import progress_of
 
 Values = Mapping[str, Any]
@@ -23,18 +23,14 @@ def at(name: str, show: Callable[[Any], str] = text) -> Shown:
     return lambda values: show(values.get(name))
 
 
-def _with_error(name: str, error: str, show: Callable[[Any], str]) -> Shown:
-    def shown(values: Values) -> str:
-        told, spread = show(values.get(name)), values.get(error)
-        return f"{told} {plus_minus(spread)}".strip() if told != words.NONE else told
-
-    return shown
+def _with_error(name: str, error: str) -> Shown:
+    return lambda values: " ".join(words.with_error(values.get(name), values.get(error))).strip()
 
 
 def _accuracy(values: Values) -> str:
-    error: Any = values.get("standard_error")
-    spread = f" ± {100 * error:.1f}" if words.is_number(error) else ""
-    return f"{percent(values.get('accuracy'))}{spread}"
+    return " ".join(
+        words.with_error(values.get("accuracy"), values.get("standard_error"), percent, 100)
+    ).strip()
 
 
 def _lost_at(name: str) -> Shown:
@@ -46,8 +42,8 @@ def _lost_at(name: str) -> Shown:
             return words.NONE
         if half.get("level") is None:
             return "not reached"
-        between = words.interval(half.get("low"), half.get("high"))
-        return f"{number(half['level'], 3)}{f' ({between})' if between else ''}"
+        level, between = words.with_interval(half["level"], half.get("low"), half.get("high"))
+        return f"{level} ({between})" if between else number(half["level"], 3)
 
     return shown
 
@@ -68,7 +64,10 @@ def _measure(name: str, show: Callable[[Any], str] = number) -> Shown:
         rows = values.get("measures")
         for row in rows if isinstance(rows, list) else []:
             if isinstance(row, dict) and row.get("measure") == name:
-                return f"{show(row.get('samples'))} (floor {show(row.get('floor'))})"
+                scale = 100 if show is percent else 1
+                ends = (row.get("low"), row.get("high"))
+                value, between = words.with_interval(row.get("samples"), *ends, show, scale)
+                return ", ".join(filter(None, [value, between, f"floor {show(row.get('floor'))}"]))
         return words.NONE
 
     return shown
@@ -116,13 +115,13 @@ SHOWN: dict[str, dict[str, Shown]] = {
         "sampler": at("sampler"),
     },
     "importance-ll": {
-        "log p(x) (nats)": _with_error("log_p_nats", "standard_error_nats", number),
+        "log p(x) (nats)": _with_error("log_p_nats", "standard_error_nats"),
         "bits/dim": at("bits_per_dim"),
         "importance samples an image": at("k"),
         "images": at("images"),
     },
     "bits-per-dim": {
-        "bits/dim, at most": _with_error("bits_per_dim", "standard_error", number),
+        "bits/dim, at most": _with_error("bits_per_dim", "standard_error"),
         "images": at("images"),
         "evaluations an image": at("evaluations_per_image"),
     },

@@ -1,5 +1,6 @@
 """The page: everything that is found, in one file that needs no other."""
 
+import os
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -49,7 +50,10 @@ def write(found: Found, out: Path) -> Written:
     path = out / "report.html" if out.is_dir() else out
     plates, taken = assignment.draw(found)
     rest = others.draw(found, taken)
+    folder = _commands_folder(path)
     html = _render(
+        folder,
+        commands_folder=Path(os.path.relpath(folder, path.resolve().parent)).as_posix(),
         title=found.title or TITLE,
         made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         version=__version__,
@@ -68,7 +72,13 @@ def write(found: Found, out: Path) -> Written:
     return Written(path, len(content), names, plates, list(dict.fromkeys(found.problems)))
 
 
-def _render(**content: Any) -> str:
+def _commands_folder(page: Path) -> Path:
+    """What the paths in the page's commands are relative to: where it was made, or else its own folder."""
+    folder, here = page.resolve().parent, Path.cwd().resolve()
+    return here if folder.is_relative_to(here) else folder
+
+
+def _render(commands_folder_path: Path, **content: Any) -> str:
     """The template, filled; everything but the style sheet is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -79,6 +89,8 @@ def _render(**content: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["relative"] = lambda line: commands.relative(line, commands_folder_path)
+    environment.filters["breakable"] = words.breakable
     return environment.get_template("page.html").render(**content)
 
 

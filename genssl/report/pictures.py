@@ -24,6 +24,7 @@ class Picture:
         source: a data: URI.
         width, height: how large it is shown where there is room, in pixels.
         sharp: it is magnified, and its pixels are to be seen.
+        grid: it is a grid of small images.
         alt: what it shows, in words.
     """
 
@@ -32,6 +33,12 @@ class Picture:
     height: int
     sharp: bool
     alt: str
+    grid: bool = False
+
+    @property
+    def kind(self) -> str:
+        """The classes of its element."""
+        return " ".join(name for name in ("grid", "sharp") if getattr(self, name))
 
 
 def embed(file: Path, alt: str, problems: list[str], *, grid: bool = False) -> Picture | None:
@@ -58,7 +65,7 @@ def embed(file: Path, alt: str, problems: list[str], *, grid: bool = False) -> P
         return None
     times = max(1, MAGNIFIED // width) if grid else 1
     encoded = base64.b64encode(data).decode()
-    return Picture(f"data:image/{kind};base64,{encoded}", times * width, times * height, times > 1, alt)
+    return Picture(f"data:image/{kind};base64,{encoded}", times * width, times * height, times > 1, alt, grid)
 
 
 def _smaller(content: bytes, width: int) -> tuple[str, bytes]:

@@ -8,7 +8,7 @@ from typing import Any
 from genssl.report import words
 from genssl.report.disk import Record, Study, data_name
 from genssl.report.parts import Cell, Table
-from genssl.report.words import NONE, decimals, number, percent, plus_minus, seconds
+from genssl.report.words import NONE, decimals, number, percent, seconds
 
 LONGEST_NAME = 60  # characters of an arm in the name of its picture
 COLUMNS = {  # in this order, where a side has them
@@ -108,8 +108,11 @@ def _cell(name: str, row: Record) -> Cell:
     show, found = COLUMNS[name][1], _numbers(row).get(name)
     spread = found.get("std") if isinstance(found, dict) else None
     over = f"{number(found.get('runs'))} seeds" if words.is_number(spread) and isinstance(found, dict) else ""
-    told = f"± {percent(spread)}" if show is percent and over else plus_minus(spread)
-    return Cell(show(_mean(row, name)), f"{told}, {over}" if over else "")
+    scale = 100 if show is percent else 1
+    told, error = words.with_error(_mean(row, name), spread if over else None, show, scale)
+    if show is seconds:
+        told, error = seconds(_mean(row, name)), f"± {seconds(spread)}"
+    return Cell(told, f"{error}, {over}" if over else "")
 
 
 def _name(row: Record, kind: str) -> str:

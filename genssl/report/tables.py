@@ -9,7 +9,7 @@ from genssl.report.disk import Found, Record, Run
 from genssl.report.findings import notes_of
 from genssl.report.origins import evaluations, origin, who
 from genssl.report.parts import Cell, Table, with_origins
-from genssl.report.words import decimals, number, percent, plus_minus, seconds, text
+from genssl.report.words import decimals, number, percent, seconds, text
 
 KINDS = {"fidelity", "importance-ll", "bits-per-dim", "knn-eval", "linear-eval"}  # of evaluations
 COMPARABLE = ("data_digest", "part", "samples", "real_images", "features_digest", "features", "neighbours")
@@ -65,20 +65,30 @@ def _fidelities(found: Found) -> Iterator[Measured]:
 def _fidelity_table(group: Sequence[Measured]) -> Table:
     better = {name: row.get("better") for each in group for name, row in measures_of(each.values).items()}
     heads = [f"{words.of_name(name)} {ARROWS.get(str(better[name]), '')}".strip() for name in better]
-    rows, origins, floors = [], [], dict[tuple[str, ...], list[Cell]]()
+    rows, origins, floors = [], [], list[list[Cell]]()
     for each in group:
         values, measures = each.values, measures_of(each.values)
         own = [_measured(measures.get(name), name, "samples") for name in better]
         rows.append([each.who, _sampling(each.name, values), *own])
         origins.append(origin(values, samples=number(values.get("samples")), features=_features(values)))
         floor = [_measured(measures.get(name), name, "floor") for name in better]
-        floors.setdefault(tuple(cell.text for cell in floor), floor)
-    rows += [[Cell("real images"), Cell("the floor"), *floor] for floor in floors.values()]
+        _add_floor(floor, floors)
+    rows += [[Cell("real images"), Cell("the floor"), *floor] for floor in floors]
     origins += [origins[0] for _ in floors]
     notes = [note for each in group for note in each.notes]
     title = "Fidelity: generated images against real ones"
     table = with_origins(title, ["run", "sampling", *heads], rows, origins, notes)
     return replace(table, floor=len(floors))
+
+
+def _add_floor(row: list[Cell], rows: list[list[Cell]]) -> None:
+    """Add a row of what real images reach; once where two agree in all that both have."""
+    missing = Cell(words.NONE)
+    for i, other in enumerate(rows):
+        if all(a.text == b.text or missing in (a, b) for a, b in zip(row, other, strict=True)):
+            rows[i] = [b if a == missing else a for a, b in zip(row, other, strict=True)]
+            return
+    rows.append(row)
 
 
 def measures_of(values: Record) -> dict[str, Record]:
@@ -93,12 +103,8 @@ def _measured(row: Record | None, name: str, whose: str) -> Cell:
         return Cell(words.NONE)
     ends = ("low", "high") if whose == "samples" else ("floor_low", "floor_high")
     low, high = (row.get(end) for end in ends)
-    if name in SHARES:
-        between = (
-            f"{percent(low)} to {percent(high)}" if words.is_number(low) and words.is_number(high) else ""
-        )
-        return Cell(percent(row.get(whose)), between.replace(" % to", " to"))
-    return Cell(number(row.get(whose)), words.interval(low, high))
+    show, scale = (percent, 100.0) if name in SHARES else (number, 1.0)
+    return Cell(*words.with_interval(row.get(whose), low, high, show, scale))
 
 
 def _sampling(name: str, values: Record) -> Cell:
@@ -129,7 +135,7 @@ def vae_likelihood(runs: Sequence[Run]) -> Table | None:
     rows = [
         [
             who(run, name, "importance-ll"),
-            Cell(decimals(values.get("log_p_nats"), 1), plus_minus(values.get("standard_error_nats"))),
+            Cell(*words.with_error(values.get("log_p_nats"), values.get("standard_error_nats"), _tenths)),
             Cell(decimals(values.get("elbo_nats"), 1)),
             Cell(number(values.get("bits_per_dim"))),
             Cell(number(values.get("k"))),
@@ -149,12 +155,16 @@ def ddpm_likelihood(runs: Sequence[Run]) -> Table | None:
     rows = [
         [
             who(run, name, "bits-per-dim"),
-            Cell(number(values.get("bits_per_dim")), plus_minus(values.get("standard_error"))),
+            Cell(*words.with_error(values.get("bits_per_dim"), values.get("standard_error"))),
             *(Cell(number(values.get(term), 3)) for term in terms),
         ]
         for run, name, values in found
     ]
     return _of_images("Likelihood of DDPMs, by the variational bound", columns, rows, found)
+
+
+def _tenths(value: object) -> str:
+    return decimals(value, 1)
 
 
 def _of_images(

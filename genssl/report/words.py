@@ -1,9 +1,18 @@
 """Numbers as a person reads them; a missing one is a hyphen."""
 
 import math
-from typing import Any
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+Show = Callable[[Any], str]
 
 NONE = "-"
+MOST_PLACES = 8  # after the point
+UNRESOLVED = " (not resolved)"  # the interval is larger than the number
 MINUTE, HOUR = 60, 3600
 
 # Data that are not what their names make think, by what the data's name holds
@@ -51,14 +60,47 @@ def seconds(value: Any) -> str:
     return f"{whole // HOUR} h {whole % HOUR // MINUTE} min"
 
 
-def interval(low: Any, high: Any, digits: int = 3) -> str:
-    """From where to where; nothing when there is none."""
-    return f"{number(low, digits)} to {number(high, digits)}" if is_number(low) and is_number(high) else ""
+def with_error(value: Any, error: Any, show: Show = number, scale: float = 1.0) -> tuple[str, str]:
+    """A number and its standard error, both rounded to two digits of the error; "" where there is none.
+
+    Args:
+        value: the number.
+        error: its standard error.
+        show: the number where there is no error.
+        scale: a factor of both; 100 for shares, which get a percent sign.
+    """
+    if not is_number(value) or not is_number(error):
+        return show(value), ""
+    places = decimal_places(scale * error)
+    unclear = UNRESOLVED if 0 < abs(value) <= error else ""
+    return f"{rounded(scale * value, places)}{_sign(scale)}", f"± {rounded(scale * error, places)}{unclear}"
 
 
-def plus_minus(value: Any, digits: int = 2) -> str:
-    """A standard error; nothing when there is none."""
-    return f"± {number(value, digits)}" if is_number(value) else ""
+def with_interval(
+    value: Any, low: Any, high: Any, show: Show = number, scale: float = 1.0
+) -> tuple[str, str]:
+    """A number and its interval, rounded to two digits of half the interval; "" where there is none."""
+    if not all(map(is_number, (value, low, high))):
+        return show(value), ""
+    half = (high - low) / 2
+    places = decimal_places(scale * half)
+    ends = f"{rounded(scale * low, places)} to {rounded(scale * high, places)}{_sign(scale)}"
+    unclear = UNRESOLVED if 0 < abs(value) <= half else ""
+    return f"{rounded(scale * value, places)}{_sign(scale)}", f"{ends}{unclear}"
+
+
+def decimal_places(error: float) -> int:
+    """Places after the point that keep two digits of an error; fewer than 0 for large ones."""
+    return min(MOST_PLACES, 1 - math.floor(math.log10(error))) if error > 0 else 3
+
+
+def rounded(value: float, places: int) -> str:
+    """A number rounded to so many places after the point; 1,300 for places = -2."""
+    return f"{round(value, places) + 0.0:,.{max(places, 0)}f}"
+
+
+def _sign(scale: float) -> str:
+    return " %" if scale == 100 else ""
 
 
 def text(value: Any) -> str:
@@ -89,3 +131,14 @@ def unofficial(name: Any) -> str | None:
 def _unofficial(name: Any) -> tuple[str, str] | None:
     found = [told for part, told in UNOFFICIAL.items() if isinstance(name, str) and part in name]
     return found[0] if found else None
+
+
+def breakable(text: str) -> "Markup":
+    """The text, escaped, with places to break its words: after an equals sign, an underscore or a slash.
+
+    Numbers are kept together with their signs and the ends of their intervals.
+    """
+    from markupsafe import Markup, escape
+
+    text = re.sub(r"(?<=±) (?=\d)|(?<=\d) (?=%|seeds)|(?<=\d to) (?=-?\d)| (?=[↓↑])", "\u00a0", text)
+    return Markup(re.sub(r"([=_/])(?=\w)", r"\1<wbr>", str(escape(text))))

@@ -27,6 +27,8 @@ class RunFolder:
 
     def __init__(self, path: Path, *, held: bool = True) -> None:
         self.path = path
+        self.title = path.name  # of its pictures
+        self.units: Mapping[str, str] = {}  # of the method's own terms
         taken = f"another process is training {path}; wait for it, or start a new run"
         self._lock = files.FolderLock(path, taken) if held else None
 
@@ -92,10 +94,11 @@ class RunFolder:
         return [record for record in whole if record["step"] <= step]
 
     def write_previews(self, previews: Mapping[str, Tensor], epoch: float) -> None:
-        """Write one grid a kind: samples/epoch-005.png, or epoch-005.43.png within the sixth epoch."""
+        """Write one grid per kind, below a header: samples/epoch-005.png, or epoch-005.43.png within the sixth."""
         name = f"epoch-{epoch:03d}.png" if isinstance(epoch, int) else f"epoch-{epoch:06.2f}.png"
         for kind, images in previews.items():
-            files.write_picture(self.path / kind / name, figures.preview(kind, images))
+            header = f"{self.title}, epoch {epoch:g}: {kind.replace('_', ' ')}"
+            files.write_picture(self.path / kind / name, figures.preview(kind, images, header))
 
     def remove_previews_after(self, epoch: int) -> None:
         """Remove the previews of epochs that a resumed run has yet to reach."""
@@ -107,7 +110,7 @@ class RunFolder:
         """Write curves.png and wall-clock.png."""
         if records:
             name = self.path.name
-            files.write_picture(self.path / "curves.png", figures.curves(records, name))
+            files.write_picture(self.path / "curves.png", figures.curves(records, name, self.units))
             files.write_picture(self.path / "wall-clock.png", figures.wall_clock(records, name))
 
     def write_contact_sheets(self) -> None:
@@ -119,7 +122,8 @@ class RunFolder:
             for file in sorted(folder.glob("epoch-*.png"), key=_epoch_of):
                 with Image.open(file) as picture:
                     pages.append((f"epoch {_epoch_of(file):g}", picture.convert("RGB")))
-            sheet = figures.contact_sheet(pages)
+            header = f"{self.title}: {folder.name.replace('_', ' ')} while training"
+            sheet = figures.contact_sheet(pages, header=header)
             files.write_picture(self.path / f"{folder.name}-over-epochs.png", sheet)
 
 

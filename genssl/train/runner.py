@@ -4,9 +4,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from genssl import checkpoint, processes
+from genssl import checkpoint, figures, processes
 from genssl.data.augment import choose_views
 from genssl.data.feed import Placed
+from genssl.data.known import short_name
 from genssl.data.split import Split
 from genssl.errors import FAILED_RUN, UserError
 from genssl.models.build import build
@@ -81,6 +82,8 @@ class Run:
     def go(self, folder: RunFolder) -> Path:
         """Train to the end, or to the time limit; then finish. Returns the run's folder."""
         self.folder = folder
+        folder.title = figures.run_title(self.config.method, short_name(self.config.data))
+        folder.units = self.training.inference.units
         processes.tell_folder(folder.path)
         if self.options.tensorboard:
             self.board = Board(folder.path, self.history[-1]["step"] if self.history else 0)

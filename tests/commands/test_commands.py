@@ -18,6 +18,7 @@ from genssl.metrics.sharpness import mean_sharpness
 from genssl.train import runner
 
 from ..conftest import call
+from ..pictures import native_grid
 
 
 def json_of(*arguments: object) -> dict[str, object]:
@@ -70,7 +71,7 @@ def test_dry_run_shows_settings_and_leaves_nothing(digits: Path, workplace: Path
 def test_sample_writes_a_grid_and_numbers(vae_run: Path, tmp_path: Path) -> None:
     found = json_of("sample", "vae", "-n", 12, "--checkpoint", vae_run, "--out", tmp_path / "grid.png")
     assert found["prior"] == "normal"
-    assert Image.open(tmp_path / "grid.png").size == (4 * 34 + 2, 3 * 34 + 2)
+    native_grid(Image.open(tmp_path / "grid.png"), 3, 4)
     assert [file.name for file in tmp_path.iterdir()] == ["grid.png"]  # --json shows the numbers
 
 
@@ -107,7 +108,9 @@ def test_reconstruct(vae_run: Path) -> None:
     assert found["images"] == 40
     assert found["data_digest"]
     assert found["rmse"] == pytest.approx(float(found["mse"]) ** 0.5)  # type: ignore[arg-type]
-    assert Image.open(vae_run / "eval" / "reconstruct-n4.png").size[0] == 8 * 34 + 2
+    picture = Image.open(vae_run / "eval" / "reconstruct-n4.png")
+    native_grid(picture, 1, 8)
+    assert "4 digits test images and reconstructions, PSNR " in picture.info["Description"]
 
 
 @pytest.mark.parametrize("path", ["linear", "spherical"])
@@ -116,7 +119,7 @@ def test_interpolate(vae_run: Path, path: str, between: str, tmp_path: Path) -> 
     chosen = ["--path", path, "--between", between, "--rows", 3, "--steps", 5]
     found = json_of("interpolate", vae_run, *chosen, "--out", tmp_path / "p.png")
     assert (found["rows"], found["steps"], found["path"]) == (3, 5, path)
-    assert Image.open(tmp_path / "p.png").size == (5 * 34 + 2, 3 * 34 + 2)
+    native_grid(Image.open(tmp_path / "p.png"), 3, 5)
 
 
 def test_latent_profile(vae_run: Path) -> None:
@@ -171,7 +174,7 @@ def test_doctor() -> None:
 def test_data_preview_and_list(digits: Path, tmp_path: Path) -> None:
     result = call("data", "preview", digits, "-n", 9, "--out", tmp_path / "p.png")
     assert result.exit_code == 0, result.output
-    assert Image.open(tmp_path / "p.png").size == (3 * 34 + 2, 3 * 34 + 2)
+    native_grid(Image.open(tmp_path / "p.png"), 3, 3)
     assert "synthetic" in call("data", "list").stdout
 
 

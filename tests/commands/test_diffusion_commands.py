@@ -10,9 +10,8 @@ from PIL import Image
 from genssl import checkpoint
 
 from ..conftest import call
+from ..pictures import native_grid
 from .test_commands import json_of
-
-CELL = 16 + 2
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +37,7 @@ def test_sample_says_how_many_calls_it_took(ddpm_run: Path, tmp_path: Path, samp
         "sample", ddpm_run, "-n", 4, "--sampler", sampler, "--steps", 5, "--out", tmp_path / "g.png"
     )
     assert (found["sampler"], found["network_calls_an_image"]) == (sampler, 5)
-    assert Image.open(tmp_path / "g.png").size == (2 * CELL + 2, 2 * CELL + 2)
+    native_grid(Image.open(tmp_path / "g.png"), 2, 2, 16)
 
 
 @pytest.mark.parametrize("sampler", ["dpm++", "ancestral"])
@@ -59,7 +58,7 @@ def test_image_i_is_the_same_for_every_batch_size(ddpm_run: Path, tmp_path: Path
 def test_a_trajectory_has_a_row_an_image(ddpm_run: Path, tmp_path: Path) -> None:
     result = call("sample", ddpm_run, "-n", 1, "--trajectory", "--out", tmp_path / "g.png")
     assert result.exit_code == 0, result.output
-    assert Image.open(tmp_path / "g-trajectory.png").size == (10 * CELL + 2, 8 * CELL + 2)
+    native_grid(Image.open(tmp_path / "g-trajectory.png"), 8, 10, 16)
 
 
 def test_reconstruct_from_a_noise_level(ddpm_run: Path, tmp_path: Path) -> None:

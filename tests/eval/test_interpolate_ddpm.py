@@ -23,6 +23,8 @@ from genssl.models.method import Method
 from genssl.pixels import to_bytes, to_model
 from genssl.runtime import generator
 
+from ..pictures import native_grid
+
 SIDE, STD = 8, 0.3
 
 
@@ -65,10 +67,11 @@ def cells(outcome: Outcome, columns: int) -> Tensor:
     """The images of the picture, in the model's range: (rows, columns, 3, H, W)."""
     picture = outcome.figures["interpolations"]
     assert isinstance(picture, Image)
-    pixels = torch.from_numpy(np.array(picture))[PADDING:, PADDING:]
+    count = int(outcome.values["rows"])
+    pixels = torch.from_numpy(np.array(native_grid(picture, count, columns, SIDE)))[PADDING:, PADDING:]
     pitch = SIDE + PADDING
     rows = pixels.unfold(0, SIDE, pitch).unfold(1, SIDE, pitch)  # (rows, columns, 3, H, W)
-    assert rows.shape[:2] == (len(pixels) // pitch, columns)
+    assert rows.shape[:2] == (count, columns)
     return to_model(rows)
 
 

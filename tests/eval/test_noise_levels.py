@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from genssl import files
+from genssl import figures, files
 from genssl.config import DDPMConfig, VAEConfig
 from genssl.data.split import Split
 from genssl.errors import UserError
@@ -156,8 +156,17 @@ def test_reconstruction_from_a_level(ddpm: DDPM, split: Split, sampler: Any) -> 
     assert values["noised_psnr_db"] < 25
     assert values["psnr_db"] > 60
     picture: Any = outcome.figures["reconstructions"]
-    scale = 8  # of 8 pixels, to reach 64; original, t' = 5, 3 snapshots, result
-    assert picture.size == (scale * (6 * (SIZE + 2) + 2), scale * (6 * (SIZE + 2) + 2) + 24)
+    scale = 16  # of 8 pixels, to reach 128; original, t' = 5, 3 snapshots, result
+    side = scale * (6 * (SIZE + 2) + 2)
+    top = int(picture.info["grid_top"]) + figures.TITLE_HEIGHT
+    assert picture.size == (side, top + side)
+    for words in (
+        "ddpm on textures: 6 ",
+        "test images noised to t' = 5",
+        sampler,
+        "5 network calls per image",
+    ):
+        assert words in picture.info["Description"], words
 
 
 def test_results_do_not_depend_on_the_batch_size(ddpm: DDPM, split: Split) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from genssl import checkpoint
-from genssl.report import disk, find, page
+from genssl.report import commands, disk, find, page
 
 from . import folder
 
-VOID = {"meta", "img", "br", "link", "input", "hr"}
+VOID = {"meta", "img", "br", "link", "input", "hr", "wbr"}
 
 
 class Reader(HTMLParser):
@@ -23,21 +23,27 @@ class Reader(HTMLParser):
         super().__init__()
         self.open: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
+        self.data = ""
         self.feed(html)
         self.close()
         assert self.open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
+        self.data += "" if tag == "wbr" else " "
         if tag not in VOID:
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
+        self.data += " "
 
     def handle_data(self, data: str) -> None:
-        self.words += data.split()
+        self.data += data
+
+    @property
+    def words(self) -> list[str]:
+        return self.data.split()
 
     @property
     def text(self) -> str:
@@ -127,8 +133,33 @@ def test_what_is_missing_comes_with_its_command(tmp_path: Path) -> None:
     assert made.figures[11].usual == [f"{new} ablate simsiam --predictor identity"]
     assert made.figures[12].usual == [f"{new} ablate simsiam --proj-dim 4096"]
     for figure in made.figures:
-        assert all(command in read.text for command in figure.usual)
+        assert all(commands.relative(command, tmp_path) in read.text for command in figure.usual)
         assert bool(figure.picture) != bool(figure.usual)
+
+
+def test_commands_have_no_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = folder.run(tmp_path / "runs" / "vae-digits", "vae")
+    made = f"genssl --checkpoints {tmp_path}/runs sample {run} --set data={tmp_path}/digits.tar --out a.png"
+    folder.evaluation(run, "sample", {"command": made})
+    for here, paths in (("elsewhere", (".", "vae-digits", "../digits.tar")),
+                        (".", ("runs", "runs/vae-digits", "digits.tar"))):  # fmt: skip
+        (tmp_path / here).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / here)
+        html = written(tmp_path / "runs")[0].path.read_text(encoding="utf-8")
+        root, ref, data = paths
+        told = f"genssl --checkpoints {root} sample {ref} --set data={data} --out a.png"
+        assert told in Reader(html).text
+        assert str(tmp_path) not in html
+        assert "to be run in .., seen from" in html or here == "elsewhere"
+    assert commands.relative("genssl 'unclosed", tmp_path) == "genssl 'unclosed"
+
+
+def test_words_break_at_signs_and_never_in_the_middle(tmp_path: Path) -> None:
+    folder.ablation(tmp_path / "study", [{"stop_gradient": False}])
+    html = written(tmp_path)[0].path.read_text(encoding="utf-8")
+    assert "stop_<wbr>gradient=<wbr>False" in html
+    assert "anywhere" not in html
+    assert "break-all" not in html
 
 
 def test_an_unfinished_run_is_to_be_resumed(tmp_path: Path) -> None:
@@ -259,18 +290,29 @@ def test_a_page_is_written_without_torch(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_browser_lays_the_page_out(tmp_path: Path) -> None:
-    """The browser's own tree of the page holds all figures, decoded, and nothing is wider than a phone."""
+    """The browser's own tree of the page holds all figures, decoded; nothing is wider than a phone.
+
+    Tables scroll in boxes of their own on a phone, and need not scroll where there are 1280 pixels.
+    """
     names = ("chromium", "chromium-browser", "google-chrome", "chrome")
     browser = next((found for name in names if (found := shutil.which(name))), None)
     if browser is None:
         pytest.skip("no browser is installed")
-    made, _ = written(folder.whole(tmp_path))
+    names = ("kernel_distance", "recall", "coverage", "authenticity", "sharpness")
+    measures = [*folder.MEASURES, *({**folder.MEASURES[1], "measure": name} for name in names)]
+    run = folder.whole(tmp_path) / "ddpm-digits"
+    way = {"sampler": "ddim", "eta": 0.5, "network_calls_an_image": 50, "seconds": 75.0}
+    folder.evaluation(run, "fidelity", {"samples": 512, "measures": measures, "sampling": way})
+    made, _ = written(tmp_path)
     probe = tmp_path / "probe.html"  # the page itself lets no script run
     look = (
         "<script>onload = () => { const body = document.body, images = [...document.images];"
+        "const boxes = [...document.querySelectorAll('.scroll')];"
+        "const scrolling = () => boxes.filter(box => box.scrollWidth > box.clientWidth).length;"
+        "body.style.width = '1280px'; const wide = scrolling();"
         "body.style.width = '320px';"
         "body.dataset.found = [body.scrollWidth <= 320, images.length,"
-        "images.every(image => image.naturalWidth > 0)].join(' ') }</script>"
+        "images.every(image => image.naturalWidth > 0), wide, scrolling() > 0].join(' ') }</script>"
     )
     html = made.path.read_text(encoding="utf-8").replace("default-src 'none'", "script-src 'unsafe-inline'")
     probe.write_text(html.replace("</body>", f"{look}</body>"), encoding="utf-8")
@@ -281,7 +323,7 @@ def test_a_browser_lays_the_page_out(tmp_path: Path) -> None:
         "--disable-gpu",
         f"--user-data-dir={tmp_path / 'user'}",
     ]
-    line += ["--window-size=500,800", "--dump-dom", probe.as_uri()]
+    line += ["--window-size=1300,800", "--dump-dom", probe.as_uri()]
     shown = subprocess.run(line, capture_output=True, text=True, timeout=300, check=True).stdout
     [body] = Reader(shown.replace("<!DOCTYPE html>", "")).all("body")
-    assert body["data-found"] == f"true {json.dumps(shown.count('<img '))} true"
+    assert body["data-found"] == f"true {json.dumps(shown.count('<img '))} true 0 true"

@@ -25,10 +25,10 @@ def test_distances_that_compare_share_a_table_and_its_floor(tmp_path: Path) -> N
     many, few = sorted(tables.fidelity(gathered(tmp_path)), key=lambda table: -len(table.rows))
     assert [row[0].text for row in many.rows] == ["one", "two", "real images"]
     assert many.rows[0][1:4] == [
-        Cell("normal prior", "0.5 s"), Cell("12.5", "11 to 14"), Cell("62.5 %", "50.0 to 75.0 %")
+        Cell("normal prior", "0.5 s"), Cell("12.5", "11.0 to 14.0"), Cell("62 %", "50 to 75 %")
     ]  # fmt: skip
     assert many.rows[1][1].text == "ddim, 50 calls an image"
-    assert many.rows[2][2:4] == [Cell("3.25", "3 to 3.5"), Cell("87.5 %")]
+    assert many.rows[2][2:4] == [Cell("3.25", "3.00 to 3.50"), Cell("87.5 %")]
     assert (many.floor, few.floor) == (1, 1)
     assert many.columns[2:4] == ["Frechet distance ↓", "precision ↑"]
     for told in ("svhn-images (unofficial subset)", "split: test", "samples: 512", "ffffffff", "device: cpu"):
@@ -52,10 +52,10 @@ def test_likelihoods_have_their_errors_and_origin(tmp_path: Path) -> None:
     folder.evaluation(vae, "importance-ll", {**about, **own, "effective_sample_size_mean": None})
     folder.evaluation(ddpm, "bits-per-dim", {**about, "bits_per_dim": 2.6919, "standard_error": 0.0093})
     first, second = tables.make(gathered(tmp_path))
-    assert [cell.text for cell in first.rows[0]] == ["v", "-2,884.0", "-", "8.354", "100", "-", "-"]
+    assert [cell.text for cell in first.rows[0]] == ["v", "-2,883.99", "-", "8.354", "100", "-", "-"]
     assert first.rows[0][1].small == "± 0.88"
     assert first.about == "data: digits; split: test; images: 1,952; device: cpu"
-    assert second.rows[0][1] == Cell("2.692", "± 0.0093")
+    assert second.rows[0][1] == Cell("2.6919", "± 0.0093")
 
 
 def test_accuracies_of_evaluations_and_of_studies_stand_together(tmp_path: Path) -> None:
@@ -79,6 +79,49 @@ def test_accuracies_of_evaluations_and_of_studies_stand_together(tmp_path: Path)
         ["own", "50.0 %", "75.0 %", "5,000"], ["arm", "43.8 %", "-", "500"]
     ]  # fmt: skip
     assert linear.about == "data: digits; split: test; test images: 1,000; device: cpu"
+
+
+def test_what_needs_no_training_is_shown_once(tmp_path: Path) -> None:
+    shared = {"data": "digits", "accuracy": 0.5, "standard_error": 0.02, "k": 200, "test_images": 9}
+    pixels = {"what": "raw pixels", "accuracy": 0.25, "standard_error": 0.0125}
+    for name, accuracy in (("one", 0.25), ("two", 0.25), ("three", 0.125)):
+        run = folder.run(tmp_path / name, "simsiam")
+        compared = [{"what": "itself"}, {**pixels, "accuracy": accuracy}]
+        folder.evaluation(run, "knn-eval", {**shared, "compared": compared})
+    [table] = tables.make(gathered(tmp_path))
+    pixel_rows = [row for row in table.rows if row[0].text == "raw pixels"]
+    assert [(row[0].small, row[1].text) for row in pixel_rows] == [
+        ("beside one, two", "25.0 %"), ("beside three", "12.5 %")
+    ]  # fmt: skip
+
+
+def test_a_floor_that_lacks_a_measure_is_the_same_floor(tmp_path: Path) -> None:
+    more = {**folder.MEASURES[1], "measure": "authenticity", "floor": 0.5}
+    other = {**folder.MEASURES[0], "floor": 4.0}
+    sets = ([*folder.MEASURES, more], folder.MEASURES, [other])
+    for i, measures in enumerate(sets):
+        run = folder.run(tmp_path / f"run-{i}", "vae")
+        folder.evaluation(run, "fidelity", {"samples": 64, "measures": measures})
+    [table] = tables.fidelity(gathered(tmp_path))
+    assert table.floor == 2
+    assert [[cell.text for cell in row[2:]] for row in table.rows[-2:]] == [
+        ["3.25", "87.5 %", "50.0 %"], ["4.00", "-", "-"]
+    ]  # fmt: skip
+
+
+def test_numbers_are_rounded_to_their_intervals_and_unclear_ones_say_so() -> None:
+    assert words.with_error(-2883.98765, 0.8847) == ("-2,883.99", "± 0.88")
+    assert words.with_error(12345.6, 1234.5) == ("12,300", "± 1,200")
+    assert words.with_error(0.5, 0.0156, words.percent, 100) == ("50.0 %", "± 1.6")
+    assert words.with_error(0.0031, 0.0104) == ("0.003", "± 0.010 (not resolved)")
+    assert words.with_error(-0.02, 0.01) == ("-0.020", "± 0.010")
+    assert words.with_error(0.0, 0.0) == ("0.000", "± 0.000")
+    assert words.with_error(1.23456, None) == ("1.235", "")
+    assert words.with_error(None, 0.5) == ("-", "")
+    assert words.with_interval(176.0, 160.0, 190.0) == ("176", "160 to 190")
+    assert words.with_interval(0.01, -0.02, 0.03) == ("0.010", "-0.020 to 0.030 (not resolved)")
+    assert words.with_interval(0.625, 0.5, 0.75, words.percent, 100) == ("62 %", "50 to 75 %")
+    assert words.with_interval(0.625, None, 0.75, words.percent, 100) == ("62.5 %", "")
 
 
 def test_what_rows_share_is_said_once() -> None:
