@@ -8,7 +8,7 @@ from genssl import figures
 
 
 def native_grid(picture: Image.Image, rows: int, columns: int, side: int = 32) -> np.ndarray:
-    """The grid of rows and columns of images as `figures.grid` has it, (H, W, 3), without what is above it."""
+    """The grid of images as `figures.grid` has it, (H, W, 3), without what is above it."""
     scale = figures.magnification(torch.empty(rows * columns, 3, side, side), columns)
     pitch = side + figures.PADDING
     width, height = (scale * (count * pitch + figures.PADDING) for count in (columns, rows))

@@ -94,7 +94,7 @@ class RunFolder:
         return [record for record in whole if record["step"] <= step]
 
     def write_previews(self, previews: Mapping[str, Tensor], epoch: float) -> None:
-        """Write one grid per kind, below a header: samples/epoch-005.png, or epoch-005.43.png within the sixth."""
+        """Write one grid per kind, below a header: samples/epoch-005.png, or epoch-005.43.png."""
         name = f"epoch-{epoch:03d}.png" if isinstance(epoch, int) else f"epoch-{epoch:06.2f}.png"
         for kind, images in previews.items():
             header = f"{self.title}, epoch {epoch:g}: {kind.replace('_', ' ')}"
