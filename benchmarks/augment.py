@@ -16,8 +16,8 @@ from torch.utils.data import default_collate
 from benchmarks.table import print_head, print_rates, versions
 from benchmarks.timing import in_turn
 from genssl.config import SimSiamConfig
-from genssl.data import synthetic
-from genssl.data.augment import choose_views
+from genssl.data.augment.views import choose_views
+from genssl.data.synthetic import render
 from genssl.runtime import cpu_name, generator
 
 IMAGES = 2560  # in one measurement
@@ -67,7 +67,7 @@ def our_side(images: Tensor, batch: int) -> Callable[[], float]:
 
 
 def main() -> None:
-    images = synthetic.make("train", count=IMAGES).images
+    images = render.make("train", count=IMAGES).images
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

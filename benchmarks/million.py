@@ -64,8 +64,8 @@ run.start(settings, how, listen)
 ALTERNATE = """
 import json, sys, time
 from genssl import config
-from genssl.data.augment import Plain
-from genssl.data.feed import Placed
+from genssl.data.augment.views import Plain
+from genssl.data.loader import Placed
 from genssl.data.load import load
 from genssl.models.build import build
 from genssl.train.loop import Training

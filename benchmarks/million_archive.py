@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from genssl.data import synthetic
+from genssl.data.synthetic import render
 
 BLOCK = 10_000
 TRAIN = 1_000_000
@@ -26,7 +26,7 @@ def add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 
 def add_block(archive: tarfile.TarFile, part: str, block: int, count: int) -> None:
     """Render `count` images and append them as <part>/<digit>/<number>.png."""
-    split = synthetic.make("train" if part == "train" else "test", seed=1 + block, count=count)
+    split = render.make("train" if part == "train" else "test", seed=1 + block, count=count)
     pixels = split.images.permute(0, 2, 3, 1).contiguous().numpy()
     assert split.labels is not None
     for row, (image, label) in enumerate(zip(pixels, split.labels.tolist(), strict=True)):

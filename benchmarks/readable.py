@@ -17,7 +17,7 @@ from genssl.data.load import load
 from genssl.data.split import Split
 from genssl.eval.sample import sample
 from genssl.models.ddpm import DDPM
-from genssl.models.encoders import WIDTHS, Encoder
+from genssl.models.resnet import WIDTHS, Encoder
 from genssl.pixels import to_model
 from genssl.runtime import choose_device, generator
 

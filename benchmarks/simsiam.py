@@ -22,14 +22,14 @@ from benchmarks.augment import their_transform
 from benchmarks.table import print_head, print_rates, spread, versions
 from benchmarks.timing import in_turn
 from genssl.config import SimSiamConfig
-from genssl.data import synthetic
-from genssl.data.augment import choose_views
+from genssl.data.augment.views import choose_views
 from genssl.data.split import Split
+from genssl.data.synthetic import render
 from genssl.models.build import build
 from genssl.runtime import choose_device, choose_precision, describe
 from genssl.train.loop import Step, Training
+from genssl.train.monitor import KNN_BANK, KNN_QUERIES, Monitor
 from genssl.train.options import Options, should_compile
-from genssl.train.watch import BANK, QUERIES, Watch
 
 STEPS = {128: 6, 32: 16}  # of one measurement, by batch size
 GPU_TIMES = 16  # as many more steps on a GPU
@@ -146,7 +146,7 @@ def against_lightly(device: torch.device) -> None:
     rows = [(batch, precision) for batch in STEPS] + ([(128, "fp32")] if precision != "fp32" else [])
     for batch, ours in rows:
         steps = STEPS[batch] * (GPU_TIMES if device.type == "cuda" else 1)
-        split = synthetic.make("train", count=steps * batch)
+        split = render.make("train", count=steps * batch)
         theirs = their_side(split.images, batch, device)
         pair = in_turn(theirs, our_side(split, settings(batch, ours), device), ROUNDS)
         print_rates(f"batch {batch}, genssl in {ours}", pair)
@@ -167,7 +167,7 @@ def own_epochs(device: torch.device) -> None:
     config = SimSiamConfig(batch_size=EPOCH_BATCH, epochs=100)
     train, test = random_split("train", TRAIN).to(device), random_split("test", TEST).to(device)
     training = our_training(train, config, device)
-    steps, watch = training.steps(), Watch(training.views, train, test, config)
+    steps, watch = training.steps(), Monitor(training.views, train, test, config)
     plain, both = [], []
     for _ in range(EPOCHS + 1):
         start = time.perf_counter()
@@ -177,7 +177,7 @@ def own_epochs(device: torch.device) -> None:
         both.append(time.perf_counter() - start)
     print(f"seconds an epoch, {TRAIN:,} images, batch {EPOCH_BATCH}, {training.precision}, {EPOCHS} epochs")
     print(f"  without kNN {spread(plain[1:])}; 100 epochs {statistics.median(plain[1:]) / 0.6:.1f} min")
-    print(f"  with kNN    {spread(both[1:])}; {QUERIES:,} queries, bank {BANK:,}, after every epoch")
+    print(f"  with kNN    {spread(both[1:])}; {KNN_QUERIES:,} queries, bank {KNN_BANK:,}, after every epoch")
 
 
 def main(device_name: str = "auto") -> None:

@@ -29,7 +29,7 @@ def help_seconds() -> list[float]:
 CHILD = """
 import time, torch
 from genssl.data.load import load
-from genssl.data.batches import order
+from genssl.runtime import order
 from genssl.pixels import to_model
 start = time.perf_counter()
 split = load("svhn", "train")
@@ -41,7 +41,7 @@ print(time.perf_counter() - start, len(split))
 def cached_split_seconds() -> list[float]:
     """From the call of `load` to the first shuffled batch, in a new process with a cache of SVHN's size."""
     from genssl.data.cache import split_path, write_split
-    from genssl.data.known import key_of
+    from genssl.data.registry import key_of
     from genssl.data.split import Split
 
     with tempfile.TemporaryDirectory() as folder:

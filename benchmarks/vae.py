@@ -15,9 +15,9 @@ from torchvision import transforms
 
 from benchmarks.timing import in_turn
 from genssl.config import VAEConfig
-from genssl.data import synthetic
-from genssl.data.augment import Plain
+from genssl.data.augment.views import Plain
 from genssl.data.split import Split
+from genssl.data.synthetic import render
 from genssl.models.build import build
 from genssl.runtime import choose_device, describe
 from genssl.train.loop import Training
@@ -107,7 +107,7 @@ def our_side(split: Split, device: torch.device) -> Callable[[], float]:
 
 def main() -> None:
     device = choose_device("auto")
-    split = synthetic.make("train", count=IMAGES)
+    split = render.make("train", count=IMAGES)
     pair = in_turn(plain_side(split.images, device), our_side(split, device))
     print(f"device: {describe(device)}; {IMAGES} images an epoch, batch {BATCH}, 5 epochs each in turn")
     print(pair.line("train the course's VAE, end to end"))

@@ -13,22 +13,10 @@ from typing import Annotated, Any, TextIO
 import typer
 from typer.core import TyperGroup
 
-from genssl import __version__, places
-from genssl.commands import (
-    evaluating,
-    exporting,
-    fidelity,
-    generating,
-    housekeeping,
-    planning,
-    reconstructing,
-    reporting,
-    representing,
-    studying,
-    training,
-)
+from genssl import __version__, paths
+from genssl.commands import assignment, evaluate, export, generate, report, runs, study, train
+from genssl.environment import launched_rank, record_arguments
 from genssl.errors import FAILED_RUN, INTERRUPTED, TERMINATED, WRONG_INPUT, Echo, UserError, explain
-from genssl.invocation import carrying_out, rank
 
 # Commands that make runs or read none; all others are refused a --checkpoints that does not exist
 NEEDS_NO_RUNS = {"train", "ablate", "assignment", "demo", "data", "doctor"}
@@ -53,7 +41,7 @@ class Program(TyperGroup):
         """Run the program; a wrong command line is one line, too."""
         arguments = sys.argv[1:] if args is None else list(args)
         try:
-            with carrying_out(arguments):
+            with record_arguments(arguments):
                 code = super().main(arguments, prog_name, complete_var, False, windows_expand_args, **extra)
         except Exception as error:
             if not hasattr(
@@ -125,16 +113,16 @@ def _warn(
     line: str | None = None,
 ) -> None:
     # The libraries' own deprecations are not for the user
-    if issubclass(category, UserWarning) and rank() == 0:
+    if issubclass(category, UserWarning) and launched_rank() == 0:
         print(f"genssl: warning: {message}", file=sys.stderr)
 
 
 def _tell(message: str, code: int) -> int:
     """Say what happened, once: of several processes one speaks, but for what went wrong in another alone."""
-    if rank() == 0:
+    if launched_rank() == 0:
         print(f"genssl: {message}", file=sys.stderr)
     elif code == FAILED_RUN or (code == WRONG_INPUT and os.environ.get("LOCAL_RANK") == "0"):
-        print(f"genssl: process {rank()}: {message}", file=sys.stderr)
+        print(f"genssl: process {launched_rank()}: {message}", file=sys.stderr)
     return code
 
 
@@ -171,22 +159,10 @@ def program(
             raise UserError(
                 f"no folder of runs {checkpoints}; name one that exists, or leave --checkpoints away"
             )
-        context.with_resource(places.rooted(checkpoints))
+        context.with_resource(paths.use_runs_root(checkpoints))
 
 
-for group in (
-    training,
-    generating,
-    reconstructing,
-    evaluating,
-    exporting,
-    fidelity,
-    representing,
-    studying,
-    planning,
-    reporting,
-    housekeeping,
-):
+for group in (train, generate, evaluate, export, study, assignment, report, runs):
     group.register(app)
 
 

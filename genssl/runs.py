@@ -4,20 +4,20 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from genssl import checkpoint, files, places
 from genssl import config as configs
-from genssl.data.known import short_name
+from genssl import files, paths, run_info
+from genssl.config import Config
+from genssl.data.registry import short_name
 from genssl.errors import FAILED_RUN, UserError
-from genssl.settings import Config
 
 
-def known(method: str | None = None, *, arms: bool = False) -> list[checkpoint.RunInfo]:
+def known(method: str | None = None, *, arms: bool = False) -> list[run_info.RunInfo]:
     """The readable runs, newest last; only those of `method` when it is given; with `arms`, ablations too."""
     found = []
-    models = [file for parent in places.parents(arms=arms) for file in parent.glob(f"*/{checkpoint.MODEL}")]
+    models = [file for parent in paths.parents(arms=arms) for file in parent.glob(f"*/{run_info.MODEL}")]
     for file in sorted(models, key=lambda file: file.stat().st_mtime):
         try:
-            info = checkpoint.inspect(file)
+            info = run_info.inspect(file)
         except UserError:
             continue
         if method is None or info.config.method == method:
@@ -30,8 +30,8 @@ def folders() -> list[str]:
     return sorted(
         {
             file.parent.name
-            for name in (checkpoint.MODEL, checkpoint.CONFIG)
-            for file in places.root().glob(f"*/{name}")
+            for name in (run_info.MODEL, run_info.CONFIG)
+            for file in paths.runs_root().glob(f"*/{name}")
         }
     )
 
@@ -52,8 +52,8 @@ def find(reference: str, method: str | None = None, data: str | None = None) -> 
     path = _named(reference) or _newest(reference, data)
     if path is None:
         newest = ", ".join(info.name for info in known()[-5:]) or "none yet"
-        raise UserError(f"no run {reference!r} in {places.root()}/ and no such path; runs: {newest}")
-    if method is not None and (actual := checkpoint.inspect(path).config.method) != method:
+        raise UserError(f"no run {reference!r} in {paths.runs_root()}/ and no such path; runs: {newest}")
+    if method is not None and (actual := run_info.inspect(path).config.method) != method:
         raise UserError(f"{path} holds a {actual}, and this needs a {method}; choose another --checkpoint")
     return path
 
@@ -81,10 +81,10 @@ def find_several(references: Sequence[str]) -> list[Path]:
 
 
 def _run_folder(reference: str) -> Path:
-    arm = places.parents(arms=True)[-1] / reference
-    path = arm if (arm / checkpoint.MODEL).exists() else find(reference)
-    if path.is_file() and path.name != checkpoint.MODEL:
-        raise UserError(f"{path} is a file; compare needs its run folder, with {checkpoint.MODEL} in it")
+    arm = paths.parents(arms=True)[-1] / reference
+    path = arm if (arm / run_info.MODEL).exists() else find(reference)
+    if path.is_file() and path.name != run_info.MODEL:
+        raise UserError(f"{path} is a file; compare needs its run folder, with {run_info.MODEL} in it")
     return path if path.is_dir() else path.parent
 
 
@@ -94,7 +94,7 @@ def find_unfinished(reference: str) -> Path:
     Raises:
         UserError: there is none.
     """
-    for path in (places.root() / reference, Path(reference)):
+    for path in (paths.runs_root() / reference, Path(reference)):
         if path.is_dir():
             return path
     method = reference.lower().replace("-", "_")
@@ -105,10 +105,10 @@ def find_unfinished(reference: str) -> Path:
 
 
 def _named(reference: str) -> Path | None:
-    for path in (places.root() / reference, Path(reference)):
-        if (path / checkpoint.MODEL).exists() or path.is_file():
+    for path in (paths.runs_root() / reference, Path(reference)):
+        if (path / run_info.MODEL).exists() or path.is_file():
             return path
-        if (path / checkpoint.CONFIG).exists():
+        if (path / run_info.CONFIG).exists():
             raise UserError(f"{path} has no weights yet: let it train, or `genssl train --resume {path}`")
     return None
 
@@ -123,20 +123,20 @@ def _newest(reference: str, data: str | None) -> Path | None:
         return best.folder
     if data is not None:
         raise UserError(
-            f"no finished {method} run on {data} in {places.root()}/; leave --data away, or train one"
+            f"no finished {method} run on {data} in {paths.runs_root()}/; leave --data away, or train one"
         )
-    shipped = places.shipped_root() / method
-    if (shipped / checkpoint.MODEL).exists():
+    shipped = paths.shipped_root() / method
+    if (shipped / run_info.MODEL).exists():
         return shipped
     if best is not None:  # stopped within its first epoch
         return best.folder
     hint = f"train one with `genssl train {method}`"
     if unfinished := known(method):
         hint += f", or name the unfinished {unfinished[-1].name}"
-    raise UserError(f"no finished {method} run in {places.root()}/; {hint}")
+    raise UserError(f"no finished {method} run in {paths.runs_root()}/; {hint}")
 
 
-def _rank(info: checkpoint.RunInfo) -> tuple[bool, bool]:
+def _rank(info: run_info.RunInfo) -> tuple[bool, bool]:
     """A run whose epochs are all done comes first, one that time stopped within its first epoch last."""
     return info.state == "finished", info.epoch > 0
 
@@ -156,12 +156,12 @@ def begun(
     -2, -3, ... that has the same settings.
     """
     if out is not None:
-        return out if (out / checkpoint.CONFIG).exists() else None
-    parent, name = places.parents(arms=arm)[-1], run_name(config, tag)
+        return out if (out / run_info.CONFIG).exists() else None
+    parent, name = paths.parents(arms=arm)[-1], run_name(config, tag)
     numbered = re.compile(re.escape(name) + r"(-\d+)?")
     same = [
         file
-        for file in parent.glob(f"*/{checkpoint.CONFIG}")
+        for file in parent.glob(f"*/{run_info.CONFIG}")
         if numbered.fullmatch(file.parent.name) and files.read_text(file) == config.to_json()
     ]
     return max(same, key=lambda file: file.stat().st_mtime).parent if same else None
@@ -183,9 +183,9 @@ def read_config(folder: Path) -> Config:
     Raises:
         UserError: it is no run folder.
     """
-    file = folder / checkpoint.CONFIG
+    file = folder / run_info.CONFIG
     if not file.exists():
-        raise UserError(f"{folder} is no run folder (any more): it has no {checkpoint.CONFIG}", FAILED_RUN)
+        raise UserError(f"{folder} is no run folder (any more): it has no {run_info.CONFIG}", FAILED_RUN)
     return configs.read(files.read_text(file), str(file))
 
 
@@ -199,7 +199,7 @@ def new_folder(config: Config, tag: str | None = None, out: Path | None = None, 
         check_free(out)
         out.mkdir(parents=True, exist_ok=True)
         return out
-    parent = places.parents(arms=arm)[-1]
+    parent = paths.parents(arms=arm)[-1]
     parent.mkdir(parents=True, exist_ok=True)
     name, count = run_name(config, tag), 1
     while True:

@@ -1,9 +1,9 @@
-"""Device, precision and random streams."""
+"""Device, precision, random streams, and how rows are cut into batches."""
 
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -156,3 +156,20 @@ def cpu_name() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+Tick = Callable[[int, int], None]
+
+
+def epoch_permutation(seed: int, epoch: int, n: int, device: torch.device | str = "cpu") -> Tensor:
+    """The permutation of an epoch: int64 (n,), a function of (seed, epoch, n) on every device.
+
+    Drawn on the CPU, since each kind of device has its own random numbers.
+    """
+    return torch.randperm(n, generator=generator(seed, "order", epoch)).to(device)
+
+
+def chunks(n: int, size: int) -> Iterator[slice]:
+    """Slices of at most `size` rows that cover n rows; the last one may be shorter."""
+    for start in range(0, n, size):
+        yield slice(start, min(start + size, n))

@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 
 from genssl import figures
 from genssl.cli import app
-from genssl.data import synthetic
+from genssl.data.synthetic import render
 
 SMALL = ["--set", "width=8", "--set", "z_dim=6", "--set", "mixture_components=2"]
 
@@ -43,7 +43,7 @@ def digits(workplace: Path) -> Path:
     """An image folder of rendered digits: 120 to train on, 40 to test on."""
     folder = workplace / "digits"
     for part, count in (("train", 120), ("test", 40)):
-        split = synthetic.make(part, count=count)
+        split = render.make(part, count=count)
         for place, (image, label) in enumerate(zip(split.images, split.labels.tolist(), strict=True)):
             file = folder / part / str(label) / f"{place:04d}.png"
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from genssl import checkpoint, places, runs, states
+from genssl import checkpoint, paths, run_info, runs
 from genssl.config import VAEConfig
 from genssl.errors import UserError
 from genssl.models.build import build
@@ -33,35 +33,35 @@ def test_what_is_loaded_is_what_was_saved(root: Path) -> None:
     expected = build(method.config).state_dict()
     for name, value in method.state_dict().items():
         assert torch.equal(value, expected[name])
-    info = checkpoint.inspect(folder)
+    info = run_info.inspect(folder)
     assert (info.epoch, info.finished, info.metrics, info.name) == (3, True, {"loss": 1.5}, "a")
-    assert checkpoint.verify(folder) == []
+    assert run_info.verify(folder) == []
 
 
 def test_a_method_is_its_newest_finished_run(root: Path) -> None:
     for age, name in enumerate(("old", "new", "unfinished")):
-        file = saved(root / name, finished=name != "unfinished") / checkpoint.MODEL
+        file = saved(root / name, finished=name != "unfinished") / run_info.MODEL
         os.utime(file, (1000 + age, 1000 + age))
     assert runs.find("vae") == root / "new"
     assert runs.find("unfinished") == root / "unfinished"
-    assert runs.find(str(root / "old" / checkpoint.MODEL)).name == checkpoint.MODEL
+    assert runs.find(str(root / "old" / run_info.MODEL)).name == run_info.MODEL
 
 
 def test_a_run_that_time_stopped_comes_after_finished_ones(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(places, "shipped_root", lambda: root.parent / "shipped")
+    monkeypatch.setattr(paths, "shipped_root", lambda: root.parent / "shipped")
     within_first = saved(root / "within-first", epoch=0)
     assert runs.find("vae") == within_first  # better than nothing
     shipped = saved(root.parent / "shipped" / "vae")
     assert runs.find("vae") == shipped
     assert runs.find("vae", data="synthetic") == within_first
     stopped = saved(root / "stopped", epoch=2)
-    assert checkpoint.inspect(stopped).state == "stopped by time"
+    assert run_info.inspect(stopped).state == "stopped by time"
     assert runs.find("vae") == stopped
     finished = saved(root / "finished")
     for age, folder in enumerate((finished, stopped, within_first)):
-        os.utime(folder / checkpoint.MODEL, (1000 + age, 1000 + age))
+        os.utime(folder / run_info.MODEL, (1000 + age, 1000 + age))
     assert runs.find("vae") == finished
     assert runs.find_unfinished("vae") == within_first
 
@@ -71,23 +71,23 @@ def test_a_run_that_time_stopped_comes_after_finished_ones(
     [(0, 0), (1, 0.01), (350, 0.35), (999, 0.99), (1000, 1), (3001, 3.01), (3427, 3.43), (4999, 4.99)],
 )
 def test_a_part_of_an_epoch_is_never_a_whole_one(step: int, epochs: float) -> None:
-    assert states.epochs_of(step, 1000) == epochs
-    assert states.epochs_trained(step // 1000, {"epoch": epochs}) == epochs
-    assert isinstance(states.epochs_of(step, 1000), int) == (step % 1000 == 0)
+    assert run_info.epochs_of(step, 1000) == epochs
+    assert run_info.epochs_trained(step // 1000, {"epoch": epochs}) == epochs
+    assert isinstance(run_info.epochs_of(step, 1000), int) == (step % 1000 == 0)
 
 
 def test_how_far_a_run_is_in_words() -> None:
-    assert states.progress_of(3.43, 10) == "3.43 of 10"
-    assert states.progress_of(10, 10) == "10"
-    assert states.epochs_trained(3, {"epoch": 4}) == 3  # as earlier versions recorded a part of the fourth
-    assert states.epochs_trained(3, {}) == 3
-    assert [states.state_of(*each) for each in ((True, 3, 3), (True, 2, 3), (False, 3, 3))] == [
+    assert run_info.progress_of(3.43, 10) == "3.43 of 10"
+    assert run_info.progress_of(10, 10) == "10"
+    assert run_info.epochs_trained(3, {"epoch": 4}) == 3  # as earlier versions recorded a part of the fourth
+    assert run_info.epochs_trained(3, {}) == 3
+    assert [run_info.state_of(*each) for each in ((True, 3, 3), (True, 2, 3), (False, 3, 3))] == [
         "finished", "stopped by time", "unfinished",
     ]  # fmt: skip
 
 
 def test_a_method_without_a_finished_run_says_what_to_do(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places, "shipped_root", lambda: root / "shipped")
+    monkeypatch.setattr(paths, "shipped_root", lambda: root / "shipped")
     saved(root / "half", finished=False)
     with pytest.raises(UserError, match=r"no finished vae run.*genssl train vae.*unfinished half"):
         runs.find("vae")
@@ -96,7 +96,7 @@ def test_a_method_without_a_finished_run_says_what_to_do(root: Path, monkeypatch
 def test_shipped_weights_are_taken_where_nothing_was_trained(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(places, "shipped_root", lambda: root.parent / "shipped")
+    monkeypatch.setattr(paths, "shipped_root", lambda: root.parent / "shipped")
     saved(root.parent / "shipped" / "vae")
     assert runs.find("vae") == root.parent / "shipped" / "vae"
 
@@ -136,5 +136,5 @@ def test_runs_started_at_once_get_folders_of_their_own(root: Path) -> None:
 def test_an_unreadable_run_does_not_hide_the_others(root: Path) -> None:
     saved(root / "good")
     (root / "bad").mkdir()
-    (root / "bad" / checkpoint.MODEL).write_bytes(b"nonsense")
+    (root / "bad" / run_info.MODEL).write_bytes(b"nonsense")
     assert [info.name for info in runs.known()] == ["good"]

@@ -1,9 +1,8 @@
 import pytest
 
 from genssl import config as configs
-from genssl.config import VAEConfig
+from genssl.config import Config, VAEConfig, differences, parse_settings
 from genssl.errors import UserError
-from genssl.settings import Config, differences, parse_settings
 
 
 def test_json_round_trip() -> None:

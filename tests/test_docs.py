@@ -11,7 +11,7 @@ import typer
 
 import genssl
 from genssl.cli import app
-from genssl.train import runner
+from genssl.train import run
 
 from .conftest import call
 
@@ -74,11 +74,11 @@ def test_the_page_on_extending_runs(digits: Path, tmp_path: Path, monkeypatch: p
     config, method, case = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict[str, Any] = {}
     exec(
-        "from genssl.settings import *\nfrom genssl.settings import Literal, PositiveInt, PositiveFloat",
+        "from genssl.config import *\nfrom genssl.config import Literal, PositiveInt, PositiveFloat",
         names,
     )
     exec("import torch\nfrom torch import Tensor, nn\nfrom genssl.models.method import *", names)
-    exec("from genssl.models.networks import *\nfrom genssl.runtime import *", names)
+    exec("from genssl.models.vae import *\nfrom genssl.runtime import *", names)
     exec(config, names)
     exec(method, names)
     body = "\n".join(line for line in case.splitlines() if not line.startswith("#"))
@@ -89,7 +89,7 @@ def test_the_page_on_extending_runs(digits: Path, tmp_path: Path, monkeypatch: p
         built.config = settings
         return built
 
-    monkeypatch.setattr(runner, "build", build)
+    monkeypatch.setattr(run, "build", build)
     monkeypatch.setattr("genssl.models.build.build", build)
     arguments = ["--data", digits, "--epochs", 3, "--sample-every", 1, "--out", tmp_path / "run"]
     result = call("train", "denoising", *arguments)

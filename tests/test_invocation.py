@@ -4,15 +4,15 @@ import json
 import shlex
 from pathlib import Path
 
-from genssl.invocation import carrying_out, command_line
-from genssl.marks import command_of
+from genssl.environment import command_line, record_arguments
+from genssl.files import command_of
 
 from .conftest import call
 
 
 def test_an_inner_command_is_the_one_carried_out_and_the_outer_one_comes_back() -> None:
-    with carrying_out(["assignment", "--out", "a b"]):
-        with carrying_out(["train", "vae"]):
+    with record_arguments(["assignment", "--out", "a b"]):
+        with record_arguments(["train", "vae"]):
             assert command_line() == "genssl train vae"
         assert shlex.split(command_line()) == ["genssl", "assignment", "--out", "a b"]
     assert not command_line().startswith("genssl assignment")

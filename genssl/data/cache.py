@@ -1,7 +1,4 @@
-"""Converted splits on disk: written once, under a lock, and memory-mapped from then on.
-
-What is kept can be listed without torch, which takes seconds to import.
-"""
+"""Converted splits on disk: written once, under a lock, and memory-mapped from then on."""
 
 import contextlib
 import json
@@ -19,13 +16,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from genssl.data.split import Split
-    from genssl.data.stream import Lazy
+    from genssl.data.writer import LazyTensor
+
 
 Progress = Callable[[str, int, int | None], None]  # what, how many done, of how many if known
-
 FORMAT = "1"
 SUFFIX = ".safetensors"
-JOURNAL = (".pixels", ".names")  # the suffixes of a conversion at work
 
 
 def cache_folder() -> Path:
@@ -42,7 +38,7 @@ def split_path(key: str, part: str) -> Path:
     return cache_folder() / f"{key}-{part}{SUFFIX}"
 
 
-def recall(
+def load_or_build(
     key: str,
     parts: Sequence[str],
     build: "Callable[[], Mapping[str, Split]]",
@@ -72,11 +68,13 @@ def recall(
     """
     if found := _first(key, parts):
         return found
+    from genssl.data import writer
+
     with _lock(cache_folder() / f"{place or key}.lock", progress):
         if found := _first(key, parts):
             return found
         if place:
-            _remove_stale(place, key, JOURNAL)  # they may be what fills the disk
+            _remove_stale(place, key, writer.JOURNAL)  # they may be what fills the disk
         built = build()
         _keep(key, built, source)
         if place:
@@ -114,17 +112,17 @@ def describe(path: Path) -> tuple[tuple[int, int, int, int], str] | None:
 
 def write_split(path: Path, split: "Split", source: str = "") -> None:
     """Write a split atomically as one safetensors file: images, labels, masks; the rest as metadata."""
-    from genssl.data.stream import lazy
+    from genssl.data.writer import as_lazy
 
     optional = {"labels": split.labels, "masks": split.masks}
     tensors = {"images": split.images} | {k: v for k, v in optional.items() if v is not None}
-    lazies = {name: lazy(tensor) for name, tensor in tensors.items()}
+    lazies = {name: as_lazy(tensor) for name, tensor in tensors.items()}
     write_rows(path, lazies, split.classes, split.name, split.part, split.digest, source)
 
 
 def write_rows(
     path: Path,
-    tensors: "Mapping[str, Lazy]",
+    tensors: "Mapping[str, LazyTensor]",
     classes: Sequence[str],
     name: str,
     part: str,
@@ -132,7 +130,7 @@ def write_rows(
     source: str = "",
 ) -> None:
     """Write a split whose rows are made while they are written; without a digest, it is of the content."""
-    from genssl.data.stream import write_lazy
+    from genssl.data.writer import write_lazy
 
     metadata = {
         "format": FORMAT,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from genssl.data import cache
-from genssl.data.known import KNOWN, key_of
+from genssl.data.registry import SOURCES, key_of
 
 PARTS = ("train", "test")
 
@@ -29,11 +29,11 @@ class Entry:
 
 def catalogue() -> list[Entry]:
     """Every known data set, then every path that has been prepared."""
-    return [_known_entry(name) for name in KNOWN] + _path_entries()
+    return [_known_entry(name) for name in SOURCES] + _path_entries()
 
 
 def _known_entry(name: str) -> Entry:
-    what, images = KNOWN[name]
+    what, images = SOURCES[name]
     files = [cache.split_path(key_of(name), part) for part in PARTS]
     splits = [split for file in files if (split := cache.describe(file))]
     cached = len(splits) == len(PARTS)

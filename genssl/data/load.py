@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genssl.data import cache
-from genssl.data.batches import chunks
 from genssl.data.cache import Progress
-from genssl.data.known import KNOWN, NATIVE_SIZE, is_remix, key_of, official_sources, path_of, source_of
-from genssl.data.remix import remix
+from genssl.data.registry import NATIVE_SIZE, SOURCES, base_name, is_remix, key_of, official_sources, path_of
 from genssl.data.split import Split
-from genssl.data.stream import Lazy, lazy
+from genssl.data.subset import remix
+from genssl.data.writer import LazyTensor, as_lazy
 from genssl.errors import UserError
 from genssl.files import tensor_digest
+from genssl.runtime import chunks
 
 Part = Literal["train", "test"]
 
@@ -57,11 +57,11 @@ def load(
     """
     if image_size < 1:
         raise UserError(f"the image size must be positive, not {image_size}")
-    if data in KNOWN:
+    if data in SOURCES:
         return _load_known(data, part, image_size, progress)
     if is_remix(data):
         source = partial(
-            load, source_of(data), image_size=image_size, seed=seed, skip_bad=skip_bad, progress=progress
+            load, base_name(data), image_size=image_size, seed=seed, skip_bad=skip_bad, progress=progress
         )
         return remix(source("train"), source("test"), part, progress)
     path = path_of(data)
@@ -74,7 +74,7 @@ def _load_copies(
     sources: list[str], path: Path, part: Part, image_size: int, progress: Progress | None
 ) -> Split:
     """Official files that a user names are their data set, once their checksums are verified."""
-    from genssl.data.official_files import check_copies
+    from genssl.data.torchvision_sets import check_copies
 
     if len(sources) > 1:
         raise UserError(f"{path} contains official files of {' and '.join(sources)}; name one of the files")
@@ -88,7 +88,7 @@ def _load_known(
     def build() -> dict[str, Split]:
         return {part: _build_known(name, part, image_size, progress, copies)}
 
-    found = cache.recall(key_of(name, image_size), [part], build, progress=progress)
+    found = cache.load_or_build(key_of(name, image_size), [part], build, progress=progress)
     assert found is not None
     return found
 
@@ -97,15 +97,15 @@ def _build_known(
     name: str, part: Part, image_size: int, progress: Progress | None, copies: Path | None
 ) -> Split:
     if name == "synthetic":
-        from genssl.data.synthetic import make
+        from genssl.data.synthetic.render import make
 
         return make(part, SYNTHETIC_SEED, image_size, progress=_counted("rendering digits", progress))
     if image_size != NATIVE_SIZE:
         return _resized(_load_known(name, part, NATIVE_SIZE, progress, copies), image_size)
-    from genssl.data import official
+    from genssl.data import torchvision_sets
 
     folder = copies or cache.cache_folder() / "downloads"
-    tensors, classes = official.read(name, part, folder, progress, download=copies is None)
+    tensors, classes = torchvision_sets.read_official(name, part, folder, progress, download=copies is None)
     return _converted(name, part, image_size, tensors, classes)
 
 
@@ -113,7 +113,7 @@ def _converted(
     name: str,
     part: str,
     image_size: int,
-    tensors: Mapping[str, Lazy],
+    tensors: Mapping[str, LazyTensor],
     classes: tuple[str, ...],
     digest: str | None = None,
 ) -> Split:
@@ -138,9 +138,9 @@ def _counted(what: str, progress: Progress | None) -> Callable[[int, int], None]
 def _resized(split: Split, size: int) -> Split:
     assert split.labels is not None
     shape = (len(split), 3, size, size)
-    images = Lazy(shape, torch.uint8, lambda rows: _resize(split.images[rows], size))
+    images = LazyTensor(shape, torch.uint8, lambda rows: _resize(split.images[rows], size))
     digest = hashlib.sha256(f"{split.digest}|{size}".encode()).hexdigest()
-    tensors = {"images": images, "labels": lazy(split.labels)}
+    tensors = {"images": images, "labels": as_lazy(split.labels)}
     return _converted(split.name, split.part, size, tensors, split.classes, digest)
 
 
@@ -152,20 +152,20 @@ def _resize(images: Tensor, size: int) -> Tensor:
 def _load_path(
     path: Path, part: Part, image_size: int, *, seed: int, skip_bad: bool, progress: Progress | None
 ) -> Split:
-    from genssl.data import paths
-    from genssl.data.members import printable
+    from genssl.data import image_folder
+    from genssl.data.archive import printable
 
-    place, key = paths.keys(path, image_size, skip_bad)
-    found = cache.recall(
+    place, key = image_folder.cache_keys(path, image_size, skip_bad)
+    found = cache.load_or_build(
         key,
         [part, "all"],
-        lambda: paths.read(path, image_size, skip_bad, progress, key),
+        lambda: image_folder.read(path, image_size, skip_bad, progress, key),
         source=printable(str(path.resolve())),
         place=place,
         progress=progress,
     )
     if found is not None and found.part == "all":
-        found = paths.hold_out(found, part, seed, progress)
+        found = image_folder.hold_out(found, part, seed, progress)
     if not found:
         raise UserError(f"{path} has no images for the {part} part; add some")
     return found

@@ -10,18 +10,15 @@ import torch
 from torch import Tensor
 
 from genssl import figures
-from genssl.data.batches import chunks
 from genssl.data.split import Split
 from genssl.errors import UserError
-from genssl.eval.outcome import Outcome
-from genssl.eval.require import check_size, require_ddpm
+from genssl.eval.result import EvalResult, check_size, require_ability
 from genssl.eval.sample import Tick
-from genssl.models.bound import bound_terms, prior_kl
-from genssl.models.ddpm import DDPM
 from genssl.models.diffusion import Variance
-from genssl.models.method import Method
+from genssl.models.method import CanDenoise, Method
+from genssl.models.vlb import bound_terms, prior_kl
 from genssl.pixels import to_model
-from genssl.runtime import generators, measuring, normal, uniform
+from genssl.runtime import chunks, generators, measuring, normal, uniform
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,7 +73,7 @@ class Strata:
 
 
 @dataclass
-class Sums:
+class TermSums:
     """What is kept of the images seen, in bits/dim: nothing that grows with images times T.
 
     Attributes:
@@ -111,11 +108,11 @@ def bits_per_dim(
     batch_size: int,
     tick: Tick,
     variance: Variance = "posterior",
-) -> Outcome:
+) -> EvalResult:
     """The bound of the split's images, with its terms by time; the network runs in float32.
 
     Args:
-        method: a DDPM.
+        method: one that denoises.
         split: images as bytes.
         t_samples: how many times after t = 0 are drawn for each image, stratified; all of them when None.
         seed: image i's times and noise depend on (seed, i) alone.
@@ -124,26 +121,26 @@ def bits_per_dim(
         variance: of the reverse process.
 
     Raises:
-        UserError: not a DDPM, images of another size, or no such number of times.
+        UserError: it does not denoise, images of another size, or no such number of times.
     """
-    ddpm = require_ddpm(method, "bits-per-dim")
+    diffusion = require_ability(method, CanDenoise, "bits-per-dim")
     check_size(method, split)
-    timesteps = ddpm.schedule.timesteps
+    timesteps = diffusion.schedule.timesteps
     strata = Strata.make(timesteps, t_samples)
-    sums = Sums(timesteps)
+    sums = TermSums(timesteps)
     for rows in chunks(len(split), batch_size):
         noise = generators(seed, "eval", range(rows.start, rows.stop))
         t = strata.draw(uniform((len(noise), len(strata.sizes)), noise))
-        x = to_model(split.images[rows].to(ddpm.device))
-        bits = _terms(ddpm, x, t, noise, variance, _within(tick, rows, len(split))) * strata.sizes
-        sums.add(t, bits, _in_bits(prior_kl(ddpm.schedule, x), x))
+        x = to_model(split.images[rows].to(diffusion.device))
+        bits = _terms(diffusion, x, t, noise, variance, _within(tick, rows, len(split))) * strata.sizes
+        sums.add(t, bits, _in_bits(prior_kl(diffusion.schedule, x), x))
     values = {"images": len(split), "timesteps": timesteps, "variance": variance, **_summary(sums, strata)}
     figure = _draw(sums, strata, f"{len(split)} {split.part} images of {split.name}")
-    return Outcome(values, {"bits per dim": figure}, tuple(_notes(values)))
+    return EvalResult(values, {"bits per dim": figure}, tuple(_notes(values)))
 
 
 def _terms(
-    ddpm: DDPM,
+    diffusion: CanDenoise,
     x: Tensor,
     t: Tensor,
     noise: list[torch.Generator],
@@ -154,7 +151,9 @@ def _terms(
     columns = []
     for column, times in enumerate(t.T):
         drawn = normal(x.shape, noise, x.device)
-        terms = bound_terms(ddpm.network, ddpm.schedule, x, times.to(x.device), drawn, variance=variance)
+        terms = bound_terms(
+            diffusion.network, diffusion.schedule, x, times.to(x.device), drawn, variance=variance
+        )
         columns.append(_in_bits(terms, x))
         told((column + 1) / t.shape[1])
     return torch.stack(columns, 1)
@@ -170,7 +169,7 @@ def _within(tick: Tick, rows: slice, total: int) -> Callable[[float], None]:
     return lambda share: tick(rows.start + int((rows.stop - rows.start) * share), total)
 
 
-def _summary(sums: Sums, strata: Strata) -> dict[str, Any]:
+def _summary(sums: TermSums, strata: Strata) -> dict[str, Any]:
     bounds = torch.cat(sums.bounds)
     n = len(bounds)
     decoder, *later = (torch.as_tensor(sums.by_stratum) / n).tolist()
@@ -205,7 +204,7 @@ def _notes(values: dict[str, Any]) -> Iterator[str]:
         yield VISIBLE.format(values["prior_bits_per_dim"])
 
 
-def _draw(sums: Sums, strata: Strata, title: str) -> "Figure":
+def _draw(sums: TermSums, strata: Strata, title: str) -> "Figure":
     """Bits/dim of each step, averaged over its stratum, and their sum from the first step on."""
     n = sum(map(len, sums.bounds))
     bits = torch.as_tensor(sums.by_stratum) / n

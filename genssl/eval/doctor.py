@@ -9,7 +9,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-from genssl import __version__, places, runs
+from genssl import __version__, paths, runs
 from genssl.data.cache import cache_folder
 
 PACKAGES = (
@@ -19,14 +19,14 @@ PACKAGES = (
 PATIENCE = 10.0  # seconds that the NVIDIA driver may take to list its devices
 
 
-def examine(*, with_torch: bool = False) -> dict[str, Any]:
+def collect(*, with_torch: bool = False) -> dict[str, Any]:
     """Versions, devices, folders and free space.
 
     Args:
         with_torch: import torch, and add the device that --device auto takes, its precision and threads.
     """
     cache = cache_folder()
-    root = places.root()
+    root = paths.runs_root()
     return {
         "genssl": __version__,
         "python": platform.python_version(),

@@ -8,14 +8,12 @@ from torch import Tensor
 
 from genssl import figures
 from genssl.data.split import Split
-from genssl.eval.outcome import Outcome
-from genssl.eval.representation import represent
-from genssl.eval.require import check_size
+from genssl.eval.feature_cache import extract_features
+from genssl.eval.result import EvalResult, check_size
 from genssl.metrics.collapse import output_std, rankme
-from genssl.metrics.features import Tick
-from genssl.metrics.pca import principal_components
+from genssl.metrics.linalg import principal_components
 from genssl.models.method import Method
-from genssl.runtime import generator, measuring
+from genssl.runtime import Tick, generator, measuring
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +26,7 @@ COLOURED = 20  # classes up to which each has a colour
 @measuring()
 def features(
     method: Method, split: Split, *, batch_size: int = 256, tick: Tick
-) -> tuple[Outcome, dict[str, Tensor]]:
+) -> tuple[EvalResult, dict[str, Tensor]]:
     """The features of every image of a split, and their first two principal components as a picture.
 
     Returns:
@@ -39,7 +37,7 @@ def features(
         UserError: images of another size than the method's, or features that are not finite.
     """
     check_size(method, split)
-    found = represent(method.features, split, batch_size, tick)
+    found = extract_features(method.features, split, batch_size, tick)
     points, shares = principal_components(found, 2)
     values = {
         "images": len(split),
@@ -51,7 +49,7 @@ def features(
     tensors = {"features": found}
     if split.labels is not None:
         tensors["labels"] = split.labels
-    return Outcome(values, {"principal components": draw_components(points, shares, split)}), tensors
+    return EvalResult(values, {"principal components": draw_components(points, shares, split)}), tensors
 
 
 def metadata_of(split: Split) -> dict[str, str]:

@@ -1,22 +1,224 @@
 """How close generated images are to real ones, beside how close other real images are."""
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from genssl import figures
 from genssl.data.split import Split
 from genssl.errors import UserError
-from genssl.eval.fidelity_numbers import SUBSETS, Group, Number, Settings, measured, subset_size
-from genssl.eval.originals_picture import draw_originals
-from genssl.eval.outcome import Outcome
-from genssl.eval.real_features import Space, real_features
-from genssl.eval.representation import represent
-from genssl.metrics.features import Tick
-from genssl.metrics.originals import Originals, find_originals
-from genssl.metrics.sharpness import sharpness
-from genssl.runtime import measuring
+from genssl.eval.feature_cache import FeatureSpace, cached_features, extract_features
+from genssl.eval.result import EvalResult
+from genssl.metrics.fidelity import frechet_distance, kernel_distance, prdc, squared_mmd
+from genssl.metrics.memorization import NearestTraining, find_nearest_training
+from genssl.metrics.sharpness import diversity, sharpness
+from genssl.runtime import Tick, generator, measuring
+
+PERCENT = (0.025, 0.975)
+SUBSETS, LARGEST_SUBSET = 100, 1000  # of the kernel distance
+SHARES = {"precision", "recall", "coverage", "authenticity"}  # from 0 to 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How it is measured.
+
+    Attributes:
+        neighbours: k of precision, recall, density and coverage.
+        resamples: halves drawn for the intervals; 0: no intervals.
+        seed: of the subsets and the halves.
+        batch_size: images encoded at a time.
+    """
+
+    neighbours: int = 5
+    resamples: int = 100
+    seed: int = 0
+    batch_size: int = 256
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """Images that are measured together.
+
+    Attributes:
+        features: (N, D).
+        sharpness: (N,).
+        authentic: (N,) bool, which of them are no copies of training images; None: not looked at.
+    """
+
+    features: Tensor
+    sharpness: Tensor
+    authentic: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def rows(self, index: slice | Tensor) -> "SampleSet":
+        """Some of the images."""
+        authentic = None if self.authentic is None else self.authentic[index]
+        return SampleSet(self.features[index], self.sharpness[index], authentic)
+
+    def half(self, draw: torch.Generator) -> "SampleSet":
+        """Half of the images, drawn without replacement."""
+        order = torch.randperm(len(self), generator=draw)
+        return self.rows(order[: len(self) // 2].to(self.features.device))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One measure.
+
+    Attributes:
+        value: of all the images.
+        low, high: of its 95 % interval; None: there is none.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+def measure(
+    real: SampleSet, own: SampleSet, settings: Settings, tick: Tick
+) -> tuple[dict[str, Estimate], float]:
+    """Every measure of `own` by name, and the deviation of the kernel distance over its subsets."""
+    values = numbers(real, own, settings.neighbours)
+    size = subset_size(real, own)
+    mean, deviation = kernel_distance(real.features, own.features, SUBSETS, size, seed=settings.seed)
+    values["kernel_distance"] = mean
+    halves = []
+    for place in range(settings.resamples):
+        draw = generator(settings.seed, "eval", place)
+        halves.append(numbers(real.half(draw), own.half(draw), settings.neighbours))
+        tick(place + 1, settings.resamples)
+    return {name: _with_interval(name, value, halves) for name, value in values.items()}, deviation
+
+
+def numbers(real: SampleSet, own: SampleSet, neighbours: int) -> dict[str, float]:
+    """The measures by name, the kernel distance from all pairs."""
+    found = {
+        "frechet_distance": frechet_distance(real.features, own.features),
+        "kernel_distance": squared_mmd(real.features, own.features),
+        **prdc(real.features, own.features, neighbours)._asdict(),
+    }
+    if own.authentic is not None:
+        found["authenticity"] = float(own.authentic.double().mean())
+    return found | {"sharpness": float(own.sharpness.mean()), "variety": diversity(own.features)}
+
+
+def subset_size(real: SampleSet, own: SampleSet) -> int:
+    """The size of the kernel distance's subsets: a half at most, so that they differ."""
+    return min(LARGEST_SUBSET, len(real) // 2, len(own) // 2)
+
+
+def _with_interval(name: str, value: float, halves: Sequence[Mapping[str, float]]) -> Estimate:
+    if not halves:
+        return Estimate(value)
+    low, high = interval(value, torch.tensor([half[name] for half in halves], dtype=torch.float64))
+    return Estimate(value, max(0.0, low), min(1.0, high)) if name in SHARES else Estimate(value, low, high)
+
+
+def interval(value: float, resampled: Tensor) -> tuple[float, float]:
+    """95 % of what random halves of the images gave (R,), moved so that its mean is `value`.
+
+    Halves drawn without replacement spread as new images of the whole number would (the delete-d jackknife of
+    Shao and Wu 1989, with d = N / 2), and hold no image twice: the repeats of a bootstrap would be
+    neighbours at no distance. Being fewer, they are biased, which the move takes away.
+    """
+    ends = (resampled - resampled.mean()).quantile(torch.tensor(PERCENT, dtype=torch.float64))
+    return value + float(ends[0]), value + float(ends[1])
+
+
+ROWS = 8  # in each of the two blocks
+SIDE = 72  # pixels of a shown image
+BORDER = 3
+GAP = 8
+CAPTION = 17
+HEAD = 44
+BETWEEN = 40  # the blocks
+CELL, LINE = SIDE + 2 * BORDER + GAP, SIDE + 2 * BORDER + CAPTION + GAP
+NOT_AUTHENTIC, AUTHENTIC, PLAIN = "#c8102e", "#3a7d44", "#9a9a9a"
+
+
+def draw_nearest_training(samples: Tensor, train: Tensor, originals: NearestTraining) -> Image.Image:
+    """Two blocks of rows: the samples closest to training images, and the first ones, as they come.
+
+    A row is a sample, its nearest training image with their distance, and that one's own nearest neighbour
+    with theirs. Below the sample is the ratio of the two: a copy has 0; up to 1 it is not authentic, framed
+    red.
+
+    Args:
+        samples: uint8 (M, 3, H, W).
+        train: uint8 (N, 3, H, W).
+        originals: of the samples.
+    """
+    closest = originals.closeness.argsort()[:ROWS]
+    rows = min(ROWS, len(samples))
+    width = 2 * (3 * CELL + GAP) + BETWEEN
+    sheet = Image.new("RGB", (width, HEAD + rows * LINE), "white")
+    titles = ("closest to training images", "the first samples")
+    chosen = (closest.tolist(), list(range(rows)))
+    for block, (title, places) in enumerate(zip(titles, chosen, strict=True)):
+        left = GAP + block * (3 * CELL + GAP + BETWEEN)
+        _draw_heads(sheet, title, left)
+        for row, place in enumerate(places):
+            _draw_row(sheet, samples[place], train, _one(originals, place), (left, HEAD + row * LINE))
+    return sheet
+
+
+def _one(originals: NearestTraining, place: int) -> tuple[int, float, int, float]:
+    columns = (originals.index, originals.distance, originals.neighbour, originals.spacing)
+    index, distance, neighbour, spacing = (column[place].item() for column in columns)
+    return int(index), float(distance), int(neighbour), float(spacing)
+
+
+def _draw_heads(sheet: Image.Image, title: str, left: int) -> None:
+    draw = ImageDraw.Draw(sheet)
+    draw.text((left, 5), title, fill="black", font=ImageFont.load_default(14))
+    for column, head in enumerate(("sample", "nearest", "its nearest")):
+        draw.text((left + column * CELL, 25), head, fill="black", font=ImageFont.load_default(12))
+
+
+def _draw_row(
+    sheet: Image.Image,
+    sample: Tensor,
+    train: Tensor,
+    found: tuple[int, float, int, float],
+    corner: tuple[int, int],
+) -> None:
+    index, distance, neighbour, spacing = found
+    authentic = distance > spacing
+    captions = (
+        f"ratio {distance / spacing if distance else 0:.2f}" if spacing else "",
+        f"at {distance:.3g}",
+        f"at {spacing:.3g}",
+    )
+    colours = (AUTHENTIC if authentic else NOT_AUTHENTIC, PLAIN, PLAIN)
+    images = (sample, train[index], train[neighbour])
+    _draw_cells(sheet, images, captions, colours, corner)
+
+
+def _draw_cells(
+    sheet: Image.Image,
+    images: Sequence[Tensor],
+    captions: Sequence[str],
+    colours: Sequence[str],
+    corner: tuple[int, int],
+) -> None:
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    top = corner[1]
+    for column, (image, caption, colour) in enumerate(zip(images, captions, colours, strict=True)):
+        left = corner[0] + column * CELL
+        side = SIDE + 2 * BORDER
+        draw.rectangle((left, top, left + side - 1, top + side - 1), fill=colour)
+        picture = figures.one(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+        sheet.paste(picture, (left + BORDER, top + BORDER))
+        draw.text((left, top + side + 1), caption, fill="black", font=font)
+
 
 BETTER = {  # the others are best where the floor is
     "frechet_distance": "lower",
@@ -29,8 +231,8 @@ BETTER = {  # the others are best where the floor is
 
 @measuring()
 def fidelity(
-    samples: Tensor, real: Split, train: Split | None, space: Space, settings: Settings, tick: Tick
-) -> Outcome:
+    samples: Tensor, real: Split, train: Split | None, space: FeatureSpace, settings: Settings, tick: Tick
+) -> EvalResult:
     """Compare samples with as many real images, and other real images with these: the floor.
 
     Args:
@@ -47,26 +249,28 @@ def fidelity(
     """
     _check(samples, real, settings.neighbours)
     generated = Split(samples.to(real.images.device), None, (), "samples", "generated", "")
-    own = Group(represent(space.encode, generated, settings.batch_size, tick), sharpness(generated.images))
-    whole = Group(real_features(space, real, settings.batch_size, tick), sharpness(real.images))
+    own = SampleSet(
+        extract_features(space.encode, generated, settings.batch_size, tick), sharpness(generated.images)
+    )
+    whole = SampleSet(cached_features(space, real, settings.batch_size, tick), sharpness(real.images))
     reference, floor = whole.rows(slice(len(own))), min(len(own), len(real) // 2)
     other = whole.rows(slice(floor, 2 * floor))
     figures = {}
     if train is not None:
-        bank = real_features(space, train, settings.batch_size, tick)
+        bank = cached_features(space, train, settings.batch_size, tick)
         own, originals = _with_originals(own, bank)
         if real.part != "train":  # images to train on are their own nearest ones
             other, _ = _with_originals(other, bank)
-        figures["nearest training images"] = draw_originals(generated.images, train.images, originals)
-    found, deviation = measured(reference, own, settings, tick)
-    beneath, _ = measured(whole.rows(slice(floor)), other, settings, tick)
+        figures["nearest training images"] = draw_nearest_training(generated.images, train.images, originals)
+    found, deviation = measure(reference, own, settings, tick)
+    beneath, _ = measure(whole.rows(slice(floor)), other, settings, tick)
     values = _about(reference, own, space, settings)
     values |= {"floor_images": floor, "train_images": None if train is None else len(train)}
     values |= {"kernel_deviation_over_subsets": deviation, "measures": _table(found, beneath)}
-    return Outcome(values, dict(figures), _notes(own, floor, real, settings, train is not None))
+    return EvalResult(values, dict(figures), _notes(own, floor, real, settings, train is not None))
 
 
-def _about(reference: Group, own: Group, space: Space, settings: Settings) -> dict[str, Any]:
+def _about(reference: SampleSet, own: SampleSet, space: FeatureSpace, settings: Settings) -> dict[str, Any]:
     return {
         "samples": len(own),
         "real_images": len(reference),
@@ -97,12 +301,12 @@ def _check(samples: Tensor, real: Split, neighbours: int) -> None:
             )
 
 
-def _with_originals(group: Group, bank: Tensor) -> tuple[Group, Originals]:
-    originals = find_originals(bank, group.features)
+def _with_originals(group: SampleSet, bank: Tensor) -> tuple[SampleSet, NearestTraining]:
+    originals = find_nearest_training(bank, group.features)
     return replace(group, authentic=originals.authentic), originals
 
 
-def _table(own: Mapping[str, Number], floor: Mapping[str, Number]) -> list[dict[str, Any]]:
+def _table(own: Mapping[str, Estimate], floor: Mapping[str, Estimate]) -> list[dict[str, Any]]:
     """A row a measure: of the samples, and of real images in their place."""
     rows = []
     for name, number in own.items():
@@ -113,7 +317,9 @@ def _table(own: Mapping[str, Number], floor: Mapping[str, Number]) -> list[dict[
     return rows
 
 
-def _notes(own: Group, floor: int, real: Split, settings: Settings, has_originals: bool) -> tuple[str, ...]:
+def _notes(
+    own: SampleSet, floor: int, real: Split, settings: Settings, has_originals: bool
+) -> tuple[str, ...]:
     count, dimensions = own.features.shape
     notes = [
         f"floor: the same numbers of {floor} other {real.part} images in the samples' place, as a perfect "

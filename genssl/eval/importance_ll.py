@@ -8,27 +8,19 @@ import torch
 from torch import Tensor
 
 from genssl import figures
-from genssl.data.batches import chunks
 from genssl.data.split import Split
 from genssl.errors import UserError
-from genssl.eval.outcome import Outcome
-from genssl.eval.require import check_size, require_vae
+from genssl.eval.result import EvalResult, check_size, require_ability
 from genssl.eval.sample import Tick
 from genssl.metrics.importance import bound_by_samples, effective_sample_size
-from genssl.models.method import Method
-from genssl.models.vae import VAE
+from genssl.models.method import HasLikelihood, Method
 from genssl.pixels import bits_per_dim, to_model
-from genssl.runtime import generators, measuring, uniform
+from genssl.runtime import chunks, generators, measuring, uniform
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DECODINGS = 1024  # decodings held at once: bounds memory whatever K is
-NOT_COMPARABLE = (
-    "bits/dim under an identity covariance is not comparable with other models': its floor is "
-    "D/2 ln 2 pi nats (8.33 bits/dim); train with --set decoder_variance=learned for one that is"
-)
-
 STILL_CLIMBING = (
     "the weights of most images amount to fewer than 5 equal ones: the estimate still climbs with K, "
     "see the curve; read it as a lower bound"
@@ -36,16 +28,16 @@ STILL_CLIMBING = (
 FEW = 5.0  # effective samples below which an estimate is called a bound
 
 
-def importance_ll(method: Method, split: Split, k: int, *, seed: int, tick: Tick) -> Outcome:
+def importance_ll(method: Method, split: Split, k: int, *, seed: int, tick: Tick) -> EvalResult:
     """Mean log p(x) over the split in nats and bits/dim, with what is needed to believe it, in float32.
 
     The images are dequantised, x = (u + U[0, 1)) / 128 - 1, so that the density bounds the probability
     of the bytes (Theis et al. 2016). Image i's noise depends on (seed, i) alone.
 
     Raises:
-        UserError: not a VAE, or k < 1.
+        UserError: the method cannot do it, or k < 1.
     """
-    vae = require_vae(method, "importance-ll")
+    model = require_ability(method, HasLikelihood, "importance-ll")
     check_size(method, split)
     if k < 1:
         raise UserError(f"-k must be at least 1, not {k}")
@@ -54,7 +46,7 @@ def importance_ll(method: Method, split: Split, k: int, *, seed: int, tick: Tick
     batch = max(1, min(64, DECODINGS // k))
     for rows in chunks(len(split), batch):
         noise = generators(seed, "eval", range(rows.start, rows.stop))
-        weights = _log_weights(vae, split.images[rows], k, DECODINGS // batch, noise)
+        weights = _log_weights(model, split.images[rows], k, DECODINGS // batch, noise)
         bounds.append(bound_by_samples(weights, counts))
         sizes.append(effective_sample_size(weights))
         elbos.append(weights.mean(0))
@@ -62,21 +54,23 @@ def importance_ll(method: Method, split: Split, k: int, *, seed: int, tick: Tick
     bound, size, elbo = torch.cat(bounds, 1), torch.cat(sizes), torch.cat(elbos)
     values = _summary(bound, size, elbo, k, split)
     curve = _draw_bound(counts, bound.mean(1), values["elbo_nats"], split)
-    return Outcome(values, {"bound over K": curve}, tuple(_notes(vae, values)))
+    return EvalResult(values, {"bound over K": curve}, tuple(_notes(model, values)))
 
 
-def _notes(vae: VAE, values: dict[str, Any]) -> Iterator[str]:
-    if vae.decoder_logvar is None:
-        yield NOT_COMPARABLE
+def _notes(model: HasLikelihood, values: dict[str, Any]) -> Iterator[str]:
+    if model.likelihood_caveat is not None:
+        yield model.likelihood_caveat
     if values["effective_sample_size_median"] < FEW:
         yield STILL_CLIMBING
 
 
 @measuring()
-def _log_weights(vae: VAE, images: Tensor, k: int, portion: int, noise: list[torch.Generator]) -> Tensor:
+def _log_weights(
+    model: HasLikelihood, images: Tensor, k: int, portion: int, noise: list[torch.Generator]
+) -> Tensor:
     """(k, B) in float64 on the CPU, `portion` of the k samples at a time."""
     x = to_model(images, uniform(images.shape, noise, images.device))
-    parts = [vae.log_weights(x, min(portion, k - done), noise) for done in range(0, k, portion)]
+    parts = [model.log_weights(x, min(portion, k - done), noise) for done in range(0, k, portion)]
     return torch.cat(parts).cpu().double()
 
 

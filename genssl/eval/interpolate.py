@@ -1,4 +1,4 @@
-"""Paths through a VAE's latent space."""
+"""Paths between images: through a latent space, or through the noise of a diffusion model."""
 
 from typing import Literal
 
@@ -8,18 +8,19 @@ from torch import Tensor
 from genssl import figures
 from genssl.data.split import Split
 from genssl.errors import UserError
-from genssl.eval.outcome import Outcome, header_of
-from genssl.eval.require import check_size, require_vae
-from genssl.models.method import Method
-from genssl.models.vae import VAE
+from genssl.eval.result import EvalResult, check_size, header_of, require_ability
+from genssl.eval.sample import Tick
+from genssl.models.diffusion import Keep, NoisePredictor, extract, predict_x_start, q_sample
+from genssl.models.method import CanDenoise, CanInterpolate, Method
+from genssl.models.samplers import ddim, ddim_invert
 from genssl.pixels import to_model
-from genssl.runtime import generators, measuring
+from genssl.runtime import chunks, generators, measuring, normal
 
 Shape = Literal["linear", "spherical"]
 
 
 @measuring()
-def interpolate(
+def interpolate_latents(
     method: Method,
     split: Split | None,
     *,
@@ -28,11 +29,11 @@ def interpolate(
     shape: Shape,
     seed: int,
     device: torch.device,
-) -> Outcome:
+) -> EvalResult:
     """`rows` paths of `steps` images each.
 
     Args:
-        method: a VAE.
+        method: one with latents.
         split: ends are the posterior means of its images 0 and 1, 2 and 3, ...; prior draws when None.
         rows: how many paths.
         steps: images on a path, both ends included.
@@ -41,16 +42,16 @@ def interpolate(
         device: where to compute.
 
     Raises:
-        UserError: not a VAE, or too few images, steps or rows.
+        UserError: the method cannot do it, or too few images, steps or rows.
     """
-    vae = require_vae(method, "interpolate").to(device)
+    latent_model = require_ability(method.to(device), CanInterpolate, "interpolate")
     if steps < 2 or rows < 1:
         raise UserError(f"a picture needs at least 1 row and 2 steps, not {rows} and {steps}")
-    z = _ends(vae, split, rows, seed)
+    z = _ends(method, latent_model, split, rows, seed)
     if shape == "linear":
-        images = vae.interpolate(z[0::2], z[1::2], steps)
+        images = latent_model.interpolate(z[0::2], z[1::2], steps)
     else:
-        images = vae.decode_path(spherical_path(z[0::2], z[1::2], steps))
+        images = latent_model.decode_path(spherical_path(z[0::2], z[1::2], steps))
     by_row = images.transpose(0, 1).flatten(0, 1)  # (rows steps, 3, H, W)
     # How even the path is: the largest step between neighbours over the mean one, averaged over rows
     step = (images[1:] - images[:-1]).square().flatten(2).mean(2).sqrt()  # (steps - 1, rows)
@@ -65,7 +66,7 @@ def interpolate(
     what = f"{rows} {shape} paths of {steps} images, ends: {values['ends']}"
     what += f", seed {seed}" if split is None else ""
     picture = figures.titled_grid(by_row, header_of(method, what), steps, shares(steps))
-    return Outcome(values, {"interpolations": picture})
+    return EvalResult(values, {"interpolations": picture})
 
 
 def shares(steps: int) -> list[str]:
@@ -87,10 +88,175 @@ def spherical_path(z_1: Tensor, z_2: Tensor, n: int) -> Tensor:
     return path
 
 
-def _ends(vae: VAE, split: Split | None, rows: int, seed: int) -> Tensor:
+def _ends(method: Method, latent_model: CanInterpolate, split: Split | None, rows: int, seed: int) -> Tensor:
     if split is None:
-        return vae.sample_prior(2 * rows, generators(seed, "sample", range(2 * rows)))
-    check_size(vae, split)
+        return latent_model.sample_prior(2 * rows, generators(seed, "sample", range(2 * rows)))
+    check_size(method, split)
     if len(split) < 2 * rows:
         raise UserError(f"{rows} paths need {2 * rows} images, and the split has {len(split)}")
-    return vae.features(to_model(split.images[: 2 * rows]))
+    return method.features(to_model(split.images[: 2 * rows]))
+
+
+NoiseMethod = Literal["ddim", "noise"]
+
+
+@measuring()
+def interpolate_through_noise(
+    method: Method,
+    split: Split,
+    *,
+    rows: int,
+    steps: int,
+    seed: int,
+    batch_size: int,
+    way: NoiseMethod,
+    t_prime: int | None,
+    calls: int,
+    tick: Tick,
+) -> EvalResult:
+    """`rows` paths of `steps` images between images 0 and 1, 2 and 3, ... of the split.
+
+    Args:
+        method: one that denoises.
+        split: at least 2 `rows` images.
+        rows: how many paths.
+        steps: images on a path, both ends included.
+        seed: of the noise of "noise"; path i's depends on (seed, i) alone.
+        batch_size: images at once; bounds the memory.
+        way: "ddim", deterministic: both ends are inverted, and a great circle between them is decoded (Song
+            et al. 2021, section 5.3). "noise": both ends get one noise, a straight path between them is
+            denoised by the ancestral process (Ho et al. 2020, section 4.4).
+        t_prime: how many steps of noise the ends get; all T for "ddim", T / 2 for "noise" when None.
+        calls: network calls of "ddim" in each direction; "noise" takes t_prime.
+        tick: told how many images are made, inverted ends included.
+
+    Raises:
+        UserError: it does not denoise, images of another size, or numbers that do not fit.
+    """
+    diffusion = require_ability(method, CanDenoise, "interpolation through noise")
+    check_size(method, split)
+    _check_picture(split, rows, steps)
+    t_prime = _check_t_prime(diffusion, way, t_prime, calls)
+    ends = to_model(split.images[: 2 * rows].to(diffusion.device))
+    if way == "ddim":
+        path = _deterministic(diffusion, ends, steps, calls, t_prime - 1, batch_size, tick)
+    else:
+        path = _stochastic(diffusion, ends, steps, seed, t_prime - 1, batch_size, tick)
+    path = path.clamp(-1, 1)  # (rows, steps, C, H, W)
+    change = _rmse(path[:, 1:] - path[:, :-1])  # (rows, steps - 1)
+    values = {
+        "rows": rows,
+        "steps": steps,
+        "way": way,
+        "t_prime": t_prime,
+        "network_calls_per_image": 2 * calls if way == "ddim" else t_prime,
+        "round_trip_rmse": float(_rmse(path[:, [0, -1]] - _pairs(ends)).square().mean().sqrt()),
+        "mean_step_rmse": float(change.mean()),
+        "largest_to_mean_step": float((change.amax(1) / change.mean(1).clamp(min=1e-12)).mean()),
+    }
+    shown = torch.cat([_pairs(ends)[:, :1], path, _pairs(ends)[:, 1:]], 1)
+    note = "each row begins and ends with an original; the path between them holds what became of both"
+    how = (
+        f"ddim, {calls} network calls each way" if way == "ddim" else "noised, mixed and denoised (ancestral)"
+    )
+    what = f"{rows} paths between {split.name} {split.part} images through t' = {t_prime}, {how}"
+    titles = ["original", *shares(steps), "original"]
+    picture = figures.titled_grid(shown.flatten(0, 1), header_of(method, what), steps + 2, titles)
+    return EvalResult(values, {"interpolations": picture}, (note,))
+
+
+def _check_picture(split: Split, rows: int, steps: int) -> None:
+    if steps < 2 or rows < 1:
+        raise UserError(f"a picture needs at least 1 row and 2 steps, not {rows} and {steps}")
+    if len(split) < 2 * rows:
+        raise UserError(f"{rows} paths need {2 * rows} images, and the split has {len(split)}")
+
+
+def _check_t_prime(diffusion: CanDenoise, way: NoiseMethod, t_prime: int | None, calls: int) -> int:
+    timesteps = diffusion.schedule.timesteps
+    if t_prime is None:
+        t_prime = timesteps if way == "ddim" else max(1, timesteps // 2)
+    if not 1 <= t_prime <= timesteps:
+        raise UserError(f"--t-prime must be from 1 to {timesteps}, the steps of this run, not {t_prime}")
+    if way == "ddim" and not 1 <= calls <= t_prime:
+        raise UserError(f"ddim takes from 1 to {t_prime} network calls at t' = {t_prime}, not {calls}")
+    return t_prime
+
+
+def _deterministic(
+    diffusion: CanDenoise, ends: Tensor, steps: int, calls: int, t: int, batch_size: int, tick: Tick
+) -> Tensor:
+    """The great circle between the inverted ends (2 rows, C, H, W), decoded: (rows, steps, C, H, W).
+
+    Predicted images are clipped in both directions, so that decoding undoes inversion and the middle of a
+    path, where a network is less at home, does not drift out of range.
+    """
+    rows, total = len(ends) // 2, len(ends) + len(ends) // 2 * steps
+    model = _clipped(diffusion)
+    latents = []
+    for batch in chunks(len(ends), batch_size):
+        keep = _keep(tick, batch, calls, total)
+        latents.append(ddim_invert(model, diffusion.schedule, ends[batch], calls, t, keep=keep))
+    z = torch.cat(latents).flatten(1)
+    circle = spherical_path(z[0::2], z[1::2], steps).transpose(0, 1)  # (rows, steps, D)
+    points = circle.reshape(rows * steps, *ends.shape[1:])
+    decoded = []
+    for batch in chunks(len(points), batch_size):
+        keep = _keep(tick, batch, calls, total, len(ends))
+        decoded.append(ddim(model, diffusion.schedule, points[batch], calls, t, keep=keep))
+    return torch.cat(decoded).view(rows, steps, *ends.shape[1:])
+
+
+def _clipped(diffusion: CanDenoise) -> NoisePredictor:
+    """The network's epsilon made to fit its predicted image when that is kept in [-1, 1]."""
+
+    def model(x: Tensor, t: Tensor) -> Tensor:
+        found = predict_x_start(diffusion.schedule, x, t, diffusion.network(x, t)).clamp(-1, 1)
+        signal = extract(diffusion.schedule.sqrt_alphas_cumprod, t, x)
+        return (x - signal * found) / extract(diffusion.schedule.sqrt_one_minus_alphas_cumprod, t, x)
+
+    return model
+
+
+def _stochastic(
+    diffusion: CanDenoise, ends: Tensor, steps: int, seed: int, t: int, batch_size: int, tick: Tick
+) -> Tensor:
+    """The line between the noised ends (2 rows, C, H, W), denoised: (rows, steps, C, H, W).
+
+    All of a row share their noise, that of the start as well as that of each reverse step: the mixture
+    keeps its variance, and what changes along a row is the share of the two ends alone.
+    """
+    rows = len(ends) // 2
+    noise = normal((rows, *ends.shape[1:]), generators(seed, "eval", range(rows)), ends.device)
+    times = torch.full((len(ends),), t, device=ends.device)
+    first, last = _pairs(q_sample(diffusion.schedule, ends, times, noise.repeat_interleave(2, 0))).unbind(1)
+    share = torch.linspace(0, 1, steps, device=ends.device).view(1, steps, 1, 1, 1)
+    points = ((1 - share) * first[:, None] + share * last[:, None]).flatten(0, 1)
+    denoised = []
+    for batch in chunks(len(points), batch_size):
+        fresh = generators(seed, "sample", [place // steps for place in range(batch.start, batch.stop)])
+        keep = _keep(tick, batch, t + 1, len(points))
+        denoised.append(diffusion.denoise(points[batch], t, fresh, "ancestral", keep=keep))
+    return torch.cat(denoised).view(rows, steps, *ends.shape[1:])
+
+
+def _keep(tick: Tick, batch: slice, calls: int, total: int, before: int = 0) -> Keep:
+    """Tells `tick` of a batch's work at each of its network calls, and keeps nothing."""
+    made = 0
+
+    def told(_t: int, _x: Tensor) -> None:
+        nonlocal made
+        made += 1
+        tick(before + batch.start + (batch.stop - batch.start) * made // calls, total)
+
+    return told
+
+
+def _pairs(ends: Tensor) -> Tensor:
+    """(2 rows, ...) -> (rows, 2, ...)."""
+    return ends.view(-1, 2, *ends.shape[1:])
+
+
+def _rmse(difference: Tensor) -> Tensor:
+    """Root mean square over an image: (..., C, H, W) -> (...)."""
+    return difference.square().flatten(-3).mean(-1).sqrt()

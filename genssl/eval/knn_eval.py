@@ -8,17 +8,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from genssl.data.batches import chunks
 from genssl.data.split import Split
 from genssl.errors import UserError
-from genssl.eval.class_figures import draw_confusion, draw_neighbours, one_of_each
-from genssl.eval.outcome import Outcome
-from genssl.eval.representation import Encoder, pixels, represent, require_labels, untrained
-from genssl.metrics.confusion import class_accuracy, confusion_matrix, standard_error
-from genssl.metrics.features import Tick
-from genssl.metrics.knn import knn_predict
+from genssl.eval.feature_cache import Encoder, extract_features, pixels, require_labels, untrained_copy
+from genssl.eval.figures import draw_confusion, draw_neighbours, one_of_each
+from genssl.eval.result import EvalResult
+from genssl.metrics.knn import class_accuracy, confusion_matrix, knn_predict, standard_error
 from genssl.models.method import Method
-from genssl.runtime import measuring
+from genssl.runtime import Tick, chunks, measuring
 
 QUERIES = 2048  # classified between two ticks
 SHOWN = 10  # test images in the picture, of as many classes
@@ -52,7 +49,7 @@ def knn_eval(
     batch_size: int = 256,
     tick: Tick,
     floors: bool = True,
-) -> Outcome:
+) -> EvalResult:
     """Classify the test images by the `k` train images whose features are nearest by cosine.
 
     Features are the method's own, in float32 and eval mode, made unit length; all of `train` is the bank.
@@ -81,20 +78,22 @@ def knn_eval(
         found = torch.cat(predicted)
         return Answer(found, float((found == test_labels).double().mean()), bank.shape[1])
 
-    bank, queries = (represent(method.features, split, batch_size, tick) for split in (train, test))
+    bank, queries = (extract_features(method.features, split, batch_size, tick) for split in (train, test))
     own = classify(bank, queries)
     answers = {f"features of this {method.config.method}": own}
     picture = _neighbours(bank, queries, train, test)
     del bank, queries
     for name, encoder in _floors(method, train).items() if floors else ():
-        answers[name] = classify(*(represent(encoder, split, batch_size, tick) for split in (train, test)))
+        answers[name] = classify(
+            *(extract_features(encoder, split, batch_size, tick) for split in (train, test))
+        )
     matrix = confusion_matrix(test_labels, own.predicted, len(test.classes)).cpu()
     values = _values(answers, own, labels, test_labels, k, temperature)
     values["accuracy_by_class"] = dict(zip(test.classes, class_accuracy(matrix).tolist(), strict=True))
     result = f"{100 * own.accuracy:.1f} % of {len(test)} test images"
     title = f"kNN, {method.config.method} features: {result}\n(cells: % of a true class)"
     confusion = draw_confusion(matrix, test.classes, title)
-    return Outcome(values, {"confusion matrix": confusion, "neighbours": picture}, _notes(train))
+    return EvalResult(values, {"confusion matrix": confusion, "neighbours": picture}, _notes(train))
 
 
 def _check(k: int, temperature: float, train: Split) -> None:
@@ -105,7 +104,7 @@ def _check(k: int, temperature: float, train: Split) -> None:
 
 
 def _floors(method: Method, split: Split) -> dict[str, Encoder]:
-    return {"raw pixels": pixels, "untrained encoder": untrained(method, split.images.device).features}
+    return {"raw pixels": pixels, "untrained encoder": untrained_copy(method, split.images.device).features}
 
 
 def _values(

@@ -6,16 +6,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from genssl import figures
-from genssl.data.batches import chunks
 from genssl.data.split import Split
 from genssl.errors import UserError
-from genssl.eval.outcome import Outcome
-from genssl.eval.require import check_size, require_vae
+from genssl.eval.result import EvalResult, check_size, require_ability
 from genssl.eval.sample import Tick
 from genssl.metrics.latents import Profile, active_units, class_profile
-from genssl.models.method import Method
+from genssl.models.method import HasLatents, Method
 from genssl.pixels import to_model
-from genssl.runtime import measuring
+from genssl.runtime import chunks, measuring
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,19 +22,19 @@ TELLING = 5  # dimensions marked in the picture
 
 
 @measuring()
-def latent_profile(method: Method, split: Split, *, batch_size: int, tick: Tick) -> Outcome:
+def latent_profile(method: Method, split: Split, *, batch_size: int, tick: Tick) -> EvalResult:
     """Bar charts, one a class, of the mean posterior mean over the split's images, with its spread.
 
     Raises:
-        UserError: not a VAE, or the data have no labels.
+        UserError: the method cannot do it, or the data have no labels.
     """
-    vae = require_vae(method, "latent-profile")
+    require_ability(method, HasLatents, "latent-profile")
     check_size(method, split)
     if split.labels is None:
         raise UserError(f"{split.name} has no labels, and a profile is one a class; choose another --data")
     codes = []
     for rows in chunks(len(split), batch_size):
-        codes.append(vae.features(to_model(split.images[rows])).cpu().double())
+        codes.append(method.features(to_model(split.images[rows])).cpu().double())
         tick(rows.stop, len(split))
     means = torch.cat(codes)
     profile = class_profile(means, split.labels.cpu(), len(split.classes))
@@ -49,7 +47,7 @@ def latent_profile(method: Method, split: Split, *, batch_size: int, tick: Tick)
         "their_separation": [round(float(profile.separation[d]), 4) for d in telling],
         "largest_peak_by_class": {name: _peak(profile, place) for place, name in enumerate(split.classes)},
     }
-    return Outcome(values, {"latent profile": draw_profile(profile, split.classes, telling)})
+    return EvalResult(values, {"latent profile": draw_profile(profile, split.classes, telling)})
 
 
 def _peak(profile: Profile, place: int) -> dict[str, float]:

@@ -7,19 +7,18 @@ from torch import Tensor
 
 from genssl import figures
 from genssl.config import SelfSupervisedConfig, SimSiamConfig
-from genssl.data import geometry
-from genssl.data.batches import chunks
+from genssl.data.augment import geometry
+from genssl.data.augment.views import Standard
 from genssl.data.split import Split
-from genssl.data.views import Standard
 from genssl.errors import UserError
-from genssl.eval.class_figures import draw_confusion
-from genssl.eval.outcome import Outcome
-from genssl.eval.probe import Probe, ProbeSettings, linear_probe
-from genssl.eval.representation import represent, require_labels
-from genssl.metrics.confusion import class_accuracy, confusion_matrix, standard_error
-from genssl.metrics.features import Tick, extract
+from genssl.eval.feature_cache import extract_features, require_labels
+from genssl.eval.figures import draw_confusion
+from genssl.eval.result import EvalResult
+from genssl.features import extract
+from genssl.metrics.knn import class_accuracy, confusion_matrix, standard_error
+from genssl.metrics.linear_probe import ProbeResult, ProbeSettings, linear_probe
 from genssl.models.method import Method
-from genssl.runtime import generator, measuring, uniform
+from genssl.runtime import Tick, chunks, generator, measuring, uniform
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,7 +40,7 @@ def linear_eval(
     seed: int = 0,
     batch_size: int = 256,
     tick: Tick,
-) -> tuple[Outcome, Probe]:
+) -> tuple[EvalResult, ProbeResult]:
     """Train a linear classifier on the features of `train`, in float32 and eval mode, and test it.
 
     Args:
@@ -62,7 +61,7 @@ def linear_eval(
         UserError: no labels or one class, classes that differ, features that are not finite.
     """
     labels, test_labels = require_labels(method, train, test)
-    queries = represent(method.features, test, batch_size, tick)
+    queries = extract_features(method.features, test, batch_size, tick)
 
     def cropped_features(epoch: int) -> Tensor:
         def so_far(done: int, total: int) -> None:
@@ -72,7 +71,7 @@ def linear_eval(
         images = cropped(train.images, mirror, seed, epoch)
         return extract(method.features, images, batch_size, so_far)
 
-    source = cropped_features if augment else represent(method.features, train, batch_size, tick)
+    source = cropped_features if augment else extract_features(method.features, train, batch_size, tick)
     probe = linear_probe(
         source, labels, queries, test_labels, len(train.classes), settings, seed=seed,
         tick=None if augment else tick,
@@ -119,9 +118,9 @@ def _outcome(
     test: Split,
     settings: ProbeSettings,
     augment: bool,
-    probe: Probe,
+    probe: ProbeResult,
     dimensions: int,
-) -> Outcome:
+) -> EvalResult:
     assert test.labels is not None
     matrix = confusion_matrix(test.labels, probe.predicted, len(test.classes)).cpu()
     accuracy = probe.test_accuracy[-1]
@@ -149,7 +148,7 @@ def _outcome(
         "curves": draw_curves(probe, f"{title}\n{method.config.method}, features frozen"),
         "confusion matrix": draw_confusion(matrix, test.classes, f"{title}\n(cells: % of a true class)"),
     }
-    return Outcome(values, drawn, _notes(augment))
+    return EvalResult(values, drawn, _notes(augment))
 
 
 def _notes(augment: bool) -> tuple[str, ...]:
@@ -166,14 +165,14 @@ def _places(epochs: int) -> list[int]:
     return sorted({round((place + 1) * epochs / SHOWN) - 1 for place in range(SHOWN)} - {-1})
 
 
-def records(probe: Probe) -> list[dict[str, float]]:
+def records(probe: ProbeResult) -> list[dict[str, float]]:
     """A record an epoch, one-based."""
     names = ("train_accuracy", "test_accuracy", "train_loss", "test_loss")
     columns = zip(*(getattr(probe, name) for name in names), strict=True)
     return [{"epoch": epoch, **dict(zip(names, row, strict=True))} for epoch, row in enumerate(columns, 1)]
 
 
-def draw_curves(probe: Probe, title: str) -> "Figure":
+def draw_curves(probe: ProbeResult, title: str) -> "Figure":
     """Accuracy and loss over epochs, train and test (lower panels of figures 11 to 13 of the assignment)."""
     figure, (left, right) = figures.new_figure(1, 2, 4.6, 3.4)
     epochs = range(1, len(probe.test_accuracy) + 1)

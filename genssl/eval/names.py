@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from genssl.data.known import KNOWN, short_name, source_of
+from genssl.data.registry import SOURCES, base_name, short_name
 
 USUAL_SWEEP = "16:256:16"  # the assignment's
 # Options that say of what, where and how fast, or that only add a picture
@@ -57,7 +57,7 @@ def _part(name: str, value: Any) -> str:
 
 def _short(reference: str) -> str:
     """The name of data or of a run; of a path its last part, and digits that tell it from other paths."""
-    if source_of(reference) in KNOWN or not ("/" in reference or Path(reference).exists()):
+    if base_name(reference) in SOURCES or not ("/" in reference or Path(reference).exists()):
         return short_name(reference)
     return f"{short_name(reference)}-{_digest(str(Path(reference).expanduser().resolve()), 4)}"
 

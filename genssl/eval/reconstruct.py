@@ -1,32 +1,39 @@
-"""Test images beside what a VAE makes of them."""
+"""Test images and their reconstructions: through a bottleneck, or from a noise level."""
+
+import time
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from genssl import figures
-from genssl.data.batches import chunks
 from genssl.data.split import Split
-from genssl.eval.outcome import Outcome, header_of
-from genssl.eval.require import check_size, require_vae
+from genssl.errors import UserError
+from genssl.eval.result import EvalResult, check_size, header_of, require_ability
 from genssl.eval.sample import Tick
-from genssl.metrics.recovery import mean_squared_error, psnr
-from genssl.models.method import Method
+from genssl.metrics.reconstruction import mean_squared_error, psnr
+from genssl.models.ddpm import FAST_STEPS, Sampler
+from genssl.models.diffusion import Keep, q_sample
+from genssl.models.method import CanDenoise, CanReconstruct, Method
 from genssl.pixels import to_model
-from genssl.runtime import measuring
+from genssl.runtime import chunks, generators, measuring, normal
 
 
 @measuring()
-def reconstruct(method: Method, split: Split, n: int, *, seed: int, batch_size: int, tick: Tick) -> Outcome:
+def reconstruct(
+    method: Method, split: Split, n: int, *, seed: int, batch_size: int, tick: Tick
+) -> EvalResult:
     """Pairs of `n` images, drawn by `seed`, and their reconstructions; the error over the whole split.
 
     The error is the mean squared difference in the model's range [-1, 1], at the posterior mean, and the
     peak signal-to-noise ratio 10 log10(4 / mse) per image, averaged.
     """
-    vae = require_vae(method, "reconstruct")
+    model = require_ability(method, CanReconstruct, "reconstruct")
     check_size(method, split)
     errors = []
     for rows in chunks(len(split), batch_size):
         x = to_model(split.images[rows])
-        errors.append(mean_squared_error(vae.reconstruct(x), x).cpu())
+        errors.append(mean_squared_error(model.reconstruct(x), x).cpu())
         tick(rows.stop, len(split))
     mse = torch.cat(errors)
     values = {
@@ -36,9 +43,168 @@ def reconstruct(method: Method, split: Split, n: int, *, seed: int, batch_size: 
         "psnr_db": float(psnr(mse).mean()),
     }
     shown = to_model(split.take(n, seed).images)
-    pairs = torch.stack([shown, vae.reconstruct(shown)], 1).flatten(0, 1)  # (2 n, 3, H, W)
+    pairs = torch.stack([shown, model.reconstruct(shown)], 1).flatten(0, 1)  # (2 n, 3, H, W)
     error = f"PSNR {values['psnr_db']:.1f} dB over {len(split):,} images"
     header = header_of(method, f"{len(shown)} {split.name} {split.part} images and reconstructions, {error}")
     titles = ("original", "reconstruction")
     columns = min(8, len(pairs))
-    return Outcome(values, {"reconstructions": figures.titled_grid(pairs, header, columns, titles)})
+    return EvalResult(values, {"reconstructions": figures.titled_grid(pairs, header, columns, titles)})
+
+
+def check_level(diffusion: CanDenoise, t_prime: int) -> None:
+    """Refuse a noise level that the process does not have.
+
+    Raises:
+        UserError: t' is not in 1..T.
+    """
+    last = diffusion.schedule.timesteps
+    if not 1 <= t_prime <= last:
+        raise UserError(f"t' must be from 1 to the run's {last} timesteps, not {t_prime}")
+
+
+@dataclass(frozen=True)
+class Reverse:
+    """A way back from noised images.
+
+    Attributes:
+        diffusion: whose reverse process it is.
+        sampler: "ancestral", "dpm++" or "ddim".
+        steps: network calls an image; None: all for "ancestral", 20 for the others, fewer where t' is less.
+    """
+
+    diffusion: CanDenoise
+    sampler: Sampler
+    steps: int | None = None
+
+    def steps_from(self, t_prime: int) -> int:
+        """Network calls an image from t'."""
+        if self.steps is not None:
+            return self.steps
+        return t_prime if self.sampler == "ancestral" else min(FAST_STEPS, t_prime)
+
+    def __call__(
+        self, x: Tensor, t_prime: int, noise: list[torch.Generator], keep: Keep | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Images x (B, C, H, W) noised to t', and what they come back as.
+
+        Each image's generator gives its noise first, then what the sampler adds to it.
+
+        Raises:
+            UserError: t' or the steps do not fit the process, or the sampler is unknown.
+        """
+        check_level(self.diffusion, t_prime)
+        t = t_prime - 1  # the paper counts from 1, the code from 0
+        times = torch.full((len(x),), t, device=x.device)
+        noised = q_sample(self.diffusion.schedule, x, times, normal(x.shape, noise, x.device))
+        steps = self.steps_from(t_prime)
+        try:
+            return noised, self.diffusion.denoise(noised, t, noise, self.sampler, steps, keep=keep)
+        except ValueError as error:
+            raise UserError(f"cannot go back from t' = {t_prime} in this way: {error}") from error
+
+
+class Counter:
+    """Counts network calls, images times steps, and says how many are done."""
+
+    def __init__(self, total: int, tick: Tick) -> None:
+        self.total, self._tick, self.done = total, tick, 0
+
+    def __call__(self, _: int, x: Tensor) -> None:
+        """One step of the images x was done."""
+        self.done += len(x)
+        self._tick(self.done, self.total)
+
+
+class Trail:
+    """Keeps some of a sampler's states on the CPU, evenly spaced over its steps, without both ends.
+
+    Attributes:
+        states: (noising steps left, x), at most `wanted`.
+    """
+
+    def __init__(self, steps: int, wanted: int, count: Keep) -> None:
+        count_kept = min(wanted, steps - 1)
+        self._places = {i * steps // (count_kept + 1) for i in range(1, count_kept + 1)}
+        self._count, self._step = count, 0
+        self.states: list[tuple[int, Tensor]] = []
+
+    def __call__(self, t: int, x: Tensor) -> None:
+        """Told the time, one less than the noising steps left, and x (B, C, H, W), after each step."""
+        self._step += 1
+        self._count(t, x)
+        if self._step in self._places:
+            self.states.append((t + 1, x.cpu()))
+
+
+@measuring()
+def reconstruct_from(
+    method: Method,
+    split: Split,
+    t_prime: int,
+    n: int,
+    *,
+    seed: int,
+    batch_size: int,
+    sampler: Sampler = "ancestral",
+    steps: int | None = None,
+    snapshots: int = 8,
+    tick: Tick,
+) -> EvalResult:
+    """Noise `n` images, drawn by `seed`, to t' and run the reverse process from there.
+
+    The picture has a row an image: the original, noised, snapshots of the way back, the result. Image i's
+    noise depends on (seed, i) alone. Errors are mean squares in [-1, 1] and ratios of signal to noise are
+    10 log10(4 / mse), averaged over images.
+
+    Args:
+        method: one that denoises.
+        split: where the images come from.
+        t_prime: noising steps, counted from 1 as in the paper.
+        n: images.
+        seed: of the choice and of the noise.
+        batch_size: images at once.
+        sampler, steps: the way back, see `Reverse`.
+        snapshots: columns between the noised image and the result, at most.
+        tick: told the network calls done and to do, images times steps.
+
+    Raises:
+        UserError: it does not denoise, images of another size, or numbers that do not fit it.
+    """
+    diffusion = require_ability(method, CanDenoise, "reconstruct from a noise level")
+    check_size(method, split)
+    check_level(diffusion, t_prime)
+    if n < 1:
+        raise UserError(f"-n must be at least 1, not {n}")
+    start = time.perf_counter()
+    images = split.take(n, seed).images
+    reverse = Reverse(diffusion, sampler, steps)
+    calls = reverse.steps_from(t_prime)
+    count = Counter(calls * len(images), tick)
+    rows, left = [], [t_prime]
+    for chosen in chunks(len(images), batch_size):
+        x = to_model(images[chosen])
+        trail = Trail(calls, snapshots, count)
+        noised, restored = reverse(x, t_prime, generators(seed, "eval", range(*chosen.indices(n))), trail)
+        left = [t_prime, *(step for step, _ in trail.states)]
+        states = [x.cpu(), noised.cpu(), *(state for _, state in trail.states), restored.cpu()]
+        rows.append(torch.stack(states, 1))  # (B, columns, C, H, W)
+    shown = torch.cat(rows)
+    before, after = (mean_squared_error(shown[:, column], shown[:, 0]) for column in (1, -1))
+    values = {
+        "images": len(images),
+        "t_prime": t_prime,
+        "snr": float(diffusion.schedule.snr[t_prime - 1]),
+        "sampler": sampler,
+        "steps": calls,
+        "network_calls": count.done,
+        "mse": float(after.mean()),
+        "psnr_db": float(psnr(after).mean()),
+        "noised_mse": float(before.mean()),
+        "noised_psnr_db": float(psnr(before).mean()),
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+    titles = ["original", *(f"t' = {step}" for step in left), "result"]
+    what = f"{len(images)} {split.name} {split.part} images noised to t' = {t_prime} and back by {sampler}"
+    header = header_of(method, f"{what}, {calls} network calls per image, PSNR {values['psnr_db']:.1f} dB")
+    picture = figures.titled_grid(shown.flatten(0, 1), header, shown.shape[1], titles)
+    return EvalResult(values, {"reconstructions": picture})

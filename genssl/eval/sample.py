@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from genssl import figures
-from genssl.data.batches import chunks
 from genssl.errors import UserError
-from genssl.eval.outcome import Outcome, header_of
+from genssl.eval.result import EvalResult, header_of
 from genssl.metrics.sharpness import SHARPNESS, mean_sharpness
 from genssl.models.method import Method
 from genssl.pixels import to_bytes
-from genssl.runtime import generators, measuring
+from genssl.runtime import chunks, generators, measuring
 
 Tick = Callable[[int, int], None]  # images done, images in all
 
@@ -88,7 +87,7 @@ def counting_calls(method: Method) -> Iterator[list[int]]:
 
 def sample(
     method: Method, n: int, *, seed: int, batch_size: int, tick: Tick, options: Mapping[str, Any]
-) -> tuple[Outcome, Tensor]:
+) -> tuple[EvalResult, Tensor]:
     """`n` samples as a grid, with how they were drawn; the samples themselves, uint8 (n, 3, H, W).
 
     Args:
@@ -108,10 +107,10 @@ def sample(
     if calls[0]:
         values["network_calls_an_image"] = calls[0] // len(list(chunks(n, batch_size)))
     header = header_of(method, f"{n} samples, {_in_words(values)}")
-    return Outcome(values, {"samples": figures.titled_grid(images, header)}), images
+    return EvalResult(values, {"samples": figures.titled_grid(images, header)}), images
 
 
-def with_sharpness(outcome: Outcome, images: Tensor, train_sharpness: float | None) -> Outcome:
+def with_sharpness(outcome: EvalResult, images: Tensor, train_sharpness: float | None) -> EvalResult:
     """The outcome with the images' mean sharpness, and a note where it is far from the training images'.
 
     Args:
@@ -159,7 +158,7 @@ def _in_words(values: Mapping[str, Any]) -> str:
 
 
 @measuring()
-def trajectory(method: Method, *, seed: int, options: Mapping[str, Any]) -> Outcome:
+def trajectory(method: Method, *, seed: int, options: Mapping[str, Any]) -> EvalResult:
     """The first images of `sample` on their way from noise, one a row.
 
     Raises:
@@ -181,4 +180,4 @@ def trajectory(method: Method, *, seed: int, options: Mapping[str, Any]) -> Outc
     how = _in_words({**_how(method, options), "seed": seed, "network_calls_an_image": len(kept)})
     header = header_of(method, f"{FOLLOWED} samples on their way from noise, {how}")
     titles = [f"t' = {left[place]}" for place in places]
-    return Outcome({}, {"trajectory": figures.titled_grid(rows, header, len(places), titles)})
+    return EvalResult({}, {"trajectory": figures.titled_grid(rows, header, len(places), titles)})

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from genssl.metrics.knn import QUERIES, top
-from genssl.metrics.moments import mean_and_covariance
-from genssl.metrics.originals import find_originals
+from genssl.metrics.linalg import mean_and_covariance
+from genssl.metrics.memorization import find_nearest_training
 from genssl.runtime import generator
 
 ROWS = 1024  # rows of a kernel matrix that are held at once, in float64
@@ -207,7 +207,7 @@ def authenticity(train: Tensor, fake: Tensor) -> float:
     Raises:
         ValueError: fewer than two training images, no sample, or the shapes differ.
     """
-    return float(find_originals(train, fake).authentic.double().mean())
+    return float(find_nearest_training(train, fake).authentic.double().mean())
 
 
 def _check(x: Tensor, y: Tensor, least: int) -> None:

@@ -42,7 +42,7 @@ def mean_sharpness(images: Tensor) -> float:
     return float(sharpness(images).double().mean())
 
 
-def variety(x: Tensor) -> float:
+def diversity(x: Tensor) -> float:
     """The mean Euclidean distance between two rows of x (N, D): samples all alike have 0.
 
     Float64; memory of 1,024 rows of distances.

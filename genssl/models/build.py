@@ -5,6 +5,7 @@ import torch
 from genssl.config import (
     BarlowTwinsConfig,
     BYOLConfig,
+    Config,
     DDPMConfig,
     DSSLConfig,
     SimSiamConfig,
@@ -20,7 +21,6 @@ from genssl.models.simsiam import SimSiam
 from genssl.models.vae import VAE
 from genssl.models.vicreg import VICReg
 from genssl.runtime import seed_of
-from genssl.settings import Config
 
 # name -> (config class, method class); a new method is one more line
 METHODS: dict[str, tuple[type[Config], type[Method]]] = {

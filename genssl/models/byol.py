@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from genssl.config import BYOLConfig
-from genssl.models.encoders import Encoder
 from genssl.models.losses import simsiam_loss
+from genssl.models.resnet import Encoder
 from genssl.models.siamese import Predicting
 
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from genssl.config import Config
 from genssl.runtime import Randomness
-from genssl.settings import Config
 
 if TYPE_CHECKING:
     from genssl.models.diffusion import Keep, NoiseSchedule
@@ -101,6 +101,10 @@ class CanInterpolate(Protocol):
         """Latents (n, D)."""
         ...
 
+    def interpolate(self, z_1: Tensor, z_2: Tensor, n: int) -> Tensor:
+        """`n` images on the straight line from z_1 to z_2, both (B, D): (n, B, 3, H, W)."""
+        ...
+
     def decode_path(self, z: Tensor) -> Tensor:
         """Latents (n, B, D) -> images (n, B, 3, H, W)."""
         ...
@@ -144,6 +148,11 @@ class HasLatents(Protocol):
 @runtime_checkable
 class HasLikelihood(Protocol):
     """Has importance weights for log p(x)."""
+
+    @property
+    def likelihood_caveat(self) -> str | None:
+        """Why its bits/dim are not comparable with other models'; None where they are."""
+        ...
 
     def log_weights(self, x: Tensor, k: int, generator: Randomness = None) -> Tensor:
         """log p(x, z_k) - log q(z_k|x) of k draws per image, (k, B) in nats."""

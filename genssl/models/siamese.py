@@ -5,10 +5,10 @@ from typing import Any, Literal, Self
 
 from torch import Tensor, nn
 
-from genssl import processes
+from genssl import distributed
 from genssl.config import SelfSupervisedConfig
-from genssl.models.encoders import WIDTHS, Encoder, mlp
 from genssl.models.method import Method
+from genssl.models.resnet import WIDTHS, Encoder, mlp
 
 
 class Siamese(Method):
@@ -51,7 +51,7 @@ class Siamese(Method):
         z1, z2 = self.embed(x1), self.embed(x2)
         if not self.training:  # looked at by one process, between epochs
             return z1, z2
-        return processes.gathered(z1), processes.gathered(z2)
+        return distributed.all_gather(z1), distributed.all_gather(z2)
 
     def features(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, encoder.dim): the encoder's output; the projector is for training only."""

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from itertools import pairwise
 from typing import Any, Literal, Self
 
 import torch
@@ -14,11 +15,44 @@ from genssl.models.gaussian import (
     standard_normal_log_density,
 )
 from genssl.models.method import Method
-from genssl.models.networks import ConvolutionalDecoder, ConvolutionalEncoder
 from genssl.pixels import to_model
 from genssl.runtime import Randomness, normal, uniform
 
+
+class ConvolutionalEncoder(nn.Sequential):
+    """(B, C, H, W) -> (B, 8 width (H/16)(W/16)): four times [conv k4 s2 p1, LeakyReLU 0.2, BatchNorm]."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        layers: list[nn.Module] = []
+        for source, target in pairwise([channels, width, 2 * width, 4 * width, 8 * width]):
+            layers += [nn.Conv2d(source, target, 4, 2, 1), nn.LeakyReLU(0.2), nn.BatchNorm2d(target)]
+        super().__init__(*layers, nn.Flatten())
+
+
+class ConvolutionalDecoder(nn.Module):
+    """(B, z_dim) -> (B, C, H, W): linear, ReLU, then four times [nearest x2, conv 3x3]."""
+
+    def __init__(self, channels: int, width: int, z_dim: int, image_size: int) -> None:
+        super().__init__()
+        self.start = (8 * width, image_size // 16, image_size // 16)
+        self.project = nn.Linear(z_dim, self.start[0] * self.start[1] * self.start[2])
+        layers: list[nn.Module] = []
+        for source, target in pairwise([8 * width, 4 * width, 2 * width, width, channels]):
+            layers += [nn.Upsample(scale_factor=2), nn.Conv2d(source, target, 3, 1, 1), nn.LeakyReLU(0.2)]
+        self.upsample = nn.Sequential(*layers[:-1])  # the output is linear
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Decode `z`, (B, z_dim)."""
+        x = self.project(z).relu().view(-1, *self.start)  # (B, 8 width, H/16, W/16)
+        image: Tensor = self.upsample(x)
+        return image
+
+
 Prior = Literal["normal", "mixture"]
+NOT_COMPARABLE = (
+    "bits/dim under an identity covariance is not comparable with other models': its floor is "
+    "D/2 ln 2 pi nats (8.33 bits/dim); train with --set decoder_variance=learned for one that is"
+)
 MIXTURE_IMAGES = 100_000  # that the mixture is fitted to, at most
 VARIANCE_RATE = 1e-2  # learning rate of the decoder's log variance
 
@@ -181,6 +215,11 @@ class VAE(Method):
         return torch.stack([self.decode(row).mode() for row in z])  # one place of all paths at a time
 
     # Likelihood
+
+    @property
+    def likelihood_caveat(self) -> str | None:
+        """Why its bits/dim are not comparable with other models'; None where they are."""
+        return NOT_COMPARABLE if self.decoder_logvar is None else None
 
     def log_weights(self, x: Tensor, k: int, generator: Randomness = None) -> Tensor:
         """Importance log-weights log p(x, z_k) - log q(z_k|x), z_k ~ q(z|x), in nats.

@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from genssl.config import VICRegConfig
-from genssl.models.encoders import Encoder
 from genssl.models.losses import vicreg_loss
+from genssl.models.resnet import Encoder
 from genssl.models.siamese import Siamese
 
 

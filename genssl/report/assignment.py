@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from genssl.report import commands, findings, studies
-from genssl.report.disk import Found, Run, Study
-from genssl.report.find import ranked
-from genssl.report.parts import Plate
-from genssl.report.pictures import embed
+from genssl.report import captions, tables
+from genssl.report.figures import Figure_, embed
+from genssl.report.load import Contents, Run, Study, ranked
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ FIGURES = (
 )  # fmt: skip
 
 
-def draw(found: Found) -> tuple[list[Plate], set[Path]]:
+def draw(found: Contents) -> tuple[list[Figure_], set[Path]]:
     """The thirteen figures, and the pictures that they took."""
     plates, taken = [], set[Path]()
     for figure in FIGURES:
@@ -91,7 +89,7 @@ def draw(found: Found) -> tuple[list[Plate], set[Path]]:
     return plates, taken
 
 
-def _of_run(figure: OfRun, found: Found) -> tuple[Plate, set[Path]]:
+def _of_run(figure: OfRun, found: Contents) -> tuple[Figure_, set[Path]]:
     label = f"Figure {figure.number}"
     for run in ranked(found.runs, figure.method):
         alt = f"{label}: {figure.title}, of the run {run.name}"
@@ -101,9 +99,9 @@ def _of_run(figure: OfRun, found: Found) -> tuple[Plate, set[Path]]:
         if picture is None:
             continue
         values = run.evaluations.get(name, {})
-        own = findings.of_evaluation(name, values) if figure.evaluation else []
-        made = commands.recorded(values) if figure.evaluation else commands.recorded(run.origin)
-        plate = Plate(
+        own = captions.of_evaluation(name, values) if figure.evaluation else []
+        made = captions.recorded(values) if figure.evaluation else captions.recorded(run.origin)
+        plate = Figure_(
             anchor=f"figure-{figure.number}",
             label=label,
             title=figure.title,
@@ -112,12 +110,12 @@ def _of_run(figure: OfRun, found: Found) -> tuple[Plate, set[Path]]:
             shipped=run.shipped or "",
             picture=picture,
             numbers=[*own, *_of_run_itself(run, figure)],
-            notes=findings.notes_of(run, values),
+            notes=captions.notes_of(run, values),
             command=made,
-            usual=[commands.evaluation(run, name)] if figure.evaluation and not made else [],
+            usual=[captions.evaluation(run, name)] if figure.evaluation and not made else [],
         )
         return plate, {file}
-    usual = commands.missing(found, figure.method, figure.evaluation)
+    usual = captions.missing(found, figure.method, figure.evaluation)
     return _missing(figure, usual), set()
 
 
@@ -129,54 +127,56 @@ def _newest_picture(run: Run, kind: str) -> str:
     pictures = [
         file
         for file in (run.folder / "eval").glob(f"{kind}*.png")
-        if file.stem == kind or (file.stem in run.evaluations and commands.kind_of(file.stem) == kind)
+        if file.stem == kind or (file.stem in run.evaluations and captions.kind_of(file.stem) == kind)
     ]
     newest = max(pictures, key=lambda file: (file.stat().st_mtime_ns, file.stem == kind), default=None)
     return newest.stem if newest else kind
 
 
-def _of_run_itself(run: Run, figure: OfRun) -> list[findings.Pair]:
+def _of_run_itself(run: Run, figure: OfRun) -> list[captions.Pair]:
     """The training's numbers; beside an evaluation's, no more than what was trained on."""
     if figure.evaluation is None:
-        return findings.of_training(run)
+        return captions.of_training(run)
     trained = {"epochs": "epochs trained", "data": "trained on"}
-    return [(trained[name], value) for name, value in findings.of_training(run) if name in trained]
+    return [(trained[name], value) for name, value in captions.of_training(run) if name in trained]
 
 
-def _of_study(figure: OfStudy, found: Found) -> tuple[Plate, set[Path]]:
+def _of_study(figure: OfStudy, found: Contents) -> tuple[Figure_, set[Path]]:
     for study in sorted(found.studies, key=lambda study: study.written, reverse=True):
         if study.kind != "ablate" or study.values.get("method") != "simsiam":
             continue
-        changed = [row for row in studies.arms(study) if figure.matches(studies.changes(row))]
+        changed = [row for row in tables.arms(study) if figure.matches(tables.changes(row))]
         if changed:
             plate, file = _drawn(figure, study, changed, found)
             if plate.picture is not None:
                 return plate, {file}
-    return _missing(figure, [commands.ablation(found, "simsiam", figure.usual)]), set()
+    return _missing(figure, [captions.ablation(found, "simsiam", figure.usual)]), set()
 
 
-def _drawn(figure: OfStudy, study: Study, changed: list[dict[str, Any]], found: Found) -> tuple[Plate, Path]:
-    alone = [row for row in changed if len(studies.changes(row)) == 1] or changed
-    file = studies.picture_of(study, alone)
+def _drawn(
+    figure: OfStudy, study: Study, changed: list[dict[str, Any]], found: Contents
+) -> tuple[Figure_, Path]:
+    alone = [row for row in changed if len(tables.changes(row)) == 1] or changed
+    file = tables.picture_of(study, alone)
     label = f"Figure {figure.number}"
-    shown = [row for row in studies.arms(study) if row in alone or not studies.changes(row)]
-    made = commands.recorded(study.values)
-    plate = Plate(
+    shown = [row for row in tables.arms(study) if row in alone or not tables.changes(row)]
+    made = captions.recorded(study.values)
+    plate = Figure_(
         anchor=f"figure-{figure.number}",
         label=label,
         title=figure.title,
         question=figure.question,
         source=f"study {study.folder.name}",
         picture=embed(file, f"{label}: {figure.title}, of the study {study.folder.name}", found.problems),
-        numbers=studies.origin(study),
-        table=studies.table(shown, study.kind),
-        notes=[*studies.verdicts(alone), *studies.notes(study)],
+        numbers=tables.study_origin(study),
+        table=tables.table(shown, study.kind),
+        notes=[*tables.verdicts(alone), *tables.notes(study)],
         command=made,
-        usual=[] if made else [commands.study(study)],
+        usual=[] if made else [captions.study(study)],
     )
     return plate, file
 
 
-def _missing(figure: OfRun | OfStudy, usual: list[str]) -> Plate:
+def _missing(figure: OfRun | OfStudy, usual: list[str]) -> Figure_:
     anchor, label = f"figure-{figure.number}", f"Figure {figure.number}"
-    return Plate(anchor, label, figure.title, figure.question, usual=usual)
+    return Figure_(anchor, label, figure.title, figure.question, usual=usual)

@@ -6,11 +6,127 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from genssl import __version__, files, marks
-from genssl.invocation import command_line
-from genssl.report import assignment, commands, findings, others, tables, words
-from genssl.report.disk import Found, Run
-from genssl.report.parts import Cell, Plate, Table
+from genssl import __version__, files
+from genssl.environment import command_line
+from genssl.report import assignment, captions, format, tables
+from genssl.report.figures import Cell, Figure_, Table, embed
+from genssl.report.load import Contents, Record, Run, Study
+
+OF_TRAINING = ("curves", "wall-clock", "samples-over-epochs", "reconstructions-over-epochs")
+TITLES = {
+    "curves": "training curves",
+    "wall-clock": "wall clock of training",
+    "samples-over-epochs": "samples while training",
+    "reconstructions-over-epochs": "reconstructions while training",
+    "sample": "samples",
+    "latent-profile": "mean latent code of each class",
+    "interpolate": "interpolation",
+    "noise-levels": "reconstructions from noise",
+    "reconstruct": "reconstructions of test images",
+    "importance-ll": "log-likelihood over the number of importance samples",
+    "bits-per-dim": "bits/dim by noise level",
+    "knn-eval": "nearest neighbours: confusion of classes",
+    "linear-eval": "linear classifier",
+    "fidelity": "samples beside their nearest training images",
+    "ablate-samples": "samples, as a study took them",
+}
+KEPT = {"ablate", "compare-fidelity", "compare-samples"}  # by studies, whose own figures show them
+GRIDS = {"sample", "interpolate", "reconstruct", "ablate-samples", "fidelity", *OF_TRAINING[2:]}
+
+
+def draw(found: Contents, taken: set[Path]) -> list[tuple[str, list[Figure_]]]:
+    """By whose they are: every picture that is not taken yet."""
+    groups = [(run.name, _of_run(run, found, taken)) for run in found.runs]
+    groups += [(study.folder.name, _of_study(study, found, taken)) for study in found.studies]
+    return [(name, plates) for name, plates in groups if plates]
+
+
+def _of_run(run: Run, found: Contents, taken: set[Path]) -> list[Figure_]:
+    files = [run.folder / f"{name}.png" for name in OF_TRAINING]
+    files += sorted((run.folder / "eval").glob("*.png"))
+    plates = [_of_file(file, run, found) for file in files if file not in taken and file.stem not in KEPT]
+    # Numbers without a picture have a place, too; what studies keep is in the tables
+    alone = [name for name in run.evaluations if not (run.folder / "eval" / f"{name}.png").exists()]
+    plates += [_plate(name, run, found, None) for name in alone if name not in KEPT]
+    return [plate for plate in plates if plate is not None]
+
+
+def _of_file(file: Path, run: Run, found: Contents) -> Figure_ | None:
+    return _plate(file.stem, run, found, file) if file.is_file() else None
+
+
+def _plate(name: str, run: Run, found: Contents, file: Path | None) -> Figure_ | None:
+    """A picture of a run, with its numbers and its command; None where it cannot be read."""
+    kind = name if name in TITLES else captions.kind_of(name)
+    title = TITLES.get(kind, format.of_name(kind))
+    variant = name.removeprefix(kind).removeprefix("-").replace("-", " ")
+    title = f"{title} ({variant})" if variant else title
+    alt = f"{title}, of the run {run.name}"
+    picture = embed(file, alt, found.problems, grid=kind in GRIDS) if file else None
+    values = run.evaluations.get(name, {})
+    if picture is None and (file is not None or not values):
+        return None
+    of_training = name in OF_TRAINING
+    made = captions.recorded(values or _first_of(run, name))
+    usual = "" if made or of_training else captions.evaluation(run, name)
+    return Figure_(
+        anchor=f"{run.name}-{name}",
+        label="",
+        title=title,
+        source=run.name,
+        shipped=run.shipped or "",
+        picture=picture,
+        numbers=[]
+        if of_training
+        else captions.of_evaluation(name, values),  # those of runs come first of all
+        notes=[] if kind in tables.KINDS else captions.notes_of(run, values),
+        command=made,
+        usual=[usual] if usual else [],
+    )
+
+
+def _first_of(run: Run, name: str) -> Record:
+    """The numbers of the evaluation whose further picture this is: knn-eval of knn-eval-neighbours."""
+    owners = [each for each in run.evaluations if name.startswith(f"{each}-")]
+    return run.evaluations[max(owners, key=len)] if owners else {}
+
+
+def _of_study(study: Study, found: Contents, taken: set[Path]) -> list[Figure_]:
+    """All its sides in one figure, and what a comparison draws beside it.
+
+    Of an ablation that the assignment's figures have taken from, they show it all.
+    """
+    if taken.intersection(study.pictures.values()):
+        return []
+    main = study.pictures.get(study.kind)
+    plates = [_whole(study, found, main)]
+    for name, file in study.pictures.items():
+        if study.kind == "compare" and file != main:
+            title = format.of_name(name.removeprefix(f"{study.kind}-"))
+            picture = embed(file, f"{title}, of {study.folder.name}", found.problems)
+            if picture is not None:
+                anchor = f"{study.folder.name}-{name}"
+                plates.append(Figure_(anchor, "", title, source=study.folder.name, picture=picture))
+    return plates
+
+
+def _whole(study: Study, found: Contents, file: Path | None) -> Figure_:
+    alt = f"{study.kind}: all sides of {study.folder.name}"
+    made = captions.recorded(study.values)
+    usual = "" if made else captions.study(study)
+    return Figure_(
+        anchor=study.folder.name,
+        label="",
+        title="an ablation" if study.kind == "ablate" else "a comparison",
+        source=study.folder.name,
+        picture=embed(file, alt, found.problems) if file else None,
+        numbers=tables.study_origin(study),
+        table=tables.table(tables.arms(study), study.kind),
+        notes=[*tables.verdicts(tables.arms(study)), *tables.notes(study)],
+        command=made,
+        usual=[usual] if usual else [],
+    )
+
 
 TITLE = "What was trained, and how good it is"
 MEASURES = (
@@ -36,11 +152,11 @@ class Written:
     path: Path
     size: int
     runs: list[str]
-    figures: list[Plate]
+    figures: list[Figure_]
     problems: list[str]
 
 
-def write(found: Found, out: Path) -> Written:
+def write(found: Contents, out: Path) -> Written:
     """Write the page of what was found.
 
     Args:
@@ -49,7 +165,7 @@ def write(found: Found, out: Path) -> Written:
     """
     path = out / "report.html" if out.is_dir() else out
     plates, taken = assignment.draw(found)
-    rest = others.draw(found, taken)
+    rest = draw(found, taken)
     folder = _commands_folder(path)
     html = _render(
         folder,
@@ -66,7 +182,7 @@ def write(found: Found, out: Path) -> Written:
         environment=_environment(found.runs),
         problems=list(dict.fromkeys(found.problems)),
     )
-    content = marks.mark_page(html.encode(), {"command": command_line()})
+    content = files.mark_page(html.encode(), {"command": command_line()})
     files.write_bytes(path, content)
     names = [run.name for run in found.runs]
     return Written(path, len(content), names, plates, list(dict.fromkeys(found.problems)))
@@ -89,8 +205,8 @@ def _render(commands_folder_path: Path, **content: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["relative"] = lambda line: commands.relative(line, commands_folder_path)
-    environment.filters["breakable"] = words.breakable
+    environment.filters["relative"] = lambda line: captions.relative(line, commands_folder_path)
+    environment.filters["breakable"] = format.breakable
     return environment.get_template("page.html").render(**content)
 
 
@@ -99,25 +215,25 @@ def _summary(run: Run) -> list[tuple[str, str]]:
     parameters = run.weights.parameters if run.weights else None
     return [
         ("method", run.method),
-        ("data", words.data_label(run.data)),
-        ("epochs", findings.epochs(run)),
-        ("train images", findings.train_images(run)),
-        ("training time", findings.training_time(run)),
-        ("device", words.text(run.origin.get("device"))),
-        ("parameters", words.number(parameters)),
+        ("data", format.data_label(run.data)),
+        ("epochs", captions.epochs(run)),
+        ("train images", captions.train_images(run)),
+        ("training time", captions.training_time(run)),
+        ("device", format.text(run.origin.get("device"))),
+        ("parameters", format.number(parameters)),
     ]
 
 
 def _command(run: Run) -> str:
-    return commands.recorded(run.origin)
+    return captions.recorded(run.origin)
 
 
-def _data_notes(found: Found) -> list[str]:
+def _data_notes(found: Contents) -> list[str]:
     """What to say of data that are not the official sets."""
     named = [run.data for run in found.runs]
     named += [str(values.get("data")) for run in found.runs for values in run.evaluations.values()]
     named += [str(study.values.get("data")) for study in found.studies]
-    told = dict.fromkeys(words.unofficial(name) for name in named)
+    told = dict.fromkeys(format.unofficial(name) for name in named)
     return [f"{note}: numbers do not compare with published ones" for note in told if note]
 
 
@@ -135,5 +251,5 @@ def _environment(runs: list[Run]) -> Table | None:
 def _versions(run: Run) -> list[Cell]:
     versions = run.origin.get("versions")
     packages = versions.items() if isinstance(versions, dict) else []
-    told = ", ".join(f"{name} {words.text(version)}" for name, version in packages)
-    return [*(Cell(words.text(run.origin.get(name))) for name in ORIGIN), Cell(told or words.NONE)]
+    told = ", ".join(f"{name} {format.text(version)}" for name, version in packages)
+    return [*(Cell(format.text(run.origin.get(name))) for name in ORIGIN), Cell(told or format.NONE)]

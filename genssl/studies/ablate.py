@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from genssl import checkpoint, places, runs
+from genssl import checkpoint, paths, run_info, runs
 from genssl import config as configs
+from genssl.config import Config, differences
 from genssl.errors import FAILED_RUN, INTERRUPTED, TERMINATED, UserError
-from genssl.eval.outcome import Outcome
-from genssl.settings import Config, differences
+from genssl.eval.result import EvalResult
 from genssl.studies.results import Arm, ArmRuns
 from genssl.train.events import Listener, Note
 from genssl.train.options import Options
@@ -77,7 +77,7 @@ def untrained(baseline: Config, arms: Sequence[Arm], seeds: int) -> list[Config]
 
 def ablate(
     baseline: Config, arms: Sequence[Arm], options: Options, listen: Listener, seeds: int = 1
-) -> Outcome:
+) -> EvalResult:
     """Train what is not trained yet, measure what is not measured yet, and compare.
 
     An arm that was trained to its end before, by whatever command, is taken as it is, and so is one that its
@@ -95,7 +95,7 @@ def ablate(
         UserError: the data of a run cannot be read (no run is started then), a run was stopped, or none came
             to its end.
     """
-    from genssl.studies.comparison import compare_arms
+    from genssl.studies.compare import compare_arms
 
     _require_data(baseline, arms, options, listen, seeds)
     results = [
@@ -187,7 +187,7 @@ def find_run(config: Config) -> Found | None:
     if same:
         best = max(reversed(same), key=lambda info: (info.epoch, info.finished))
         return Found(best.folder, best.finished and best.epoch >= config.epochs)
-    files = [file for parent in places.parents(arms=True) for file in parent.glob(f"*/{checkpoint.CONFIG}")]
+    files = [file for parent in paths.parents(arms=True) for file in parent.glob(f"*/{run_info.CONFIG}")]
     files.sort(key=lambda file: file.stat().st_mtime)
     unsaved = [file.parent for file in files if _is_unsaved(file, config)]
     return Found(unsaved[-1], complete=False) if unsaved else None
@@ -195,14 +195,14 @@ def find_run(config: Config) -> Found | None:
 
 def _had_its_time(folder: Path, max_minutes: float | None) -> bool:
     """Whether a run was ended by a time limit that was no shorter than this one."""
-    if max_minutes is None or not (folder / checkpoint.MODEL).exists():
+    if max_minutes is None or not (folder / run_info.MODEL).exists():
         return False
-    return checkpoint.inspect(folder).finished and checkpoint.trained_seconds(folder) >= 60 * max_minutes
+    return run_info.inspect(folder).finished and checkpoint.trained_seconds(folder) >= 60 * max_minutes
 
 
 def _is_unsaved(file: Path, config: Config) -> bool:
     """Whether a run of `config` was cut short before its first saved state."""
-    if (file.parent / checkpoint.MODEL).exists():
+    if (file.parent / run_info.MODEL).exists():
         return False
     try:
         return not differences(configs.read(file.read_text(encoding="utf-8"), str(file)), config)

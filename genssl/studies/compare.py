@@ -1,25 +1,283 @@
-"""Any runs side by side: where their settings differ, their numbers, the curves that they share, samples."""
+"""Runs side by side: settings, curves, numbers and samples."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from genssl.eval.outcome import Outcome
-from genssl.runtime import choose_device
-from genssl.settings import differences
-from genssl.states import progress_of
-from genssl.studies.arm_figure import draw_study, title_of
-from genssl.studies.comparison import origin, shared_notes
-from genssl.studies.generated import compare_samples
-from genssl.studies.measures import NO_TERMS, measured, unmeasured
-from genssl.studies.results import Arm, ArmRuns, Measured
-from genssl.train.events import Listener
+import torch
+from PIL import Image
+
+from genssl import checkpoint, figures, files
+from genssl.config import Config, differences
+from genssl.errors import UserError
+from genssl.eval.feature_cache import FeatureSpace, choose_encoder, encoder_reason
+from genssl.eval.fidelity import Settings, fidelity
+from genssl.eval.result import EvalResult
+from genssl.eval.sample import sample
+from genssl.paths import is_writable_run
+from genssl.run_info import RunInfo, progress_of
+from genssl.runtime import choose_device, describe
+from genssl.studies.figures import ImagePanel, draw_changes, draw_study, side_by_side, title_of
+from genssl.studies.measures import NO_TERMS, Trained, measured, unmeasured
+from genssl.studies.results import Arm, ArmRuns, Measured, verdict
+from genssl.train.events import Listener, Note
 from genssl.train.run import require_data
+
+KEPT = Path("eval") / "compare-fidelity.json"  # in a run's folder
+GRID = Path("eval") / "compare-samples.png"
+SHOWN = 64  # samples in a grid
+SCALE = 2
+SEED = 0
+FLOOR = "floor (real images)"
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What `fidelity` found of one run's samples.
+
+    Attributes:
+        values: its values, and how the samples were drawn.
+        notes: what a reader needs to know.
+        grid: the first samples.
+    """
+
+    values: dict[str, Any]
+    notes: tuple[str, ...]
+    grid: Image.Image
+
+    def number(self, measure: str) -> dict[str, Any]:
+        """The row of a measure."""
+        return next(row for row in self.values["measures"] if row["measure"] == measure)
+
+
+def compare_samples(
+    runs: Mapping[str, Measured], samples: int, device: torch.device, listen: Listener
+) -> EvalResult:
+    """Measure as many samples of each generative run, all in the same features, and show their grids.
+
+    Args:
+        runs: by the name that they are shown under. Those that do not generate are passed over.
+        samples: of each run.
+        device: where to measure.
+        listen: told what happens.
+
+    Returns:
+        "fidelity", one entry a run; nothing where fewer than two generate, and a note where they cannot be
+        measured.
+    """
+    # whatever generates was timed when it was measured
+    generative = {name: run for name, run in runs.items() if "sampling_seconds" in run.findings.numbers}
+    if len(generative) < 2:
+        return EvalResult({})
+    sizes = {run.info.config.image_size for run in generative.values()}
+    if len(sizes) > 1:
+        return EvalResult({}, notes=("the quality of samples does not compare: the images differ in size",))
+    try:
+        encoder = choose_encoder(sizes.pop())
+        listen(Note(f"samples are compared in features of {encoder_reason(encoder)}: {encoder.folder}"))
+        found = {
+            name: quality(run.info, encoder, samples, device, listen) for name, run in generative.items()
+        }
+    except UserError as error:
+        reason = str(error).splitlines()[0].rstrip(":")
+        return EvalResult({}, notes=(f"the quality of samples was not measured: {reason}",))
+    values = [{"run": name, **each.values} for name, each in found.items()]
+    return EvalResult({"fidelity": values}, {"samples": draw_grids(found)}, _sample_notes(found, encoder))
+
+
+def quality(info: RunInfo, encoder: RunInfo, samples: int, device: torch.device, listen: Listener) -> Quality:
+    """`fidelity` of a run as it samples by default: as kept for these very weights, else measured now."""
+    about = {
+        "weights_sha256": info.digest,
+        "features_digest": encoder.digest,
+        "samples": samples,
+        "device": describe(device),
+    }
+    if (kept := _read_kept(info.folder, about)) is not None:
+        return kept
+    listen(Note(f"measuring {samples:,} samples of {info.name}"))
+    made = _measure(Trained(info.folder, device, listen), encoder, samples)
+    if is_writable_run(info.folder):
+        files.write_picture(info.folder / GRID, made.grid)
+        files.write_json(
+            info.folder / KEPT, {"about": about, "values": made.values, "notes": list(made.notes)}
+        )
+    return made
+
+
+def _read_kept(folder: Path, about: Mapping[str, Any]) -> Quality | None:
+    if not (folder / KEPT).exists() or not (folder / GRID).exists():
+        return None
+    kept = files.read_json(folder / KEPT)
+    if kept["about"] != about:
+        return None
+    with Image.open(folder / GRID) as picture:
+        return Quality(kept["values"], tuple(kept["notes"]), picture.convert("RGB"))
+
+
+def _measure(trained: Trained, encoder: RunInfo, samples: int) -> Quality:
+    space = FeatureSpace(
+        encoder.name, checkpoint.load(encoder.folder, trained.device).features, encoder.digest
+    )
+    train, test = trained.splits
+    real = test.take(2 * samples, SEED)
+    settings = Settings(seed=SEED)
+    sampled, images = sample(
+        trained.method, samples, seed=SEED, batch_size=settings.batch_size,
+        tick=trained.tick("sampling"), options={},
+    )  # fmt: skip
+    outcome = fidelity(images, real, train, space, settings, trained.tick("comparing samples with images"))
+    about = {"data": real.name, "part": real.part, "data_digest": real.digest, "train_digest": train.digest}
+    values = {**about, **outcome.values, "sampling": sampled.values}
+    return Quality(values, outcome.notes, figures.grid(images[:SHOWN], scale=SCALE))
+
+
+def draw_grids(found: Mapping[str, Quality]) -> Image.Image:
+    """The samples of each run, titled by its name, how they were drawn, and their Frechet distance."""
+    panels = []
+    for name, each in found.items():
+        distance = each.number("frechet_distance")
+        text = f"Frechet distance {distance['samples']:.4g}, floor {distance['floor']:.4g}"
+        panels.append(ImagePanel((name, _how_drawn(each.values["sampling"]), text), each.grid))
+    return side_by_side(panels)
+
+
+def _how_drawn(sampling: Mapping[str, Any]) -> str:
+    calls = sampling.get("network_calls_an_image")
+    parts = [sampling.get("sampler"), f"{calls} network calls" if calls else None]
+    prior = f"{sampling['prior']} prior" if "prior" in sampling else None
+    return ", ".join(part for part in (prior, *parts) if part)
+
+
+def table(fidelity: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """A row a measure, a column a run, and then a column a floor: one, if the runs have the same images.
+
+    Args:
+        fidelity: as in `compare_samples`.
+    """
+    floors: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for run in fidelity:
+        floors.setdefault((run["data_digest"], run["train_digest"]), []).append(run)
+    names = [FLOOR if len(floors) == 1 else f"floor of {_joined(same)}" for same in floors.values()]
+    lines = []
+    for place, row in enumerate(fidelity[0]["measures"]):
+        cells = {run["run"]: _cell(run["measures"][place], "samples", "") for run in fidelity}
+        for name, same in zip(names, floors.values(), strict=True):
+            cells[name] = _cell(same[0]["measures"][place], "floor", "floor_")
+        lines.append({"": row["measure"], **cells, "better": row["better"]})
+    return lines
+
+
+def _joined(runs: Sequence[Mapping[str, Any]]) -> str:
+    return " and ".join(run["run"] for run in runs)
+
+
+def _cell(row: Mapping[str, Any], value: str, prefix: str) -> str:
+    """A number with its interval."""
+    if row[value] is None:
+        return "-"
+    return f"{row[value]:.4g} [{row[f'{prefix}low']:.4g}, {row[f'{prefix}high']:.4g}]"
+
+
+def _sample_notes(found: Mapping[str, Quality], encoder: RunInfo) -> tuple[str, ...]:
+    first = next(iter(found.values())).values
+    notes = [
+        f"sample quality: {first['samples']:,} samples a run (-n takes another number) in features of "
+        f"{encoder_reason(encoder)}, weights {encoder.digest[:12]}"
+    ]
+    if len({each.values["data_digest"] for each in found.values()}) > 1:
+        data = ", ".join(f"{name}: {each.values['data']}" for name, each in found.items())
+        notes.append(
+            f"distances to real images do not compare: they are to other images ({data}); compare each with "
+            "its own floor"
+        )
+    return (*notes, *dict.fromkeys(note for each in found.values() for note in each.notes))
+
+
+SHORT = 10  # epochs
+
+
+def compare_arms(baseline: Config, arms: Sequence[ArmRuns]) -> EvalResult:
+    """The table, the figures and the notes of a study; the first arm is the baseline."""
+    values = {
+        "method": baseline.method,
+        "data": baseline.data,
+        "epochs": baseline.epochs,
+        "settings": baseline.model_dump(),
+        "baseline": arms[0].arm.name,
+        "rows": [_row(arm, arms[0]) for arm in arms],
+    }
+    title = _title(baseline, arms)
+    drawn = {**draw_study(arms, title), **draw_changes(arms, title)}
+    return EvalResult(values, {**drawn}, tuple(_arm_notes(arms)))
+
+
+def _title(baseline: Config, arms: Sequence[ArmRuns]) -> str:
+    runs = next(arm.runs for arm in arms if arm.runs)
+    seeds = f", {len(runs)} seeds (bands: one standard deviation)" if len(runs) > 1 else ""
+    return f"{baseline.method} on {title_of(runs)}{seeds}"
+
+
+def _row(arm: ArmRuns, baseline: ArmRuns) -> dict[str, Any]:
+    return {
+        "arm": arm.arm.name,
+        "changes": arm.arm.changes,
+        "runs": [origin(run) for run in arm.runs],
+        "failures": arm.failures,
+        "numbers": {name: vars(number) for name, number in arm.numbers().items()},
+        "verdict": verdict(arm, baseline),
+    }
+
+
+def origin(run: Measured) -> dict[str, Any]:
+    """Where numbers come from, and the numbers."""
+    return {
+        "run": run.info.name,
+        "seed": run.info.config.seed,
+        "epoch": run.info.epochs_trained,
+        "weights_sha256": run.info.digest,
+        "device": run.device,
+        "collapsed": run.collapsed,
+        "facts": run.findings.facts,
+        "numbers": run.findings.numbers,
+    }
+
+
+def _arm_notes(arms: Sequence[ArmRuns]) -> list[str]:
+    runs = [run for arm in arms for run in arm.runs]
+    notes = [f"{arm.arm.name} failed, {failure}" for arm in arms for failure in arm.failures]
+    notes += [_cut(run) for run in runs if run.info.epoch < run.info.config.epochs]
+    notes += shared_notes(runs)
+    if all(len(arm.runs) < 2 for arm in arms):
+        notes.append("one seed an arm: a difference may be chance; --seeds 3 shows the spread")
+    notes += [arm.redefinition("the baseline") for arm in arms if arm.redefines()]
+    return notes
+
+
+def shared_notes(runs: Sequence[Measured]) -> list[str]:
+    """What to beware of in the numbers of any runs: short ones, missing accuracies, several devices."""
+    notes = []
+    shortest = min(run.info.epochs_trained for run in runs)
+    if shortest < SHORT:
+        length = "1 epoch" if shortest == 1 else f"{shortest:g} epochs"
+        notes.append(f"short runs ({length}): longer ones may rank the arms otherwise")
+    missing = dict.fromkeys(run.findings.facts.get("no_accuracy") for run in runs)
+    notes += [f"no accuracy: {reason}" for reason in missing if reason]
+    if len(devices := sorted({run.device for run in runs})) > 1:
+        notes.append(f"times do not compare: the runs were trained on {', '.join(devices)}")
+    return notes
+
+
+def _cut(run: Measured) -> str:
+    done = progress_of(run.info.epochs_trained, run.info.config.epochs)
+    return f"{run.info.name} ended after {done} epochs by its time limit; the same command goes on"
+
 
 SCREENED = {"output_std", "rankme", "knn_accuracy"}  # terms of the history with panels of their own
 
 
-def compare(folders: Sequence[Path], device: str, listen: Listener, samples: int | None = None) -> Outcome:
+def compare(folders: Sequence[Path], device: str, listen: Listener, samples: int | None = None) -> EvalResult:
     """Measure what is not measured yet, and put the runs side by side.
 
     Args:
@@ -41,12 +299,12 @@ def compare(folders: Sequence[Path], device: str, listen: Listener, samples: int
     }
     title = f"comparison: {title_of(found) or f'{len(found)} runs'}"
     drawn = draw_study(sides, title, _shared_terms(found))
-    generated = Outcome({})
+    generated = EvalResult({})
     if samples is not None:
         named = {side.arm.name: side.runs[0] for side in sides}
         generated = compare_samples(named, samples, where, listen)
     notes = (*_notes(sides), *generated.notes)
-    return Outcome(values | generated.values, {**drawn, **generated.figures}, notes)
+    return EvalResult(values | generated.values, {**drawn, **generated.figures}, notes)
 
 
 def _sides(found: Sequence[Measured]) -> list[ArmRuns]:

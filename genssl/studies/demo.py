@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from genssl import files, places
+from genssl import files, paths
 from genssl.studies.plan import Plan, Step, evaluation
 
 SHIPPED = ("ddpm", "simsiam")
@@ -36,8 +36,8 @@ def bring_shipped(folder: Path) -> None:
         if (folder / method).exists():
             continue
         shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.copytree(places.shipped_root() / method, unfinished)
-        files.write_text(unfinished / places.LABEL, "weights that come with genssl, not trained here\n")
+        shutil.copytree(paths.shipped_root() / method, unfinished)
+        files.write_text(unfinished / paths.LABEL, "weights that come with genssl, not trained here\n")
         unfinished.rename(folder / method)
 
 

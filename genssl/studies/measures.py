@@ -1,26 +1,125 @@
-"""What is measured of a trained run, once: the numbers are kept beside it, by the digest of its weights."""
+"""What a study measures of a trained run; kept beside it."""
 
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from genssl import checkpoint, figures, files
-from genssl.checkpoint import RunInfo
+from genssl import checkpoint, figures, files, run_info
+from genssl.config import Config
+from genssl.data.split import Split
+from genssl.errors import UserError
 from genssl.eval.bits_per_dim import bits_per_dim
+from genssl.eval.feature_cache import extract_features, require_labels
 from genssl.eval.sample import draw_samples
+from genssl.metrics.knn import knn_predict
+from genssl.metrics.linear_probe import linear_probe
 from genssl.models.ddpm import DDPM
-from genssl.places import takes_results
-from genssl.runtime import describe
-from genssl.settings import Config
-from genssl.studies.representations import knn, linear
-from genssl.studies.results import Findings, Measured
-from genssl.studies.trained import Trained
-from genssl.train.events import Listener, Note
+from genssl.models.method import Method
+from genssl.paths import is_writable_run
+from genssl.pixels import to_model
+from genssl.run_info import RunInfo
+from genssl.runtime import describe, measuring
+from genssl.studies.results import BY_EPOCH, KNN, LINEAR, LINEAR_TRAIN, NEIGHBOURS, Findings, Measured
+from genssl.train.events import Listener, Loading, Note
+from genssl.train.run import load_splits
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+ENCODED = 256  # images at a time
+
+
+class Trained:
+    """A trained run, opened to be measured. What several measures need is made once, when it is asked for.
+
+    Attributes:
+        folder: the run's, for pictures.
+        method: in eval mode, on the device.
+        device: where to measure.
+    """
+
+    def __init__(self, folder: Path, device: torch.device, listen: Listener) -> None:
+        self.folder, self.device, self._listen = folder, device, listen
+        self.method: Method = checkpoint.load(folder, device)
+
+    @cached_property
+    def splits(self) -> tuple[Split, Split]:
+        """What the run was trained on, and its test split, on the device."""
+        train, test = load_splits(self.method.config, self._listen)
+        return train.to(self.device), test.to(self.device)
+
+    @cached_property
+    def represents(self) -> bool:
+        """Whether the method learns representations: it has outputs that may collapse."""
+        with measuring():
+            return self.method.outputs(to_model(self.splits[1].images[:1])) is not None
+
+    @cached_property
+    def features(self) -> tuple[Tensor, Tensor]:
+        """The features (N, D) and (M, D) of both splits, in float32."""
+        train, test = self.splits
+        with measuring():
+            return (
+                extract_features(self.method.features, train, ENCODED, self.tick("encoding train images")),
+                extract_features(self.method.features, test, ENCODED, self.tick("encoding test images")),
+            )
+
+    def keep_picture(self, place: Path, picture: "Image") -> None:
+        """Write a picture to `place` in the run's folder, unless that is read-only."""
+        if is_writable_run(self.folder):
+            files.write_picture(self.folder / place, picture)
+
+    def tick(self, text: str) -> Callable[[int, int], None]:
+        """What tells the person watching how far a measurement is."""
+        return lambda done, total: self._listen(Loading(text, done, total))
+
+
+def knn(trained: Trained) -> dict[str, Any]:
+    """The accuracy of the test split's nearest neighbours among all images that the run was trained on."""
+    if not trained.represents:
+        return {}
+    try:
+        labels, truth = _labels(trained)
+    except UserError as error:
+        return {"no_accuracy": str(error)}
+    bank, queries = trained.features
+    classes = len(trained.splits[0].classes)
+    with measuring():
+        predicted = knn_predict(bank, labels, queries, classes, min(NEIGHBOURS, len(bank)))
+    return {KNN: float((predicted == truth).double().mean())}
+
+
+def linear(trained: Trained) -> dict[str, Any]:
+    """Train and test accuracy after the last epoch of the linear probe, and over its epochs."""
+    if not trained.represents:
+        return {}
+    try:
+        labels, truth = _labels(trained)
+    except UserError as error:
+        return {"no_accuracy": str(error)}
+    features, test_features = trained.features
+    classes, seed = len(trained.splits[0].classes), trained.method.config.seed
+    tick = trained.tick("fitting the linear probe")
+    probe = linear_probe(features, labels, test_features, truth, classes, seed=seed, tick=tick)
+    curves = {
+        LINEAR_TRAIN: probe.train_accuracy,
+        LINEAR: probe.test_accuracy,
+        "linear_train_loss": probe.train_loss,
+        "linear_test_loss": probe.test_loss,
+    }
+    last = {name: curves[name][-1] for name in (LINEAR, LINEAR_TRAIN)}
+    return last | {f"{name}{BY_EPOCH}": values for name, values in curves.items()}
+
+
+def _labels(trained: Trained) -> tuple[Tensor, Tensor]:
+    return require_labels(trained.method, *trained.splits)
+
 
 KEPT = Path("eval") / "ablate.json"  # in a run's folder
 SAMPLES = Path("eval") / "ablate-samples.png"
@@ -31,7 +130,6 @@ SAMPLING_REPEATS = 20
 BOUND_IMAGES = 256
 BOUND_TIMES = 20  # an image, stratified
 NO_TERMS = {"epoch", "step", "learning_rate", "images_per_second", "seconds", "collapsed"}
-
 # Gives numbers, curves (lists) and facts (texts) by name
 Measure = Callable[[Trained], Mapping[str, float | list[float] | str]]
 
@@ -104,15 +202,15 @@ MEASURES: dict[str, Measure] = {
 
 def measured(folder: Path, device: torch.device, listen: Listener) -> Measured:
     """A run with its history and every number of it."""
-    info = checkpoint.inspect(folder)
-    file = info.folder / checkpoint.HISTORY
+    info = run_info.inspect(folder)
+    file = info.folder / run_info.HISTORY
     history = files.read_json_lines(file) if file.exists() else []
     return Measured(info, history, measure(info, history, device, listen))
 
 
 def unmeasured(folders: Iterable[Path], device: torch.device) -> list[Config]:
     """The settings of those runs of which not every number is kept: `measured` will need their data."""
-    infos = map(checkpoint.inspect, folders)
+    infos = map(run_info.inspect, folders)
     return [info.config for info in infos if not set(MEASURES) <= set(_read_kept(info, device)["measures"])]
 
 
@@ -145,7 +243,7 @@ def _from_measures(info: RunInfo, device: torch.device, listen: Listener) -> dic
         trained = Trained(info.folder, device, listen)
         for name in missing:
             kept["measures"][name] = MEASURES[name](trained)
-            if takes_results(info.folder):
+            if is_writable_run(info.folder):
                 files.write_json(info.folder / KEPT, kept)
     found = [kept["measures"][name] for name in MEASURES]
     return {name: value for each in found for name, value in each.items()}

@@ -1,21 +1,187 @@
-"""A plan: commands carried out one after the other in a folder of runs, and again from where it stopped."""
+"""A plan: commands carried out one after the other in a folder of runs, within a budget of minutes."""
 
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from genssl import checkpoint, files
+from genssl import config as configs
+from genssl import files, run_info
 from genssl.errors import FAILED_RUN, INTERRUPTED, TERMINATED, WRONG_INPUT, UserError
 from genssl.eval.names import file_name
-from genssl.places import ABOUT
-from genssl.studies.schedule import Cost, Size, pace_of, seconds_for, with_option
+from genssl.paths import ABOUT
+from genssl.train.estimate import estimate
+from genssl.train.events import Listener
+from genssl.train.options import Options
+
+LEAST_TRAINING = 10.0  # seconds that a training is given at least
+PRIOR = 10.0  # seconds at the expected speed, counted before anything was measured
+
+
+@dataclass(frozen=True)
+class Size:
+    """An option of an evaluation that says how many images it takes.
+
+    Attributes:
+        option: e.g. --limit.
+        full: images where there is time enough.
+        least: images below which the result means little.
+    """
+
+    option: str
+    full: int
+    least: int
+
+    def at(self, share: float) -> int:
+        """Images for a share of the time that all of them take."""
+        return min(self.full, max(self.least, round(self.full * share)))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a step is expected to take.
+
+    Attributes:
+        fixed: seconds whatever its size.
+        scalable: further seconds at full size; of a training, none.
+        planned_seconds: further seconds in the first planning.
+        sizes: options that make an evaluation smaller.
+        has_clock: a training, which --max-minutes ends.
+        group: trainings of one group are compared: a later one has no more time than an earlier one.
+    """
+
+    fixed: float
+    scalable: float = 0.0
+    planned_seconds: float = 0.0
+    sizes: tuple[Size, ...] = ()
+    has_clock: bool = False
+    group: str = ""
+
+    def least(self) -> float:
+        """Seconds beyond `fixed` that it takes at its smallest."""
+        if self.has_clock:
+            return LEAST_TRAINING
+        return self.scalable * max((size.least / size.full for size in self.sizes), default=1.0)
+
+    def smallest(self) -> float:
+        """Seconds that it takes at its smallest."""
+        return self.fixed + self.least()
+
+    def most(self) -> float:
+        """Seconds beyond `fixed` that it takes at its full size."""
+        return max(LEAST_TRAINING, self.planned_seconds) if self.has_clock else self.scalable
+
+    def with_share(self, share: float) -> Self:
+        """An evaluation that is planned with this share of what its full size takes beyond its smallest."""
+        if self.has_clock:
+            return self
+        return replace(self, planned_seconds=self.least() + share * (self.scalable - self.least()))
+
+
+def divide(costs: Sequence[Cost], left: float) -> tuple[float, float]:
+    """How a plan fits into `left` seconds: (share of the planned trainings, share of full evaluations).
+
+    Evaluations become smaller first, and then trainings shorter; both shares are 0 to 1.
+    """
+    free = left - sum(cost.smallest() for cost in costs)
+    trainings = sum(cost.most() - cost.least() for cost in costs if cost.has_clock)
+    evaluations = sum(cost.most() - cost.least() for cost in costs if not cost.has_clock)
+    if free < trainings:
+        return max(0.0, free) / max(1e-9, trainings), 0.0
+    return 1.0, min(1.0, (free - trainings) / max(1e-9, evaluations))
+
+
+def seconds_for(costs: Sequence[Cost], left: float, pace: float) -> float:
+    """Seconds beyond `fixed` for the first of the steps that are left.
+
+    Args:
+        costs: of all steps that are left, the next one first.
+        left: seconds until the end of the budget; may be negative.
+        pace: seconds that a step takes for each second that it was expected to take.
+    """
+
+    def extra(cost: Cost) -> float:
+        return max(0.0, cost.planned_seconds - cost.least()) * (1.0 if cost.has_clock else pace)
+
+    # a clock goes by seconds, however slow the machine is
+    smallest = [pace * cost.fixed + cost.least() * (1.0 if cost.has_clock else pace) for cost in costs]
+    free = max(0.0, left - sum(smallest))
+    share = extra(costs[0]) / max(1e-9, sum(map(extra, costs)))
+    return smallest[0] - pace * costs[0].fixed + free * share
+
+
+def pace_of(expected: Sequence[float], measured: Sequence[float]) -> float:
+    """Seconds taken for each second expected, over the steps so far."""
+    return (PRIOR + sum(measured)) / (PRIOR + sum(expected))
+
+
+def with_option(words: tuple[str, ...], option: str, value: str) -> tuple[str, ...]:
+    """A command line in which `option` has this value."""
+    if option not in words:
+        return (*words, option, value)
+    i = words.index(option) + 1
+    return (*words[:i], value, *words[i + 1 :])
+
+
+FEWEST = 10  # epochs: below, images are left out rather than epochs
+SMALLEST = 500  # images
+OVERHEAD = 0.15  # of a training's time goes to pictures, test losses and saved states
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long to train.
+
+    Attributes:
+        epochs: passes.
+        images: in the train split.
+        limit: train on so many of them only; None: on all.
+        full_epochs: that it would be without a budget.
+        seconds: that it is expected to take.
+        images_per_second: of training, in the trial.
+    """
+
+    epochs: int
+    images: int
+    limit: int | None
+    full_epochs: int
+    seconds: float
+    images_per_second: float
+
+    def within(self, seconds: float) -> "Length":
+        """The same training made to fit into another time."""
+        return fit(self.images_per_second, self.images, self.full_epochs, seconds)
+
+    def share(self) -> float:
+        """The images that are looked at, beside those of all epochs on all images."""
+        return self.epochs * (self.limit or self.images) / (self.full_epochs * self.images)
+
+
+def fit(images_per_second: float, images: int, full_epochs: int, seconds: float) -> Length:
+    """The longest training of `seconds`: fewer epochs first, and no fewer than FEWEST; then fewer images."""
+    pace = images_per_second * (1 - OVERHEAD)
+    looked_at = pace * seconds
+    epochs = min(full_epochs, int(looked_at / images))
+    if epochs >= min(FEWEST, full_epochs):
+        return Length(epochs, images, None, full_epochs, epochs * images / pace, images_per_second)
+    epochs = min(FEWEST, full_epochs)
+    limit = min(images, max(SMALLEST, int(looked_at / epochs)))
+    return Length(epochs, images, limit, full_epochs, epochs * limit / pace, images_per_second)
+
+
+def length_for(
+    method: str, settings: Mapping[str, Any], seconds: float, options: Options, listen: Listener
+) -> Length:
+    """How long to train `method` with `settings`, whose epochs are all that it would be given."""
+    config = configs.make(method, settings)
+    trial = estimate(config, options, listen)
+    return fit(trial.images_per_second, trial.images, config.epochs, seconds)
+
 
 PLAN = "plan.json"  # in the folder: the plan, and how long each step took
 REPORT_SECONDS = 3.0  # of a budget, for the report at its end
-
 Execute = Callable[[Sequence[str]], int]  # carries out `genssl` with these arguments; gives its exit code
 Tell = Callable[[str], None]
 
@@ -53,14 +219,14 @@ class Step:
         """Whether its file is there; a training's only once the run has finished."""
         if not (folder / self.makes).exists():
             return False
-        return self.trains is None or checkpoint.inspect(folder / self.trains).finished
+        return self.trains is None or run_info.inspect(folder / self.trains).finished
 
     def line(self, folder: Path) -> list[str]:
         """The arguments of `genssl`: a training that was begun is resumed."""
         words = list(self.arguments)
         if self.trains is not None:
             run = folder / self.trains
-            begun = (run / checkpoint.CONFIG).exists()
+            begun = (run / run_info.CONFIG).exists()
             words = ["train", "--resume", str(run)] if begun else [*words, "--out", str(run)]
         return ["--checkpoints", str(folder), *words, *self.how]
 
@@ -83,7 +249,7 @@ class Step:
             if images < size.full or size.option in words:
                 words = with_option(words, size.option, str(images))
         # The options of an evaluation are in the names of its files
-        makes = _numbers_of(words) if "/eval/" in self.makes else self.makes
+        makes = numbers_of(words) if "/eval/" in self.makes else self.makes
         expected = self.cost.fixed + share * self.cost.scalable
         return replace(self, arguments=words, makes=makes, expected_seconds=expected)
 
@@ -114,10 +280,10 @@ def evaluation(title: str, command: str, method: str, *options: object) -> Step:
         options: with their values, none the command's default; one that begins with --no- has none.
     """
     words = (command, method, *map(str, options))
-    return Step(title, words, _numbers_of(words))
+    return Step(title, words, numbers_of(words))
 
 
-def _numbers_of(arguments: Sequence[str]) -> str:
+def numbers_of(arguments: Sequence[str]) -> str:
     """Where an evaluation's numbers go, by its command line without the program."""
     command, method, *words = arguments
     changed: dict[str, object] = {}

@@ -1,12 +1,16 @@
-"""What a study finds: its arms, their trained and measured runs, and numbers over seeds."""
+"""The results of arms over random seeds, and what they show."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from genssl import checkpoint, files
-from genssl.checkpoint import RunInfo
+from genssl import files, run_info
+from genssl.run_info import RunInfo
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Settings that change what the loss is, or over what it is averaged: losses across them do not compare
 REDEFINING = {
@@ -63,7 +67,7 @@ class Measured:
     @property
     def device(self) -> str:
         """What it was trained on."""
-        origin = self.info.folder / checkpoint.ENVIRONMENT
+        origin = self.info.folder / run_info.ENVIRONMENT
         return str(files.read_json(origin)["device"]) if origin.exists() else "unknown"
 
     @property
@@ -74,7 +78,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Number:
+class Statistic:
     """A number over the seeds of an arm; `std` is the sample standard deviation, None for one seed."""
 
     mean: float
@@ -90,7 +94,7 @@ class ArmRuns:
     runs: list[Measured]
     failures: list[str] = field(default_factory=list)
 
-    def numbers(self) -> dict[str, Number]:
+    def numbers(self) -> dict[str, Statistic]:
         """Every number that a run has, over the runs that have it."""
         names = dict.fromkeys(name for run in self.runs for name in run.findings.numbers)
         found = [run.findings.numbers for run in self.runs]
@@ -112,7 +116,128 @@ class ArmRuns:
         )
 
 
-def over_seeds(values: Sequence[float]) -> Number:
+def over_seeds(values: Sequence[float]) -> Statistic:
     """Mean and sample standard deviation."""
     std = statistics.stdev(values) if len(values) > 1 else None
-    return Number(statistics.fmean(values), std, len(values))
+    return Statistic(statistics.fmean(values), std, len(values))
+
+
+NEIGHBOURS = 200  # or the whole bank, when it is smaller
+BY_EPOCH = "_by_epoch"  # ends the name of a curve whose last value is the number of that name
+KNN, LINEAR, LINEAR_TRAIN = "knn_accuracy_full", "linear_test_accuracy", "linear_train_accuracy"
+FIRST = (KNN, LINEAR, LINEAR_TRAIN, "output_std", "rankme")  # what a table begins with
+REMARKS = {
+    "knn_accuracy": "quick: at most 2,000 test and 10,000 train images",
+    KNN: "all test images against all it was trained on",
+    LINEAR: "last epoch of the probe",
+    LINEAR_TRAIN: "last epoch of the probe",
+}
+# The numbers a verdict is about: of the first group that both sides have, every one that they have
+HEADLINES = ((KNN, LINEAR), ("bits_per_dim",), ("test_loss",), ("loss",))
+ACCURACIES = {KNN: "kNN accuracy", LINEAR: "linear accuracy"}  # shares; a difference is in percentage points
+TIMES = {
+    "training": "training_seconds",
+    "sampling": "sampling_seconds",
+    "ancestral sampling": "ancestral_seconds",
+}
+ALIKE = 1.1  # times closer than this ratio are called the same: a machine's own noise
+TIMED = {
+    "training": 10.0,
+    "sampling": 0.0,
+    "ancestral sampling": 0.0,
+}  # seconds: what is shorter is start-up more than work
+OTHER_DATA = {"data", "skip_bad"}  # settings that make accuracies incomparable
+
+
+def verdict(arm: ArmRuns, baseline: ArmRuns) -> str:
+    """One line: what the arm does to the headline numbers and to the times, and whether it collapsed."""
+    if not arm.runs:
+        return f"failed: {arm.failures[0]}"
+    ours, theirs = arm.numbers(), baseline.numbers()
+    shared = ours.keys() & theirs.keys()
+    groups = ([name for name in group if name in shared] for group in HEADLINES)
+    headlines = next(filter(None, groups), [])
+    if arm is baseline:
+        texts = [_value(name, ours[name]) for name in headlines]
+        parts = ["the baseline" + (": " + ", ".join(texts) if texts else "")]
+        return "; ".join([*parts, *_collapse(arm)])
+    if not baseline.runs:
+        return "; ".join(["the baseline failed: nothing to compare with", *_collapse(arm)])
+    parts = [_compare(name, theirs[name], ours[name], arm) for name in headlines] + _collapse(arm)
+    if {run.device for run in arm.runs} == {run.device for run in baseline.runs}:
+        parts += [_pace(what, theirs[name], ours[name]) for what, name in TIMES.items() if name in shared]
+    return "; ".join(part for part in parts if part)
+
+
+def _value(name: str, number: Statistic) -> str:
+    if name in ACCURACIES:
+        return f"{ACCURACIES[name]} {100 * number.mean:.1f} %"
+    return f"{name} {number.mean:.4g}"
+
+
+def _collapse(arm: ArmRuns) -> list[str]:
+    """That outputs ended as one and the same, or in one direction, and in how many of the runs."""
+    collapsed = [run for run in arm.runs if run.collapsed]
+    if not collapsed:
+        return []
+    words = {"output_std": "output std", "rankme": "rank"}
+    found = [
+        f"{word} {statistics.fmean(values):.2g}"
+        for name, word in words.items()
+        if (values := [run.findings.numbers[name] for run in collapsed if name in run.findings.numbers])
+    ]
+    some = f" in {len(collapsed)} of {len(arm.runs)} runs" if len(collapsed) < len(arm.runs) else ""
+    return [f"collapsed{some}" + (f": {', '.join(found)}" if found else "")]
+
+
+def _compare(name: str, before: Statistic, after: Statistic, arm: ArmRuns) -> str:
+    share = name in ACCURACIES
+    text = _value(name, before) + (f" -> {100 * after.mean:.1f} %" if share else f" -> {after.mean:.4g}")
+    if name in {"loss", "test_loss"} and arm.redefines():
+        return f"{text} (not comparable: another loss)"
+    if share and OTHER_DATA & arm.arm.changes.keys():
+        return f"{text} (not comparable: other data)"
+    remarks = []
+    if share:
+        remarks.append(f"{100 * (after.mean - before.mean):+.1f} percentage points")
+    elif before.mean > 0 and after.mean > 0:
+        percent = 100 * (after.mean / before.mean - 1)
+        remarks.append(f"{percent:+.0f} %" if abs(percent) >= 10 else f"{percent:+.1f} %")
+    if (clear := _is_clear(before, after)) is not None:
+        remarks.append(f"{'beyond' if clear else 'within'} the seeds' spread")
+    return f"{text} ({', '.join(remarks)})" if remarks else text
+
+
+def _is_clear(before: Statistic, after: Statistic) -> bool | None:
+    """Whether two means differ by more than the deviation of such a difference; None for one seed."""
+    if before.std is None or after.std is None:
+        return None
+    return abs(after.mean - before.mean) > math.hypot(before.std, after.std)
+
+
+def _pace(what: str, before: Statistic, after: Statistic) -> str:
+    if max(before.mean, after.mean) < TIMED[what]:
+        return ""
+    ratio = max(after.mean, 1e-9) / max(before.mean, 1e-9)
+    if 1 / ALIKE < ratio < ALIKE or _is_clear(before, after) is False:
+        return f"{what} as fast"
+    return f"{what} {ratio:.2g}x slower" if ratio > 1 else f"{what} {1 / ratio:.2g}x faster"
+
+
+Records = Sequence[Mapping[str, Any]]  # one an epoch, with the number "epoch" and others
+
+
+def draw_mean(axis: "Axes", histories: Sequence[Records], name: str, **style: Any) -> None:
+    """The mean of `name` over seeds and, for several, a band one standard deviation wide on each side."""
+    found: dict[int, list[float]] = {}
+    for record in (record for history in histories for record in history):
+        if record.get(name) is not None:
+            found.setdefault(record["epoch"], []).append(record[name])
+    epochs = sorted(found)
+    means = [statistics.fmean(found[epoch]) for epoch in epochs]
+    # one epoch is a point, which a line without a marker does not show
+    axis.plot(epochs, means, **{**style, "marker": style.get("marker", "." if len(epochs) == 1 else None)})
+    if len(histories) > 1 and epochs:
+        spread = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in (found[epoch] for epoch in epochs)]
+        low, high = ([m + sign * s for m, s in zip(means, spread, strict=True)] for sign in (-1, 1))
+        axis.fill_between(epochs, low, high, color=style["color"], alpha=0.15, linewidth=0)

@@ -6,17 +6,17 @@ from dataclasses import dataclass
 
 import torch
 
-from genssl.data.augment import choose_views
-from genssl.data.feed import place
+from genssl.config import Config
+from genssl.data.augment.views import choose_views
+from genssl.data.loader import make_loader
 from genssl.data.split import Split
 from genssl.models.build import build
 from genssl.runtime import choose_device, describe
-from genssl.settings import Config
 from genssl.train.events import Listener, silent
 from genssl.train.loop import Training
 from genssl.train.options import Options
 from genssl.train.run import load_splits
-from genssl.train.sitting import peak_memory
+from genssl.train.signals import peak_memory
 
 WARM_STEPS = 3
 TIMED_STEPS = 10
@@ -111,7 +111,7 @@ def estimate(config: Config, options: Options, listen: Listener = silent) -> Est
 
 
 def _training(config: Config, train: Split, device: torch.device, options: Options) -> Training:
-    data = place(train, device, options.resident_limit)
+    data = make_loader(train, device, options.resident_limit)
     return Training(build(config).to(device), choose_views(config, train.classes), data, config)
 
 

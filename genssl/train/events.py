@@ -32,7 +32,7 @@ class Started:
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """Where the run stands; sent about once a second."""
 
     epoch: int
@@ -59,7 +59,7 @@ class Note:
     text: str
 
 
-Event = Loading | Started | Progress | EpochEnded | Note
+Event = Loading | Started | TrainingProgress | EpochEnded | Note
 Listener = Callable[[Event], None]
 
 

@@ -3,23 +3,60 @@
 import contextlib
 import json
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from genssl import processes
-from genssl.data.augment import Views
-from genssl.data.batches import order
-from genssl.data.feed import Placed
+from genssl import distributed
+from genssl.config import Config
+from genssl.data.augment.views import Views
+from genssl.data.loader import Loader
 from genssl.data.split import Split
 from genssl.models.method import Method
-from genssl.runtime import autocast, choose_precision, generator
-from genssl.settings import Config
-from genssl.train.optim import Average, Guard, build_optimizer, gradients, set_rate, update
-from genssl.train.parallel import averaging, check_shares, synchronised
+from genssl.runtime import autocast, choose_precision, epoch_permutation, generator
+from genssl.train.ddp import check_batch_divides, convert_batch_norm, wrap_ddp
+from genssl.train.optim import EMA, Guard, build_optimizer, gradients_of, optimizer_step, set_lr
+
+PREFIX = "sum."  # of their names in a saved state
+
+
+class LossMeter:
+    """The losses of an epoch's steps so far, weighted by their images. Nothing is read before `means`."""
+
+    def __init__(self) -> None:
+        self.totals: dict[str, Tensor] = {}
+        self.images = 0
+
+    def add(self, losses: Mapping[str, Tensor], images: int, fine: Tensor) -> None:
+        """Add a step; one that the guard kept out, where `fine` is false, adds nothing to the losses."""
+        for name, value in losses.items():
+            share = torch.where(fine, value * images, 0.0)
+            self.totals[name] = self.totals[name] + share if name in self.totals else share
+        self.images += images
+
+    def means(self) -> dict[str, float]:
+        """Over the images; reads from the device."""
+        return {name: float(total) / self.images for name, total in self.totals.items()}
+
+    def reset(self) -> None:
+        """Begin an epoch."""
+        self.totals, self.images = {}, 0
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """What resuming in the middle of an epoch needs: (tensors, texts)."""
+        return {PREFIX + name: total for name, total in self.totals.items()}, {"images": str(self.images)}
+
+    def restore(self, tensors: Mapping[str, Tensor], texts: Mapping[str, str], device: torch.device) -> None:
+        """Continue from a `state`."""
+        self.images = int(texts["images"])
+        self.totals = {
+            name.removeprefix(PREFIX): value.to(device)
+            for name, value in tensors.items()
+            if name.startswith(PREFIX)
+        }
 
 
 @dataclass(frozen=True)
@@ -74,21 +111,21 @@ class Training:
         UserError: the batch has no equal shares for the processes.
     """
 
-    def __init__(self, method: Method, views: Views, data: Split | Placed, config: Config) -> None:
-        self.data = data if isinstance(data, Placed) else Placed(data, data.images.device)
+    def __init__(self, method: Method, views: Views, data: Split | Loader, config: Config) -> None:
+        self.data = data if isinstance(data, Loader) else Loader(data, data.images.device)
         self.split, self.device, self.config = self.data.split, self.data.device, config
-        self.method = method = synchronised(method, self.device)
+        self.method = method = convert_batch_norm(method, self.device)
         self.precision = choose_precision(config.precision, self.device)
         self.batch_size = min(config.batch_size, len(self.split))
-        check_shares(self.batch_size)
+        check_batch_divides(self.batch_size)
         self.steps_per_epoch = len(self.split) // self.batch_size  # the rest waits for the next shuffle
         self.total_steps = config.epochs * self.steps_per_epoch
         self.optimizer = build_optimizer(method.parameter_groups(), config, self.batch_size)
         self.guard = Guard(method, self.device)
-        self.average = None if config.ema_decay is None else Average(method, config.ema_decay, self.guard)
+        self.average = None if config.ema_decay is None else EMA(method, config.ema_decay, self.guard)
         self.step = 0
         self.views = views
-        self.objective = averaging(Objective(method, views))
+        self.objective = wrap_ddp(Objective(method, views))
 
     def compile(self) -> None:
         """Compile views, network and losses into one graph, at the first step."""
@@ -111,40 +148,48 @@ class Training:
 
     def _images(self, epoch: int, first: int) -> Generator[Tensor]:
         """This process's images of zero-based `epoch`, from batch `first` on, a batch at a time."""
-        shuffled = order(self.config.seed, epoch, len(self.split))
+        # A function of (seed, epoch) alone: a resumed run goes on in the middle of the same order
+        shuffled = epoch_permutation(self.config.seed, epoch, len(self.split))
         whole = shuffled[: self.steps_per_epoch * self.batch_size].view(-1, self.batch_size)
-        return self.data.batches(whole[first:, processes.share(self.batch_size)])
+        return self.data.batches(whole[first:, distributed.shard(self.batch_size)])
 
     def _take_step(self, images: Tensor) -> dict[str, Tensor]:
+        # The order of these lines is the training step: rate, forward, backward, guard, optimizer, EMA
         self.method.train()
-        set_rate(self.optimizer, self.config, self.step, self.steps_per_epoch)
+        set_lr(self.optimizer, self.config, self.step, self.steps_per_epoch)
         self.guard.remember()
         losses = self._forward(images)
+        # None instead of zeros: the backward pass then writes gradients and need not add to them
         self.optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
-        found = processes.mean(losses)
-        self._update(found["loss"])
-        return found
+        # Means over the processes, still on the device: every process sees the same loss, and decides alike
+        reduced = distributed.all_reduce_mean(losses)
+        self._update(reduced["loss"])
+        return reduced
 
     def _forward(self, images: Tensor) -> dict[str, Tensor]:
-        # Drawn outside the graph: a generator inside a full graph does not compile
-        mine = processes.share(self.batch_size)
+        # All randomness is drawn for the global batch, so that the number of processes changes nothing, and
+        # outside the graph: a generator inside a full graph does not compile
+        rows = distributed.shard(self.batch_size)
         view_draws = self.views.draws(self.batch_size, self._stream("views"))
         method_draws = self.method.draws(self.batch_size, self._stream("method"))
         view_draws, method_draws = (
-            {name: value[mine] for name, value in draws.items()} for draws in (view_draws, method_draws)
+            {name: value[rows] for name, value in draws.items()} for draws in (view_draws, method_draws)
         )
+        # bf16 where the hardware multiplies it; losses and statistics leave autocast themselves
         with autocast(self.device, self.precision):
             losses: dict[str, Tensor] = self.objective(images, view_draws, method_draws)
         return losses
 
     def _update(self, loss: Tensor) -> None:
-        found = gradients(self.optimizer)
-        norm = torch.nn.utils.get_total_norm(found)
+        gradients = gradients_of(self.optimizer)
+        norm = torch.nn.utils.get_total_norm(gradients)
+        # The flag for a non-finite step stays on the device: asking for it here would wait for the device
         self.guard.check(loss, norm, self.step)
         if self.config.gradient_clip is not None:
-            torch._foreach_mul_(found, (self.config.gradient_clip / (norm + 1e-6)).clamp(max=1.0))
-        update(self.optimizer, self.guard)
+            # Clipping by the norm that is there already; torch's own function would compute it again
+            torch._foreach_mul_(gradients, (self.config.gradient_clip / (norm + 1e-6)).clamp(max=1.0))
+        optimizer_step(self.optimizer, self.guard)
         self.method.after_step((self.step + 1) / self.total_steps)
         self.guard.restore()
         if self.average is not None:

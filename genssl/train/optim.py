@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genssl.settings import Config
+from genssl.config import Config
 
 
 def build_optimizer(
@@ -42,7 +42,7 @@ def _with_momenta(optimizer: torch.optim.SGD) -> torch.optim.SGD:
     return optimizer
 
 
-def rate_factor(config: Config, step: int, steps_per_epoch: int) -> float:
+def lr_factor(config: Config, step: int, steps_per_epoch: int) -> float:
     """What the learning rate is multiplied by at zero-based `step`: linear warm-up, then the schedule."""
     warmup = config.warmup_epochs * steps_per_epoch
     if step < warmup:
@@ -53,9 +53,9 @@ def rate_factor(config: Config, step: int, steps_per_epoch: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * share))
 
 
-def set_rate(optimizer: torch.optim.Optimizer, config: Config, step: int, steps_per_epoch: int) -> None:
+def set_lr(optimizer: torch.optim.Optimizer, config: Config, step: int, steps_per_epoch: int) -> None:
     """Set every group's rate for zero-based `step`; a `constant_rate` group keeps its own."""
-    factor = rate_factor(config, step, steps_per_epoch)
+    factor = lr_factor(config, step, steps_per_epoch)
     for group in optimizer.param_groups:
         base = group.setdefault("initial_lr", group["lr"])
         group["lr"] = base if group.get("constant_rate") else base * factor
@@ -103,19 +103,19 @@ class Guard:
         return None if step < 0 else step
 
 
-def update(optimizer: torch.optim.Optimizer, guard: Guard) -> None:
+def optimizer_step(optimizer: torch.optim.Optimizer, guard: Guard) -> None:
     """Take the optimiser's step unless the guard's flag is up."""
     optimizer.grad_scale = None  # type: ignore[attr-defined]
     optimizer.found_inf = guard.bad  # type: ignore[attr-defined]
     optimizer.step()
 
 
-def gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+def gradients_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """The gradients of every parameter that has one."""
     return [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
 
 
-class Average(nn.Module):
+class EMA(nn.Module):
     """Exponential moving average of a method's weights, through torch's own tool.
 
     The decay warms up as min(decay, (1 + k) / (10 + k)) after k updates, so that short runs do not keep

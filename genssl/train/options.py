@@ -44,11 +44,11 @@ class Options:
 
 def continuing(folder: Path, options: Options) -> str:
     """What to say of a run that was stopped: the command that continues it in the same way."""
-    from genssl import processes
+    from genssl import distributed
 
     words = ["genssl", "train", "--resume", str(folder)]
-    if processes.count() > 1 and processes.LAUNCHER in os.environ:
-        words += ["--gpus", str(processes.count())]
+    if distributed.world_size() > 1 and distributed.LAUNCHER in os.environ:
+        words += ["--gpus", str(distributed.world_size())]
     if options.device != "auto":
         words += ["--device", options.device]
     return f"`{shlex.join(words)}` continues"
@@ -56,8 +56,8 @@ def continuing(folder: Path, options: Options) -> str:
 
 def should_compile(options: Options, device: "torch.device", steps: int) -> bool:
     """Whether compiling is asked for, or pays; several processes were never tried compiled."""
-    from genssl import processes
+    from genssl import distributed
 
     if options.compile == "auto":
-        return processes.count() == 1 and device.type == "cuda" and steps >= COMPILE_PAYS_AFTER
+        return distributed.world_size() == 1 and device.type == "cuda" and steps >= COMPILE_PAYS_AFTER
     return options.compile == "on"

@@ -11,11 +11,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import genssl
-from genssl import checkpoint, files, places
+from genssl import checkpoint, files, paths, run_info
 from genssl.data.load import load
 from genssl.eval import importance_ll as evaluation
 from genssl.metrics.sharpness import mean_sharpness
-from genssl.train import runner
+from genssl.train import run as run_module
 
 from ..conftest import call
 from ..pictures import native_grid
@@ -54,8 +54,7 @@ def test_train_from_a_saved_config(vae_run: Path, tmp_path: Path) -> None:
     found = json_of("train", "--config", vae_run / "config.json", "--epochs", 1, "--out", tmp_path / "again")
     assert found["epoch"] == 1
     assert (
-        checkpoint.inspect(tmp_path / "again").config.updated({"epochs": 2})
-        == checkpoint.inspect(vae_run).config
+        run_info.inspect(tmp_path / "again").config.updated({"epochs": 2}) == run_info.inspect(vae_run).config
     )
 
 
@@ -76,7 +75,7 @@ def test_sample_writes_a_grid_and_numbers(vae_run: Path, tmp_path: Path) -> None
 
 
 def test_a_run_knows_how_sharp_its_training_images_are(vae_run: Path, digits: Path) -> None:
-    known = checkpoint.inspect(vae_run).metrics["train_sharpness"]
+    known = run_info.inspect(vae_run).metrics["train_sharpness"]
     assert known == pytest.approx(mean_sharpness(load(str(digits), "train").images))
     found = json_of("sample", vae_run, "-n", 16)  # two epochs: fog
     assert found["train_sharpness"] == known
@@ -210,7 +209,9 @@ def test_a_run_that_time_stopped_is_called_so_everywhere(
 ) -> None:
     monkeypatch.setenv("GENSSL_CHECKPOINTS", str(tmp_path / "runs"))
     small = ["--data", digits, "--set", "width=4", "--sample-every", 0, "--batch-size", 24, "--epochs", 40]
-    monkeypatch.setattr(runner.Run, "_out_of_time", lambda self: self.training.step >= 8)  # of 5 an epoch
+    monkeypatch.setattr(
+        run_module.RunInProgress, "_out_of_time", lambda self: self.training.step >= 8
+    )  # of 5 an epoch
     trained = call("train", "vae", *small)
     assert "time is up after 1.6 of 40 epochs; `genssl train --resume" in trained.output
     assert "vae-digits, epoch 1.6 of 40, stopped by time" in trained.stdout
@@ -248,10 +249,10 @@ def test_load_from_python(vae_run: Path) -> None:
 def damaged(run: Path, folder: Path, name: str) -> Path:
     """A copy of a run with one fault."""
     folder.mkdir()
-    tensors = load_file(run / checkpoint.MODEL)
-    _, metadata = files.read_tensors(run / checkpoint.MODEL)
-    target = folder / checkpoint.MODEL
-    content = (run / checkpoint.MODEL).read_bytes()
+    tensors = load_file(run / run_info.MODEL)
+    _, metadata = files.read_tensors(run / run_info.MODEL)
+    target = folder / run_info.MODEL
+    content = (run / run_info.MODEL).read_bytes()
     match name:
         case "flipped bit":
             target.write_bytes(content[:-9] + bytes([content[-9] ^ 4]) + content[-8:])
@@ -317,7 +318,7 @@ def test_a_damaged_checkpoint_is_one_line(vae_run: Path, tmp_path: Path, fault: 
         (["sample", "vae", "--data", "nothing"], "no finished vae run on nothing"),
         (["sample", "RUN", "--steps", 5], "has no --steps"),
         (["sample", "RUN", "--trajectory"], "in one step"),
-        (["reconstruct", "RUN", "--t-prime", 5], "are for a ddpm"),
+        (["reconstruct", "RUN", "--t-prime", 5], "are for a diffusion model"),
         (["interpolate", "RUN", "--way", "ddim"], "--way is not for a vae"),
         (["bits-per-dim", "RUN"], "needs a ddpm"),
         (["sample", "nothing"], "no run 'nothing'"),
@@ -345,8 +346,8 @@ def test_wrong_input_is_one_line_and_exit_code_2(
 
 def test_an_odd_checkpoint_does_not_hide_the_runs(vae_run: Path, workplace: Path) -> None:
     odd = workplace / "checkpoints" / "odd"
-    tensors, metadata = files.read_tensors(vae_run / checkpoint.MODEL)
-    files.write_tensors(odd / checkpoint.MODEL, tensors, {k: v for k, v in metadata.items() if k != "epoch"})
+    tensors, metadata = files.read_tensors(vae_run / run_info.MODEL)
+    files.write_tensors(odd / run_info.MODEL, tensors, {k: v for k, v in metadata.items() if k != "epoch"})
     listed = call("runs", "list").stdout
     assert vae_run.name in listed
     assert "damaged" in listed
@@ -361,8 +362,8 @@ def test_train_takes_the_settings_of_the_weights_that_ship(
     monkeypatch.chdir(tmp_path)
     more = ["--data", digits, "--epochs", 1, "--max-minutes", 0, "--out", "run"]
     assert call("train", "vae", "--config", "shipped", *more).exit_code == 0
-    config = checkpoint.inspect(tmp_path / "run").config
-    shipped = checkpoint.inspect(places.shipped_root() / "vae").config
+    config = run_info.inspect(tmp_path / "run").config
+    shipped = run_info.inspect(paths.shipped_root() / "vae").config
     assert config == shipped.updated({"data": str(digits), "epochs": 1})
     assert "no such config file: shipped" in call("train", "--config", "shipped").stderr
     assert "no such config file" in call("train", "byol", "--config", "shipped").stderr

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from genssl import config as configs
-from genssl.commands import duration
+from genssl.commands import _console
+from genssl.config import Config
+from genssl.environment import record_arguments
 from genssl.errors import FAILED_RUN, UserError
-from genssl.invocation import carrying_out
-from genssl.settings import Config
 from genssl.train import estimate
 from genssl.train.options import Options
 
@@ -41,8 +41,8 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
 
 
 def confirm(words: str, configs: Sequence[Config], how: Options = ONCE, **more: Any) -> None:
-    with carrying_out(words.split()):
-        duration.confirm_long(configs, how, **more)
+    with record_arguments(words.split()):
+        _console.confirm_long(configs, how, **more)
 
 
 @pytest.mark.usefixtures("tried")
@@ -95,9 +95,9 @@ def test_a_time_limit_limits_what_is_expected(capsys: pytest.CaptureFixture[str]
     ("answer", "goes_on"), [("y\n", True), ("Yes\n", True), ("\n", False), ("no\n", False), ("", False)]
 )
 def test_a_terminal_is_asked(answer: str, goes_on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duration, "is_live", lambda: True)
-    monkeypatch.setattr(duration.sys, "stdin", Terminal(answer))
-    monkeypatch.setattr(duration.TrainingScreen, "__enter__", lambda self: self)
+    monkeypatch.setattr(_console, "is_live", lambda: True)
+    monkeypatch.setattr(_console.sys, "stdin", Terminal(answer))
+    monkeypatch.setattr(_console.TrainingScreen, "__enter__", lambda self: self)
     if goes_on:
         confirm("train vae", [configs.make("vae", {})])
         return
@@ -132,8 +132,8 @@ def test_which_commands_say_it(
     def begin(*arguments: Any) -> None:
         raise UserError("it begins")
 
-    monkeypatch.setattr("genssl.commands.training.confirm_long", stop)
-    monkeypatch.setattr("genssl.commands.studying.confirm_long", stop)
+    monkeypatch.setattr("genssl.commands.train.confirm_long", stop)
+    monkeypatch.setattr("genssl.commands.study.confirm_long", stop)
     monkeypatch.setattr("genssl.train.run.start", begin)
     monkeypatch.setenv("GENSSL_CHECKPOINTS", str(tmp_path))
     result = call(*words, "--data", digits, *more, *(SMALL if words[0] == "train" else []))

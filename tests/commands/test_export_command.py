@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 
 import genssl
-from genssl import checkpoint, files
+from genssl import files, run_info
 from genssl.pixels import to_model
 
 from ..conftest import call
@@ -38,7 +38,7 @@ def _elsewhere(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_torchvision(runs: Path) -> None:
     run = runs / "simsiam-small"
     found = json_of("export", run, "--format", "torchvision")
-    info = checkpoint.inspect(run)
+    info = run_info.inspect(run)
     assert found["file"] == "simsiam-small-torchvision.safetensors"
     assert (found["run"], found["epoch"], found["weights_sha256"]) == (run.name, 3, info.digest)
     assert found["outputs"] == {"features": "float32 (N, 128)"}
@@ -80,7 +80,7 @@ def test_onnx(runs: Path) -> None:
         assert (found["file"], found["part"]) == (f"vae-svhn-{name}.onnx", name)
         assert found["largest_difference"] < 1e-5  # type: ignore[operator]
         metadata = runtime.InferenceSession(str(found["file"])).get_modelmeta().custom_metadata_map
-        info = checkpoint.inspect(runs / "vae-svhn")
+        info = run_info.inspect(runs / "vae-svhn")
         assert metadata["weights_sha256"] == found["weights_sha256"] == info.digest
         assert json.loads(metadata["config"]) == info.config.model_dump()
     assert found["inputs"] == {"images": "uint8 (N, 3, 32, 32)"}

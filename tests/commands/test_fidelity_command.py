@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from genssl import places
+from genssl import paths
 
 from ..conftest import call
 from .test_commands import json_of
@@ -122,7 +122,7 @@ def test_a_folder_stays_nothing_but_samples(samples: Path, digits: Path) -> None
         (["RUN", "-n", 8], "5 neighbours need 12 samples or more, and there are 8"),
         (["SAMPLES", "--data", "DIGITS", "--features", "pixels", "--out", "x/y"], "has no suffix"),
         (["RUN", "--no-originals", "--out", "f.png"], "leaves nothing to draw"),
-        (["RUN", "-k", 0], "-k must be at least 1"),
+        (["RUN", "-k", 0], "greater than or equal to 1"),
         (["RUN", "-n", 0], "-n"),
         (["RUN", "--resamples", -1], "--resamples"),
         (["RUN", "--part", "both"], "--part"),
@@ -148,8 +148,8 @@ def test_without_an_own_encoder_the_shipped_one_and_else_what_to_do(
     vae_run: Path, encoder_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(vae_run, tmp_path / "alone")
-    monkeypatch.setattr(places, "root", lambda: tmp_path)
-    monkeypatch.setattr(places, "shipped_root", lambda: tmp_path / "shipped")
+    monkeypatch.setattr(paths, "runs_root", lambda: tmp_path)
+    monkeypatch.setattr(paths, "shipped_root", lambda: tmp_path / "shipped")
     result = call("fidelity", "alone", *FEW)
     assert result.exit_code == 2, result.output
     assert "train one with `genssl train simsiam`, or name any run, or pixels, with" in result.stderr

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from genssl import checkpoint, files
-from genssl.commands import outputs
+from genssl import files, run_info
+from genssl.commands import _outputs
 from genssl.eval.names import file_name
-from genssl.report import disk
+from genssl.report import load
 
 from ..conftest import call
 
@@ -162,7 +162,7 @@ def test_usual_names_in_the_current_folder_take_numbers(run: Path, digits: Path)
 def test_results_that_a_run_cannot_take_do_not_replace_what_is_here(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outputs, "takes_results", lambda folder: False)
+    monkeypatch.setattr(_outputs, "is_writable_run", lambda folder: False)
     Path("run-sample-n4.json").write_bytes(OURS)
     for _ in range(2):
         assert call("sample", run, "-n", 4).exit_code == 0
@@ -212,14 +212,14 @@ def test_data_of_one_name_are_told_apart_by_their_paths() -> None:
 
 def test_names_of_a_runs_files_are_those_of_the_modules_that_need_torch() -> None:
     names = (
-        checkpoint.MODEL,
-        checkpoint.STATE,
-        checkpoint.CONFIG,
-        checkpoint.HISTORY,
-        checkpoint.ENVIRONMENT,
+        run_info.MODEL,
+        run_info.STATE,
+        run_info.CONFIG,
+        run_info.HISTORY,
+        run_info.ENVIRONMENT,
     )
-    assert set(names) <= outputs.RUN_FILES
-    assert disk.MODEL == checkpoint.MODEL
+    assert set(names) <= _outputs.RUN_FILES
+    assert load.MODEL == run_info.MODEL
 
 
 def test_features_and_weights_for_others_say_who_made_them(run: Path) -> None:

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from genssl.commands import progress
-from genssl.commands.screen import flatten, readable, show_values
-from genssl.train.events import EpochEnded, Note, Progress, Started
+from genssl.commands import _console
+from genssl.commands._console import flatten, format_value, show_values
+from genssl.train.events import EpochEnded, Note, Started, TrainingProgress
 
-PROGRESS = Progress(
+PROGRESS = TrainingProgress(
     epoch=2, epochs=5, step=30, total_steps=100, images_per_second=1234.4, losses={"loss": 1.23456},
     seconds_left=200, memory_bytes=2**30,
 )  # fmt: skip
@@ -16,7 +16,7 @@ RECORD = {"epoch": 2, "step": 40, "loss": 1.5, "test_loss": None, "images_per_se
 
 
 def test_a_line_holds_epoch_step_speed_losses_memory_and_time_left() -> None:
-    line = progress.describe_progress(PROGRESS)
+    line = _console.describe_progress(PROGRESS)
     for part in ("epoch 2/5", "step 30/100", "1,234 images/s", "loss 1.2346", "1.00 GiB", "3 min 20 s left"):
         assert part in line
 
@@ -25,8 +25,8 @@ def test_plain_lines_come_at_most_every_thirty_seconds(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
-    with progress.TrainingScreen() as screen:
+    monkeypatch.setattr(_console.time, "monotonic", lambda: now)
+    with _console.TrainingScreen() as screen:
         for _ in range(100):
             screen(PROGRESS)
             now += 1
@@ -37,7 +37,7 @@ def test_plain_lines_come_at_most_every_thirty_seconds(
 
 
 def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress.TrainingScreen(quiet=True) as screen:
+    with _console.TrainingScreen(quiet=True) as screen:
         screen(Note("a sentence"))
         screen(EpochEnded(RECORD))
     captured = capsys.readouterr()
@@ -45,7 +45,7 @@ def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_epochs_line_leaves_out_what_is_missing() -> None:
-    assert progress.describe_epoch(EpochEnded(RECORD)) == "epoch 2: loss 1.5 (10 images/s, 1 min 15 s)"
+    assert _console.describe_epoch(EpochEnded(RECORD)) == "epoch 2: loss 1.5 (10 images/s, 1 min 15 s)"
 
 
 def test_the_start_names_the_folder_and_the_device() -> None:
@@ -53,7 +53,7 @@ def test_the_start_names_the_folder_and_the_device() -> None:
         folder=Path("checkpoints/x"), method="vae", parameters=1234567, data="svhn", images=1000, epochs=3,
         total_steps=45, step=7, device="cpu", precision="bf16",
     )  # fmt: skip
-    text = progress.describe_start(started)
+    text = _console.describe_start(started)
     for part in ("1,234,567 parameters", "1,000 images", "resumed at step 7", "checkpoints/x", "cpu, bf16"):
         assert part in text
 
@@ -68,6 +68,6 @@ def test_a_list_of_mappings_is_a_table_of_its_own(capsys: pytest.CaptureFixture[
 
 def test_values_are_readable() -> None:
     assert dict(flatten({"a": {"b": 1}, "c": 2})) == {"a.b": 1, "c": 2}
-    assert [readable(v) for v in (1234567, 0.123456789, [1, 2.5], True, "x")] == [
+    assert [format_value(v) for v in (1234567, 0.123456789, [1, 2.5], True, "x")] == [
         "1,234,567", "0.123457", "1, 2.5", "True", "x",
     ]  # fmt: skip

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from genssl import places
-from genssl.report import find
+from genssl import paths
+from genssl.report import load
 
 from ..conftest import call
 from ..report import folder
@@ -75,8 +75,8 @@ def test_shipped_weights_are_reported_but_not_written_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GENSSL_CHECKPOINTS", str(tmp_path / "checkpoints"))
-    monkeypatch.setattr(places, "shipped_root", lambda: tmp_path / "shipped")
-    monkeypatch.setattr(find, "shipped_root", lambda: tmp_path / "shipped")
+    monkeypatch.setattr(paths, "shipped_root", lambda: tmp_path / "shipped")
+    monkeypatch.setattr(load, "shipped_root", lambda: tmp_path / "shipped")
     monkeypatch.chdir(tmp_path)
     folder.run(tmp_path / "shipped" / "ddpm", "ddpm")
     for reference in ("ddpm", "shipped", "shipped/ddpm/model.safetensors"):

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from genssl import figures, files
-from genssl.data import synthetic
+from genssl.data.synthetic import render
 
 from ..conftest import call
 from .test_commands import json_of
@@ -19,7 +19,7 @@ FEW = ["--limit", 60, "--test-limit", 30]
 @pytest.fixture(scope="session")
 def unlabelled(workplace: Path) -> Path:
     """Digits in one heap."""
-    split = synthetic.make("train", count=20)
+    split = render.make("train", count=20)
     for place, image in enumerate(split.images):
         file = workplace / "heap" / f"{place}.png"
         file.parent.mkdir(exist_ok=True)
@@ -30,7 +30,7 @@ def unlabelled(workplace: Path) -> Path:
 @pytest.fixture(scope="session")
 def odd_classes(workplace: Path) -> Path:
     """Ones and twos to train on, twos and threes to test on; and ones alone."""
-    image = figures.one(synthetic.make("train", count=1).images[0])
+    image = figures.one(render.make("train", count=1).images[0])
     for name in ("train/1/a", "train/2/b", "test/2/c", "test/3/d"):
         for folder in ("odd", "alone"):
             file = workplace / folder / f"{name if folder == 'odd' else name.split('/')[0] + '/1/e'}.png"
@@ -123,7 +123,7 @@ def test_features_of_images_without_labels(vae_run: Path, unlabelled: Path, tmp_
     ("arguments", "message"),
     [
         (["knn-eval", "RUN"], "-k must be from 1 to the number of train images, 120, not 200"),
-        (["knn-eval", "RUN", "-k", 0], "-k must be from 1"),
+        (["knn-eval", "RUN", "-k", 0], "greater than or equal to 1"),
         (["knn-eval", "RUN", "-k", 5, "--temperature", 0], "--temperature must be above 0"),
         (["knn-eval", "RUN", "--limit", 0], "--limit"),
         (["knn-eval", "RUN", "--data", "HEAP"], "has no labels"),

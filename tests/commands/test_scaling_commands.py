@@ -9,12 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from genssl import checkpoint, cli, processes
+from genssl import cli, distributed, run_info
 from genssl import config as configs
-from genssl.data import feed
+from genssl.data import loader
+from genssl.environment import RESTART_COUNTS
 from genssl.errors import FAILED_RUN, INTERRUPTED, LOST_PROCESS, WRONG_INPUT, Echo, UserError
 from genssl.runtime import choose_device
-from genssl.train import launch
+from genssl.train import ddp
 
 from ..conftest import SMALL, call
 
@@ -22,20 +23,20 @@ SHORT = ["--epochs", 2, "--batch-size", 16, "--device", "cpu", *SMALL]
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / checkpoint.MODEL)
+    return load_file(run / run_info.MODEL)
 
 
 def test_a_streamed_run_ends_with_the_weights_of_a_resident_one(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     streams: list[int] = []
-    streamed_batches = feed.streamed
+    streamed_batches = loader.streamed
 
     def counted(*arguments: Any) -> Any:
         streams.append(1)
         return streamed_batches(*arguments)
 
-    monkeypatch.setattr(feed, "streamed", counted)
+    monkeypatch.setattr(loader, "streamed", counted)
     for name, limit in (("streamed", 0), ("resident", 1)):
         result = call(
             "train", "vae", "--data", digits, *SHORT, "--out", tmp_path / name, "--resident-limit", limit
@@ -53,7 +54,7 @@ def test_going_on(digits: Path, tmp_path: Path) -> None:
     command = ["train", "vae", "--data", digits, *SHORT, "--out", out, "--go-on"]
     begun = call(*command, "--max-minutes", 0)
     assert begun.exit_code == 0, begun.output
-    assert checkpoint.inspect(out).epoch == 0
+    assert run_info.inspect(out).epoch == 0
     ended = call(*command)
     assert ended.exit_code == 0, ended.output
     assert "resumed at step 1" in ended.output
@@ -96,7 +97,7 @@ def test_going_on_takes_the_newest_of_several(
     assert f"run folder: {tmp_path / 'vae-digits-2'}\n" in result.output
 
 
-@pytest.mark.parametrize("counter", ["TORCHELASTIC_RESTART_COUNT", processes.RESTARTS])
+@pytest.mark.parametrize("counter", RESTART_COUNTS)
 def test_a_restart_goes_on_with_what_was_begun_before_it(
     counter: str, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,7 +105,7 @@ def test_a_restart_goes_on_with_what_was_begun_before_it(
     assert call(*command).exit_code == 0
     monkeypatch.setenv(counter, "1")
     assert call(*command).exit_code == WRONG_INPUT  # somebody else's: it was not begun by these processes
-    monkeypatch.setenv(processes.LAUNCHER, str(tmp_path / "note"))
+    monkeypatch.setenv(distributed.LAUNCHER, str(tmp_path / "note"))
     (tmp_path / "note").write_text(str(tmp_path / "run"))
     result = call(*command)
     assert result.exit_code == 0, result.output
@@ -114,17 +115,17 @@ def test_a_restart_goes_on_with_what_was_begun_before_it(
 
 
 def test_the_note_of_where_a_run_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert processes.noted_folder() is None
+    assert distributed.noted_folder() is None
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # several computers share no such file
-    processes.tell_folder(tmp_path)
-    assert processes.noted_folder() is None
-    monkeypatch.setattr(processes.tempfile, "gettempdir", lambda: str(tmp_path))
+    distributed.broadcast_folder(tmp_path)
+    assert distributed.noted_folder() is None
+    monkeypatch.setattr(distributed.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "some-start")
-    assert processes.noted_folder() is None
-    processes.tell_folder(tmp_path / "run")
-    assert processes.noted_folder() == tmp_path / "run"
+    assert distributed.noted_folder() is None
+    distributed.broadcast_folder(tmp_path / "run")
+    assert distributed.noted_folder() == tmp_path / "run"
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another-start")
-    assert processes.noted_folder() is None
+    assert distributed.noted_folder() is None
 
 
 def test_a_remix_is_said_everywhere(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,10 +167,10 @@ def test_several_gpus_where_there_are_none(digits: Path) -> None:
 def test_more_processes_than_gpus(
     device: str, there: int, wanted: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "choose_device", torch.device)
+    monkeypatch.setattr(ddp, "choose_device", torch.device)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
     with pytest.raises(UserError, match=f"--gpus {wanted} takes GPUs 0 to 1, and this machine has {there}"):
-        launch._check_devices(wanted, device)
+        ddp._check_devices(wanted, device)
 
 
 def test_each_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,15 +189,15 @@ def test_each_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_exit_codes_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(processes.LAUNCHER, str(tmp_path / "note"))
-    killed = launch._explained({0: -15, 1: -9, 2: LOST_PROCESS}, 3, "auto")
+    monkeypatch.setenv(distributed.LAUNCHER, str(tmp_path / "note"))
+    killed = ddp._explained({0: -15, 1: -9, 2: LOST_PROCESS}, 3, "auto")
     assert str(killed) == "process 1 of 3 was killed (SIGKILL); start the command again"
     (tmp_path / "note").write_text("check points/x")
-    killed = launch._explained({0: -15}, 2, "cpu")
+    killed = ddp._explained({0: -15}, 2, "cpu")
     again = "`genssl train --resume 'check points/x' --gpus 2 --device cpu` continues"
     assert str(killed) == f"process 0 of 2 was killed (SIGTERM); {again}"
     assert killed.code == FAILED_RUN
-    lost = launch._explained({0: LOST_PROCESS, 1: LOST_PROCESS}, 2, "auto")
+    lost = ddp._explained({0: LOST_PROCESS, 1: LOST_PROCESS}, 2, "auto")
     assert str(lost).startswith("a process ended; `genssl train --resume")
 
 
@@ -210,7 +211,7 @@ def test_what_exit_codes_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     ],
 )
 def test_what_a_process_has_said_is_not_said_again(codes: dict[int, int], code: int) -> None:
-    told = launch._explained(codes, len(codes), "auto")
+    told = ddp._explained(codes, len(codes), "auto")
     assert isinstance(told, Echo)
     assert told.code == code
 
@@ -222,19 +223,19 @@ def test_a_killed_process_is_a_reason_to_start_again(
     attempts: list[int] = []
 
     def attempt(*_: object) -> UserError | None:
-        attempts.append(processes.restarts())
+        attempts.append(distributed.restart_count())
         return UserError("killed", FAILED_RUN) if len(attempts) < 3 else None
 
-    monkeypatch.setattr(launch, "_attempt", attempt)
+    monkeypatch.setattr(ddp, "_attempt", attempt)
     said: list[str] = []
     if restarts < 2:
         with pytest.raises(UserError, match="killed"):
-            launch.launch(["train"], 2, "cpu", restarts, said.append)
+            ddp.launch(["train"], 2, "cpu", restarts, said.append)
     else:
-        launch.launch(["train"], 2, "cpu", restarts, said.append)
+        ddp.launch(["train"], 2, "cpu", restarts, said.append)
     assert attempts == list(range(min(restarts, 2) + 1))
     assert said == [f"killed; starting again, {place} of {restarts}" for place in range(1, len(attempts))]
-    assert processes.LAUNCHER not in launch.os.environ
+    assert distributed.LAUNCHER not in ddp.os.environ
 
 
 def test_an_error_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,9 +245,9 @@ def test_an_error_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
         attempts.append(1)
         return Echo("told", WRONG_INPUT)
 
-    monkeypatch.setattr(launch, "_attempt", attempt)
+    monkeypatch.setattr(ddp, "_attempt", attempt)
     with pytest.raises(Echo):
-        launch.launch(["train"], 2, "cpu", 5, lambda _: None)
+        ddp.launch(["train"], 2, "cpu", 5, lambda _: None)
     assert attempts == [1]
 
 
@@ -279,9 +280,9 @@ def test_one_process_speaks(
 
 def test_a_rank_without_a_world_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "3")
-    assert cli.rank() == 0
+    assert cli.launched_rank() == 0
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert cli.rank() == 3
+    assert cli.launched_rank() == 3
 
 
 @pytest.mark.parametrize(
@@ -297,13 +298,13 @@ def test_losing_another_process(
     text: str, launched: bool, leads: bool, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left: list[int] = []
-    monkeypatch.setattr(processes, "join", lambda device: True)
-    monkeypatch.setattr(processes, "leave", lambda: left.append(1))
-    monkeypatch.setattr(processes, "started", lambda: 2)
-    monkeypatch.setattr(processes, "leads", lambda: leads)
+    monkeypatch.setattr(distributed, "init", lambda device: True)
+    monkeypatch.setattr(distributed, "shutdown", lambda: left.append(1))
+    monkeypatch.setattr(distributed, "launched_world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "is_main_process", lambda: leads)
     if launched:
-        monkeypatch.setenv(processes.LAUNCHER, "note")
-    with pytest.raises(kind) as caught, processes.joined(torch.device("cpu")):
+        monkeypatch.setenv(distributed.LAUNCHER, "note")
+    with pytest.raises(kind) as caught, distributed.process_group(torch.device("cpu")):
         raise RuntimeError(text)
     assert type(caught.value) is kind
     assert left == ([1] if kind is RuntimeError else [])  # leaving waits for messages that never come

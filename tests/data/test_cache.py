@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 
 from genssl.data import cache as module
-from genssl.data import stream
-from genssl.data.cache import cache_folder, read_split, recall, split_path, write_split
+from genssl.data import writer
+from genssl.data.cache import cache_folder, load_or_build, read_split, split_path, write_split
 from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.files import read_tensors
@@ -63,29 +63,29 @@ def test_what_is_written_is_read(tmp_path: Path, changes: dict[str, None]) -> No
 
 
 def test_what_is_kept_is_not_built(cache: Path) -> None:
-    assert same(recall("k", ["train"], building("train", "test")), split())
-    assert same(recall("k", ["test"], never), split("test"))
-    assert same(recall("k", ["other", "test"], never), split("test"))
+    assert same(load_or_build("k", ["train"], building("train", "test")), split())
+    assert same(load_or_build("k", ["test"], never), split("test"))
+    assert same(load_or_build("k", ["other", "test"], never), split("test"))
 
 
 def test_a_build_without_the_part_gives_nothing() -> None:
-    assert recall("k", ["test"], building("train")) is None
+    assert load_or_build("k", ["test"], building("train")) is None
 
 
 def test_a_hit_writes_nothing_and_takes_no_lock(monkeypatch: pytest.MonkeyPatch) -> None:
-    recall("k", ["train"], building("train"))
+    load_or_build("k", ["train"], building("train"))
     monkeypatch.setattr(module, "_lock", never)
-    assert recall("k", ["train"], never)
+    assert load_or_build("k", ["train"], never)
 
 
 def test_a_hit_is_memory_mapped_and_private() -> None:
-    recall("k", ["train"], building("train"))
-    found = recall("k", ["train"], never)
+    load_or_build("k", ["train"], building("train"))
+    found = load_or_build("k", ["train"], never)
     assert found is not None
     if Path("/proc/self/maps").exists():
         assert "k-train.safetensors" in Path("/proc/self/maps").read_text()
     found.images.zero_()
-    assert same(recall("k", ["train"], never), split())
+    assert same(load_or_build("k", ["train"], never), split())
 
 
 def damage(path: Path, how: str) -> None:
@@ -102,11 +102,11 @@ def damage(path: Path, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["cut", "empty", "text", "longer"])
 def test_a_damaged_file_is_built_again(how: str) -> None:
-    recall("k", ["train"], building("train"))
+    load_or_build("k", ["train"], building("train"))
     damage(split_path("k", "train"), how)
     assert read_split(split_path("k", "train")) is None
-    assert same(recall("k", ["train"], building("train")), split())
-    assert same(recall("k", ["train"], never), split())
+    assert same(load_or_build("k", ["train"], building("train")), split())
+    assert same(load_or_build("k", ["train"], never), split())
 
 
 GOOD = {"images": torch.zeros(2, 3, 4, 4, dtype=torch.uint8), "labels": torch.tensor([0, 1])}
@@ -144,9 +144,9 @@ def test_inconsistent_metadata_are_not_a_split(tmp_path: Path, changes: dict[str
 
 
 def test_other_versions_of_a_source_are_removed(cache: Path) -> None:
-    recall("a-1", ["train"], building("train", "test"), place="a")
-    recall("ab-1", ["train"], building("train"), place="ab")
-    recall("a-2", ["train"], building("train", "test"), place="a")
+    load_or_build("a-1", ["train"], building("train", "test"), place="a")
+    load_or_build("ab-1", ["train"], building("train"), place="ab")
+    load_or_build("a-2", ["train"], building("train", "test"), place="a")
     assert sorted(path.name for path in cache.glob("*.safetensors")) == [
         "a-2-test.safetensors",
         "a-2-train.safetensors",
@@ -165,7 +165,7 @@ def test_journals_of_other_versions_are_removed_before_the_building(cache: Path)
         left.extend(sorted(path.name for path in cache.iterdir() if path.suffix != ".lock"))
         return {"train": split()}
 
-    recall("a-2", ["train"], build, place="a")
+    load_or_build("a-2", ["train"], build, place="a")
     assert left.pop(0) == "a-1-train.safetensors"  # what was whole goes when there is something new
     assert left == ["a-2.names", "a-2.pixels", "ab-1.names", "ab-1.pixels"]
 
@@ -176,11 +176,11 @@ def test_what_the_build_has_written_itself_is_not_written_again(monkeypatch: pyt
         monkeypatch.setattr(module, "write_split", never)
         return {"train": split()}
 
-    assert same(recall("k", ["train"], build), split())
+    assert same(load_or_build("k", ["train"], build), split())
 
 
 def test_a_split_is_written_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "PIECE", 100)
+    monkeypatch.setattr(writer, "PIECE", 100)
     write_split(tmp_path / "a", split(n=7))
     assert same(read_split(tmp_path / "a"), split(n=7))
     _, metadata = read_tensors(tmp_path / "a")  # which compares the SHA-256
@@ -191,7 +191,7 @@ def test_what_a_killed_writer_left_is_removed(cache: Path) -> None:
     cache.mkdir()
     (cache / ".k-train.safetensors.abc.tmp").write_text("half")
     (cache / ".l-train.safetensors.abc.tmp").write_text("of somebody at work")
-    recall("k", ["train"], building("train"))
+    load_or_build("k", ["train"], building("train"))
     assert [path.name for path in cache.glob(".*.tmp")] == [".l-train.safetensors.abc.tmp"]
 
 
@@ -204,7 +204,9 @@ def slow_build(log: Path) -> dict[str, Split]:
 
 def work(log: Path, told: "multiprocessing.SimpleQueue[str]") -> None:
     texts: list[str] = []
-    found = recall("k", ["train"], lambda: slow_build(log), progress=lambda text, *_: texts.append(text))
+    found = load_or_build(
+        "k", ["train"], lambda: slow_build(log), progress=lambda text, *_: texts.append(text)
+    )
     told.put(json.dumps([same(found, split()), texts]))
 
 
@@ -239,8 +241,8 @@ def test_a_failed_build_releases_the_lock() -> None:
         raise UserError("no")
 
     with pytest.raises(UserError):
-        recall("k", ["train"], fail)
-    assert recall("k", ["train"], building("train"))
+        load_or_build("k", ["train"], fail)
+    assert load_or_build("k", ["train"], building("train"))
 
 
 def test_a_cache_that_cannot_be_made_is_told_of_and_done_without(
@@ -249,7 +251,7 @@ def test_a_cache_that_cannot_be_made_is_told_of_and_done_without(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("GENSSL_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.warns(UserWarning, match="set GENSSL_CACHE") as told:
-        assert same(recall("k", ["train"], building("train", "test")), split())
+        assert same(load_or_build("k", ["train"], building("train", "test")), split())
     assert len(told) == 1
 
 
@@ -257,7 +259,7 @@ def test_a_cache_that_cannot_be_made_is_told_of_and_done_without(
 def test_a_read_only_cache_is_told_of_and_done_without(cache: Path) -> None:
     cache.mkdir(mode=0o500)
     with pytest.warns(UserWarning, match="Permission denied"):
-        assert same(recall("k", ["train"], building("train")), split())
+        assert same(load_or_build("k", ["train"], building("train")), split())
 
 
 def test_a_full_disk_is_told_of_and_done_without(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,15 +268,15 @@ def test_a_full_disk_is_told_of_and_done_without(cache: Path, monkeypatch: pytes
 
     monkeypatch.setattr(module, "write_lazy", full)
     with pytest.warns(UserWarning, match="No space left"):
-        assert same(recall("k", ["train"], building("train")), split())
+        assert same(load_or_build("k", ["train"], building("train")), split())
 
 
 def test_a_kept_split_is_read_from_a_read_only_cache(cache: Path) -> None:
-    recall("k", ["train"], building("train"))
+    load_or_build("k", ["train"], building("train"))
     cache.chmod(0o500)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert recall("k", ["train"], never)
+        assert load_or_build("k", ["train"], never)
     cache.chmod(0o700)
 
 
@@ -295,5 +297,5 @@ def test_a_split_of_the_size_of_svhn_is_ready_within_a_second() -> None:
     labels = torch.zeros(73_257, dtype=torch.int64)
     write_split(split_path("svhn-32", "train"), Split(images, labels, ("0",), "svhn", "train", "d"))
     start = time.perf_counter()
-    assert len(recall("svhn-32", ["train"], never) or ()) == 73_257
+    assert len(load_or_build("svhn-32", ["train"], never) or ()) == 73_257
     assert time.perf_counter() - start < 0.5

@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from genssl.data import camera
-from genssl.data.dice import Dice
+from genssl.data.synthetic import camera
+from genssl.data.synthetic.rng import Draws
 
 
-def dice(count: int) -> Dice:
-    return Dice(count, torch.Generator().manual_seed(0))
+def dice(count: int) -> Draws:
+    return Draws(count, torch.Generator().manual_seed(0))
 
 
 def test_the_cosine_transform_is_orthonormal() -> None:
@@ -20,7 +20,7 @@ def test_compression_that_rounds_nothing_changes_nothing(size: int, monkeypatch:
     compressed = camera._compress(picture, dice(3))
     assert compressed.shape == picture.shape
     assert 1e-3 < (compressed - picture).square().mean().sqrt() < 0.1
-    monkeypatch.setattr(Dice, "lognormal", lambda self, *_: torch.full((self.count, 1), 1e-6))
+    monkeypatch.setattr(Draws, "lognormal", lambda self, *_: torch.full((self.count, 1), 1e-6))
     assert torch.allclose(camera._compress(picture, dice(3)), picture, atol=1e-4)
 
 

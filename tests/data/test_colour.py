@@ -7,7 +7,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as peer
 
-from genssl.data.colour import (
+from genssl.data.augment.color import (
     BRIGHTNESS,
     CONTRAST,
     HUE,

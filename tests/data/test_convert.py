@@ -16,13 +16,13 @@ import pytest
 import torch
 
 from genssl.data import cache as keeping
-from genssl.data import convert as module
-from genssl.data import journal, stream
+from genssl.data import image_folder as module
+from genssl.data import writer
 from genssl.data.cache import write_split
-from genssl.data.convert import Conversion, convert
 from genssl.data.decode import Bytes, decode
-from genssl.data.journal import Journal
+from genssl.data.image_folder import Conversion, convert
 from genssl.data.split import Split
+from genssl.data.writer import Journal
 from genssl.errors import UserError
 from genssl.files import read_tensors, tensor_digest
 
@@ -44,7 +44,7 @@ def pictures(picture: Picture) -> dict[str, bytes]:
 
 @pytest.fixture(autouse=True)
 def batches_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "BATCH", 2)
+    monkeypatch.setattr(writer, "BATCH", 2)
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def interrupted(path: Path, folder: Path, k: int, *, skip_bad: bool = False) -> 
 def test_a_conversion_gives_what_a_written_split_is(
     kind: str, tmp_path: Path, put: Put, pictures: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "PIECE", 500)  # two images
+    monkeypatch.setattr(writer, "PIECE", 500)  # two images
     path = put(tmp_path / kind, pictures)
     found = run(path, tmp_path / "to")
     assert is_right(tmp_path / "to", pictures, path)
@@ -200,8 +200,8 @@ def test_pixels_are_on_disk_before_their_names(
 
 
 def test_a_batch_is_bounded_in_bytes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "BATCH", 4096)
-    monkeypatch.setattr(journal, "BATCH_BYTES", 3 * 192)
+    monkeypatch.setattr(writer, "BATCH", 4096)
+    monkeypatch.setattr(writer, "BATCH_BYTES", 3 * 192)
     with Journal(tmp_path, "key", 8) as written:
         for i in range(4):
             written.append(f"{i}.png", np.zeros((8, 8, 3), np.uint8))
@@ -515,7 +515,7 @@ def test_progress_goes_on_where_it_stood(
     path, folder = put(tmp_path / "set.zip", pictures), tmp_path / "to"
     monkeypatch.setattr(module, "PERIOD", 4)
     monkeypatch.setattr(module, "PIECE", 0)
-    monkeypatch.setattr(stream, "PIECE", 4 * 192)
+    monkeypatch.setattr(writer, "PIECE", 4 * 192)
     interrupted(path, folder, 6)
     told: Told = []
     run(path, folder, told)
@@ -538,7 +538,7 @@ def watch():
         time.sleep(0.005)
 
 import torch
-from genssl.data.convert import Conversion, convert
+from genssl.data.image_folder import Conversion, convert
 torch.set_num_threads(1)
 peak = start = anonymous()
 threading.Thread(target=watch, daemon=True).start()

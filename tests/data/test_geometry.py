@@ -6,7 +6,7 @@ from scipy.stats import ks_2samp
 from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 
-from genssl.data.geometry import CROP_CHANCES, RATIO, crop_boxes, interpolation, resized_crop
+from genssl.data.augment.geometry import CROP_CHANCES, RATIO, crop_boxes, interpolation, resized_crop
 from genssl.runtime import generator, uniform
 
 SIZES = [(32, 32), (24, 40), (8, 9)]

@@ -4,18 +4,18 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from genssl.data import glyphs
-from genssl.data.dice import Dice
+from genssl.data.synthetic import glyphs
+from genssl.data.synthetic.rng import Draws
 
 
 def numbers(count: int) -> glyphs.Numbers:
-    return glyphs.draw_numbers(Dice(count, torch.Generator().manual_seed(0)))
+    return glyphs.draw_numbers(Draws(count, torch.Generator().manual_seed(0)))
 
 
 def test_choice_follows_the_weights() -> None:
     """Counts are binomial: within 5 sigma; a weight of nothing is never drawn."""
     n, weights = 20_000, (1.0, 0.0, 3.0, 4.0)
-    counts = torch.bincount(Dice(n, torch.Generator().manual_seed(0)).choice(weights), minlength=4)
+    counts = torch.bincount(Draws(n, torch.Generator().manual_seed(0)).choice(weights), minlength=4)
     for count, weight in zip(counts.tolist(), weights, strict=True):
         p = weight / 8
         assert abs(count - n * p) <= 5 * math.sqrt(n * p * (1 - p))

@@ -1,6 +1,6 @@
 import pytest
 
-from genssl.data.layout import lay_out, natural
+from genssl.data.image_folder import lay_out, natural
 
 
 def test_numbers_are_ordered_by_value_and_words_by_letter() -> None:

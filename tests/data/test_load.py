@@ -9,12 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
+from genssl.data import cache as cache_module
 from genssl.data import load as module
-from genssl.data import official, stream, synthetic
+from genssl.data import torchvision_sets, writer
 from genssl.data.cache import split_path, write_split
 from genssl.data.catalogue import catalogue
 from genssl.data.load import load
 from genssl.data.split import Split
+from genssl.data.synthetic import render
 from genssl.errors import UserError
 
 RANDOM = torch.Generator().manual_seed(0)
@@ -47,7 +49,7 @@ def renderings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
         masks = torch.ones(2, image_size, image_size, dtype=torch.uint8)
         return Split(images, torch.tensor([3, 4]), tuple("0123456789"), "synthetic", part, "d", masks)
 
-    monkeypatch.setattr(synthetic, "make", make)
+    monkeypatch.setattr(render, "make", make)
     return calls
 
 
@@ -131,11 +133,11 @@ def test_many_images_are_resized_piece_by_piece(
     source = Split(images, torch.arange(25) % 10, tuple("0123456789"), "svhn", "train", "d")
     write_split(split_path("svhn-32", "train"), source)
     expected = torch.nn.functional.interpolate(images, (20, 20), mode="bicubic", antialias=True)
-    monkeypatch.setattr(stream, "PIECE", 7 * 3 * 20 * 20)
+    monkeypatch.setattr(writer, "PIECE", 7 * 3 * 20 * 20)
     monkeypatch.setattr(module, "CHUNK", 4)
     kept = load("svhn", "train", image_size=20)
     split_path("svhn-20", "train").unlink()
-    monkeypatch.setattr(stream, "atomic", no_space)
+    monkeypatch.setattr(cache_module, "atomic", no_space)
     unkept = load("svhn", "train", image_size=20)
     assert len(recwarn) == 1
     for found in (kept, unkept):
@@ -159,7 +161,7 @@ def test_rendered_digits_are_kept_with_their_masks(renderings: list[tuple[str, i
 
 
 def test_the_renderer_takes_what_it_is_given() -> None:
-    given = inspect.signature(synthetic.make).bind("test", 0, 16, progress=None)
+    given = inspect.signature(render.make).bind("test", 0, 16, progress=None)
     assert given.arguments == {"part": "test", "seed": 0, "image_size": 16, "progress": None}
 
 
@@ -172,7 +174,7 @@ def test_the_catalogue_of_an_empty_cache() -> None:
         ("synthetic", False, 24_000, 0),
     ]
     assert all(entry.what for entry in entries)
-    assert entries[3].images == synthetic.TRAIN_IMAGES + synthetic.TEST_IMAGES
+    assert entries[3].images == render.TRAIN_IMAGES + render.TEST_IMAGES
 
 
 def test_the_catalogue_says_what_is_prepared(
@@ -203,7 +205,7 @@ def test_half_of_a_data_set_is_not_prepared(svhn: Split) -> None:
 
 
 def test_what_is_known_can_be_read() -> None:
-    assert set(official.READERS) | {official.EXTRA, "synthetic"} == set(module.KNOWN)
+    assert set(torchvision_sets.READERS) | {torchvision_sets.EXTRA, "synthetic"} == set(module.SOURCES)
 
 
 def test_a_jpeg_folder_is_what_pillow_reads(tmp_path: Path) -> None:

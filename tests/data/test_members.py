@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from genssl.data import members as module
-from genssl.data.members import BadFile, clean, count, members
+from genssl.data import archive as module
+from genssl.data.archive import BadFile, clean, count, members
 from genssl.errors import UserError
 
 Put = Callable[[Path, dict[str, bytes]], Path]

@@ -20,19 +20,19 @@ from torchvision.datasets import CIFAR10, SVHN
 from torchvision.datasets import utils as torchvision_utils
 
 from genssl.data import cache as cache_module
-from genssl.data import official, official_files, stream
+from genssl.data import torchvision_sets, writer
 from genssl.data.cache import split_path
-from genssl.data.known import short_name
 from genssl.data.load import load
+from genssl.data.registry import short_name
 from genssl.data.split import Split
-from genssl.data.stream import Lazy
+from genssl.data.writer import LazyTensor
 from genssl.errors import UserError
 from genssl.files import tensor_digest
 
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.integers(0, 256, (19, 3, 32, 32), np.uint8)
 LABELS = np.array([10, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 3, 10, 7, 10, 9, 1, 2])
-REQUIRE_ANSWER = official.require_answer
+REQUIRE_ANSWER = torchvision_sets.require_answer
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
@@ -52,7 +52,7 @@ class ShutNetwork:
 @pytest.fixture(autouse=True)
 def network(monkeypatch: pytest.MonkeyPatch) -> ShutNetwork:
     network = ShutNetwork()
-    monkeypatch.setattr(official, "require_answer", network)
+    monkeypatch.setattr(torchvision_sets, "require_answer", network)
     monkeypatch.setattr(torchvision_utils, "_get_redirect_url", network)
     return network
 
@@ -60,7 +60,7 @@ def network(monkeypatch: pytest.MonkeyPatch) -> ShutNetwork:
 @pytest.fixture
 def open_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """The server answers; what torchvision then gets from it is up to the test."""
-    monkeypatch.setattr(official, "require_answer", lambda url: None)
+    monkeypatch.setattr(torchvision_sets, "require_answer", lambda url: None)
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def test_the_extra_digits_follow_those_of_train(part: Any, rows: list[int], netw
 @pytest.mark.usefixtures("svhn")
 @pytest.mark.parametrize("images", [1, 3, 5, 8, 100])
 def test_any_piece_of_joined_arrays_is_the_same(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "PIECE", images * 3 * 32 * 32)
+    monkeypatch.setattr(writer, "PIECE", images * 3 * 32 * 32)
     found = load("svhn-extra", "train").images
     assert np.array_equal(found.numpy(), IMAGES[[*range(8), *range(12, 19)]])
 
@@ -173,7 +173,7 @@ def test_where_nothing_can_be_kept_it_is_read_into_memory(name: str, monkeypatch
     def full(*_: object) -> NoReturn:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(stream, "atomic", full)
+    monkeypatch.setattr(cache_module, "atomic", full)
     with pytest.warns(UserWarning, match="cannot write to the cache"):
         found = load(name, "train")
     assert found.images.is_contiguous()
@@ -206,8 +206,8 @@ def test_images_lie_in_the_order_of_their_shape(svhn: Path, cifar: Path) -> None
 
 def test_torchvision_s_arrays_are_not_copied_as_a_whole(svhn: Path, cifar: Path) -> None:
     for name in ("svhn", "svhn-extra", "cifar10"):
-        tensors, _ = official.read(name, "train", svhn)
-        assert isinstance(tensors["images"], Lazy)
+        tensors, _ = torchvision_sets.read_official(name, "train", svhn)
+        assert isinstance(tensors["images"], LazyTensor)
         assert tensors["images"].rows(slice(2, 5)).is_contiguous()
 
 
@@ -227,7 +227,7 @@ def test_cifar10_is_read(part: Any, rows: slice, network: ShutNetwork) -> None:
 @pytest.mark.parametrize("name", ["svhn", "svhn-extra", "cifar10"])
 def test_it_is_converted_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load(name, "train")
-    monkeypatch.setattr(official, "READERS", {})
+    monkeypatch.setattr(torchvision_sets, "READERS", {})
     second = load(name, "train")
     assert first.digest == second.digest
     assert np.array_equal(first.images, second.images)
@@ -271,7 +271,7 @@ def test_without_network_all_files_are_named(
 
 def test_the_official_addresses_and_checksums_are_complete() -> None:
     for name, count in (("svhn", 2), ("svhn-extra", 3), ("cifar10", 1)):
-        files = official_files.official_files(name)
+        files = torchvision_sets.official_files(name)
         assert len(files) == count
         for file in files:
             assert file.url.startswith("http")
@@ -377,7 +377,7 @@ def test_the_network_has_a_timeout_for_so_long(network: ShutNetwork) -> None:
     socket.setdefaulttimeout(None)
     with pytest.raises(UserError):
         load("svhn", "train")
-    assert network.timeouts == [official.TIMEOUT_SECONDS]
+    assert network.timeouts == [torchvision_sets.TIMEOUT_SECONDS]
     assert socket.getdefaulttimeout() is None
 
 
@@ -385,7 +385,7 @@ def test_a_full_disk_is_not_taken_for_the_network(monkeypatch: pytest.MonkeyPatc
     def full(*_: object) -> NoReturn:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setitem(official.READERS, "svhn", full)
+    monkeypatch.setitem(torchvision_sets.READERS, "svhn", full)
     with pytest.raises(UserError, match=r"cannot write to .*No space left.*GENSSL_CACHE"):
         load("svhn", "train")
 
@@ -401,16 +401,16 @@ def test_torchvision_still_checks_what_it_reads() -> None:
     """The names and tables that the tests above replace are the ones that torchvision has."""
     assert all(len(row[2]) == 32 for row in SVHN.split_list.values())
     assert len(CIFAR10.tgz_md5) == 32
-    assert torchvision.datasets.SVHN.split_list["train"][1] == official.file_of("svhn", "train")
-    assert torchvision.datasets.SVHN.split_list["test"][1] == official.file_of("svhn", "test")
-    assert torchvision.datasets.SVHN.split_list["extra"][1] == official.file_of("svhn", "extra")
-    assert torchvision.datasets.CIFAR10.filename == official.file_of("cifar10", "train")
+    assert torchvision.datasets.SVHN.split_list["train"][1] == torchvision_sets.file_of("svhn", "train")
+    assert torchvision.datasets.SVHN.split_list["test"][1] == torchvision_sets.file_of("svhn", "test")
+    assert torchvision.datasets.SVHN.split_list["extra"][1] == torchvision_sets.file_of("svhn", "extra")
+    assert torchvision.datasets.CIFAR10.filename == torchvision_sets.file_of("cifar10", "train")
 
 
 def test_the_page_on_data_has_the_addresses_and_checksums() -> None:
     page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
     for name in ("svhn-extra", "cifar10"):
-        for file in official_files.official_files(name):
+        for file in torchvision_sets.official_files(name):
             assert f"`{file.name}` | {file.url} | `{file.md5}` |" in page
 
 
@@ -446,7 +446,7 @@ def test_any_answer_of_a_server_will_do(server: str, path: str) -> None:
 
 
 def test_a_silent_server_is_not_waited_for(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(official, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(torchvision_sets, "ANSWER_SECONDS", 0.2)
     with pytest.raises(OSError, match=r"timed out|no answer within 0\.2 s"):
         REQUIRE_ANSWER(f"{server}/silence")
 
@@ -454,7 +454,7 @@ def test_a_silent_server_is_not_waited_for(server: str, monkeypatch: pytest.Monk
 def test_a_slow_look_up_of_a_name_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     done = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: done.wait(60))
-    monkeypatch.setattr(official, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(torchvision_sets, "ANSWER_SECONDS", 0.2)
     start = time.monotonic()
     with pytest.raises(TimeoutError, match=r"no answer within 0\.2 s"):
         REQUIRE_ANSWER("http://nowhere.invalid/file")
@@ -580,7 +580,7 @@ def test_a_pickle_in_a_file_by_path_is_not_read_before_its_checksum(
     with pytest.raises(UserError, match="is not the official file"):
         load(str(archive), "train")
     # The file is exchanged between the check and the reading
-    monkeypatch.setattr(official_files, "check_copies", lambda *_: copies)
+    monkeypatch.setattr(torchvision_sets, "check_copies", lambda *_: copies)
     with pytest.raises(UserError, match="is not the official file"):
         load(str(archive), "train")
     # ... and again: what is unpacked is checked, too

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from genssl.data import convert, paths
-from genssl.data import rows as selecting
-from genssl.data.cache import recall
+from genssl.data import image_folder
+from genssl.data import subset as selecting
+from genssl.data.cache import load_or_build
 from genssl.data.decode import Bytes, decode
 from genssl.data.load import load
 from genssl.data.split import Split
@@ -76,14 +76,14 @@ def test_images_alone_have_no_labels(tmp_path: Path, put: Put, picture: Picture)
 @pytest.mark.parametrize(("n", "test"), [(2, 1), (10, 1), (19, 2), (1000, 100)])
 def test_a_tenth_is_held_out(n: int, test: int) -> None:
     everything = Split(torch.zeros(n, 3, 1, 1, dtype=torch.uint8), None, (), "a", "all", "d")
-    assert len(paths.hold_out(everything, "test", 0)) == test
-    assert len(paths.hold_out(everything, "train", 0)) == n - test
+    assert len(image_folder.hold_out(everything, "test", 0)) == test
+    assert len(image_folder.hold_out(everything, "train", 0)) == n - test
 
 
 def test_what_is_held_out_keeps_its_order() -> None:
     images = torch.arange(200, dtype=torch.uint8).view(200, 1, 1, 1).expand(200, 3, 1, 1)
     everything = Split(images, None, (), "a", "all", "d")
-    rows = [paths.hold_out(everything, part, 0).images[:, 0, 0, 0] for part in ("train", "test")]
+    rows = [image_folder.hold_out(everything, part, 0).images[:, 0, 0, 0] for part in ("train", "test")]
     assert all(torch.equal(row, row.sort().values) for row in rows)
     assert torch.equal(torch.cat(rows).sort().values, images[:, 0, 0, 0])
 
@@ -98,7 +98,7 @@ def test_what_is_held_out_is_selected_and_named_by_the_seed(
     everything = Split(images, torch.arange(40) % 2, ("a", "b"), "some", "all", "digest")
     shuffled = torch.randperm(40, generator=generator(7, "hold out"))
     for part, chosen in (("test", shuffled[:4]), ("train", shuffled[4:])):
-        found, expected = paths.hold_out(everything, part, 7), everything.select(chosen.sort().values)
+        found, expected = image_folder.hold_out(everything, part, 7), everything.select(chosen.sort().values)
         assert torch.equal(found.images, expected.images)
         assert found.labels is not None
         assert expected.labels is not None
@@ -111,7 +111,7 @@ def test_what_is_held_out_is_selected_and_named_by_the_seed(
 @pytest.mark.parametrize("kind", ["set", "set.tar"])
 def test_the_key_is_a_hash_of_lines(kind: str, tmp_path: Path, put: Put, tree: dict[str, bytes]) -> None:
     path = put(tmp_path / kind, {name: data for name, data in tree.items() if data != b"x"})
-    place, key = paths.keys(path, 32, False)
+    place, key = image_folder.cache_keys(path, 32, False)
     if path.is_dir():
         files = sorted(file for file in path.rglob("*.png"))
         lines = [
@@ -137,11 +137,11 @@ def test_an_interrupted_reading_goes_on_under_its_key_alone(
         return decode(content, image_size)
 
     def recalled() -> Split | None:
-        place, key = paths.keys(path, 32, False)
-        build = partial(paths.read, path, 32, False, key=key)
-        return recall(key, ["train"], build, source=str(path), place=place)
+        place, key = image_folder.cache_keys(path, 32, False)
+        build = partial(image_folder.read, path, 32, False, key=key)
+        return load_or_build(key, ["train"], build, source=str(path), place=place)
 
-    monkeypatch.setattr(convert, "decode", stopping)
+    monkeypatch.setattr(image_folder, "decode", stopping)
     with pytest.raises(KeyboardInterrupt):
         recalled()
     assert len(list(cache.glob("*.pixels"))) == 1
@@ -149,7 +149,9 @@ def test_an_interrupted_reading_goes_on_under_its_key_alone(
     assert len(decoded) == 9
     assert not list(cache.glob("*.pixels"))
     assert found is not None
-    assert equal(found, paths.read(path, 32, False)["train"])  # without a key, which leaves nothing behind
+    assert equal(
+        found, image_folder.read(path, 32, False)["train"]
+    )  # without a key, which leaves nothing behind
     assert all(file.name.startswith("path-set-") for file in cache.iterdir())
 
 
@@ -164,7 +166,7 @@ def test_an_interrupted_load_goes_on(
         if done == 3 and told.count(3) == 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(convert, "PERIOD", 3)
+    monkeypatch.setattr(image_folder, "PERIOD", 3)
     with pytest.raises(KeyboardInterrupt):
         load(str(path), "train", progress=stopping)
     load(str(path), "train", progress=stopping)
@@ -240,10 +242,10 @@ def test_all_sizes_and_modes_become_one_tensor(tmp_path: Path, put: Put, picture
 
 def built(path: Path, monkeypatch: pytest.MonkeyPatch, **options: object) -> bool:
     calls = []
-    read = paths.read
-    monkeypatch.setattr(paths, "read", lambda *a, **k: calls.append(1) or read(*a, **k))
+    read = image_folder.read
+    monkeypatch.setattr(image_folder, "read", lambda *a, **k: calls.append(1) or read(*a, **k))
     load(str(path), "train", **options)  # type: ignore[arg-type]
-    monkeypatch.setattr(paths, "read", read)
+    monkeypatch.setattr(image_folder, "read", read)
     return bool(calls)
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as peer
 
-from genssl.data import randaugment as ours
-from genssl.data.randaugment import randaugment
+from genssl.data.augment import randaugment as ours
+from genssl.data.augment.randaugment import randaugment
 from genssl.runtime import generator, uniform
 
 BILINEAR = InterpolationMode.BILINEAR

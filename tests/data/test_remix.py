@@ -7,14 +7,15 @@ import pytest
 import torch
 
 from genssl import runs
-from genssl.commands.housekeeping import data_fetch
+from genssl.commands.runs import data_fetch
 from genssl.config import VAEConfig
-from genssl.data import rows, synthetic
+from genssl.data import subset
 from genssl.data.cache import split_path, write_split
-from genssl.data.known import is_remix, remixed_name, short_name, source_of
 from genssl.data.load import load
-from genssl.data.remix import remix
+from genssl.data.registry import base_name, is_remix, remix_name, short_name
 from genssl.data.split import Split
+from genssl.data.subset import remix
+from genssl.data.synthetic import render
 from genssl.errors import UserError
 
 RANDOM = np.random.default_rng(0)
@@ -126,7 +127,7 @@ def test_a_digest_says_sources_and_part() -> None:
 
 def test_a_large_remix_is_the_same(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     small = remixed()
-    monkeypatch.setattr(rows, "LARGE", 100)
+    monkeypatch.setattr(subset, "LARGE", 100)
     for one, other in zip(small, remixed(), strict=True):
         assert torch.equal(one.images, other.images)
         assert np.array_equal(labels_of(one), labels_of(other))
@@ -164,8 +165,8 @@ def test_names(
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     assert is_remix(data) == (source != data)
-    assert source_of(data) == source
-    assert remixed_name(data) == remixed_name(remixed_name(data)) == name
+    assert base_name(data) == source
+    assert remix_name(data) == remix_name(remix_name(data)) == name
     assert short_name(data) == short
 
 
@@ -176,8 +177,8 @@ def test_a_folder_that_is_called_so_is_no_remix_and_has_one(
     (tmp_path / "svhn-remix").mkdir()
     monkeypatch.chdir(tmp_path)
     assert not is_remix("photos-remix")
-    assert remixed_name("photos-remix") == "photos-remix-remix"
-    assert source_of("photos-remix-remix") == "photos-remix"
+    assert remix_name("photos-remix") == "photos-remix-remix"
+    assert base_name("photos-remix-remix") == "photos-remix"
     assert is_remix("svhn-remix")  # a name goes before a folder, as svhn does
     assert not is_remix("./svhn-remix")
 
@@ -216,7 +217,7 @@ def test_rendered_digits_keep_their_masks(monkeypatch: pytest.MonkeyPatch) -> No
     def make(part: str, *_: object, **__: object) -> Split:
         return {"train": TRAIN, "test": TEST}[part]
 
-    monkeypatch.setattr(synthetic, "make", make)
+    monkeypatch.setattr(render, "make", make)
     found = load("synthetic-remix", "test", image_size=4)
     assert found.masks is not None
     assert torch.equal(found.masks, found.images[:, 0])

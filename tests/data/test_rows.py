@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from genssl.data import cache as keeping
-from genssl.data import rows as module
-from genssl.data import stream
-from genssl.data.rows import limited, select_rows
+from genssl.data import subset as module
+from genssl.data import writer
 from genssl.data.split import Split
+from genssl.data.subset import limit_split, select_rows
 
 RANDOM = torch.Generator().manual_seed(0)
 
@@ -52,7 +52,7 @@ def select(sources: Sequence[Split], rows: Tensor) -> Split:
 def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "file":
         monkeypatch.setattr(module, "LARGE", 0)
-        monkeypatch.setattr(stream, "PIECE", 100)  # two images
+        monkeypatch.setattr(writer, "PIECE", 100)  # two images
     return str(request.param)
 
 
@@ -117,9 +117,9 @@ def test_a_large_result_is_written_once_and_memory_mapped(
 
 def test_progress_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LARGE", 0)
-    monkeypatch.setattr(stream, "PIECE", 2 * 48)
+    monkeypatch.setattr(writer, "PIECE", 2 * 48)
     told: list[tuple[str, int, int | None]] = []
-    limited(split(5), 3, 0, lambda *what: told.append(what))
+    limit_split(split(5), 3, 0, lambda *what: told.append(what))
     assert told == [("writing some to the cache", 2, 3), ("writing some to the cache", 3, 3)]
 
 
@@ -148,4 +148,4 @@ def test_a_full_disk_is_told_of_and_done_without(cache: Path, monkeypatch: pytes
 @pytest.mark.parametrize("limit", [None, 1, 7, 12, 100])
 def test_limited_is_take(limit: int | None, place: str) -> None:
     whole = split(12)
-    assert same(limited(whole, limit, 3), whole.take(limit, 3))
+    assert same(limit_split(whole, limit, 3), whole.take(limit, 3))

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from genssl.data import stream as module
-from genssl.data.stream import Lazy, lazy, telling, write_lazy
+from genssl.data import cache as module
+from genssl.data.writer import LazyTensor, as_lazy, with_progress, write_lazy
 from genssl.files import read_tensors, tensor_digest
 
 RANDOM = torch.Generator().manual_seed(0)
@@ -34,7 +34,7 @@ def test_a_file_is_what_safetensors_writes(
 ) -> None:
     monkeypatch.setattr(module, "PIECE", piece)
     tensors = {name: TENSORS[name] for name in names}
-    lazies = {name: lazy(tensor) for name, tensor in reversed(tensors.items())}  # in no order
+    lazies = {name: as_lazy(tensor) for name, tensor in reversed(tensors.items())}  # in no order
     digest = write_lazy(tmp_path / "a", lazies, words)
     assert digest == tensor_digest(tensors)
     save_file(tensors, tmp_path / "b", words(digest))
@@ -49,20 +49,20 @@ def test_a_file_is_what_safetensors_writes(
 
 def test_the_header_is_aligned(tmp_path: Path) -> None:
     for length in range(9):
-        write_lazy(tmp_path / "a", {"images": lazy(IMAGES)}, lambda _, n=length: {"name": "x" * n})
+        write_lazy(tmp_path / "a", {"images": as_lazy(IMAGES)}, lambda _, n=length: {"name": "x" * n})
         assert header(tmp_path / "a")[1] % 8 == 0
 
 
 def test_strides_are_of_no_matter(tmp_path: Path) -> None:
     turned = IMAGES.permute(0, 1, 3, 2)
-    write_lazy(tmp_path / "a", {"images": lazy(turned)}, words)
+    write_lazy(tmp_path / "a", {"images": as_lazy(turned)}, words)
     assert torch.equal(load_file(tmp_path / "a")["images"], turned)
 
 
 def test_no_more_than_a_piece_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PIECE", 3 * 60)
     asked = []
-    tensor = Lazy((11, 3, 4, 5), torch.uint8, lambda rows: asked.append(rows) or IMAGES[rows])
+    tensor = LazyTensor((11, 3, 4, 5), torch.uint8, lambda rows: asked.append(rows) or IMAGES[rows])
     write_lazy(tmp_path / "a", {"images": tensor}, words)
     assert asked == [slice(0, 3), slice(3, 6), slice(6, 9), slice(9, 11)]
 
@@ -70,7 +70,7 @@ def test_no_more_than_a_piece_is_asked_for(tmp_path: Path, monkeypatch: pytest.M
 def test_it_is_told_how_many_rows_were_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PIECE", 4 * 60)
     told: list[int] = []
-    write_lazy(tmp_path / "a", {"images": telling(lazy(IMAGES), told.append)}, words)
+    write_lazy(tmp_path / "a", {"images": with_progress(as_lazy(IMAGES), told.append)}, words)
     assert told == [4, 8, 11]
     assert torch.equal(load_file(tmp_path / "a")["images"], IMAGES)
 
@@ -79,7 +79,7 @@ def test_it_is_told_how_many_rows_were_made(tmp_path: Path, monkeypatch: pytest.
     "change", [lambda rows: rows[1:], lambda rows: rows.long(), lambda rows: rows[:, :, :, 1:]]
 )
 def test_other_rows_than_announced_are_refused(change: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
-    whole = lazy(IMAGES)
+    whole = as_lazy(IMAGES)
     with pytest.raises(ValueError, match="do not fit"):
         write_lazy(tmp_path / "a", {"images": replace(whole, rows=lambda r: change(IMAGES[r]))}, words)
     assert not list(tmp_path.iterdir())

@@ -8,19 +8,19 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from genssl.data import synthetic
 from genssl.data.split import Split
+from genssl.data.synthetic import render
 from genssl.errors import UserError
 
 
 @pytest.fixture(scope="module")
 def train() -> Split:
-    return synthetic.make("train", count=2000)
+    return render.make("train", count=2000)
 
 
 @pytest.fixture(scope="module")
 def test() -> Split:
-    return synthetic.make("test", count=300)
+    return render.make("test", count=300)
 
 
 def test_the_split_says_what_it_is(train: Split) -> None:
@@ -33,13 +33,13 @@ def test_the_split_says_what_it_is(train: Split) -> None:
 
 
 def test_same_arguments_same_bytes(test: Split) -> None:
-    again = synthetic.make("test", count=300)
+    again = render.make("test", count=300)
     assert again.digest == test.digest
     assert torch.equal(again.images, test.images)
 
 
 def test_an_image_does_not_depend_on_the_count(test: Split) -> None:
-    few = synthetic.make("test", count=7)
+    few = render.make("test", count=7)
     assert torch.equal(few.images, test.images[:7])
     assert torch.equal(few.labels, test.labels[:7])
     assert torch.equal(few.masks, test.masks[:7])
@@ -47,7 +47,7 @@ def test_an_image_does_not_depend_on_the_count(test: Split) -> None:
 
 
 def test_parts_seeds_and_chunks_share_no_image(train: Split, test: Split) -> None:
-    other_seed = synthetic.make("train", seed=1, count=300)
+    other_seed = render.make("train", seed=1, count=300)
     images = torch.cat([train.images, test.images, other_seed.images]).flatten(1)
     assert len(images.unique(dim=0)) == len(images)
 
@@ -112,7 +112,7 @@ def test_light_digits_and_dark_digits_are_as_frequent(train: Split) -> None:
 
 @pytest.mark.parametrize("size", [16, 30, 48])
 def test_other_sizes_show_the_same_numbers(size: int, test: Split) -> None:
-    other = synthetic.make("test", image_size=size, count=20)
+    other = render.make("test", image_size=size, count=20)
     assert other.images.shape == (20, 3, size, size)
     assert torch.equal(other.labels, test.labels[:20])
     small = F.interpolate(other.masks[:, None].float(), size=32)[:, 0]  # nearest
@@ -121,7 +121,7 @@ def test_other_sizes_show_the_same_numbers(size: int, test: Split) -> None:
 
 def test_global_generators_are_left_alone() -> None:
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
-    synthetic.make("train", count=3)
+    render.make("train", count=3)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert random.getstate() == before[1]
     assert (np.random.get_state()[1] == before[2]).all()
@@ -129,11 +129,11 @@ def test_global_generators_are_left_alone() -> None:
 
 def test_progress_ends_at_the_count() -> None:
     calls: list[tuple[int, int]] = []
-    synthetic.make("test", count=260, progress=lambda done, total: calls.append((done, total)))
+    render.make("test", count=260, progress=lambda done, total: calls.append((done, total)))
     assert calls == [(250, 260), (260, 260)]
 
 
 @pytest.mark.parametrize(("count", "size"), [(0, 32), (-1, 32), (5, 15)])
 def test_nothing_to_render_is_refused(count: int, size: int) -> None:
     with pytest.raises(UserError, match="ask for"):
-        synthetic.make("train", count=count, image_size=size)
+        render.make("train", count=count, image_size=size)

@@ -10,9 +10,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as peer
 
 from genssl.config import DSSLConfig, SimSiamConfig, VAEConfig
-from genssl.data import colour, randaugment
-from genssl.data.augment import choose_views
-from genssl.data.geometry import crop_boxes
+from genssl.data.augment import color, randaugment
+from genssl.data.augment.geometry import crop_boxes
+from genssl.data.augment.views import choose_views
 from genssl.errors import UserError
 from genssl.pixels import to_bytes, to_model
 from genssl.runtime import generator, generators
@@ -153,7 +153,7 @@ def test_everything_off_is_the_image_itself() -> None:
 def test_each_operation_is_as_frequent_as_asked(
     change: dict[str, Any], probability: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(colour, "SIGMAS", (1.0, 2.0))  # the narrowest blurs cannot be seen
+    monkeypatch.setattr(color, "SIGMAS", (1.0, 2.0))  # the narrowest blurs cannot be seen
     n = 1000
     images = photos(1, 8, 8).expand(n, -1, -1, -1)
     views = views_of(SimSiamConfig(**OFF | change), images)

@@ -11,12 +11,12 @@ from genssl.config import DDPMConfig, VAEConfig
 from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.eval.bits_per_dim import Strata, bits_per_dim
-from genssl.eval.outcome import Outcome
-from genssl.models.bound import decoder_std
+from genssl.eval.result import EvalResult
 from genssl.models.build import build
 from genssl.models.ddpm import DDPM
 from genssl.models.diffusion import NoiseSchedule, extract, linear_schedule, predict_x_start
 from genssl.models.method import Method
+from genssl.models.vlb import decoder_std
 from genssl.pixels import to_model
 from genssl.runtime import generator
 
@@ -53,7 +53,7 @@ def split(n: int, *, noisy: bool = False, size: int = 8) -> Split:
     return Split(images, None, (), "noise", "test", "0")
 
 
-def run(method: Method, data: Split, t_samples: int | None = None, **changes: int) -> Outcome:
+def run(method: Method, data: Split, t_samples: int | None = None, **changes: int) -> EvalResult:
     settings = {"seed": 0, "batch_size": 16} | changes
     return bits_per_dim(method, data, t_samples=t_samples, tick=lambda *_: None, **settings)
 

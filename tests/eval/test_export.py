@@ -9,7 +9,7 @@ from torchvision.models import resnet18
 
 from genssl import files
 from genssl.errors import UserError
-from genssl.eval.export import torchvision_code, torchvision_interface, torchvision_state
+from genssl.export.torchvision import torchvision_code, torchvision_interface, torchvision_state
 from genssl.pixels import to_model
 
 from .exportable import awake, pixels

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from genssl.errors import UserError
-from genssl.eval import export_onnx
-from genssl.eval.export_onnx import check, choose, require_packages, to_onnx
+from genssl.export import onnx
+from genssl.export.onnx import check, choose, require_packages, to_onnx
 from genssl.models.ddpm import DDPM
 from genssl.models.method import Method
 from genssl.models.vae import VAE
@@ -26,7 +26,7 @@ def session(content: bytes) -> Any:
 
 
 def exported(method: Method, part: str | None) -> Any:
-    for package in export_onnx.PACKAGES:
+    for package in onnx.PACKAGES:
         pytest.importorskip(package)
     return session(to_onnx(choose(method, part)[1], {"run": "this one"}))
 
@@ -99,7 +99,7 @@ def test_what_is_not_used_is_not_exported() -> None:
     sizes = []
     for width in (8, 400):
         _, graph = choose(awake("simsiam", projector_hidden=width), None)
-        for package in export_onnx.PACKAGES:
+        for package in onnx.PACKAGES:
             pytest.importorskip(package)
         sizes.append(len(to_onnx(graph, {})))
     assert sizes[0] == sizes[1]
@@ -108,7 +108,7 @@ def test_what_is_not_used_is_not_exported() -> None:
 @pytest.mark.slow
 def test_the_check_sees_other_weights() -> None:
     method = awake("vae", image_size=16)
-    for package in export_onnx.PACKAGES:
+    for package in onnx.PACKAGES:
         pytest.importorskip(package)
     _, graph = choose(method, None)
     content = to_onnx(graph, {})
@@ -137,7 +137,7 @@ def test_a_part_that_is_not_there(method: str, part: str, known: str) -> None:
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
 def test_a_missing_package_is_named(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for other in export_onnx.PACKAGES:
+    for other in onnx.PACKAGES:
         monkeypatch.setitem(sys.modules, other, sys)  # there, whatever this machine has
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=rf"needs {package}; install it with: pip install 'genssl\[bench\]'"):

@@ -10,15 +10,14 @@ from genssl import files
 from genssl.data import cache
 from genssl.data.split import Split
 from genssl.errors import UserError
+from genssl.eval import feature_cache as kept
 from genssl.eval import fidelity as evaluation
-from genssl.eval import real_features as kept
-from genssl.eval.fidelity_numbers import Group, Settings, interval, measured
-from genssl.eval.originals_picture import draw_originals
-from genssl.eval.outcome import Outcome
-from genssl.eval.real_features import PIXELS, Space, real_features
+from genssl.eval.feature_cache import PIXELS, FeatureSpace, cached_features
+from genssl.eval.fidelity import SampleSet, Settings, draw_nearest_training, interval, measure
+from genssl.eval.result import EvalResult
 from genssl.metrics.fidelity import frechet_distance, kernel_distance, prdc
-from genssl.metrics.originals import find_originals
-from genssl.metrics.sharpness import sharpness, variety
+from genssl.metrics.memorization import find_nearest_training
+from genssl.metrics.sharpness import diversity, sharpness
 from genssl.runtime import generator
 
 from .blobs import SIZE, Projection, reference, silent, split
@@ -32,21 +31,21 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GENSSL_CACHE", str(tmp_path))
 
 
-def space(method: Projection | None = None, digest: str = "weights") -> Space:
-    return Space("projection", (method or Projection()).features, digest)
+def space(method: Projection | None = None, digest: str = "weights") -> FeatureSpace:
+    return FeatureSpace("projection", (method or Projection()).features, digest)
 
 
-def evaluate(samples: Tensor, real: Split = TEST, train: Split | None = TRAIN, **changes: Any) -> Outcome:
+def evaluate(samples: Tensor, real: Split = TEST, train: Split | None = TRAIN, **changes: Any) -> EvalResult:
     options = {"space": space(), "settings": QUICK, **changes}
     return evaluation.fidelity(samples, real, train, options["space"], options["settings"], silent)
 
 
-def rows_of(outcome: Outcome) -> dict[str, dict[str, Any]]:
+def rows_of(outcome: EvalResult) -> dict[str, dict[str, Any]]:
     return {row["measure"]: row for row in outcome.values["measures"]}
 
 
-def group(split: Split) -> Group:
-    return Group(reference(Projection(), split).float(), sharpness(split.images))
+def group(split: Split) -> SampleSet:
+    return SampleSet(reference(Projection(), split).float(), sharpness(split.images))
 
 
 def test_numbers_are_those_of_the_measures() -> None:
@@ -66,9 +65,9 @@ def test_numbers_are_those_of_the_measures() -> None:
             "frechet_distance": frechet_distance(real, fake),
             "kernel_distance": kernel_distance(real, fake, 100, 20)[0],
             **prdc(real, fake, 3)._asdict(),
-            "authenticity": float(find_originals(features["train"], fake).authentic.double().mean()),
+            "authenticity": float(find_nearest_training(features["train"], fake).authentic.double().mean()),
             "sharpness": float(sharpness(images).mean()),
-            "variety": variety(fake),
+            "variety": diversity(fake),
         }
         found = {name: row[column] for name, row in rows_of(outcome).items()}
         assert found == pytest.approx(expected, rel=1e-4)
@@ -117,8 +116,8 @@ def test_an_interval_is_as_wide_as_new_images_would_make_it() -> None:
     # Of a mean the deviation over halves is that of the mean, sigma / sqrt(N); and the interval of a normal
     # number is 2 x 1.96 deviations wide. 400 halves give that to 5 %; the bound is four times as wide
     values = torch.randn(400, generator=generator(0, "test"))
-    whole = Group(torch.randn(400, 2, generator=generator(1, "test")), values)
-    found, _ = measured(whole, whole, Settings(neighbours=1, resamples=400), silent)
+    whole = SampleSet(torch.randn(400, 2, generator=generator(1, "test")), values)
+    found, _ = measure(whole, whole, Settings(neighbours=1, resamples=400), silent)
     number = found["sharpness"]
     assert number.low is not None
     assert number.high is not None
@@ -133,7 +132,7 @@ def test_an_interval_is_moved_to_its_number() -> None:
 
 
 def test_half_of_a_group_holds_no_image_twice() -> None:
-    whole = Group(torch.arange(9.0)[:, None], torch.arange(9.0), torch.arange(9) % 2 == 0)
+    whole = SampleSet(torch.arange(9.0)[:, None], torch.arange(9.0), torch.arange(9) % 2 == 0)
     part = whole.half(generator(0, "test"))
     assert len(part) == 4
     assert len(part.sharpness.unique()) == 4
@@ -169,28 +168,28 @@ def test_without_training_images() -> None:
 def test_real_features_are_made_once() -> None:
     method = Projection()
     own = space(method)
-    first = real_features(own, TEST, 32, silent)
+    first = cached_features(own, TEST, 32, silent)
     assert method.batches == [32, 32, 16]
-    assert torch.equal(real_features(own, TEST, 32, silent), first)
+    assert torch.equal(cached_features(own, TEST, 32, silent), first)
     assert len(method.batches) == 3
-    real_features(space(method, "other weights"), TEST, 32, silent)
-    real_features(own, TEST.take(40), 32, silent)
+    cached_features(space(method, "other weights"), TEST, 32, silent)
+    cached_features(own, TEST.take(40), 32, silent)
     assert len(method.batches) == 8
 
 
 def test_a_damaged_file_is_made_anew() -> None:
     own = space()
-    expected = real_features(own, TEST, 32, silent)
+    expected = cached_features(own, TEST, 32, silent)
     (file,) = cache.cache_folder().glob("features-*")
     file.write_bytes(file.read_bytes()[:-1] + b"\x55")
-    assert torch.equal(real_features(own, TEST, 32, silent), expected)
+    assert torch.equal(cached_features(own, TEST, 32, silent), expected)
     files.write_tensors(file, {"features": expected[1:]}, {})
-    assert torch.equal(real_features(own, TEST, 32, silent), expected)
+    assert torch.equal(cached_features(own, TEST, 32, silent), expected)
     assert torch.equal(files.read_tensors(file)[0]["features"], expected)
 
 
 def test_pixels_are_not_kept_and_a_full_disk_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    real_features(PIXELS, TEST, 32, silent)
+    cached_features(PIXELS, TEST, 32, silent)
     assert list(cache.cache_folder().glob("features-*")) == []
 
     def full(*_: object) -> None:
@@ -198,7 +197,7 @@ def test_pixels_are_not_kept_and_a_full_disk_is_a_warning(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(kept, "write_tensors", full)
     with pytest.warns(UserWarning, match="cannot keep features in .*No space left"):
-        assert len(real_features(space(), TEST, 32, silent)) == 80
+        assert len(cached_features(space(), TEST, 32, silent)) == 80
 
 
 def test_features_that_are_not_finite() -> None:
@@ -214,7 +213,7 @@ def test_the_picture_begins_with_the_closest_copies() -> None:
     train += torch.tensor([0, 60, 120, 180], dtype=torch.uint8).view(4, 1, 1, 1)
     samples = torch.stack([train[2] + 25, train[1]])  # the second is a copy
     features = (each.flatten(1).float() for each in (train, samples))
-    picture = draw_originals(samples, train, find_originals(*features))
+    picture = draw_nearest_training(samples, train, find_nearest_training(*features))
     assert picture.getpixel((40, 80)) == (60, 60, 60)  # the copy, and its original beside it
     assert picture.getpixel((126, 80)) == (60, 60, 60)
     assert picture.getpixel((10, 60)) == (200, 16, 46)  # framed red

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from genssl.config import DDPMConfig, VAEConfig
 from genssl.data.split import Split
 from genssl.errors import UserError
-from genssl.eval.interpolate import spherical_path
-from genssl.eval.interpolate_ddpm import _clipped, interpolate
-from genssl.eval.outcome import Outcome
+from genssl.eval.interpolate import _clipped, interpolate_through_noise, spherical_path
+from genssl.eval.result import EvalResult
 from genssl.figures import PADDING
 from genssl.models.build import build
 from genssl.models.ddpm import DDPM
@@ -55,15 +54,15 @@ def split(n: int = 6, size: int = SIDE) -> Split:
     return Split(to_bytes(x), None, (), "noise", "test", "0")
 
 
-def run(method: Method, data: Split, **changes: Any) -> Outcome:
+def run(method: Method, data: Split, **changes: Any) -> EvalResult:
     settings: dict[str, Any] = {
         "rows": 3, "steps": 5, "seed": 0, "batch_size": 64, "way": "ddim", "t_prime": None, "calls": 50,
         "tick": lambda *_: None,
     } | changes  # fmt: skip
-    return interpolate(method, data, **settings)
+    return interpolate_through_noise(method, data, **settings)
 
 
-def cells(outcome: Outcome, columns: int) -> Tensor:
+def cells(outcome: EvalResult, columns: int) -> Tensor:
     """The images of the picture, in the model's range: (rows, columns, 3, H, W)."""
     picture = outcome.figures["interpolations"]
     assert isinstance(picture, Image)

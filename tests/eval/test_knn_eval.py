@@ -9,8 +9,8 @@ from torch import Tensor
 
 from genssl.data.split import Split
 from genssl.errors import UserError
-from genssl.eval import class_figures, knn_eval
-from genssl.eval.outcome import Outcome
+from genssl.eval import figures, knn_eval
+from genssl.eval.result import EvalResult
 from genssl.models.build import build
 from genssl.pixels import to_model
 from genssl.runtime import generator
@@ -22,7 +22,7 @@ TRAIN, TEST = split("train", 300), split("test", 120)
 
 def evaluate(
     method: Projection | None = None, train: Split = TRAIN, test: Split = TEST, **changes: Any
-) -> Outcome:
+) -> EvalResult:
     options = {"k": 20, "batch_size": 64, "tick": silent, **changes}
     return knn_eval.knn_eval(method or Projection(), train, test, **options)
 
@@ -106,10 +106,10 @@ def test_nearest_are_the_nearest_in_their_order(monkeypatch: pytest.MonkeyPatch)
 def test_neighbours_are_framed_by_class() -> None:
     images = torch.full((2, 3, 8, 8), 200, dtype=torch.uint8)
     near = images[:, None].expand(2, 3, 3, 8, 8)
-    sheet = class_figures.draw_neighbours(images, ["a", "b"], near, [["a", "b", "a"], ["a", "a", "b"]])
+    sheet = figures.draw_neighbours(images, ["a", "b"], near, [["a", "b", "a"], ["a", "a", "b"]])
     colours = torch.from_numpy(np.array(sheet))
-    side = class_figures.SIDE + 2 * class_figures.BORDER
-    frame = side**2 - class_figures.SIDE**2
+    side = figures.SIDE + 2 * figures.BORDER
+    frame = side**2 - figures.SIDE**2
     red, green = (
         int((colours == torch.tensor(colour)).all(2).sum())
         for colour in ((0xC8, 0x10, 0x2E), (0x3A, 0x7D, 0x44))
@@ -120,17 +120,17 @@ def test_neighbours_are_framed_by_class() -> None:
 
 def test_the_first_image_of_each_class_is_shown() -> None:
     labels = torch.tensor([2, 2, 0, 5, 0, 5])
-    assert class_figures.one_of_each(labels, 10).tolist() == [2, 0, 3]
-    assert class_figures.one_of_each(labels, 2).tolist() == [2, 0]
+    assert figures.one_of_each(labels, 10).tolist() == [2, 0, 3]
+    assert figures.one_of_each(labels, 2).tolist() == [2, 0]
 
 
 def test_a_long_name_is_cut_and_many_classes_bear_no_numbers() -> None:
     names = [f"a name of many letters {place}" for place in range(25)]
-    figure = class_figures.draw_confusion(torch.eye(25).long(), names, "")
+    figure = figures.draw_confusion(torch.eye(25).long(), names, "")
     assert not figure.axes[0].texts
-    assert len(class_figures.draw_confusion(torch.eye(3).long(), names[:3], "").axes[0].texts) == 9
+    assert len(figures.draw_confusion(torch.eye(3).long(), names[:3], "").axes[0].texts) == 9
     image = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
-    class_figures.draw_neighbours(image, names[:1], image[None], [names[:1]])
+    figures.draw_neighbours(image, names[:1], image[None], [names[:1]])
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from genssl.config import SimSiamConfig
 from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.eval.linear_eval import cropped, linear_eval, may_mirror, records
-from genssl.eval.outcome import Outcome
-from genssl.eval.probe import Probe, ProbeSettings, linear_probe
+from genssl.eval.result import EvalResult
+from genssl.metrics.linear_probe import ProbeResult, ProbeSettings, linear_probe
 
 from .blobs import CLASSES, SIZE, Projection, reference, silent, split, unlabelled
 
@@ -20,7 +20,7 @@ SETTINGS = ProbeSettings(epochs=12, batch_size=64)
 
 def evaluate(
     method: Projection | None = None, train: Split = TRAIN, test: Split = TEST, **changes: Any
-) -> tuple[Outcome, Probe]:
+) -> tuple[EvalResult, ProbeResult]:
     options = {"batch_size": 64, "tick": silent, **changes}
     return linear_eval(method or Projection(), train, test, SETTINGS, **options)
 

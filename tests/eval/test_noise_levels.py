@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from genssl import figures, files
+from genssl.commands.generate import parse_levels
 from genssl.config import DDPMConfig, VAEConfig
 from genssl.data.split import Split
 from genssl.errors import UserError
-from genssl.eval.levels import parse_levels
-from genssl.eval.noise_judge import pixels, prepare
-from genssl.eval.noise_levels import Reverse, Trail, reconstruct_from
-from genssl.eval.noise_sweep import network_calls, sweep
+from genssl.eval.noise_sweep import make_retrieval, network_calls, pixels, sweep
+from genssl.eval.reconstruct import Reverse, Trail, reconstruct_from
 from genssl.models.build import build
 from genssl.models.ddpm import DDPM
 from genssl.models.diffusion import NoiseSchedule, linear_schedule
@@ -223,7 +222,7 @@ def test_classes_are_the_labels_of_like_images(split: Split) -> None:
         mean = images.flatten(1).mean(1)
         return torch.stack([mean.cos(), mean.sin()], 1)
 
-    judge = prepare(bright, angle, bright, 16)
+    judge = make_retrieval(bright, angle, bright, 16)
     predicted = judge.predict(judge.candidates["features"])
     assert judge.bank is not None
     assert len(predicted) == N  # k is the whole bank: the nearest weigh most
@@ -233,7 +232,7 @@ def test_classes_are_the_labels_of_like_images(split: Split) -> None:
 def test_half_precision_holds_pixels_exactly(split: Split) -> None:
     every = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(to_model(every).half().float(), to_model(every))
-    candidates = prepare(split, None, None, 16).candidates["pixels"]
+    candidates = make_retrieval(split, None, None, 16).candidates["pixels"]
     assert torch.equal(candidates.float(), pixels(to_model(split.images)))
 
 

@@ -6,10 +6,9 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from genssl.data.batches import order
-from genssl.eval import probe as module
-from genssl.eval.probe import Probe, ProbeSettings, linear_probe
-from genssl.runtime import generator
+from genssl.metrics import linear_probe as module
+from genssl.metrics.linear_probe import ProbeResult, ProbeSettings, linear_probe
+from genssl.runtime import epoch_permutation, generator
 
 N, M, D, C = 500, 200, 6, 4
 
@@ -25,7 +24,7 @@ TRAIN, LABELS = clouds(N, 0)
 TEST, TEST_LABELS = clouds(M, 1)
 
 
-def fit(train: object = TRAIN, test: Tensor = TEST, seed: int = 0, **changes: float) -> Probe:
+def fit(train: object = TRAIN, test: Tensor = TEST, seed: int = 0, **changes: float) -> ProbeResult:
     settings = ProbeSettings(**{"epochs": 5, "batch_size": 64, **changes})  # type: ignore[arg-type]
     return linear_probe(train, LABELS, test, TEST_LABELS, C, settings, seed=seed)  # type: ignore[arg-type]
 
@@ -46,7 +45,7 @@ def by_autograd(settings: ProbeSettings) -> tuple[list[float], list[float], Tens
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     losses, accuracies = [], []
     for epoch in range(settings.epochs):
-        for rows in order(3, epoch, N).split(settings.batch_size):
+        for rows in epoch_permutation(3, epoch, N).split(settings.batch_size):
             optimizer.zero_grad()
             F.cross_entropy(layer(x[rows]), LABELS[rows]).backward()
             optimizer.step()

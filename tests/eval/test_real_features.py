@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from genssl import checkpoint, places, runs
-from genssl.checkpoint import RunInfo
+from genssl import checkpoint, paths, runs
 from genssl.config import BYOLConfig, SimSiamConfig, VAEConfig
 from genssl.errors import UserError
-from genssl.eval.real_features import choose_encoder, why_chosen
+from genssl.eval.feature_cache import choose_encoder, encoder_reason
 from genssl.models.build import build
+from genssl.run_info import RunInfo
 
 SMALL = {"data": "d", "encoder": "small", "projector_dim": 4, "projector_hidden": 4, "predictor_hidden": 4}
 
@@ -23,7 +23,7 @@ def info(name: str, *, finished: bool = True, metrics: Any = None, **settings: A
 @pytest.fixture
 def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the weights that ship would be."""
-    monkeypatch.setattr(places, "shipped_root", lambda: tmp_path)
+    monkeypatch.setattr(paths, "shipped_root", lambda: tmp_path)
     return tmp_path / "simsiam"
 
 
@@ -35,7 +35,7 @@ def test_the_newest_finished_run_of_the_size_that_did_not_collapse(monkeypatch: 
     others = [info("collapsed", metrics={"collapsed": True}), info("unfinished", finished=False)]
     monkeypatch.setattr(runs, "known", lambda: [info("older"), newest, *others, small, generates])
     assert choose_encoder(32) == newest
-    assert why_chosen(newest) == "byol, the newest self-supervised run"
+    assert encoder_reason(newest) == "byol, the newest self-supervised run"
     assert choose_encoder(16) == choose_encoder(None) == small
 
 
@@ -50,7 +50,7 @@ def test_without_one_the_weights_that_ship_where_they_fit(
     shipped.mkdir()
     checkpoint.save(build(info("").config), shipped, epoch=1, finished=True, metrics={})
     assert choose_encoder(32).folder == shipped
-    assert why_chosen(choose_encoder(32)) == "the simsiam that comes with genssl"
+    assert encoder_reason(choose_encoder(32)) == "the simsiam that comes with genssl"
     assert choose_encoder(16).folder == Path("of 16 pixels")
     with pytest.raises(UserError, match="for images of 64 pixels"):
         choose_encoder(64)

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from genssl.data import synthetic
-from genssl.eval.outcome import Outcome
+from genssl.data.synthetic import render
+from genssl.eval.result import EvalResult
 from genssl.eval.sample import with_sharpness
 from genssl.metrics.sharpness import mean_sharpness
 from genssl.runtime import generator
 
-IMAGES = synthetic.make("train", count=64).images
+IMAGES = render.make("train", count=64).images
 REFERENCE = mean_sharpness(IMAGES)
 
 
@@ -24,7 +24,7 @@ def blurred(images: Tensor) -> Tensor:
 
 
 def notes(images: Tensor, reference: float | None = REFERENCE, sampler: str = "dpm++") -> tuple[str, ...]:
-    return with_sharpness(Outcome({"sampler": sampler}, notes=("first",)), images, reference).notes
+    return with_sharpness(EvalResult({"sampler": sampler}, notes=("first",)), images, reference).notes
 
 
 def test_speckle_and_blur_are_said_with_both_numbers() -> None:
@@ -48,7 +48,7 @@ def test_images_like_those_learnt_from_need_no_word() -> None:
 def test_few_images_and_unknown_training_images_are_not_judged() -> None:
     assert notes(speckled(IMAGES)[:15]) == ("first",)
     assert len(notes(speckled(IMAGES)[:16])) == 2
-    outcome = with_sharpness(Outcome({}), speckled(IMAGES), None)
+    outcome = with_sharpness(EvalResult({}), speckled(IMAGES), None)
     assert (outcome.notes, set(outcome.values)) == ((), {"sharpness"})
-    compared = with_sharpness(Outcome({}), IMAGES, REFERENCE)
+    compared = with_sharpness(EvalResult({}), IMAGES, REFERENCE)
     assert compared.values == {"sharpness": pytest.approx(REFERENCE), "train_sharpness": REFERENCE}

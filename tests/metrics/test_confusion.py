@@ -5,7 +5,7 @@ import torch
 from sklearn.metrics import confusion_matrix as peer
 from sklearn.metrics import recall_score
 
-from genssl.metrics.confusion import class_accuracy, confusion_matrix, standard_error
+from genssl.metrics.knn import class_accuracy, confusion_matrix, standard_error
 from genssl.runtime import generator
 
 

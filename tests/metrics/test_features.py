@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from genssl.metrics.features import extract
+from genssl.features import extract
 from genssl.pixels import to_model
 from genssl.runtime import generator
 

@@ -7,9 +7,9 @@ import torch
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-from genssl.metrics import fidelity, knn, originals
+from genssl.metrics import fidelity, knn, memorization
 from genssl.metrics.fidelity import authenticity, frechet_distance, kernel_distance, prdc, squared_mmd
-from genssl.metrics.originals import find_originals
+from genssl.metrics.memorization import find_nearest_training
 from genssl.runtime import generator
 
 
@@ -25,7 +25,7 @@ def cloud(n: int, d: int, counter: int = 0, spread: float = 1.0) -> Tensor:
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fidelity, "ROWS", 7)
     monkeypatch.setattr(fidelity, "QUERIES", 11)
-    for module in (knn, originals):
+    for module in (knn, memorization):
         monkeypatch.setattr(module, "QUERIES", 5)
         monkeypatch.setattr(module, "BANK", 13)
 
@@ -232,7 +232,7 @@ def test_chunks_devices_of_memory_and_autocast_change_nothing(monkeypatch: pytes
             (fidelity, "ROWS"),
             (fidelity, "QUERIES"),
             (knn, "QUERIES"),
-            (originals, "BANK"),
+            (memorization, "BANK"),
         ):
             monkeypatch.setattr(module, name, size)
         assert everything() == pytest.approx(expected, rel=1e-12)
@@ -252,7 +252,7 @@ def brute_authentic(train: Tensor, fake: Tensor) -> list[bool]:
 def test_authenticity_agrees_with_the_definition() -> None:
     train, fake = cloud(80, 5), cloud(60, 5, 0, 1.1)
     expected = brute_authentic(train, fake)
-    found = find_originals(train, fake)
+    found = find_nearest_training(train, fake)
     assert found.authentic.tolist() == expected
     assert authenticity(train, fake) == pytest.approx(np.mean(expected))
     assert 0 < np.mean(expected) < 1
@@ -271,7 +271,7 @@ def test_copies_are_not_authentic_and_far_samples_are() -> None:
     assert authenticity(train, train + 1000) == 1
     doubled = torch.cat([train, train])  # spacing 0, and a copy is still no more than that away
     assert authenticity(doubled, train) == 0
-    assert find_originals(doubled, train).closeness.tolist() == [0.0] * 40
+    assert find_nearest_training(doubled, train).closeness.tolist() == [0.0] * 40
 
 
 # What is refused

@@ -4,9 +4,8 @@ import torch
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from genssl.metrics import moments
-from genssl.metrics.moments import mean_and_covariance
-from genssl.metrics.pca import principal_components
+from genssl.metrics import linalg
+from genssl.metrics.linalg import mean_and_covariance, principal_components
 from genssl.runtime import generator
 
 
@@ -15,7 +14,7 @@ def cloud(n: int = 100, d: int = 6) -> Tensor:
 
 
 def test_moments_agree_with_numpy_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(moments, "ROWS", 7)
+    monkeypatch.setattr(linalg, "ROWS", 7)
     x = cloud()
     mean, covariance = mean_and_covariance(x)
     assert mean.tolist() == pytest.approx(x.double().numpy().mean(0))

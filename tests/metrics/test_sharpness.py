@@ -5,7 +5,7 @@ from scipy.ndimage import gaussian_filter, laplace
 from scipy.spatial.distance import pdist
 
 from genssl.metrics import sharpness as module
-from genssl.metrics.sharpness import sharpness, variety
+from genssl.metrics.sharpness import diversity, sharpness
 from genssl.runtime import generator
 
 
@@ -50,15 +50,15 @@ def test_sharpness_does_not_mind_mirrors_and_brightness() -> None:
 def test_variety_agrees_with_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(40, 6, generator=generator(0, "test")) + 100
     expected = pdist(x.double().numpy()).mean()
-    assert variety(x) == pytest.approx(expected, rel=1e-9)
+    assert diversity(x) == pytest.approx(expected, rel=1e-9)
     monkeypatch.setattr(module, "ROWS", 7)
-    assert variety(x) == pytest.approx(expected, rel=1e-9)
-    assert variety(3 * x) == pytest.approx(3 * variety(x), rel=1e-6)
+    assert diversity(x) == pytest.approx(expected, rel=1e-9)
+    assert diversity(3 * x) == pytest.approx(3 * diversity(x), rel=1e-6)
 
 
 def test_variety_of_images_all_alike_is_zero() -> None:
-    assert variety(torch.full((50, 30), 7.3)) < 1e-6  # 1e-8 of the norms, which is what float64 leaves
-    assert variety(torch.tensor([[0.0, 0.0], [3.0, 4.0]])) == 5
+    assert diversity(torch.full((50, 30), 7.3)) < 1e-6  # 1e-8 of the norms, which is what float64 leaves
+    assert diversity(torch.tensor([[0.0, 0.0], [3.0, 4.0]])) == 5
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 9, 9), (2, 3, 2, 9), (3, 9, 9)])
@@ -70,4 +70,4 @@ def test_refuses_what_are_no_images(shape: tuple[int, ...]) -> None:
 def test_refuses_what_has_no_pairs() -> None:
     for x in (torch.zeros(1, 4), torch.zeros(4)):
         with pytest.raises(ValueError, match="at least two rows"):
-            variety(x)
+            diversity(x)

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genssl.models.encoders import Encoder
 from genssl.models.method import Method
+from genssl.models.resnet import Encoder
 from genssl.models.siamese import Siamese
 from genssl.runtime import generator
 

@@ -9,7 +9,8 @@ from scipy import stats
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from genssl.models.bound import (
+from genssl.models.diffusion import NoisePredictor, NoiseSchedule, Variance, linear_schedule, q_sample
+from genssl.models.vlb import (
     bound_terms,
     byte_log_probability,
     decoder_nll,
@@ -17,7 +18,6 @@ from genssl.models.bound import (
     denoising_kl,
     prior_kl,
 )
-from genssl.models.diffusion import NoisePredictor, NoiseSchedule, Variance, linear_schedule, q_sample
 from genssl.pixels import to_bytes, to_model
 from genssl.runtime import generator
 

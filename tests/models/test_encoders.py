@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torchvision.models import ResNet, resnet18
 
-from genssl.models.encoders import WIDTHS, Encoder, mlp
+from genssl.models.resnet import WIDTHS, Encoder, mlp
 from genssl.runtime import generator
 
 

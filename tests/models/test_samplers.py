@@ -10,14 +10,7 @@ import torch
 from torch import Tensor
 
 from genssl.models.diffusion import NoiseSchedule, cosine_schedule, linear_schedule, p_sample_loop
-from genssl.models.samplers import (
-    ancestral,
-    ddim,
-    ddim_invert,
-    dpm_solver_pp,
-    log_snr_times,
-    quadratic_times,
-)
+from genssl.models.samplers import ancestral, ddim, ddim_invert, dpm_solver_pp, log_snr_times, quadratic_times
 from genssl.runtime import generator
 
 from .gaussian_data import GaussianData, distance

@@ -12,7 +12,7 @@ from genssl.config import SimSiamConfig
 from genssl.models.build import build
 from genssl.models.losses import simsiam_loss
 from genssl.models.simsiam import SimSiam
-from genssl.train.optim import build_optimizer, set_rate
+from genssl.train.optim import build_optimizer, set_lr
 
 from .siamese_data import gradient_names, linear, tiny, views
 
@@ -152,7 +152,7 @@ def test_the_predictors_rate_stays_out_of_the_schedule(constant: bool) -> None:
     last = next(reversed(list(method.predictor.parameters())))  # type: ignore[union-attr,operator]
     seen = []
     for step in range(20):
-        set_rate(optimizer, config, step, steps_per_epoch=4)
+        set_lr(optimizer, config, step, steps_per_epoch=4)
         rates = [g["lr"] for g in optimizer.param_groups if any(p is last for p in g["params"])]
         seen.append((optimizer.param_groups[0]["lr"], *rates))
     cosine = [0.015 * (1 + math.cos(math.pi * step / 20)) / 2 for step in range(20)]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from genssl import checkpoint
-from genssl.report import commands, disk, find, page
+from genssl import run_info
+from genssl.report import captions, load, page
 
 from . import folder
 
@@ -54,7 +54,7 @@ class Reader(HTMLParser):
 
 
 def written(place: Path) -> tuple[page.Written, Reader]:
-    made = page.write(find.gather([str(place)]), place / "report.html")
+    made = page.write(load.gather([str(place)]), place / "report.html")
     return made, Reader(made.path.read_text(encoding="utf-8"))
 
 
@@ -133,7 +133,7 @@ def test_what_is_missing_comes_with_its_command(tmp_path: Path) -> None:
     assert made.figures[11].usual == [f"{new} ablate simsiam --predictor identity"]
     assert made.figures[12].usual == [f"{new} ablate simsiam --proj-dim 4096"]
     for figure in made.figures:
-        assert all(commands.relative(command, tmp_path) in read.text for command in figure.usual)
+        assert all(captions.relative(command, tmp_path) in read.text for command in figure.usual)
         assert bool(figure.picture) != bool(figure.usual)
 
 
@@ -151,7 +151,7 @@ def test_commands_have_no_absolute_paths(tmp_path: Path, monkeypatch: pytest.Mon
         assert told in Reader(html).text
         assert str(tmp_path) not in html
         assert "to be run in .., seen from" in html or here == "elsewhere"
-    assert commands.relative("genssl 'unclosed", tmp_path) == "genssl 'unclosed"
+    assert captions.relative("genssl 'unclosed", tmp_path) == "genssl 'unclosed"
 
 
 def test_words_break_at_signs_and_never_in_the_middle(tmp_path: Path) -> None:
@@ -273,8 +273,8 @@ def test_many_runs_make_a_page_of_a_bearable_size(tmp_path: Path) -> None:
 
 
 def test_names_are_those_of_the_modules_that_need_torch() -> None:
-    assert (disk.MODEL, disk.CONFIG) == (checkpoint.MODEL, checkpoint.CONFIG)
-    assert (disk.HISTORY, disk.ENVIRONMENT) == (checkpoint.HISTORY, checkpoint.ENVIRONMENT)
+    assert (load.MODEL, load.CONFIG) == (run_info.MODEL, run_info.CONFIG)
+    assert (load.HISTORY, load.ENVIRONMENT) == (run_info.HISTORY, run_info.ENVIRONMENT)
 
 
 def test_a_page_is_written_without_torch(tmp_path: Path) -> None:

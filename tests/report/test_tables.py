@@ -2,16 +2,15 @@ from pathlib import Path
 
 from PIL import Image
 
-from genssl.report import find, tables, words
-from genssl.report.disk import Found
-from genssl.report.parts import Cell, with_origins
-from genssl.report.pictures import embed
+from genssl.report import format, load, tables
+from genssl.report.figures import Cell, embed, with_origins
+from genssl.report.load import Contents
 
 from . import folder
 
 
-def gathered(place: Path) -> Found:
-    return find.gather([str(place)])
+def gathered(place: Path) -> Contents:
+    return load.gather([str(place)])
 
 
 def test_distances_that_compare_share_a_table_and_its_floor(tmp_path: Path) -> None:
@@ -110,18 +109,18 @@ def test_a_floor_that_lacks_a_measure_is_the_same_floor(tmp_path: Path) -> None:
 
 
 def test_numbers_are_rounded_to_their_intervals_and_unclear_ones_say_so() -> None:
-    assert words.with_error(-2883.98765, 0.8847) == ("-2,883.99", "± 0.88")
-    assert words.with_error(12345.6, 1234.5) == ("12,300", "± 1,200")
-    assert words.with_error(0.5, 0.0156, words.percent, 100) == ("50.0 %", "± 1.6")
-    assert words.with_error(0.0031, 0.0104) == ("0.003", "± 0.010 (not resolved)")
-    assert words.with_error(-0.02, 0.01) == ("-0.020", "± 0.010")
-    assert words.with_error(0.0, 0.0) == ("0.000", "± 0.000")
-    assert words.with_error(1.23456, None) == ("1.235", "")
-    assert words.with_error(None, 0.5) == ("-", "")
-    assert words.with_interval(176.0, 160.0, 190.0) == ("176", "160 to 190")
-    assert words.with_interval(0.01, -0.02, 0.03) == ("0.010", "-0.020 to 0.030 (not resolved)")
-    assert words.with_interval(0.625, 0.5, 0.75, words.percent, 100) == ("62 %", "50 to 75 %")
-    assert words.with_interval(0.625, None, 0.75, words.percent, 100) == ("62.5 %", "")
+    assert format.with_error(-2883.98765, 0.8847) == ("-2,883.99", "± 0.88")
+    assert format.with_error(12345.6, 1234.5) == ("12,300", "± 1,200")
+    assert format.with_error(0.5, 0.0156, format.percent, 100) == ("50.0 %", "± 1.6")
+    assert format.with_error(0.0031, 0.0104) == ("0.003", "± 0.010 (not resolved)")
+    assert format.with_error(-0.02, 0.01) == ("-0.020", "± 0.010")
+    assert format.with_error(0.0, 0.0) == ("0.000", "± 0.000")
+    assert format.with_error(1.23456, None) == ("1.235", "")
+    assert format.with_error(None, 0.5) == ("-", "")
+    assert format.with_interval(176.0, 160.0, 190.0) == ("176", "160 to 190")
+    assert format.with_interval(0.01, -0.02, 0.03) == ("0.010", "-0.020 to 0.030 (not resolved)")
+    assert format.with_interval(0.625, 0.5, 0.75, format.percent, 100) == ("62 %", "50 to 75 %")
+    assert format.with_interval(0.625, None, 0.75, format.percent, 100) == ("62.5 %", "")
 
 
 def test_what_rows_share_is_said_once() -> None:
@@ -134,12 +133,12 @@ def test_what_rows_share_is_said_once() -> None:
 def test_numbers_are_read_as_a_person_reads_them() -> None:
     numbers = [1234567, 1234567.8, 0.00012345, -3.0, True, "5", None, float("nan"), float("inf")]
     told = ["1,234,567", "1,234,568", "0.0001234", "-3", "-", "-", "-", "-", "-"]
-    assert [words.number(number) for number in numbers] == told
+    assert [format.number(number) for number in numbers] == told
     times = [0.0123, 59.4, 60, 3599.4, 3600, 7325, None]
     told = ["0.0123 s", "59.4 s", "1 min 0 s", "59 min 59 s", "1 h 0 min", "2 h 2 min", "-"]
-    assert [words.seconds(time) for time in times] == told
-    assert words.percent(0.12345) == "12.3 %"
-    assert words.of_name("noised_psnr_db") == "noised psnr (dB)"
+    assert [format.seconds(time) for time in times] == told
+    assert format.percent(0.12345) == "12.3 %"
+    assert format.of_name("noised_psnr_db") == "noised psnr (dB)"
 
 
 def test_small_grids_are_magnified_and_large_pictures_shrink(tmp_path: Path) -> None:

@@ -4,9 +4,8 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from genssl.checkpoint import RunInfo
-from genssl.config import SimSiamConfig
-from genssl.settings import Config
+from genssl.config import Config, SimSiamConfig
+from genssl.run_info import RunInfo
 from genssl.studies.results import Arm, ArmRuns, Findings, Measured
 
 EPOCHS = 4

@@ -10,30 +10,28 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from genssl import checkpoint, files
-from genssl.checkpoint import RunInfo
+from genssl import checkpoint, files, run_info
 from genssl.cli import Program
-from genssl.commands import studying
-from genssl.config import DDPMConfig, VAEConfig
-from genssl.data import official
+from genssl.commands import study as study_module
+from genssl.config import Config, DDPMConfig, VAEConfig
+from genssl.data import torchvision_sets
 from genssl.errors import FAILED_RUN, INTERRUPTED, UserError
-from genssl.eval.outcome import Outcome
-from genssl.settings import Config
+from genssl.eval.result import EvalResult
+from genssl.run_info import RunInfo
 from genssl.studies import ablate as study
-from genssl.studies import comparison, measures
-from genssl.studies.results import Arm, ArmRuns, Findings, Measured, over_seeds
-from genssl.studies.verdict import verdict
+from genssl.studies import compare, measures
+from genssl.studies.results import Arm, ArmRuns, Findings, Measured, over_seeds, verdict
 from genssl.train import loop, run
 from genssl.train.events import Event, Note
-from genssl.train.folder import RunFolder
 from genssl.train.options import Options
+from genssl.train.run_folder import RunFolder
 
 TINY = {"width": 4, "z_dim": 3, "mixture_components": 0, "batch_size": 40, "sample_every": 0}
 OPTIONS = Options(device="cpu", save_every=0)
 
 app = typer.Typer(cls=Program, pretty_exceptions_enable=False)
 app.callback()(lambda: None)
-studying.register(app)
+study_module.register(app)
 
 
 def call(*arguments: object) -> Result:
@@ -49,7 +47,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder for runs of its own, without the figures, which other tests look at."""
     monkeypatch.setenv("GENSSL_CHECKPOINTS", str(tmp_path / "runs"))
     spare_curves(monkeypatch)
-    monkeypatch.setattr(comparison, "draw_study", lambda *_: {"study": Image.new("RGB", (1, 1))})
+    monkeypatch.setattr(compare, "draw_study", lambda *_: {"study": Image.new("RGB", (1, 1))})
     return tmp_path / "runs"
 
 
@@ -81,9 +79,9 @@ def taken_arms(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, Arm]]:
     """Where the command puts its baseline and arms, instead of training them."""
     taken: list[tuple[Config, Arm]] = []
 
-    def take(baseline: Config, arms: list[Arm], *_: object) -> Outcome:
+    def take(baseline: Config, arms: list[Arm], *_: object) -> EvalResult:
         taken.extend((baseline, arm) for arm in arms)
-        return Outcome({"rows": []})
+        return EvalResult({"rows": []})
 
     monkeypatch.setattr(study, "ablate", take)
     return taken
@@ -226,7 +224,7 @@ def test_a_run_of_another_command_is_taken(
 def test_a_run_ended_by_its_time_limit_is_trained_on(digits: Path, runs: Path) -> None:
     baseline = config(digits, epochs=3)
     cut = run.start(baseline, Options(device="cpu", max_minutes=0))
-    assert checkpoint.inspect(cut).finished
+    assert run_info.inspect(cut).finished
     assert study.find_run(baseline) == study.Found(cut, complete=False)
     assert study._train(baseline, "x", OPTIONS, lambda event: None) == cut
     assert study.find_run(baseline) == study.Found(cut, complete=True)
@@ -238,7 +236,7 @@ def test_a_run_that_had_its_time_is_taken_as_it_is(
 ) -> None:
     baseline = config(digits, epochs=3)
     cut = run.start(baseline, Options(device="cpu", max_minutes=0.0001))
-    assert checkpoint.inspect(cut).epoch < 3
+    assert run_info.inspect(cut).epoch < 3
     assert checkpoint.trained_seconds(cut) >= 0.006
     assert checkpoint.trained_seconds(runs) == 0.0
     resumed: list[Path] = []
@@ -330,7 +328,7 @@ def test_data_that_cannot_be_had_end_the_study_once_before_any_arm(
         raise OSError("no network here")
 
     monkeypatch.setenv("GENSSL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(official, "require_answer", refuse)
+    monkeypatch.setattr(torchvision_sets, "require_answer", refuse)
     result = call("vae", "--data", "svhn", "--set", "z_dim=2", "--seeds", 2, "--device", "cpu")
     assert result.exit_code == FAILED_RUN
     assert result.output.count("no network here") == 1
@@ -390,7 +388,7 @@ def test_a_measure_is_taken_once_for_the_same_weights_and_device(
     trained: tuple[Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, _ = trained
-    info = checkpoint.inspect(root / "arms" / "vae-digits-baseline")
+    info = run_info.inspect(root / "arms" / "vae-digits-baseline")
     taken: list[str] = []
 
     def test_images(run: measures.Trained) -> dict[str, float]:

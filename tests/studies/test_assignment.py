@@ -15,14 +15,12 @@ import pytest
 import typer
 
 from genssl.cli import app
-from genssl.commands.outputs import evaluation_name
-from genssl.data import official
+from genssl.commands._outputs import evaluation_name
+from genssl.data import torchvision_sets
 from genssl.studies import assignment as study
-from genssl.studies.assignment import ON_A_CPU, SHARES, assignment
-from genssl.studies.assignment_steps import Part, steps_of
-from genssl.studies.budget import Length, fit
+from genssl.studies.assignment import ON_A_CPU, SHARES, Part, assignment, steps_of
 from genssl.studies.demo import demo
-from genssl.studies.plan import Plan, Step
+from genssl.studies.plan import Length, Plan, Step, fit
 from genssl.train.events import silent
 
 from ..conftest import call
@@ -79,12 +77,12 @@ def test_the_figures_of_the_assignment_are_made() -> None:
         assert f"(figure {figures})" in titles or f"(figures {figures})" in titles
 
 
-@pytest.mark.parametrize(("share", "images"), [(1.0, None), (0.5, "32"), (0.01, "16")])
-def test_the_ddpms_samples_take_every_step_and_rather_fewer_images(share: float, images: str | None) -> None:
-    steps = steps_of(*PARTS, share=share, device="auto")
-    (words,) = [step.arguments for step in steps if step.arguments[:2] == ("sample", "ddpm")]
-    assert words[2:4] == ("--sampler", "ancestral")
-    assert words[4:] == (() if images is None else ("-n", images))
+def test_the_ddpms_samples_take_every_step_and_rather_fewer_images() -> None:
+    steps = steps_of(*TIMED, full=True, device="auto")
+    (drawing,) = [step for step in steps if step.arguments[:2] == ("sample", "ddpm")]
+    assert drawing.arguments[2:] == ("--sampler", "ancestral")
+    assert drawing.fit(0.0, 1.0).arguments[2:] == ("--sampler", "ancestral", "-n", "8")
+    assert drawing.fit(0.0, 1.0).makes == "ddpm/eval/sample-n8-ancestral.json"
 
 
 def test_settings_become_options() -> None:
@@ -166,7 +164,7 @@ def test_data_that_cannot_be_had_end_it_before_the_first_training(
         raise OSError("no network here")
 
     monkeypatch.setenv("GENSSL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(official, "require_answer", refuse)
+    monkeypatch.setattr(torchvision_sets, "require_answer", refuse)
     result = call("assignment", "--out", tmp_path / "out", "--data", digits, "--device", "cpu")
     assert result.exit_code == 1
     problem, archive = result.stderr.splitlines()[-2:]

@@ -12,25 +12,25 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from genssl import checkpoint, places, runs
+from genssl import checkpoint, paths, run_info, runs
 from genssl.cli import Program
-from genssl.commands import studying
+from genssl.commands import study as study_module
 from genssl.config import BYOLConfig, VAEConfig
 from genssl.errors import UserError
-from genssl.eval.outcome import Outcome
+from genssl.eval.result import EvalResult
 from genssl.models.build import build
 from genssl.studies import compare as study
 from genssl.studies.results import Measured
 from genssl.train import run
 from genssl.train.events import Event, Note
-from genssl.train.folder import RunFolder
 from genssl.train.options import Options
+from genssl.train.run_folder import RunFolder
 
 from .fakes import history, run_of, simsiam
 
 app = typer.Typer(cls=Program, pretty_exceptions_enable=False)
 app.callback()(lambda: None)
-studying.register(app)
+study_module.register(app)
 
 
 def call(*arguments: object) -> Result:
@@ -56,7 +56,7 @@ def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pair(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of the two runs, as the one where runs live; nothing ships."""
     monkeypatch.setenv("GENSSL_CHECKPOINTS", str(trained))
-    monkeypatch.setattr(places, "shipped_root", lambda: trained / "shipped")
+    monkeypatch.setattr(paths, "shipped_root", lambda: trained / "shipped")
     return trained
 
 
@@ -69,7 +69,7 @@ def test_the_command_leaves_a_figure_and_pure_json(pair: Path) -> None:
     assert Image.open(folder / "compare.png").size[0] > 800
     first, second = found["runs"]
     assert (first["name"], second["name"]) == ("vae-digits", "vae-digits-z")
-    assert first["weights_sha256"] == checkpoint.inspect(pair / "vae-digits").digest
+    assert first["weights_sha256"] == run_info.inspect(pair / "vae-digits").digest
     assert (first["numbers"]["train_images"], second["numbers"]["train_images"]) == (120, 60)
     assert first["numbers"]["sampling_seconds"] > 0
     assert found["differences"] == [
@@ -138,7 +138,7 @@ def test_samples_are_measured_and_shown(tmp_path: Path) -> None:
 def test_how_many_samples(
     options: list[object], samples: int | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def enough(*arguments: object) -> Outcome:
+    def enough(*arguments: object) -> EvalResult:
         raise UserError(f"asked for {arguments[-1]}")
 
     monkeypatch.setattr(study, "compare", enough)
@@ -183,7 +183,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(arguments: list[object], messag
 
 
 def test_a_run_is_found_once(pair: Path) -> None:
-    file = pair / "vae-digits" / checkpoint.MODEL
+    file = pair / "vae-digits" / run_info.MODEL
     assert runs.find_several([str(file), "vae-digits-z"]) == [file.parent, pair / "arms" / "vae-digits-z"]
     with pytest.raises(UserError, match="are the same run"):
         runs.find_several([str(file), "vae"])

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from genssl import checkpoint, files, places
+from genssl import files, paths, run_info
 from genssl.config import SelfSupervisedConfig
-from genssl.data import synthetic
+from genssl.data.synthetic import render
 from genssl.studies.demo import SHIPPED, bring_shipped
 
 from ..conftest import call
@@ -18,8 +18,8 @@ METHODS = ("vae", "ddpm", "simsiam")
 @pytest.mark.slow
 def test_the_demo_ends_with_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GENSSL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(synthetic, "TRAIN_IMAGES", 600)
-    monkeypatch.setattr(synthetic, "TEST_IMAGES", 300)
+    monkeypatch.setattr(render, "TRAIN_IMAGES", 600)
+    monkeypatch.setattr(render, "TEST_IMAGES", 300)
     out = tmp_path / "demo"
     result = call("demo", "--out", out, "--minutes", 0.05)
     assert result.exit_code == 0, result.output
@@ -37,7 +37,7 @@ def test_the_demo_ends_with_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_shipped_generators_know_their_training_images() -> None:
     for method in ("vae", "ddpm"):
-        assert checkpoint.inspect(places.shipped_root() / method).metrics["train_sharpness"] > 0
+        assert run_info.inspect(paths.shipped_root() / method).metrics["train_sharpness"] > 0
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
@@ -58,12 +58,12 @@ def test_one_process_at_a_time_fills_a_folder(tmp_path: Path) -> None:
 
 
 def test_shipped_weights_are_sound_and_small() -> None:
-    folders = {folder.name: folder for folder in places.shipped_root().iterdir()}
+    folders = {folder.name: folder for folder in paths.shipped_root().iterdir()}
     assert sorted(folders) == sorted(METHODS)
     for method, folder in folders.items():
-        info = checkpoint.inspect(folder)
+        info = run_info.inspect(folder)
         assert (info.config.method, info.config.data, info.finished) == (method, "synthetic", True)
-        assert checkpoint.verify(folder) == []
+        assert run_info.verify(folder) == []
         history = (folder / "history.jsonl").read_text().splitlines()
         assert len(history) == info.config.epochs == info.epoch
         command = json.loads((folder / "environment.json").read_text())["command"]
@@ -93,4 +93,4 @@ def test_copies_of_shipped_weights_say_what_they_are(tmp_path: Path) -> None:
         assert sorted(folder.name for folder in tmp_path.iterdir()) == sorted(SHIPPED)
     for method in SHIPPED:
         assert "not trained here" in (tmp_path / method / "SHIPPED.txt").read_text()
-        assert checkpoint.verify(tmp_path / method) == []
+        assert run_info.verify(tmp_path / method) == []

@@ -10,16 +10,15 @@ import pytest
 import torch
 from PIL import Image, ImageFont
 
-from genssl import checkpoint, places
-from genssl.checkpoint import RunInfo
-from genssl.config import SimSiamConfig, VAEConfig
-from genssl.eval.outcome import Outcome
+from genssl import checkpoint, paths, run_info
+from genssl.config import Config, SimSiamConfig, VAEConfig
+from genssl.eval.result import EvalResult
 from genssl.models.build import build
-from genssl.settings import Config
-from genssl.studies import generated
-from genssl.studies.grids import Panel, side_by_side
+from genssl.run_info import RunInfo
+from genssl.studies import compare as compare_module
+from genssl.studies.figures import ImagePanel, side_by_side
+from genssl.studies.measures import Trained
 from genssl.studies.results import Findings, Measured
-from genssl.studies.trained import Trained
 from genssl.train.events import Event, Note
 
 from ..conftest import call
@@ -36,7 +35,7 @@ MEASURES = [
 
 def write(config: Config) -> None:
     name = f"{config.method}-{config.seed}"
-    folder = places.root() / name
+    folder = paths.runs_root() / name
     folder.mkdir(parents=True)
     checkpoint.save(build(config), folder, epoch=1, finished=True, metrics={})
 
@@ -45,7 +44,7 @@ def write(config: Config) -> None:
 def root(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two untrained VAEs and an encoder; nothing ships."""
     monkeypatch.setenv("GENSSL_CHECKPOINTS", str(tmp_path / "runs"))
-    monkeypatch.setattr(places, "shipped_root", lambda: tmp_path / "shipped")
+    monkeypatch.setattr(paths, "shipped_root", lambda: tmp_path / "shipped")
     for seed in (0, 1):
         write(VAEConfig(data=str(digits), width=4, z_dim=3, mixture_components=0, seed=seed))
     write(SimSiamConfig(data=str(digits), **SMALL))
@@ -53,16 +52,16 @@ def root(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def opened(folder: Path, **facts: str) -> Measured:
-    return Measured(checkpoint.inspect(folder), [], Findings({"sampling_seconds": 1.0}, facts=facts))
+    return Measured(run_info.inspect(folder), [], Findings({"sampling_seconds": 1.0}, facts=facts))
 
 
-def compare(root: Path, said: list[str] | None = None, samples: int = SAMPLES) -> Outcome:
+def compare(root: Path, said: list[str] | None = None, samples: int = SAMPLES) -> EvalResult:
     def listen(event: Event) -> None:
         if said is not None and isinstance(event, Note):
             said.append(event.text)
 
     named = {name: opened(root / name) for name in ("vae-0", "vae-1")} | {"encoder": run_of()}
-    return generated.compare_samples(named, samples, CPU, listen)
+    return compare_module.compare_samples(named, samples, CPU, listen)
 
 
 def test_numbers_are_those_of_the_fidelity_command(root: Path) -> None:
@@ -87,13 +86,13 @@ def test_numbers_are_those_of_the_fidelity_command(root: Path) -> None:
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is sampled: the numbers and the grid tell only the seed and how many were asked for."""
 
-    def measure(trained: Trained, encoder: RunInfo, samples: int) -> generated.Quality:
+    def measure(trained: Trained, encoder: RunInfo, samples: int) -> compare_module.Quality:
         seed = trained.method.config.seed
         values = {**entry("", str(encoder.config.seed)), "samples": samples, "sampling": {"prior": "normal"}}
         values["measures"] = [{"measure": "frechet_distance", "samples": seed + 0.5, "floor": 0.25}]
-        return generated.Quality(values, ("beware",), Image.new("RGB", (9, 9), (seed, 0, 0)))
+        return compare_module.Quality(values, ("beware",), Image.new("RGB", (9, 9), (seed, 0, 0)))
 
-    monkeypatch.setattr(generated, "_measure", measure)
+    monkeypatch.setattr(compare_module, "_measure", measure)
 
 
 @pytest.mark.usefixtures("quickly")
@@ -120,13 +119,13 @@ def test_what_was_kept_is_of_the_same_question(
     compare(root)
     match change:
         case "weights":
-            shutil.copy(root / "vae-1" / checkpoint.MODEL, root / "vae-0" / checkpoint.MODEL)
+            shutil.copy(root / "vae-1" / run_info.MODEL, root / "vae-0" / run_info.MODEL)
         case "features":
             write(SimSiamConfig(data="d", **SMALL, seed=7))
         case "device":
-            monkeypatch.setattr(generated, "describe", lambda _: "an abacus")
+            monkeypatch.setattr(compare_module, "describe", lambda _: "an abacus")
         case "picture":
-            (root / "vae-0" / generated.GRID).unlink()
+            (root / "vae-0" / compare_module.GRID).unlink()
     said: list[str] = []
     found = compare(root, said, SAMPLES + (change == "samples")).values["fidelity"]
     assert any(text.endswith("samples of vae-0") for text in said)
@@ -140,7 +139,7 @@ def test_what_was_kept_is_of_the_same_question(
 
 @pytest.mark.usefixtures("quickly")
 def test_a_folder_that_takes_no_results_is_left_alone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generated, "takes_results", lambda _: False)
+    monkeypatch.setattr(compare_module, "is_writable_run", lambda _: False)
     assert len(compare(root).values["fidelity"]) == 2
     assert not (root / "vae-0" / "eval").exists()
 
@@ -165,13 +164,13 @@ def test_other_sizes_do_not_compare(root: Path) -> None:
     small = opened(root / "vae-1")
     small = replace(small, info=replace(small.info, config=small.info.config.updated({"image_size": 16})))
     named = {"a": opened(root / "vae-0"), "b": small}
-    (note,) = generated.compare_samples(named, SAMPLES, CPU, lambda event: None).notes
+    (note,) = compare_module.compare_samples(named, SAMPLES, CPU, lambda event: None).notes
     assert "the images differ in size" in note
 
 
 def test_one_generative_run_is_no_comparison(root: Path) -> None:
     named = {"a": opened(root / "vae-0"), "b": run_of()}
-    assert generated.compare_samples(named, SAMPLES, CPU, lambda event: None) == Outcome({})
+    assert compare_module.compare_samples(named, SAMPLES, CPU, lambda event: None) == EvalResult({})
 
 
 # The table
@@ -184,7 +183,7 @@ def entry(run: str, data: str = "x", train: str = "y", **changes: Any) -> dict[s
 
 
 def test_the_table_has_a_column_a_run_and_one_floor() -> None:
-    (line,) = generated.table([entry("a"), entry("b", samples=0.5)])
+    (line,) = compare_module.table([entry("a"), entry("b", samples=0.5)])
     assert line == {
         "": "recall", "a": "0.1235 [0.1, 0.2]", "b": "0.5 [0.1, 0.2]",
         "floor (real images)": "0.9 [0.8, 1]", "better": "higher",
@@ -193,20 +192,20 @@ def test_the_table_has_a_column_a_run_and_one_floor() -> None:
 
 @pytest.mark.parametrize("other", [{"data": "z"}, {"train": "z"}])
 def test_other_images_have_a_floor_of_their_own(other: dict[str, str]) -> None:
-    (line,) = generated.table([entry("a"), entry("b", **other, floor=0.7), entry("c")])
+    (line,) = compare_module.table([entry("a"), entry("b", **other, floor=0.7), entry("c")])
     assert line["floor of a and c"] == "0.9 [0.8, 1]"
     assert line["floor of b"] == "0.7 [0.8, 1]"
-    (line,) = generated.table([entry("a", floor=None), entry("b")])
+    (line,) = compare_module.table([entry("a", floor=None), entry("b")])
     assert line["floor (real images)"] == "-"
 
 
 def test_runs_on_other_data_have_a_note(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def measured(info: RunInfo, *_: object) -> generated.Quality:
+    def measured(info: RunInfo, *_: object) -> compare_module.Quality:
         values = entry("", data=info.name) | {"samples": SAMPLES, "sampling": {}}
         values["measures"] = [{"measure": "frechet_distance", "samples": 2.0, "floor": 1.0}]
-        return generated.Quality(values, (), Image.new("RGB", (9, 9)))
+        return compare_module.Quality(values, (), Image.new("RGB", (9, 9)))
 
-    monkeypatch.setattr(generated, "quality", measured)
+    monkeypatch.setattr(compare_module, "quality", measured)
     notes = [note for note in compare(root).notes if "do not compare" in note]
     assert len(notes) == 1
     assert "they are to other images (vae-0: vae-0, vae-1: vae-1)" in notes[0]
@@ -218,7 +217,7 @@ def test_runs_on_other_data_have_a_note(root: Path, monkeypatch: pytest.MonkeyPa
 def test_panels_lie_side_by_side_and_unscaled() -> None:
     red, blue = (Image.new("RGB", (40, 30), colour) for colour in ("red", "blue"))
     wide = "a title that is a good deal wider than its grid"
-    sheet = side_by_side([Panel((wide, "two"), red), Panel(("b",), blue)])
+    sheet = side_by_side([ImagePanel((wide, "two"), red), ImagePanel(("b",), blue)])
     counts = {colour: count for count, colour in sheet.getcolors(1 << 16) or []}
     assert counts[(255, 0, 0)] == counts[(0, 0, 255)] == 40 * 30
     left = min(x for x in range(sheet.width) if sheet.getpixel((x, sheet.height - 15)) == (0, 0, 255))
@@ -226,7 +225,7 @@ def test_panels_lie_side_by_side_and_unscaled() -> None:
 
 
 def test_a_fifth_panel_begins_a_new_row() -> None:
-    panel = Panel(("a",), Image.new("RGB", (40, 30), "red"))
+    panel = ImagePanel(("a",), Image.new("RGB", (40, 30), "red"))
     four, five = side_by_side([panel] * 4), side_by_side([panel] * 5)
     assert five.width == four.width
     assert five.height > four.height + 30

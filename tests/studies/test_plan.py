@@ -9,8 +9,7 @@ import pytest
 
 from genssl import checkpoint
 from genssl.errors import FAILED_RUN, TERMINATED, WRONG_INPUT, UserError
-from genssl.studies.budget import FEWEST, OVERHEAD, SMALLEST, fit
-from genssl.studies.plan import Plan, Step, begin, carry_out
+from genssl.studies.plan import FEWEST, OVERHEAD, SMALLEST, Plan, Step, begin, carry_out, fit
 
 A = Step("make a", ("a", "--x", "1"), "a.json")
 B = Step("make b", ("b",), "sub/b.json")

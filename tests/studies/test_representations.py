@@ -8,17 +8,14 @@ import torch
 from PIL import Image
 from typer.testing import Result
 
-from genssl import checkpoint, files
+from genssl import checkpoint, files, run_info
 from genssl.data.load import load
 from genssl.pixels import to_model
 from genssl.studies import measures
-from genssl.studies.arm_figure import draw_changes, draw_study, title_of
-from genssl.studies.measures import measured
-from genssl.studies.representations import knn, linear
-from genssl.studies.results import ArmRuns, Measured
-from genssl.studies.trained import Trained
-from genssl.studies.verdict import verdict
-from genssl.train.folder import RunFolder
+from genssl.studies.figures import draw_changes, draw_study, title_of
+from genssl.studies.measures import Trained, knn, linear, measured
+from genssl.studies.results import ArmRuns, Measured, verdict
+from genssl.train.run_folder import RunFolder
 
 from .fakes import arm_of, history, run_of, simsiam
 from .test_ablate import call
@@ -104,7 +101,7 @@ def test_the_probe_ends_with_the_numbers_of_its_curves(trained: tuple[Path, Resu
         assert len(curve) == 100
         assert found.findings.numbers[name] == curve[-1]
     kept = files.read_json(folder / measures.KEPT)
-    assert kept["weights_sha256"] == checkpoint.inspect(folder).digest
+    assert kept["weights_sha256"] == run_info.inspect(folder).digest
     assert (
         kept["measures"]["linear"]["linear_test_accuracy_by_epoch"]
         == found.findings.curves[f"{LINEAR}_by_epoch"]

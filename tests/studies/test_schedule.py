@@ -7,11 +7,24 @@ from types import SimpleNamespace
 
 import pytest
 
-from genssl import checkpoint
+from genssl import run_info
 from genssl.errors import TERMINATED, UserError
-from genssl.studies.assignment_steps import Part, steps_of
-from genssl.studies.plan import REPORT_SECONDS, Plan, Step, begin, carry_out
-from genssl.studies.schedule import LEAST_TRAINING, Cost, Size, divide, pace_of, seconds_for, with_option
+from genssl.studies.assignment import Part, steps_of
+from genssl.studies.plan import (
+    LEAST_TRAINING,
+    REPORT_SECONDS,
+    Cost,
+    Plan,
+    Size,
+    Step,
+    begin,
+    carry_out,
+    divide,
+    numbers_of,
+    pace_of,
+    seconds_for,
+    with_option,
+)
 
 MINUTE = 60.0
 
@@ -53,24 +66,25 @@ class Machine:
 
     def __call__(self, line: Sequence[str]) -> int:
         words = line[2:]
-        i, step = next(
-            (i, step) for i, step in enumerate(self.plan.steps) if not (self.folder / step.makes).exists()
-        )
+        i = len(self.lines)
+        step = self.plan.steps[i]
         assert words[0] == step.arguments[0]
         assert step.cost is not None
         clock = 60 * value_of(words, "--max-minutes", 0.0)
         share = max([value_of(words, size.option, size.full) / size.full for size in step.cost.sizes] or [1])
         unclocked = self.slowness(i) * (step.cost.fixed + share * step.cost.scalable)
         self.seconds += unclocked + clock
-        self.lines[step.makes], self.unclocked[step.makes] = words, unclocked
-        (self.folder / step.makes).parent.mkdir(parents=True, exist_ok=True)
-        (self.folder / step.makes).write_text("{}")
+        self.lines[step.title], self.unclocked[step.title] = words, unclocked
+        # The options of an evaluation are in the name of its file, the size that it was given among them
+        makes = numbers_of(words) if "/eval/" in step.makes else step.makes
+        (self.folder / makes).parent.mkdir(parents=True, exist_ok=True)
+        (self.folder / makes).write_text("{}")
         return 0
 
 
 @pytest.fixture(autouse=True)
 def _every_training_is_finished(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "inspect", lambda path: SimpleNamespace(finished=True))
+    monkeypatch.setattr(run_info, "inspect", lambda path: SimpleNamespace(finished=True))
 
 
 def carry(plan: Plan, folder: Path, slowness: Callable[[int], float]) -> Machine:
@@ -119,17 +133,17 @@ def test_late_steps_are_smaller_on_a_slow_machine_and_never_too_small(tmp_path: 
     usual = carry(assignment_of(20 * MINUTE), tmp_path / "usual", SLOWNESS["as expected"])
     slow = carry(assignment_of(20 * MINUTE), tmp_path / "slow", SLOWNESS["much slower"])
     sizes = {
-        "ddpm/eval/noise-levels.json": ("--queries", 32),
-        "ddpm/eval/bits-per-dim.json": ("--limit", 32),
-        "simsiam/eval/knn-eval.json": ("--test-limit", 500),
-        "ddpm/eval/fidelity.json": ("-n", 64),
+        "noise images and come back (figure 9)": ("--queries", 32),
+        "draw samples of the DDPM (figure 10)": ("-n", 8),
+        "bound the likelihood": ("--limit", 32),
+        "classify by nearest neighbours": ("--test-limit", 500),
+        "measure the DDPM's samples": ("-n", 64),
     }
-    for makes, (option, least) in sizes.items():
-        before, after = (value_of(machine.lines[makes], option, 1e9) for machine in (usual, slow))
-        assert least <= after < before, makes
-    minutes = [
-        value_of(machine.lines["ddpm/model.safetensors"], "--max-minutes", 0) for machine in (usual, slow)
-    ]
+    for title, (option, least) in sizes.items():
+        before, after = (value_of(machine.lines[title], option, 1e9) for machine in (usual, slow))
+        assert least <= after < before, title
+    title = "train the DDPM (figures 7 and 8)"
+    minutes = [value_of(machine.lines[title], "--max-minutes", 0) for machine in (usual, slow)]
     assert minutes[1] < minutes[0]
 
 

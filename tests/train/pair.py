@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from genssl import processes
+from genssl import distributed
 
 Work = Callable[[], dict[str, Tensor]]
 
@@ -39,6 +39,6 @@ def _work(work: Work, folder: Path, rank: int, count: int, port: int) -> None:
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
-    with processes.joined(torch.device("cpu")):
+    with distributed.process_group(torch.device("cpu")):
         found = {name: value.contiguous().clone() for name, value in work().items()}
     save_file(found, folder / f"{rank}.safetensors")

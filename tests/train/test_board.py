@@ -14,9 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from genssl import figures
 from genssl.errors import WRONG_INPUT, UserError
-from genssl.train import board
-from genssl.train.board import Board
-from genssl.train.folder import RunFolder
+from genssl.train import loggers
+from genssl.train.loggers import TensorBoardLogger
+from genssl.train.run_folder import RunFolder
 
 SHARED = {
     "epoch": 2, "step": 14, "loss": 3.0, "test_loss": 3.5, "images_per_second": 512.4, "output_std": 0.9,
@@ -41,7 +41,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def write(folder: Path, step: int, records: list[dict[str, Any]], **previews: torch.Tensor) -> None:
-    written = Board(folder, step)
+    written = TensorBoardLogger(folder, step)
     for record in records:
         written.epoch(record, previews)
     written.close()
@@ -101,7 +101,7 @@ def test_pictures_are_those_of_the_run_folder_without_header(tmp_path: Path, kin
 
 
 def test_a_killed_sitting_keeps_its_epochs(tmp_path: Path) -> None:
-    written = Board(tmp_path, 0)
+    written = TensorBoardLogger(tmp_path, 0)
     written.epoch(epochs(1)[0], {})
     assert scalars(tmp_path)["loss/train"] == [(7, 1.0)]  # before anything was closed
     written.close()
@@ -146,7 +146,7 @@ def test_without_tensorboard_it_is_said_before_any_work(
 ) -> None:
     for name in ("tensorboard", "torch.utils.tensorboard"):
         monkeypatch.setitem(sys.modules, name, None)
-    for attempt in (board.require, lambda: Board(tmp_path / "run", 0)):
+    for attempt in (loggers.require_tensorboard, lambda: TensorBoardLogger(tmp_path / "run", 0)):
         with pytest.raises(UserError, match=r"pip install 'genssl\[tensorboard\]'") as caught:
             attempt()
         assert caught.value.code == WRONG_INPUT

@@ -10,7 +10,7 @@ from torch import Tensor
 from genssl.data.split import Split
 from genssl.runtime import generator
 from genssl.train.loop import Training
-from genssl.train.optim import rate_factor
+from genssl.train.optim import lr_factor
 
 from .toy import Toy, ToyConfig, ToyViews, build_toy
 
@@ -161,7 +161,7 @@ def test_a_scaled_rate_is_that_of_the_batches_there_are() -> None:
 
 def test_warm_up_rises_to_the_schedule() -> None:
     config = ToyConfig(warmup_epochs=2, schedule="constant")
-    factors = [rate_factor(config, step, 5) for step in range(12)]
+    factors = [lr_factor(config, step, 5) for step in range(12)]
     assert factors[:10] == pytest.approx([(k + 1) / 11 for k in range(10)])
     assert factors[10:] == [1, 1]
 

@@ -9,18 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from genssl import config as configs
-from genssl import processes
-from genssl.data.augment import choose_views
-from genssl.data.feed import Placed
+from genssl import distributed
+from genssl.data.augment.views import choose_views
+from genssl.data.loader import Loader
 from genssl.data.split import Split
 from genssl.errors import UserError
-from genssl.metrics.features import extract, extract_together
+from genssl.features import extract, extract_sharded
 from genssl.models.build import build
 from genssl.models.losses import barlow_twins_loss, simsiam_loss, vicreg_loss
 from genssl.models.method import Method
+from genssl.train.ddp import GlobalBatchNorm, check_batch_divides, convert_batch_norm
 from genssl.train.loop import Training
-from genssl.train.parallel import GlobalBatchNorm, check_shares, synchronised
-from genssl.train.watch import Watch
+from genssl.train.monitor import Monitor
 
 from .pair import in_processes
 from .toy import Toy, ToyConfig, ToyViews
@@ -68,7 +68,7 @@ def toy(*, norm: bool) -> Toy:
 
 def train_toy(norm: bool, *, stream: bool = False) -> Training:
     method = toy(norm=norm)
-    training = Training(method, Wide(ToyViews()), Placed(split(), CPU, stream), method.config)
+    training = Training(method, Wide(ToyViews()), Loader(split(), CPU, stream), method.config)
     for _ in training.steps():
         pass
     return training
@@ -105,18 +105,18 @@ def given_features() -> dict[str, Tensor]:
     """Each loss of given features, and its gradient with regard to this process's rows."""
     found = {}
     losses: dict[str, Callable[..., Tensor]] = {
-        "barlow_twins": lambda a, b: barlow_twins_loss(processes.gathered(a), processes.gathered(b)),
-        "vicreg": lambda a, b: vicreg_loss(processes.gathered(a), processes.gathered(b))["loss"],
+        "barlow_twins": lambda a, b: barlow_twins_loss(distributed.all_gather(a), distributed.all_gather(b)),
+        "vicreg": lambda a, b: vicreg_loss(distributed.all_gather(a), distributed.all_gather(b))["loss"],
         "simsiam": lambda a, b: simsiam_loss(p1=a, p2=b, z1=b.detach(), z2=a.detach()),
     }
     for name, loss in losses.items():
-        mine = [features(seed)[processes.share(10)].requires_grad_() for seed in (1, 2)]
+        mine = [features(seed)[distributed.shard(10)].requires_grad_() for seed in (1, 2)]
         value = loss(*mine)
         value.backward()
-        found[f"{name}.loss"] = processes.mean({"loss": value})["loss"]
+        found[f"{name}.loss"] = distributed.all_reduce_mean({"loss": value})["loss"]
         for place, z in enumerate(mine):  # as when the gradients of the weights are averaged
             assert z.grad is not None
-            found[f"{name}.gradient {place}"] = processes.gathered(z.grad / processes.count(), 10)
+            found[f"{name}.gradient {place}"] = distributed.all_gather(z.grad / distributed.world_size(), 10)
     return found
 
 
@@ -126,17 +126,17 @@ def halves(images: Tensor) -> Tensor:
 
 def together() -> dict[str, Tensor]:
     """Everything small that is said or shared."""
-    rank = processes.share(processes.count()).start
-    mine = torch.arange(14.0).view(7, 2)[processes.share(7)]
+    rank = distributed.shard(distributed.world_size()).start
+    mine = torch.arange(14.0).view(7, 2)[distributed.shard(7)]
     numbers = {"a": torch.tensor(float(rank)), "b": torch.tensor(3.0, dtype=torch.float64)}
     return {
-        "rows": processes.gathered(mine, 7),
-        **{f"features of {n}": extract_together(halves, split(n).images, 2) for n in (1, 2, 7)},
-        "half precision": processes.gathered(mine.bfloat16(), 7),
-        "agreed": torch.tensor(processes.agree(7 * rank)),
-        "told": torch.tensor(list(processes.told("grüße" if rank == 0 else "no").encode())),
-        "nothing told": torch.tensor(len(processes.told(""))),
-        **processes.mean(numbers),
+        "rows": distributed.all_gather(mine, 7),
+        **{f"features of {n}": extract_sharded(halves, split(n).images, 2) for n in (1, 2, 7)},
+        "half precision": distributed.all_gather(mine.bfloat16(), 7),
+        "agreed": torch.tensor(distributed.all_reduce_max(7 * rank)),
+        "told": torch.tensor(list(distributed.broadcast("grüße" if rank == 0 else "no").encode())),
+        "nothing told": torch.tensor(len(distributed.broadcast(""))),
+        **distributed.all_reduce_mean(numbers),
     }
 
 
@@ -160,7 +160,7 @@ def spoilt() -> dict[str, Tensor]:
 def watched() -> dict[str, Tensor]:
     config = small("vicreg").updated({"knn_every": 1, "sample_every": 1})
     method = build(config)
-    watch = Watch(choose_views(config), split(301), split(53), config)
+    watch = Monitor(choose_views(config), split(301), split(53), config)
     found = watch.observe(method, 1, steps=1, last=False)
     return {name: torch.tensor(float(value)) for name, value in found.items()}
 
@@ -261,30 +261,30 @@ def test_the_global_batch_norm_of_one_process_is_torch_s() -> None:
 def test_one_process_changes_nothing_of_a_method() -> None:
     method: Method = toy(norm=True)
     modules = list(method.modules())
-    assert list(synchronised(method, CPU).modules()) == modules
+    assert list(convert_batch_norm(method, CPU).modules()) == modules
 
 
 @pytest.mark.parametrize(("batch", "count", "said"), [(64, 3, "63 or 66"), (2, 4, "4"), (5, 2, "4 or 6")])
 def test_a_batch_without_equal_shares(
     batch: int, count: int, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processes, "count", lambda: count)
+    monkeypatch.setattr(distributed, "world_size", lambda: count)
     with pytest.raises(UserError, match=f"use --batch-size {said}$"):
-        check_shares(batch)
-    check_shares(count * 4)
+        check_batch_divides(batch)
+    check_batch_divides(count * 4)
 
 
 def test_shares_cover_everything_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(processes, "count", lambda: 3)
+    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
     rows = []
     for rank in range(3):
-        monkeypatch.setattr(processes.dist, "get_rank", lambda rank=rank: rank)
-        rows += list(range(11)[processes.share(11)])
+        monkeypatch.setattr(distributed.dist, "get_rank", lambda rank=rank: rank)
+        rows += list(range(11)[distributed.shard(11)])
     assert rows == list(range(11))
 
 
 def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(processes.LAUNCHER, str(tmp_path / "note"))
-    processes.tell_folder(tmp_path / "run")
+    monkeypatch.setenv(distributed.LAUNCHER, str(tmp_path / "note"))
+    distributed.broadcast_folder(tmp_path / "run")
     assert (tmp_path / "note").read_text() == str(tmp_path / "run")

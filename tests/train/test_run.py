@@ -14,15 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from genssl import checkpoint
-from genssl.config import DDPMConfig, VAEConfig
-from genssl.data import augment
+from genssl import checkpoint, run_info
+from genssl.config import Config, DDPMConfig, VAEConfig
+from genssl.data.augment import views
 from genssl.errors import FAILED_RUN, UserError
-from genssl.settings import Config
-from genssl.train import loop, run, runner
-from genssl.train.events import EpochEnded, Event, Note, Progress, Started
-from genssl.train.folder import RunFolder
+from genssl.train import loop, run
+from genssl.train.events import EpochEnded, Event, Note, Started, TrainingProgress
 from genssl.train.options import Options
+from genssl.train.run_folder import RunFolder
 
 from .toy import ToyConfig, ToyViews, build_toy
 
@@ -40,7 +39,7 @@ def train(config: Config, folder: Path, **options: object) -> list[Event]:
 
 
 def same_weights(first: Path, second: Path) -> None:
-    for name in (checkpoint.MODEL, checkpoint.STATE):
+    for name in (run_info.MODEL, run_info.STATE):
         ours, theirs = load_file(first / name), load_file(second / name)
         assert set(ours) == set(theirs)
         for key, value in ours.items():
@@ -48,7 +47,7 @@ def same_weights(first: Path, second: Path) -> None:
 
 
 def without_time(folder: Path) -> list[dict[str, object]]:
-    records = [json.loads(line) for line in (folder / checkpoint.HISTORY).read_text().splitlines()]
+    records = [json.loads(line) for line in (folder / run_info.HISTORY).read_text().splitlines()]
     return [{k: v for k, v in r.items() if k not in {"seconds", "images_per_second"}} for r in records]
 
 
@@ -65,10 +64,10 @@ def test_a_run_folder_holds_everything(digits: Path, tmp_path: Path) -> None:
     started = next(event for event in events if isinstance(event, Started))
     assert (started.images, started.total_steps) == (120, 21)
     assert any(isinstance(event, Note) and "expected time" in event.text for event in events)
-    record = json.loads((tmp_path / "run" / checkpoint.HISTORY).read_text().splitlines()[-1])
+    record = json.loads((tmp_path / "run" / run_info.HISTORY).read_text().splitlines()[-1])
     assert record["loss"] == pytest.approx(record["nll"] + record["kl"], rel=1e-5)
     assert {"test_loss", "test_nll", "test_kl", "seconds", "images_per_second"} <= set(record)
-    info = checkpoint.inspect(tmp_path / "run")
+    info = run_info.inspect(tmp_path / "run")
     assert (info.epoch, info.finished) == (3, True)
     assert info.metrics == record
 
@@ -127,7 +126,7 @@ def test_a_killed_ddpm_run_ends_with_the_same_average(
     run.resume(tmp_path / "cut", {}, Options(device="cpu"))
     same_weights(tmp_path / "whole", tmp_path / "cut")
     assert without_time(tmp_path / "whole") == without_time(tmp_path / "cut")
-    assert any(name.startswith("average.") for name in load_file(tmp_path / "cut" / checkpoint.STATE))
+    assert any(name.startswith("average.") for name in load_file(tmp_path / "cut" / run_info.STATE))
 
 
 def test_history_is_cut_back_to_the_saved_step(
@@ -135,9 +134,9 @@ def test_history_is_cut_back_to_the_saved_step(
 ) -> None:
     with monkeypatch.context() as patch:
         saves = iter(range(100))
-        real = runner.Run._save
-        patch.setattr(runner.Run, "_save", lambda self: real(self) if next(saves) < 9 else None)
-        patch.setattr(runner.Run, "_finish", lambda self: None)
+        real = run.RunInProgress._save
+        patch.setattr(run.RunInProgress, "_save", lambda self: real(self) if next(saves) < 9 else None)
+        patch.setattr(run.RunInProgress, "_finish", lambda self: None)
         train(config(digits), tmp_path / "cut", save_every=0)
     assert len(without_time(tmp_path / "cut")) == 3  # three epochs were written, the state is of step 9
     run.resume(tmp_path / "cut", {}, Options(device="cpu"))
@@ -155,11 +154,11 @@ def test_changed_settings_are_refused_by_name(digits: Path, tmp_path: Path) -> N
 
 def test_a_complete_run_says_so_and_stays_as_it_is(digits: Path, tmp_path: Path) -> None:
     train(config(digits, epochs=1), tmp_path / "run")
-    before = (tmp_path / "run" / checkpoint.MODEL).read_bytes()
+    before = (tmp_path / "run" / run_info.MODEL).read_bytes()
     events: list[Event] = []
     run.resume(tmp_path / "run", {}, Options(device="cpu"), events.append)
     assert any(isinstance(event, Note) and "is complete" in event.text for event in events)
-    assert (tmp_path / "run" / checkpoint.MODEL).read_bytes() == before
+    assert (tmp_path / "run" / run_info.MODEL).read_bytes() == before
 
 
 def test_a_folder_in_use_is_never_overwritten(digits: Path, tmp_path: Path) -> None:
@@ -190,7 +189,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
         with pytest.raises(UserError, match="step 11 gave a loss or gradient that is not finite") as caught:
             train(config(digits, ema_decay=0.9), tmp_path / "run")  # nothing was saved before
     assert caught.value.code == FAILED_RUN
-    assert checkpoint.verify(tmp_path / "run") == []
+    assert run_info.verify(tmp_path / "run") == []
     # what is kept is the state before step 11, to the bit: a cure, and the run ends as if nothing had been
     run.resume(tmp_path / "run", {}, Options(device="cpu"))
     train(config(digits, ema_decay=0.9), tmp_path / "whole")
@@ -212,7 +211,7 @@ def test_weights_that_are_not_finite_never_replace_a_good_state(
     monkeypatch.setattr(loop.Training, "_take_step", overflowing)
     with pytest.raises(UserError, match="not finite after step 9"):
         train(config(digits), tmp_path / "run", save_every=0)
-    assert checkpoint.verify(tmp_path / "run") == []
+    assert run_info.verify(tmp_path / "run") == []
 
 
 def test_other_data_are_refused(digits: Path, tmp_path: Path) -> None:
@@ -226,18 +225,18 @@ def test_other_data_are_refused(digits: Path, tmp_path: Path) -> None:
 
 def test_a_run_that_lost_its_state_is_never_begun_anew(digits: Path, tmp_path: Path) -> None:
     train(config(digits), tmp_path / "run")
-    before = (tmp_path / "run" / checkpoint.HISTORY).read_text()
-    (tmp_path / "run" / checkpoint.STATE).unlink()
+    before = (tmp_path / "run" / run_info.HISTORY).read_text()
+    (tmp_path / "run" / run_info.STATE).unlink()
     run.resume(tmp_path / "run", {}, Options(device="cpu"))  # complete: nothing to do
-    (tmp_path / "run" / checkpoint.MODEL).unlink()
+    (tmp_path / "run" / run_info.MODEL).unlink()
     with pytest.raises(UserError, match="has lost its state"):
         run.resume(tmp_path / "run", {}, Options(device="cpu"))
-    assert (tmp_path / "run" / checkpoint.HISTORY).read_text() == before
+    assert (tmp_path / "run" / run_info.HISTORY).read_text() == before
 
 
 def test_a_damaged_model_is_written_again_from_the_state(digits: Path, tmp_path: Path) -> None:
     train(config(digits), tmp_path / "run")
-    model = tmp_path / "run" / checkpoint.MODEL
+    model = tmp_path / "run" / run_info.MODEL
     whole = {name: value.clone() for name, value in load_file(model).items()}  # load_file maps the file
     model.write_bytes(model.read_bytes()[:-50])
     run.resume(tmp_path / "run", {}, Options(device="cpu"))
@@ -274,14 +273,14 @@ def test_a_run_ends_cleanly_when_its_time_is_up(
     stop: int, epoch: float, drawn: str, kept: list[str],
 ) -> None:  # fmt: skip
     def time_is_up_at(step: int) -> None:
-        monkeypatch.setattr(runner.Run, "_out_of_time", lambda self: self.training.step >= step)
+        monkeypatch.setattr(run.RunInProgress, "_out_of_time", lambda self: self.training.step >= step)
 
     folder = tmp_path / "run"
     time_is_up_at(stop)  # seven steps an epoch: within the second one, or with it
     events = train(config(digits, epochs=400, sample_every=399), folder)
     ways = [event.text for event in events if isinstance(event, Note) and "time is up" in event.text]
     assert ways[0].startswith(f"time is up after {epoch} of 400 epochs; `genssl train --resume {folder}")
-    info = checkpoint.inspect(folder)
+    info = run_info.inspect(folder)
     assert (info.state, info.epoch, info.epochs_trained) == ("stopped by time", stop // 7, epoch)
     assert [event.record["epoch"] for event in events if isinstance(event, EpochEnded)][-1] == epoch
     assert without_time(folder)[-1]["epoch"] == epoch
@@ -303,9 +302,9 @@ def test_minutes_are_counted(digits: Path, tmp_path: Path) -> None:
 def test_the_toy_method_needs_no_change_to_the_loop(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "build", build_toy)
-    monkeypatch.setattr(runner, "choose_views", lambda config, classes: {"toy": ToyViews()}[config.views])
-    assert augment.choose_views(VAEConfig())
+    monkeypatch.setattr(run, "build", build_toy)
+    monkeypatch.setattr(run, "choose_views", lambda config, classes: {"toy": ToyViews()}[config.views])
+    assert views.choose_views(VAEConfig())
     events = train(ToyConfig(data=str(digits), sample_every=1, ema_decay=0.9), tmp_path / "toy")
     assert (tmp_path / "toy" / "inputs-over-epochs.png").exists()
     record = next(event.record for event in events if isinstance(event, EpochEnded))
@@ -315,9 +314,9 @@ def test_the_toy_method_needs_no_change_to_the_loop(
 def test_progress_is_reported_with_speed_and_time_left(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "READ_EVERY", 0.0)
+    monkeypatch.setattr(run, "READ_EVERY", 0.0)
     events = train(config(digits), tmp_path / "run")
-    last = [event for event in events if isinstance(event, Progress)][-1]
+    last = [event for event in events if isinstance(event, TrainingProgress)][-1]
     assert (last.epoch, last.step, last.total_steps) == (3, 21, 21)
     assert last.seconds_left == 0
     assert last.images_per_second > 0
@@ -344,13 +343,13 @@ def wait_for(file: Path, process: subprocess.Popen[str]) -> None:
 def test_a_signal_saves_first(digits: Path, tmp_path: Path, number: int, code: int) -> None:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command(digits, tmp_path / "run"), **pipes)  # type: ignore[call-overload]
-    wait_for(tmp_path / "run" / checkpoint.STATE, process)
+    wait_for(tmp_path / "run" / run_info.STATE, process)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code, errors
     assert "stopped and saved at step" in errors.splitlines()[-1]
     assert "Traceback" not in errors
-    assert checkpoint.verify(tmp_path / "run") == []
+    assert run_info.verify(tmp_path / "run") == []
 
 
 @pytest.mark.slow
@@ -362,7 +361,7 @@ def test_killed_at_ten_random_moments_a_run_ends_with_the_same_weights(digits: P
     resume = [*cut[:4], "--resume", str(tmp_path / "cut"), "--save-every", "0", "--device", "cpu"]
     kills = 0
     while kills < 10:
-        first = not (tmp_path / "cut" / checkpoint.CONFIG).exists()
+        first = not (tmp_path / "cut" / run_info.CONFIG).exists()
         process = subprocess.Popen(
             cut if first else resume,
             stdout=subprocess.PIPE,
@@ -370,7 +369,7 @@ def test_killed_at_ten_random_moments_a_run_ends_with_the_same_weights(digits: P
             env=environment,
             text=True,
         )
-        wait_for(tmp_path / "cut" / checkpoint.CONFIG, process)
+        wait_for(tmp_path / "cut" / run_info.CONFIG, process)
         time.sleep(chance.uniform(0.0, 4.0))
         process.kill()
         process.communicate()

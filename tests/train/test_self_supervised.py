@@ -16,19 +16,19 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from genssl import checkpoint
+from genssl import checkpoint, run_info
 from genssl import config as configs
+from genssl.config import Config
 from genssl.eval.knn_eval import knn_eval
-from genssl.models import encoders
+from genssl.models import resnet
 from genssl.models.build import build
 from genssl.models.method import Method
 from genssl.pixels import to_model
-from genssl.settings import Config
-from genssl.train import loop, run, runner, watch
+from genssl.train import loop, monitor, run
 from genssl.train.events import EpochEnded, Event, Note, silent
-from genssl.train.folder import RunFolder
 from genssl.train.options import Options
 from genssl.train.run import load_splits
+from genssl.train.run_folder import RunFolder
 
 METHODS = ("simsiam", "dssl", "byol", "barlow_twins", "vicreg")
 TINY = {
@@ -42,7 +42,7 @@ def _narrow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """A narrower encoder than the small one; what is killed for real keeps its width."""
     if "slow" not in request.keywords:
         # With fewer channels, convolutions of torch 2.14.1 corrupt memory on CPUs with AVX2 but not AVX-512
-        monkeypatch.setitem(encoders.WIDTHS, "small", 8)
+        monkeypatch.setitem(resnet.WIDTHS, "small", 8)
 
 
 @pytest.fixture
@@ -64,12 +64,12 @@ def train(config: Config, folder: Path, **options: Any) -> list[Event]:
 
 def history(folder: Path) -> list[dict[str, Any]]:
     """The run's records without what depends on the clock."""
-    records = [json.loads(line) for line in (folder / checkpoint.HISTORY).read_text().splitlines()]
+    records = [json.loads(line) for line in (folder / run_info.HISTORY).read_text().splitlines()]
     return [{k: v for k, v in r.items() if k not in {"seconds", "images_per_second"}} for r in records]
 
 
 def same_run(first: Path, second: Path) -> None:
-    for name in (checkpoint.MODEL, checkpoint.STATE):
+    for name in (run_info.MODEL, run_info.STATE):
         ours, theirs = load_file(first / name), load_file(second / name)
         assert set(ours) == set(theirs)
         different = [key for key, value in ours.items() if not torch.equal(value, theirs[key])]
@@ -119,7 +119,7 @@ def test_the_kept_weights_are_the_trained_method(method: str, digits: Path, tmp_
     train(settled, tmp_path / "run")
     loaded = checkpoint.load(tmp_path / "run")
     assert loaded.config == settled
-    state = load_file(tmp_path / "run" / checkpoint.STATE)
+    state = load_file(tmp_path / "run" / run_info.STATE)
     kept = {name: value for name, value in loaded.state_dict().items() if value.is_floating_point()}
     assert all(torch.equal(value, state[f"method.{name}"]) for name, value in kept.items())
     fresh = build(settled).state_dict()
@@ -165,9 +165,9 @@ def constant(method: Method) -> Method:
 def test_a_run_that_collapses_says_so_and_goes_on(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "SETTLED", 2)
+    monkeypatch.setattr(monitor, "SETTLED", 2)
     settled = config("vicreg", digits, variance=0.0, covariance=0.0, weight_decay=0.0)
-    monkeypatch.setattr(runner, "build", lambda config: constant(build(config)))
+    monkeypatch.setattr(run, "build", lambda config: constant(build(config)))
     events = train(settled, tmp_path / "run")
     records = history(tmp_path / "run")
     assert [record["epoch"] for record in records] == [1, 2, 3]
@@ -175,17 +175,17 @@ def test_a_run_that_collapses_says_so_and_goes_on(
     told = [event.text for event in events if isinstance(event, Note) and "collapsed" in event.text]
     assert len(told) == 1  # not at every epoch
     assert (tmp_path / "run" / "curves.png").exists()
-    assert checkpoint.inspect(tmp_path / "run").finished
+    assert run_info.inspect(tmp_path / "run").finished
 
 
 @pytest.mark.usefixtures("_no_curves")
 def test_a_collapse_is_told_again_after_a_recovery(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "SETTLED", 0)
+    monkeypatch.setattr(monitor, "SETTLED", 0)
     spreads, ranks = iter([0.5, 0.05, 0.04, 0.3, 0.9]), iter([9.0, 9.0, 1.5, 9.0, 1.2])
-    monkeypatch.setattr(watch, "output_std", lambda outputs: next(spreads))
-    monkeypatch.setattr(watch, "rankme", lambda outputs: next(ranks))
+    monkeypatch.setattr(monitor, "output_std", lambda outputs: next(spreads))
+    monkeypatch.setattr(monitor, "rankme", lambda outputs: next(ranks))
     events = train(config("simsiam", digits, epochs=5, knn_every=0), tmp_path / "run")
     collapsed = [event.record["collapsed"] for event in events if isinstance(event, EpochEnded)]
     assert collapsed == [False, True, True, False, True]
@@ -198,12 +198,12 @@ def test_a_collapse_is_told_again_after_a_recovery(
 def test_no_verdict_is_given_before_the_statistics_have_settled(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "output_std", lambda outputs: 0.01)
+    monkeypatch.setattr(monitor, "output_std", lambda outputs: 0.01)
     settled = config("simsiam", digits, epochs=3, knn_every=0)
     events = train(settled, tmp_path / "run")
     ended = [event.record for event in events if isinstance(event, EpochEnded)]
     assert not any(record["collapsed"] for record in ended)
-    monkeypatch.setattr(watch, "SETTLED", ended[1]["step"])
+    monkeypatch.setattr(monitor, "SETTLED", ended[1]["step"])
     events = train(settled, tmp_path / "again")
     told = [event.record["collapsed"] for event in events if isinstance(event, EpochEnded)]
     assert told == [False, True, True]
@@ -221,7 +221,7 @@ def without_labels(digits: Path, folder: Path) -> Path:
 def test_data_without_labels_train_without_neighbours(digits: Path, tmp_path: Path) -> None:
     data = without_labels(digits, tmp_path / "unlabelled")
     train(config("byol", data, epochs=2, knn_every=1), tmp_path / "run")
-    assert not any(name.startswith("knn_") for name in checkpoint.inspect(tmp_path / "run").metrics)
+    assert not any(name.startswith("knn_") for name in run_info.inspect(tmp_path / "run").metrics)
     for record in history(tmp_path / "run"):
         assert "knn_accuracy" not in record
         assert record["output_std"] > 0
@@ -244,7 +244,7 @@ def test_features_that_are_no_better_than_without_training_are_said_to_be(
     settled = config("simsiam", digits, limit=None, epochs=1, learning_rate=1e-9)  # it learns nothing
     events = train(settled, tmp_path / "run")
     (said,) = [event.text for event in events if isinstance(event, Note) and "no better" in event.text]
-    info = checkpoint.inspect(tmp_path / "run")
+    info = run_info.inspect(tmp_path / "run")
     watched = {name: value for name, value in info.metrics.items() if name.startswith("knn_")}
     assert set(watched) == {
         "knn_accuracy", "knn_accuracy_untrained", "knn_accuracy_pixels", "knn_images",
@@ -268,9 +268,9 @@ def test_features_that_are_no_better_than_without_training_are_said_to_be(
 def test_time_that_ends_with_an_epoch_leaves_an_accuracy_to_judge_by(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner.Run, "_out_of_time", lambda self: self.training.step >= 3)
+    monkeypatch.setattr(run.RunInProgress, "_out_of_time", lambda self: self.training.step >= 3)
     train(config("simsiam", digits, epochs=9, knn_every=5), tmp_path / "run")
-    metrics = checkpoint.inspect(tmp_path / "run").metrics
+    metrics = run_info.inspect(tmp_path / "run").metrics
     assert "knn_accuracy" not in history(tmp_path / "run")[-1]  # was not due
     assert {"knn_accuracy", "knn_accuracy_untrained", "knn_accuracy_pixels"} <= set(metrics)
 
@@ -287,7 +287,7 @@ def test_time_that_ends_with_an_epoch_leaves_an_accuracy_to_judge_by(
     ],
 )
 def test_what_is_said_of_features(own: float, untrained: float, pixels: float, words: str | None) -> None:
-    found = watch.judged(
+    found = monitor.judged(
         {
             "knn_accuracy": own, "knn_accuracy_untrained": untrained, "knn_accuracy_pixels": pixels,
             "knn_images": 2000,
@@ -296,7 +296,7 @@ def test_what_is_said_of_features(own: float, untrained: float, pixels: float, w
     assert (found is None) if words is None else (found is not None and words in found)
     if found is not None:
         assert f"(an untrained encoder {untrained:.1%}, raw pixels {pixels:.1%})" in found
-    assert watch.judged({}) is None
+    assert monitor.judged({}) is None
 
 
 @pytest.mark.usefixtures("_no_curves")
@@ -315,7 +315,7 @@ def test_losses_of_test_images_are_finite_whatever_the_batch_leaves_over(
 def test_looking_changes_nothing(digits: Path, tmp_path: Path) -> None:
     train(config("byol", digits, knn_every=0), tmp_path / "blind")
     train(config("byol", digits, knn_every=1, sample_every=1), tmp_path / "watched")
-    ours, theirs = (load_file(tmp_path / name / checkpoint.STATE) for name in ("blind", "watched"))
+    ours, theirs = (load_file(tmp_path / name / run_info.STATE) for name in ("blind", "watched"))
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
@@ -345,12 +345,12 @@ def test_killed_at_random_moments_a_run_ends_with_the_same_weights(
     cut = tmp_path / "cut"
     resume = [*start[:4], "--resume", str(cut), *rest]
     for _ in range(3):
-        first = not (cut / checkpoint.CONFIG).exists()
+        first = not (cut / run_info.CONFIG).exists()
         process = subprocess.Popen(
             [*start, "--out", str(cut), *rest] if first else resume,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True,
         )  # fmt: skip
-        wait_until((cut / checkpoint.CONFIG).exists, process)
+        wait_until((cut / run_info.CONFIG).exists, process)
         time.sleep(chance.uniform(0.0, 8.0))
         process.kill()
         process.communicate()

@@ -2,13 +2,13 @@
 
 import torch
 
-from genssl.train.sums import Sums
+from genssl.train.loop import LossMeter
 
 YES, NO = torch.tensor(True), torch.tensor(False)
 
 
 def test_means_are_over_the_images_of_all_steps() -> None:
-    sums = Sums()
+    sums = LossMeter()
     sums.add({"loss": torch.tensor(2.0), "kl": torch.tensor(1.0)}, 8, YES)
     sums.add({"loss": torch.tensor(5.0), "kl": torch.tensor(4.0)}, 4, YES)
     assert sums.means() == {"loss": 3.0, "kl": 2.0}  # (2 * 8 + 5 * 4) / 12
@@ -18,7 +18,7 @@ def test_means_are_over_the_images_of_all_steps() -> None:
 
 
 def test_a_step_that_was_kept_out_adds_no_loss() -> None:
-    sums = Sums()
+    sums = LossMeter()
     sums.add({"loss": torch.tensor(2.0)}, 8, YES)
     sums.add({"loss": torch.tensor(float("nan"))}, 8, NO)
     assert sums.images == 16  # the run takes those off that came after the first bad step
@@ -27,7 +27,7 @@ def test_a_step_that_was_kept_out_adds_no_loss() -> None:
 
 
 def test_an_epoch_continues_from_its_middle() -> None:
-    whole, begun, continued = Sums(), Sums(), Sums()
+    whole, begun, continued = LossMeter(), LossMeter(), LossMeter()
     for value in (2.0, 5.0):
         whole.add({"loss": torch.tensor(value)}, 8, YES)
     begun.add({"loss": torch.tensor(2.0)}, 8, YES)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from genssl import checkpoint
+from genssl import run_info
 
 RUN = [
     "train", "ddpm", "--epochs", "12", "--batch-size", "8", "--limit", "48", "--image-size", "16",
@@ -77,9 +77,9 @@ class Running:
 
 def saved(run: Path) -> int:
     """The last saved step; -1 before the first. Reads no more than the header, to be quick."""
-    if not (run / checkpoint.STATE).exists():
+    if not (run / run_info.STATE).exists():
         return -1
-    with (run / checkpoint.STATE).open("rb") as file:
+    with (run / run_info.STATE).open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     return int(header["__metadata__"]["step"])
 
@@ -94,8 +94,8 @@ def torchrun(*words: object) -> list[str]:
 
 
 def same(one: Path, two: Path) -> bool:
-    first, second = (load_file(run / checkpoint.MODEL) for run in (one, two))
-    assert all(checkpoint.inspect(run).finished for run in (one, two))
+    first, second = (load_file(run / run_info.MODEL) for run in (one, two))
+    assert all(run_info.inspect(run).finished for run in (one, two))
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -151,7 +151,7 @@ def test_a_terminate_signal_saves_and_another_number_of_processes_continues(
     assert "stopped and saved at step" in lines[0]
     alone = Running(genssl("train", "--resume", run, "--device", "cpu"), tmp_path)
     assert alone.end() == 0, alone.errors.read_text()
-    first, second = (load_file(each / checkpoint.MODEL) for each in (undisturbed, run))
+    first, second = (load_file(each / run_info.MODEL) for each in (undisturbed, run))
     assert all(torch.allclose(first[name], second[name], atol=1e-3) for name in first)
 
 
@@ -202,11 +202,11 @@ def test_a_run_with_everything_in_two_processes(digits: Path, tmp_path: Path) ->
         assert running.end() == 0, running.errors.read_text()
         assert saved(run) == done
     assert running.errors.read_text().count("nothing is left to do") == 1
-    history = [json.loads(line) for line in (run / checkpoint.HISTORY).read_text().splitlines()]
+    history = [json.loads(line) for line in (run / run_info.HISTORY).read_text().splitlines()]
     assert [record["step"] for record in history] == [3, 6]
     assert all("knn_accuracy" in record for record in history)
-    (run / checkpoint.MODEL).unlink()
-    (run / checkpoint.STATE).write_bytes((run / checkpoint.STATE).read_bytes()[:-10])
+    (run / run_info.MODEL).unlink()
+    (run / run_info.STATE).write_bytes((run / run_info.STATE).read_bytes()[:-10])
     running = Running(genssl("train", "--resume", run, "--gpus", 2, "--device", "cpu"), tmp_path)
     assert running.end() == 1
     lines = [line for line in running.errors.read_text().splitlines() if line.startswith("genssl: ")]

@@ -1,0 +1,318 @@
+"""What a person sees on the terminal: lines, tables, progress, and a question before hours of work."""
+
+import contextlib
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from genssl.environment import arguments, is_launched_by_torchrun, launched_rank
+from genssl.errors import FAILED_RUN, UserError
+
+if TYPE_CHECKING:
+    from genssl.config import Config
+    from genssl.train.events import EpochEnded, Event, Listener, Started, TrainingProgress
+    from genssl.train.options import Options
+
+PLAIN_EVERY = 30.0  # seconds between plain lines of progress
+
+
+def echo(text: str) -> None:
+    """A line for the person watching, on stderr; of several processes the first one says it."""
+    if launched_rank() == 0:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+
+
+def is_live() -> bool:
+    """Whether a line can be drawn over; the cell of a notebook calls itself a terminal and is none."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and "JPY_PARENT_PID" not in os.environ
+
+
+def is_rows(value: Any) -> bool:
+    """Whether a value is a table of its own: a list of mappings."""
+    return isinstance(value, list) and bool(value) and all(isinstance(row, Mapping) for row in value)
+
+
+def stdout() -> Console:
+    """Where results go: stdout, as wide as they are where it is no terminal."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 240)
+
+
+def show_values(title: str, values: Mapping[str, Any], notes: Sequence[str] = ()) -> None:
+    """A table of names and numbers on stdout; nested mappings as dotted names, lists of them as tables."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 2))
+    tables = {name: value for name, value in values.items() if is_rows(value)}
+    for name, value in flatten({name: value for name, value in values.items() if name not in tables}):
+        if value is not None:
+            table.add_row(Text(name), Text(format_value(value)))
+    console = stdout()
+    console.print(title, style="bold", markup=False)
+    console.print(table)
+    for name, rows in tables.items():
+        show_rows(name, rows)
+    for note in notes:
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested mappings as dotted names."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def format_value(value: Any) -> str:
+    """A number to six digits, a list with commas."""
+    if isinstance(value, float):
+        return f"{value:,.6g}" if abs(value) < 1e6 else f"{value:,.0f}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, list):
+        return ", ".join(map(format_value, value))
+    return str(value)
+
+
+@contextlib.contextmanager
+def progress(text: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal that goes when it is done; elsewhere a plain line at most every 30 s."""
+    if is_live():
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task(text, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+        return
+    last = time.monotonic()
+
+    def plain(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= PLAIN_EVERY:
+            last = time.monotonic()
+            echo(f"{text}: {done} of {total}")
+
+    yield plain
+
+
+def show_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A table with one line a row on stdout; the first row's names are the header."""
+    table = Table(box=None, padding=(0, 2, 0, 2))
+    for name in rows[0]:
+        table.add_column(Text(name))
+    for row in rows:
+        table.add_row(*(Text("" if value is None else format_value(value)) for value in row.values()))
+    console = stdout()
+    console.print(title, style="bold", markup=False)
+    console.print(table)
+
+
+HIDDEN = {"epoch", "step", "seconds", "learning_rate", "images_per_second"}
+
+
+class TrainingScreen:
+    """Listens to a run and shows it."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self._live: Live | None = None
+        self._told = 0.0  # when the last plain line was written
+
+    def __enter__(self) -> Self:
+        if is_live() and not self.quiet:
+            self._live = Live(console=Console(stderr=True), transient=True, refresh_per_second=4)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def __call__(self, event: "Event") -> None:
+        """Show one event."""
+        from genssl.train import events
+
+        if self.quiet:
+            return
+        match event:
+            case events.Loading(text=text, done=done, total=total):
+                self._update(f"{text}: {done:,}" + (f" of {total:,}" if total else ""))
+            case events.Started():
+                self._line(describe_start(event))
+            case events.TrainingProgress():
+                self._show_progress(event)
+            case events.EpochEnded():
+                self._plain(describe_epoch(event))
+            case events.Note(text=text):
+                self._line(text)
+
+    def _show_progress(self, event: "TrainingProgress") -> None:
+        if self._live is None:
+            self._plain(describe_progress(event))
+            return
+        table = Table.grid(padding=(0, 1))
+        bar = ProgressBar(total=event.total_steps, completed=event.step, width=24)
+        table.add_row(bar, Text(describe_progress(event)))
+        self._live.update(table)
+
+    def _update(self, text: str) -> None:
+        if self._live is None:
+            self._plain(text)
+        else:
+            self._live.update(Text(text))
+
+    def _plain(self, text: str) -> None:
+        if self._live is None and time.monotonic() - self._told >= PLAIN_EVERY:
+            self._told = time.monotonic()
+            echo(text)
+
+    def _line(self, text: str) -> None:
+        if self._live is None:
+            echo(text)
+        else:
+            self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def describe_start(event: "Started") -> str:
+    """What is trained, on what, where, and where to."""
+    again = f", resumed at step {event.step:,}" if event.step else ""
+    return (
+        f"training {event.method} ({event.parameters:,} parameters) on {event.data} "
+        f"({event.images:,} images), {event.epochs} epochs, {event.total_steps:,} steps, "
+        f"{event.device}, {event.precision}{again}\nrun folder: {event.folder}"
+    )
+
+
+def describe_progress(event: "TrainingProgress") -> str:
+    """Epoch, step, speed, loss terms, memory and time left."""
+    losses = "  ".join(f"{name} {format_value(round(value, 4))}" for name, value in event.losses.items())
+    return (
+        f"epoch {event.epoch}/{event.epochs}  step {event.step:,}/{event.total_steps:,}  "
+        f"{event.images_per_second:,.0f} images/s  {losses}  {event.memory_bytes / 2**30:.2f} GiB  "
+        f"{readable_seconds(event.seconds_left)} left"
+    )
+
+
+def describe_epoch(event: "EpochEnded") -> str:
+    """An epoch's numbers."""
+    record = event.record
+    terms = [
+        f"{name} {value:.5g}" for name, value in record.items() if name not in HIDDEN and value is not None
+    ]
+    speed = f"{record['images_per_second']:,.0f} images/s, {readable_seconds(record['seconds'])}"
+    return f"epoch {record['epoch']}: {', '.join(terms)} ({speed})"
+
+
+def readable_seconds(seconds: float) -> str:
+    """Seconds as a person says them."""
+    from genssl.train.signals import format_seconds
+
+    return format_seconds(seconds)
+
+
+LONG = 30 * 60.0  # seconds
+FEW = 20_000  # images of 32 pixels, over all epochs: too few for a trial to pay
+SMALLER = 10 * 60.0  # seconds that the smaller command may train
+PIXELS = 32  # a side
+
+
+def confirm_long(configs: Sequence["Config"], how: "Options", option: str = "--set") -> None:
+    """Where `configs` take long to train, say so and name a smaller command; on a terminal, ask.
+
+    Without a terminal the command goes on. Nothing happens in one of several processes.
+
+    Args:
+        configs: one a training.
+        how: how they are carried out; max_minutes limits each of them.
+        option: how this command takes a setting that has no option of its own.
+
+    Raises:
+        UserError: the answer was not yes; or the data or the device is not to be had.
+    """
+    most = LONG if how.max_minutes is None else 60 * how.max_minutes
+    if is_launched_by_torchrun() or most * len(configs) < LONG:
+        return
+    with TrainingScreen() as screen:
+        seconds = _expected(configs, how, screen)
+        if seconds < LONG:
+            return
+        smaller = _smaller(configs, how, option, screen)
+    trainings = "this training" if len(configs) == 1 else f"these {len(configs)} trainings"
+    echo(f"expected: about {readable_seconds(seconds)} for {trainings}\n{smaller}")
+    if sys.stdin.isatty() and is_live() and not _agreed():
+        raise UserError("not started; --yes starts without asking", FAILED_RUN)
+
+
+def _agreed() -> bool:
+    print("Start? [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in {"y", "yes"}
+
+
+def _expected(configs: Sequence["Config"], how: "Options", listen: "Listener") -> float:
+    """Seconds for all trainings together; 0 for few images. What differs in its seed alone is tried once."""
+    from genssl.train.estimate import Pace, count_images, pace
+
+    seen = [config.epochs * count_images(config, listen) for config in configs]
+    if sum(n * (config.image_size / PIXELS) ** 2 for n, config in zip(seen, configs, strict=True)) < FEW:
+        return 0.0
+    paces: dict[str, Pace] = {}
+    total = 0.0
+    for config, images in zip(configs, seen, strict=True):
+        key = config.updated({"seed": 0}).to_json()
+        if key not in paces:
+            paces[key] = pace(config, how, listen)
+        seconds = images / paces[key].images_per_second
+        total += seconds if how.max_minutes is None else min(seconds, 60 * how.max_minutes)
+    return total
+
+
+def _smaller(configs: Sequence["Config"], how: "Options", option: str, listen: "Listener") -> str:
+    """The same command on a smaller network, for fewer epochs and images, with the time that it takes."""
+    from genssl.studies.assignment import ON_A_CPU
+    from genssl.studies.plan import fit
+    from genssl.train.estimate import pace
+
+    first = configs[0]
+    usual = ON_A_CPU.get(first.method, ON_A_CPU["simsiam"])
+    changes = {name: value for name, value in usual.items() if getattr(first, name) != value}
+    trial = pace(first.updated(changes), how, listen)
+    length = fit(trial.images_per_second, trial.images, first.epochs, SMALLER / len(configs))
+    words = ["genssl", *_without(arguments(), {"--epochs", "--limit", "--batch-size"})]
+    for name, value in changes.items():
+        words += [option, f"{name}={'none' if value is None else value}"]
+    words += ["--epochs", str(length.epochs)]
+    if (limit := length.limit or first.limit) is not None:
+        words += ["--limit", str(limit)]
+    return f"smaller, about {readable_seconds(length.seconds * len(configs))}: {shlex.join(words)}"
+
+
+def _without(words: Iterable[str], options: set[str]) -> list[str]:
+    """A command line without some of its options and their values."""
+    kept: list[str] = []
+    skip = False
+    for word in words:
+        if skip:
+            skip = False
+        elif word in options:
+            skip = True
+        elif word.split("=")[0] not in options:
+            kept.append(word)
+    return kept

@@ -1,0 +1,124 @@
+"""`export`: a run's network for other tools."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from genssl.commands import _options, _outputs
+from genssl.commands._console import echo, show_values, stdout
+from genssl.commands._run import LoadedRun, load_run
+from genssl.environment import command_line
+from genssl.errors import UserError
+from genssl.files import digest
+
+SUFFIXES = {"torchvision": ".safetensors", "onnx": ".onnx"}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(export)
+
+
+def export(
+    run: _options.Run,
+    kind: Annotated[
+        Literal["torchvision", "onnx"],
+        typer.Option(
+            "--format", help="torchvision: an encoder's weights under its names; onnx: a network as it runs."
+        ),
+    ],
+    part: Annotated[
+        Literal["encoder", "decoder", "network"] | None,
+        typer.Option(help="Of the run, for onnx; a VAE's decoder by default, otherwise what there is."),
+    ] = None,
+    checkpoint: _options.Checkpoint = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The file, or a folder for it; <run>-<part> here by default.")
+    ] = None,
+    as_json: _options.Json = False,
+) -> None:
+    """Write a run's network to a file for torchvision or for ONNX runtimes."""
+    if kind == "torchvision" and part not in {None, "encoder"}:
+        raise UserError(f"--format torchvision is for encoders; --part {part} goes with --format onnx")
+    _check_out(kind, out)
+    subject = load_run(run, checkpoint, "cpu")
+    values = _torchvision(subject, out) if kind == "torchvision" else _onnx(subject, part, out)
+    if as_json:
+        print(json.dumps(values, indent=2))
+        return
+    show_values(f"export {subject.info.name}", {n: v for n, v in values.items() if n != "load"})
+    stdout().print(f"\nload it with:\n\n{values['load']}", markup=False, soft_wrap=True)
+
+
+def _torchvision(subject: LoadedRun, out: Path | None) -> dict[str, Any]:
+    from genssl import files
+    from genssl.export import torchvision as evaluation
+
+    state = evaluation.torchvision_state(subject.method)
+    file = _file(subject, "torchvision", "torchvision", out)
+    interface = evaluation.torchvision_interface(state)
+    about = {"format": "torchvision", "command": command_line(), **_about(subject)}
+    files.write_tensors(file, state, {**about, **_flat(interface)})
+    echo(f"torchvision: {file}")
+    return _values(subject, file) | interface | {"load": evaluation.torchvision_code(state, str(file))}
+
+
+def _onnx(subject: LoadedRun, part: str | None, out: Path | None) -> dict[str, Any]:
+    from genssl import files
+    from genssl.export import onnx as evaluation
+
+    name, graph = evaluation.choose(subject.method, part)
+    file = _file(subject, name, "onnx", out)
+    evaluation.require_packages()
+    echo("exporting and checking; that takes some seconds")
+    about = {"command": command_line(), "command_sha256": digest(command_line()), **_about(subject)}
+    content = evaluation.to_onnx(graph, about)
+    checked = evaluation.check(content, graph)
+    files.write_bytes(file, content)
+    echo(f"{name}: {file}")
+    given = ", ".join(f'"{each}": {each}' for each in graph.inputs)
+    code = f"onnxruntime.InferenceSession({str(file)!r}).run(None, {{{given}}})\n"
+    return _values(subject, file) | {"part": name} | checked | {"load": code}
+
+
+def _file(subject: LoadedRun, name: str, kind: str, out: Path | None) -> Path:
+    """Where the file goes: `out`, in the folder `out`, or here, with a number if need be."""
+    usual = Path(f"{subject.info.name}-{name}{SUFFIXES[kind]}")
+    if out is None:
+        return _outputs.unused(usual)
+    return _outputs.claim(out / usual if out.is_dir() else out)
+
+
+def _check_out(kind: str, out: Path | None) -> None:
+    suffix = SUFFIXES[kind]
+    if out is not None and not out.is_dir() and out.suffix != suffix:
+        raise UserError(f"--out {out} is no {suffix} file; name one such as {out.with_suffix(suffix)}")
+
+
+def _values(subject: LoadedRun, file: Path) -> dict[str, Any]:
+    about: dict[str, Any] = {name: text for name, text in _about(subject).items() if name != "config"}
+    return {
+        "file": str(file),
+        "megabytes": file.stat().st_size / 1e6,
+        **about,
+        "epoch": subject.info.epochs_trained,
+    }
+
+
+def _about(subject: LoadedRun) -> dict[str, str]:
+    """Where a file comes from, for its metadata."""
+    info = subject.info
+    return {
+        "run": info.name,
+        "method": info.config.method,
+        "data": info.config.data,
+        "epoch": f"{info.epochs_trained:g}",
+        "weights_sha256": info.digest,
+        "config": info.config.model_dump_json(),
+    }
+
+
+def _flat(interface: dict[str, dict[str, str]]) -> dict[str, str]:
+    return {name: text for side in interface.values() for name, text in side.items()}

@@ -1,0 +1,247 @@
+"""`sample`, `reconstruct`, `interpolate`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from genssl.commands import _options, _outputs
+from genssl.commands._console import progress
+from genssl.commands._run import LoadedRun, find_run, load_run, save_and_print, write_each
+from genssl.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from genssl.config import Config
+
+MOST_LEVELS = 10_000
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this group."""
+    app.command()(sample)
+    app.command()(reconstruct)
+    app.command()(interpolate)
+
+
+def parse_levels(text: str) -> list[int]:
+    """Noise levels, rising: "16:64:16" is 16, 32, 48, 64, both ends included; "16,40" is 16, 40.
+
+    Raises:
+        UserError: the text is neither, or names no level above 0.
+    """
+    problem = UserError(f"cannot read the levels {text!r}; write first:last:step as 16:256:16, or 16,64,176")
+    try:
+        numbers = [int(part) for part in text.split(":" if ":" in text else ",")]
+    except ValueError:
+        raise problem from None
+    if ":" not in text:
+        levels: Sequence[int] = sorted(set(numbers))
+    elif len(numbers) == 3 and numbers[2] > 0:
+        levels = range(numbers[0], numbers[1] + 1, numbers[2])
+    else:
+        raise problem
+    if not levels or levels[0] < 1 or len(levels) > MOST_LEVELS:
+        raise problem
+    return list(levels)
+
+
+def sample(
+    context: typer.Context,
+    run: _options.Run,
+    n: Annotated[int, typer.Option("-n", min=1, help="How many images.")] = 64,
+    prior: _options.Prior = None,
+    sampler: _options.Sampler = None,
+    steps: _options.Steps = None,
+    eta: _options.Eta = None,
+    variance: _options.Variance = None,
+    trajectory: Annotated[
+        bool, typer.Option("--trajectory", help="Draw images on their way from noise, too.")
+    ] = False,
+    checkpoint: _options.Checkpoint = None,
+    data: Annotated[
+        str | None, typer.Option(help="Take the newest run that was trained on these data.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A picture for the grid, or a folder for one PNG an image.")
+    ] = None,
+    seed: _options.Seed = 0,
+    batch_size: _options.BatchSize = 256,
+    device: _options.Device = "auto",
+    as_json: _options.Json = False,
+) -> None:
+    """Draw images from a generative model."""
+    chosen = _options.given(prior=prior, sampler=sampler, steps=steps, eta=eta, variance=variance)
+    find_run(run, checkpoint, data)  # before a folder is made
+    folder = None
+    if out is not None and (out.is_dir() or not out.suffix):
+        folder = _outputs.claim_folder(out)
+        out = folder.with_name(f"{folder.name}-grid.png")  # beside it: it holds nothing but samples
+    else:
+        _options.checked_picture(out)
+    subject = load_run(run, checkpoint, device, data)
+    from genssl.eval import sample as evaluation
+    from genssl.metrics.sharpness import SHARPNESS
+
+    target = _outputs.target_of_run(subject.info.folder, _outputs.evaluation_name(context), out)
+    with progress("sampling") as tick:
+        outcome, images = evaluation.sample(
+            subject.method, n, seed=seed, batch_size=batch_size, tick=tick, options=chosen
+        )
+    outcome = evaluation.with_sharpness(outcome, images, subject.info.metrics.get(SHARPNESS))
+    if trajectory:
+        way = evaluation.trajectory(subject.method, seed=seed, options=chosen)
+        outcome.figures.update(way.figures)
+    if folder is not None:
+        write_each(images, folder)
+    save_and_print(subject, "sample", outcome, target, as_json)
+
+
+Sampler = Literal["dpm++", "ddim", "ancestral"]
+
+
+def reconstruct(
+    context: typer.Context,
+    run: _options.Run,
+    n: Annotated[int, typer.Option("-n", min=1, help="How many images to show.")] = 16,
+    t_prime: Annotated[
+        int | None, typer.Option(help="Of a DDPM: noise the images by so many steps, and come back.")
+    ] = None,
+    sweep: Annotated[
+        str | None,
+        typer.Option(metavar="LEVELS", help="Of a DDPM: find t*, where images are lost; e.g. 16:256:16."),
+    ] = None,
+    queries: Annotated[int, typer.Option(min=1, help="Images a level of the sweep.")] = 256,
+    sampler: Annotated[
+        Sampler | None, typer.Option(help="The way back; ancestral, and dpm++ for the sweep's curves.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Network calls of the sampler, at most.")] = None,
+    features: Annotated[
+        str | None, typer.Option(metavar="REF", help="Of the sweep: compare in this run's features, too.")
+    ] = None,
+    checkpoint: _options.Checkpoint = None,
+    data: _options.Data = None,
+    skip_bad: _options.SkipBad = False,
+    limit: _options.Limit = None,
+    out: _options.Out = None,
+    seed: _options.Seed = 0,
+    batch_size: _options.BatchSize = 256,
+    device: _options.Device = "auto",
+    as_json: _options.Json = False,
+) -> None:
+    """Show test images beside their reconstructions, and measure the error."""
+    noised = t_prime is not None or sweep is not None
+    _check_noise_options(find_run(run, checkpoint)[1].config, t_prime, sweep)
+    levels = None if sweep is None else parse_levels(sweep)
+    if features is not None:
+        find_run(features, None)
+    subject = load_run(run, checkpoint, device)
+    target = _outputs.target_of_run(subject.info.folder, _outputs.evaluation_name(context), out)
+    split = subject.split(data, "test", limit, seed, skip_bad)
+    with progress("reconstructing") as tick:
+        if levels is not None:
+            from genssl.eval.noise_sweep import sweep as run_sweep
+
+            outcome = run_sweep(
+                subject.method, split, levels, queries=queries, seed=seed,
+                batch_size=batch_size, sampler=sampler or "dpm++", steps=steps,
+                encoder=_encoder(features, subject, device), tick=tick,
+                bank_split=None if split.labels is None else subject.split(data, "train", skip_bad=skip_bad),
+            )  # fmt: skip
+        elif t_prime is not None:
+            from genssl.eval.reconstruct import reconstruct_from
+
+            outcome = reconstruct_from(
+                subject.method, split, t_prime, n, seed=seed, batch_size=batch_size,
+                sampler=sampler or "ancestral", steps=steps, tick=tick,
+            )  # fmt: skip
+        else:
+            from genssl.eval.reconstruct import reconstruct as evaluate
+
+            outcome = evaluate(subject.method, split, n, seed=seed, batch_size=batch_size, tick=tick)
+    title = "reconstruct" if not noised else "noise-levels" if sweep else f"reconstruct-{t_prime}"
+    save_and_print(subject, title, outcome, target, as_json, split)
+
+
+def _check_noise_options(config: "Config", t_prime: int | None, sweep: str | None) -> None:
+    name, noised = config.method, t_prime is not None or sweep is not None
+    if t_prime is not None and sweep is not None:
+        raise UserError("--t-prime is one noise level and --sweep is many; give one of them")
+    if config.has_noise_levels and not noised:
+        raise UserError(f"reconstruct {name} needs --t-prime 176, or --sweep 16:256:16")
+    if noised and not config.has_noise_levels:
+        raise UserError(
+            f"--t-prime and --sweep are for a diffusion model, and this is a {name}; leave them away"
+        )
+
+
+def _encoder(reference: str | None, subject: LoadedRun, device: str) -> "Callable[[Tensor], Tensor] | None":
+    if reference is None:
+        return None
+    other = load_run(reference, None, device)
+    if other.info.config.image_size != subject.info.config.image_size:
+        raise UserError(f"{reference} was trained on images of another size; choose another --features")
+    return other.method.features
+
+
+def interpolate(
+    context: typer.Context,
+    run: _options.Run,
+    rows: Annotated[int, typer.Option(min=1, help="How many paths.")] = 8,
+    steps: Annotated[int, typer.Option(min=2, help="Images on a path, both ends included.")] = 10,
+    path: Annotated[
+        Literal["linear", "spherical"] | None, typer.Option(help="Of a VAE: the path's shape; linear.")
+    ] = None,
+    between: Annotated[
+        Literal["prior", "test"] | None, typer.Option(help="Of a VAE: draws from the prior, or test images.")
+    ] = None,
+    way: Annotated[
+        Literal["ddim", "noise"] | None,
+        typer.Option(help="Of a DDPM: invert by ddim, or noise both ends to t', mix and denoise."),
+    ] = None,
+    t_prime: Annotated[int | None, typer.Option(help="Of a DDPM: how far the ends are noised.")] = None,
+    calls: Annotated[int, typer.Option(min=1, help="Of ddim: network calls each way.")] = 50,
+    checkpoint: _options.Checkpoint = None,
+    data: _options.Data = None,
+    skip_bad: _options.SkipBad = False,
+    out: _options.Out = None,
+    seed: _options.Seed = 0,
+    batch_size: _options.BatchSize = 256,
+    device: _options.Device = "auto",
+    as_json: _options.Json = False,
+) -> None:
+    """Draw paths between images."""
+    config = find_run(run, checkpoint)[1].config
+    diffusion = config.has_noise_levels
+    _refuse(
+        config.method,
+        {"--path": path, "--between": between} if diffusion else {"--way": way, "--t-prime": t_prime},
+    )
+    subject = load_run(run, checkpoint, device)
+    target = _outputs.target_of_run(subject.info.folder, _outputs.evaluation_name(context), out)
+    split = subject.split(data, "test", 2 * rows, seed, skip_bad) if diffusion or between == "test" else None
+    from genssl.eval import interpolate as evaluation
+
+    if diffusion:
+        assert split is not None
+        with progress("interpolating") as tick:
+            outcome = evaluation.interpolate_through_noise(
+                subject.method, split, rows=rows, steps=steps, seed=seed, batch_size=batch_size,
+                way=way or "ddim", t_prime=t_prime, calls=calls, tick=tick,
+            )  # fmt: skip
+    else:
+        outcome = evaluation.interpolate_latents(
+            subject.method, split, rows=rows, steps=steps, shape=path or "linear", seed=seed,
+            device=subject.device,
+        )  # fmt: skip
+    save_and_print(subject, "interpolate", outcome, target, as_json, split)
+
+
+def _refuse(method: str, given: dict[str, object]) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise UserError(f"{name} is not for a {method}; leave it away")

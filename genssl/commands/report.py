@@ -1,0 +1,81 @@
+"""`report`."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from genssl.commands import _options, _outputs
+from genssl.commands._console import echo
+from genssl.errors import UserError
+from genssl.files import command_of
+from genssl.paths import REPORT
+
+if TYPE_CHECKING:
+    from genssl.report.page import Written
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(report)
+
+
+def report(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="REF", help="Runs, or folders of runs and studies; all in checkpoints/."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The page; report.html in the folder that it is about, by default.")
+    ] = None,
+    as_json: _options.Json = False,
+) -> None:
+    """Put runs and studies on one HTML page: the assignment's figures, tables of numbers, the commands."""
+    from genssl.report import load, page
+
+    found = load.gather(runs or [])
+    written = page.write(found, _page(out, load.usual_page(found)))
+    for problem in written.problems:
+        echo(f"warning: {problem}")
+    if as_json:
+        print(json.dumps(_about(written), indent=2))
+        return
+    drawn = [figure for figure in written.figures if figure.picture]
+    echo(
+        f"report: {written.path} ({written.size / 1e6:.1f} MB; {len(written.runs)} runs, "
+        f"{len(drawn)} of the assignment's {len(written.figures)} figures)"
+    )
+
+
+def _page(out: Path | None, usual: Path) -> Path:
+    """What --out means: a page, or a folder for it; else `usual`, perhaps numbered.
+
+    In a folder of runs the report of another command is replaced: it is about the same runs.
+
+    Raises:
+        UserError: --out is no page, or something else is there.
+    """
+    if out is None:
+        is_report = usual.parent != Path() and usual.exists() and command_of(usual) is not None
+        return usual if is_report else _outputs.unused(usual)
+    if out.suffix.lower() in {".html", ".htm"} and not out.is_dir():
+        return _outputs.claim(out)
+    if out.is_dir() or not out.suffix:
+        return _outputs.claim(out / REPORT)
+    raise UserError(f"the report is a page, and --out {out} is none; name it {out.with_suffix('.html')}")
+
+
+def _about(written: "Written") -> dict[str, Any]:
+    figures = [
+        {
+            "figure": number,
+            "title": figure.title,
+            "of": figure.source or None,
+            "drawn": figure.picture is not None,
+            "commands": [figure.command] if figure.command else figure.usual,
+        }
+        for number, figure in enumerate(written.figures, 1)
+    ]
+    about = {"report": str(written.path), "bytes": written.size, "runs": written.runs}
+    return {**about, "figures": figures, "problems": written.problems}

@@ -1,0 +1,248 @@
+"""`ablate`, `compare`."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from genssl.commands import _options, _outputs
+from genssl.commands._console import (
+    TrainingScreen,
+    confirm_long,
+    echo,
+    format_value,
+    show_rows,
+    show_values,
+    stdout,
+)
+from genssl.commands._run import default_samples
+from genssl.environment import command_line
+from genssl.errors import UserError
+
+if TYPE_CHECKING:
+    from genssl.config import Config
+    from genssl.eval.result import EvalResult
+
+# Options that change one setting: each value that they are given is an arm
+NAMED = {
+    "--timesteps": "timesteps",
+    "--no-stopgrad": "stop_gradient",
+    "--predictor": "predictor",
+    "--no-predictor": "predictor",
+    "--proj-dim": "projector_dim",
+    "--naive": "naive",
+}
+LONGEST = 200  # characters of a study's folder
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this group."""
+    app.command()(ablate)
+    app.command()(compare)
+
+
+def ablate(
+    method: Annotated[str, typer.Argument(help="What to train, e.g. vae.")],
+    timesteps: Annotated[
+        list[int] | None, typer.Option(help="Diffusion steps; repeatable, one arm a value.")
+    ] = None,
+    no_stopgrad: Annotated[
+        bool, typer.Option("--no-stopgrad", help="An arm that lets the gradient through the target.")
+    ] = False,
+    predictor: Annotated[
+        list[str] | None, typer.Option(help="mlp, identity or fixed; repeatable, one arm a value.")
+    ] = None,
+    no_predictor: Annotated[
+        bool, typer.Option("--no-predictor", help="The same as --predictor identity.")
+    ] = False,
+    proj_dim: Annotated[
+        list[int] | None, typer.Option(help="Width of the projector's output; repeatable, one arm a value.")
+    ] = None,
+    naive: Annotated[
+        bool, typer.Option("--naive", help="An arm that takes heavy views for standard ones, of DSSL.")
+    ] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Any other change; repeatable. Different keys change one arm together; several values of a "
+            "key are one arm each, and of several keys an arm for every combination.",
+        ),
+    ] = None,
+    base: Annotated[
+        list[str] | None,
+        typer.Option("--base", metavar="KEY=VALUE", help="A setting of every arm; repeatable."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Train each arm so often, with seed, seed + 1, ...")] = 1,
+    data: Annotated[
+        str | None,
+        typer.Option(help="svhn, svhn-extra, cifar10, synthetic, a path, or one of these with -remix."),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the train split.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", "--lr", help="Of the optimizer.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Train on so many images, shuffled by the seed.")] = None,
+    knn_every: Annotated[
+        int | None, typer.Option(help="Epochs between quick nearest-neighbour accuracies; 0: none.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+    max_minutes: Annotated[float | None, typer.Option(min=0, help="End each run after so long.")] = None,
+    yes: _options.Yes = False,
+    device: _options.Device = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="A folder, or a picture's name; checkpoints/ablate-... by default.")
+    ] = None,
+    as_json: _options.Json = False,
+) -> None:
+    """Train a method with and without a change, and compare. The same command continues a stopped study."""
+    from genssl import config as configs
+    from genssl.config import parse_repeated_settings
+    from genssl.data.registry import require
+    from genssl.paths import runs_root
+    from genssl.runs import run_name
+    from genssl.studies import ablate as study
+    from genssl.train.options import Options
+
+    common = _options.given(
+        data=data, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, limit=limit,
+        seed=seed, knn_every=knn_every,
+    )  # fmt: skip
+    baseline = configs.make(method, common | _parse_base(base))
+    changes: dict[str, list[Any]] = {
+        "timesteps": timesteps or [],
+        "stop_gradient": [False] if no_stopgrad else [],
+        "predictor": [*(predictor or []), *(["identity"] if no_predictor else [])],
+        "projector_dim": proj_dim or [],
+        "naive": [True] if naive else [],
+    }
+    combinations = study.combinations(parse_repeated_settings(settings or []))
+    if not combinations and not any(changes.values()):
+        raise UserError(_what_can_be_ablated(baseline))
+    arms = study.arms_of(baseline, changes, *combinations)
+    changed = dict.fromkeys(name for arm in arms for name in arm.changes)
+    name = "-".join(["ablate", run_name(baseline, None), *changed])
+    require(baseline.data)
+    target = _outputs.target_of_study(runs_root() / name[:LONGEST], "ablate", out)
+    how = Options(device=device, max_minutes=max_minutes)
+    if not (yes or as_json):
+        confirm_long(study.untrained(baseline, arms, seeds), how, "--base")
+    with TrainingScreen(quiet=as_json) as screen:
+        outcome = study.ablate(baseline, arms, how, screen, seeds)
+    if not _written(outcome, target, as_json):
+        rows = outcome.values["rows"]
+        title = f"ablation of {baseline.method} on {baseline.data}"
+        show_rows(title, _table({row["arm"]: row["numbers"] for row in rows}))
+        show_values("verdicts", {row["arm"]: row["verdict"] for row in rows}, outcome.notes)
+
+
+def _parse_base(texts: list[str] | None) -> dict[str, Any]:
+    from genssl.config import parse_settings
+
+    try:
+        return parse_settings(texts or [])
+    except UserError as error:
+        raise UserError(str(error).replace("--set", "--base")) from None
+
+
+def _what_can_be_ablated(baseline: "Config") -> str:
+    from genssl.studies.ablate import own_settings
+
+    kind = type(baseline)
+    named = [option for option, setting in NAMED.items() if setting in kind.model_fields]
+    own = ", ".join(own_settings(kind))
+    ways = [*named, f"--set KEY=VALUE (of a {baseline.method}'s own: {own}; or any other setting)"]
+    return f"nothing to change; ablate a {baseline.method} with {' or '.join(ways)}"
+
+
+def compare(
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="REF REF ...", help="Methods, runs' names (of ablations, too) or paths."),
+    ],
+    n: Annotated[
+        int | None,
+        typer.Option("-n", min=1, help="Samples of each vae and ddpm; 512 on a CPU, 10,000 on a GPU."),
+    ] = None,
+    no_fidelity: Annotated[
+        bool, typer.Option("--no-fidelity", help="Leave out how close samples are to real images.")
+    ] = False,
+    device: _options.Device = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="A folder, or a picture's name; checkpoints/compare-... by default.")
+    ] = None,
+    as_json: _options.Json = False,
+) -> None:
+    """Put any trained runs side by side: settings, numbers, curves, and the quality of samples."""
+    from genssl.paths import runs_root
+    from genssl.runs import find_several
+
+    folders = find_several(runs)
+    name = "-".join(["compare", *(folder.name for folder in folders)])
+    target = _outputs.target_of_study(runs_root() / name[:LONGEST], "compare", out)
+    from genssl.runtime import choose_device
+    from genssl.studies import compare as study
+    from genssl.studies.compare import table
+
+    with TrainingScreen(quiet=as_json) as screen:
+        samples = None if no_fidelity else n or default_samples(choose_device(device))
+        outcome = study.compare(folders, device, screen, samples)
+    if not _written(outcome, target, as_json):
+        rows = outcome.values["runs"]
+        show_rows("what they are", [_identity(row) for row in rows])
+        if outcome.values["differences"]:
+            show_rows("settings that differ", outcome.values["differences"])
+        show_rows("numbers", _table({row["name"]: row["numbers"] for row in rows}))
+        if "fidelity" in outcome.values:
+            show_rows("sample quality [95 % interval]", table(outcome.values["fidelity"]))
+        for note in outcome.notes:
+            stdout().print(f"note: {note}", markup=False, soft_wrap=True)
+
+
+def _identity(row: dict[str, Any]) -> dict[str, Any]:
+    state = "collapsed" if row["collapsed"] else "" if row["finished"] else row["state"]
+    names = ("name", "method", "data", "epoch", "seed")
+    return {**{name: row[name] for name in names}, "state": state, "path": row["path"]}
+
+
+def _written(outcome: "EvalResult", target: _outputs.Target, as_json: bool) -> bool:
+    """Write the figures, and the numbers if they have a file; True when these were shown as JSON."""
+    from genssl import files
+
+    values = {"command": command_line(), **outcome.values, "notes": list(outcome.notes)}
+    for place, (name, figure) in enumerate(outcome.figures.items()):
+        path = target.picture if place == 0 else target.further(name)
+        files.write_picture(path, figure, {"command": command_line()})
+        echo(f"figure: {path}")
+    if target.with_numbers:
+        numbers = target.picture.with_suffix(".json")
+        files.write_json(numbers, values)
+        echo(f"numbers: {numbers}")
+    if as_json:
+        print(json.dumps(values, indent=2))
+    return as_json
+
+
+def _table(numbers: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
+    """One line a number and one column an arm or run, so that many numbers fit on a screen."""
+    from genssl.studies.results import FIRST, REMARKS
+
+    found = dict.fromkeys(name for each in numbers.values() for name in each)
+    names = [*(name for name in FIRST if name in found), *(name for name in found if name not in FIRST)]
+    lines = {name: f"{name} ({REMARKS[name]})" if name in REMARKS else name for name in names}
+    return [
+        {"": line, **{arm: _cell(each.get(name)) for arm, each in numbers.items()}}
+        for name, line in lines.items()
+    ]
+
+
+def _cell(number: dict[str, Any] | float | None) -> str:
+    if number is None:
+        return "-"
+    if not isinstance(number, dict):
+        return format_value(number)
+    spread = "" if number["std"] is None else f" ± {number['std']:.2g}"
+    return format_value(number["mean"]) + spread

@@ -1,0 +1,1 @@
+"""Random views, as batched functions on the device."""

@@ -1,0 +1,160 @@
+"""Views: from uint8 images at rest to what a method trains on, as batched functions on the device."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from genssl.config import Config, DSSLConfig, SelfSupervisedConfig
+from genssl.data.augment import color, geometry, randaugment
+from genssl.errors import UserError
+from genssl.pixels import BIN_WIDTH, HALF, to_model
+from genssl.runtime import Randomness, uniform
+
+
+class Views(Protocol):
+    """One or several views of each image. All randomness is an argument."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What to call each view, for people."""
+        ...
+
+    def draws(self, n: int, generator: Randomness) -> dict[str, Tensor]:
+        """The random parameters of `n` images' views; each tensor's first axis is `n`."""
+        ...
+
+    def __call__(self, images: Tensor, draws: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """uint8 (B, 3, H, W) -> views, each float (B, 3, H, W) in the model's range."""
+        ...
+
+
+class Plain:
+    """One view: the image itself."""
+
+    names: tuple[str, ...] = ("image",)
+
+    def draws(self, n: int, generator: Randomness) -> dict[str, Tensor]:
+        """Nothing is random."""
+        return {}
+
+    def __call__(self, images: Tensor, draws: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """uint8 (B, 3, H, W) -> (float (B, 3, H, W),)."""
+        return (to_model(images),)
+
+
+def choose_views(config: Config, classes: tuple[str, ...] = ()) -> Views:
+    """The views that a config asks for in `Config.views`.
+
+    Args:
+        config: a method's.
+        classes: names of the data's classes; where they are all digits, flip = auto mirrors nothing.
+
+    Raises:
+        UserError: no views have that name, or the config lacks their settings.
+    """
+    if config.views == "plain":
+        return Plain()
+    if isinstance(config, SelfSupervisedConfig) and config.views == "standard":
+        return Standard(config, classes)
+    if isinstance(config, DSSLConfig) and config.views == "directional":
+        return Directional(config, classes)
+    raise UserError(f"{config.method}: unknown views {config.views!r}; known: plain, standard, directional")
+
+
+VIEWS = 2
+
+
+class Standard:
+    """Two views of each image: crop and flip, colour jitter, grayscale, blur (Chen and He 2021, appendix D).
+
+    All chances are uniform in [0, 1) and drawn for every image, whatever the config switches off, so that
+    changing one setting leaves the rest of the views as they were.
+    """
+
+    names: tuple[str, ...] = ("view 1", "view 2")
+
+    def __init__(self, config: SelfSupervisedConfig, classes: tuple[str, ...] = ()) -> None:
+        """The views of a config; `classes` are the data's, for flip = auto."""
+        self.config = config
+        digits = bool(classes) and all(name.isdigit() for name in classes)
+        self.flips = config.flip == "on" or (config.flip == "auto" and not digits)
+
+    def draws(self, n: int, generator: Randomness) -> dict[str, Tensor]:
+        """Chances, each (n, 2, ...): crop, flip, jitter, order, grayscale, blur.
+
+        Jitter: whether, then brightness, contrast, saturation and hue. Order: of those four, by rank. Blur:
+        whether, and how much.
+        """
+        sizes = {"crop": geometry.CROP_CHANCES, "flip": 1, "jitter": 5, "order": 4, "grayscale": 1, "blur": 2}
+        chances = uniform((n, VIEWS, sum(sizes.values())), generator)
+        return dict(zip(sizes, chances.split(list(sizes.values()), 2), strict=True))
+
+    def __call__(self, images: Tensor, draws: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """uint8 (B, 3, H, W) -> two views, each float32 (B, 3, H, W) in the model's range."""
+        with torch.autocast(images.device.type, enabled=False):  # bf16 keeps no 8 bits of a pixel
+            first, second = _to_model(self.planes(images, draws)).chunk(VIEWS)
+        return first, second
+
+    def planes(self, images: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        """uint8 (B, 3, H, W) -> float32 (3, 2 B, H, W) in [0, 1], all first views before all second ones."""
+        chances = {name: chance.transpose(0, 1).flatten(0, 1) for name, chance in draws.items()}
+        height, width = images.shape[2:]
+        boxes = geometry.crop_boxes(chances["crop"], height, width, self.config.crop_scale)
+        flips = chances["flip"][:, 0] < 0.5 if self.flips else None
+        planes = geometry.resized_crop(images.repeat(VIEWS, 1, 1, 1), boxes, flips).mul_(1 / 255)
+        return self._recoloured(planes, chances)
+
+    def _recoloured(self, planes: Tensor, chances: dict[str, Tensor]) -> Tensor:
+        config = self.config
+        if config.jitter > 0:
+            planes = self._jittered(planes, chances)
+        if config.grayscale > 0:
+            planes = color.make_gray(planes, chances["grayscale"][:, 0] < config.grayscale)
+        if config.blur > 0:
+            whether, sigma = chances["blur"].unbind(1)
+            low, high = color.SIGMAS
+            planes = color.blur(planes, low + (high - low) * sigma, whether < config.blur)
+        return planes
+
+    def _jittered(self, planes: Tensor, chances: dict[str, Tensor]) -> Tensor:
+        config = self.config
+        whether = (chances["jitter"][:, :1] < config.jitter).float()
+        signed = (2 * chances["jitter"][:, 1:] - 1) * whether  # (N, 4)
+        ranges = (config.brightness, config.contrast, config.saturation)
+        factors = torch.stack([1 + most * signed[:, i] for i, most in enumerate(ranges)], 1)
+        turn = config.hue * signed[:, 3] if config.hue > 0 else None
+        return color.jitter(planes, chances["order"].argsort(1), factors, turn)
+
+
+class Directional:
+    """Four views: two standard ones, and two heavy ones made from them by RandAugment (Bai et al. 2021)."""
+
+    names: tuple[str, ...] = ("view 1", "view 2", "heavy 1", "heavy 2")
+
+    def __init__(self, config: DSSLConfig, classes: tuple[str, ...] = ()) -> None:
+        """The views of a config; `classes` are the data's, for flip = auto."""
+        self.config = config
+        self.standard = Standard(config, classes)
+
+    def draws(self, n: int, generator: Randomness) -> dict[str, Tensor]:
+        """Those of the standard views, and for each of their operations (n, 2, K, 2): which, and its sign."""
+        standard = self.standard.draws(n, generator)
+        return standard | {"heavy": uniform((n, VIEWS, self.config.heavy_operations, 2), generator)}
+
+    def __call__(self, images: Tensor, draws: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """uint8 (B, 3, H, W) -> v1, v2, h1, h2: each float32 (B, 3, H, W) in the model's range."""
+        with torch.autocast(images.device.type, enabled=False):
+            planes = self.standard.planes(images, draws)
+            which, sign = draws["heavy"].transpose(0, 1).flatten(0, 1).unbind(2)  # (2 B, K)
+            kinds = (which * randaugment.OPERATIONS).long()
+            signs = torch.where(sign < 0.5, -1.0, 1.0)
+            levels = (planes * 255).round_().clamp_(0, 255)
+            heavy = randaugment.randaugment(levels, kinds, signs, self.config.heavy_magnitude).mul_(1 / 255)
+            return _to_model(planes).chunk(VIEWS) + _to_model(heavy).chunk(VIEWS)
+
+
+def _to_model(planes: Tensor) -> Tensor:
+    """float32 (3, N, H, W) in [0, 1] -> (N, 3, H, W), contiguous, in the model's range."""
+    images = planes.transpose(0, 1).contiguous()
+    return images.mul_(255 * BIN_WIDTH).add_(HALF * BIN_WIDTH - 1)

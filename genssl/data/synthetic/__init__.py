@@ -1,0 +1,1 @@
+"""House numbers rendered on the spot, with exact masks."""

@@ -1,0 +1,188 @@
+"""Features of whole splits, checked, and those of real images kept on disk."""
+
+import hashlib
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from genssl import paths, run_info, runs
+from genssl.config import SelfSupervisedConfig
+from genssl.data.cache import cache_folder
+from genssl.data.split import Split
+from genssl.errors import FAILED_RUN, UserError
+from genssl.eval.result import check_size
+from genssl.features import extract_sharded
+from genssl.files import read_tensors, write_tensors
+from genssl.models.build import build
+from genssl.models.method import Method
+from genssl.run_info import RunInfo
+from genssl.runtime import Tick
+
+Encoder = Callable[[Tensor], Tensor]  # images (B, 3, H, W) in the model's range -> (B, D)
+
+
+def pixels(images: Tensor) -> Tensor:
+    """Images as vectors, (B, 3 H W)."""
+    return images.flatten(1)
+
+
+def untrained_copy(method: Method, device: torch.device) -> Method:
+    """The same method with the initial weights of another seed, in eval mode."""
+    return build(method.config.updated({"seed": method.config.seed + 1})).to(device).eval()
+
+
+def extract_features(encoder: Encoder, split: Split, batch_size: int, tick: Tick) -> Tensor:
+    """The features of a whole split, (N, D) float32 on its device; pixels as exact halves.
+
+    Of several processes each extracts its share, and all get the whole: nothing is padded or dropped.
+
+    Raises:
+        UserError: a feature is not finite.
+    """
+    dtype = torch.float16 if encoder is pixels else torch.float32  # (2 u - 255) / 256 is exact in float16
+    features = extract_sharded(encoder, split.images, batch_size, tick, dtype=dtype)
+    if not features.sum(dtype=torch.float32).isfinite():
+        raise UserError(
+            f"the features of {split.part} images are not finite; the run has diverged, take another",
+            FAILED_RUN,
+        )
+    return features
+
+
+def require_labels(method: Method, train: Split, test: Split) -> tuple[Tensor, Tensor]:
+    """The labels of both splits, (N,) and (M,), of the same classes.
+
+    Raises:
+        UserError: images of another size than the method's, a split without labels, a single class, or a
+            class that is tested and never trained on.
+    """
+    for split in (train, test):
+        check_size(method, split)
+        if split.labels is None:
+            raise UserError(
+                f"the {split.part} part of {split.name} has no labels, and accuracy needs them; "
+                "choose another --data"
+            )
+    if train.classes != test.classes:
+        raise UserError(
+            f"the train and test part of {train.name} have different classes; choose other --data"
+        )
+    assert train.labels is not None
+    assert test.labels is not None
+    _check_classes(train, train.labels, test.labels)
+    return train.labels, test.labels
+
+
+def _check_classes(train: Split, labels: Tensor, test_labels: Tensor) -> None:
+    known = set(labels.unique().tolist())
+    if len(known) < 2:
+        raise UserError(
+            f"the {len(train)} train images of {train.name} are of one class; take more, or others"
+        )
+    unknown = [train.classes[label] for label in test_labels.unique().tolist() if label not in known]
+    if unknown:
+        raise UserError(
+            f"none of the {len(train)} train images of {train.name} shows {', '.join(unknown)}, "
+            "and test images do; raise --limit or choose another --data"
+        )
+
+
+FORMAT = "1"
+SHIPPED = "simsiam"  # of the weights that ship, what features are compared of
+
+
+@dataclass(frozen=True)
+class FeatureSpace:
+    """Where images are compared.
+
+    Attributes:
+        name: "pixels", or the run's name.
+        encode: images (B, 3, H, W) in the model's range -> (B, D).
+        digest: of the network's weights and settings; empty for pixels.
+    """
+
+    name: str
+    encode: Encoder
+    digest: str = ""
+
+
+PIXELS = FeatureSpace("pixels", pixels)
+
+
+def choose_encoder(image_size: int | None) -> RunInfo:
+    """The run whose features are compared when nobody names one: the newest finished self-supervised run for
+    images of this size (None: any) whose outputs did not collapse, else the newest that time stopped after an
+    epoch or more, else the weights that ship.
+
+    Raises:
+        UserError: there is neither.
+    """
+    usable = [info for info in runs.known() if _is_usable(info) and _fits(info, image_size)]
+    if usable:
+        return max(reversed(usable), key=lambda info: info.state == "finished")
+    shipped = paths.shipped_root() / SHIPPED
+    if (shipped / run_info.MODEL).exists() and _fits(info := run_info.inspect(shipped), image_size):
+        return info
+    size = "" if image_size is None else f" for images of {image_size} pixels"
+    raise UserError(
+        f"no finished self-supervised run{size} in {paths.runs_root()}/ to compare features of; train one "
+        "with `genssl train simsiam`, or name any run, or pixels, with `genssl fidelity REF --features`"
+    )
+
+
+def _is_usable(info: RunInfo) -> bool:
+    learned = info.finished and info.epoch > 0 and not info.metrics.get("collapsed")
+    return learned and isinstance(info.config, SelfSupervisedConfig)
+
+
+def encoder_reason(encoder: RunInfo) -> str:
+    """Which encoder `choose_encoder` took, and why."""
+    if paths.is_shipped(encoder.folder):
+        return f"the {encoder.config.method} that comes with genssl"
+    return f"{encoder.name}, the newest self-supervised run"
+
+
+def _fits(info: RunInfo, image_size: int | None) -> bool:
+    return image_size in {None, info.config.image_size}
+
+
+def cached_features(space: FeatureSpace, split: Split, batch_size: int, tick: Tick) -> Tensor:
+    """The features of a split, (N, D) on its device: as they were kept, else made now and kept.
+
+    A network's features of real images are kept in the cache under the digests of both. A damaged file
+    counts as absent. Where the folder cannot be written nothing is kept, with a warning.
+
+    Raises:
+        UserError: a feature is not finite.
+    """
+    if not space.digest:
+        return extract_features(space.encode, split, batch_size, tick)
+    file = _file(space, split)
+    found = _kept(file, len(split))
+    if found is not None:
+        return found.to(split.images.device)
+    features = extract_features(space.encode, split, batch_size, tick)
+    about = {"network": space.digest, "data": split.name, "part": split.part, "data_digest": split.digest}
+    try:
+        write_tensors(file, {"features": features}, about)
+    except OSError as error:
+        warnings.warn(f"cannot keep features in {file.parent} ({error.strerror or error})", stacklevel=2)
+    return features
+
+
+def _file(space: FeatureSpace, split: Split) -> Path:
+    key = hashlib.sha256(f"{FORMAT}|{space.digest}|{split.digest}".encode()).hexdigest()[:32]
+    return cache_folder() / f"features-{key}.safetensors"
+
+
+def _kept(file: Path, rows: int) -> Tensor | None:
+    try:
+        features = read_tensors(file)[0].get("features")
+    except (UserError, OSError):
+        return None
+    usable = features is not None and features.ndim == 2 and len(features) == rows
+    return features if usable else None

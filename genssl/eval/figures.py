@@ -1,0 +1,103 @@
+"""Figures of classes: confusion matrices, and neighbors of test images."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from genssl import figures
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NUMBERED = 20  # classes up to which the cells bear their numbers
+SHORT = 2  # letters of a name that fit under a cell
+DARK = 0.55  # share from which numbers are white
+SIDE = 72  # pixels of a shown image
+BORDER = 3
+GAP = 10
+CAPTION = 18
+RIGHT, WRONG = "#3a7d44", "#c8102e"
+
+
+def draw_confusion(matrix: Tensor, classes: Sequence[str], title: str) -> "Figure":
+    """Shares of each true class, rows, by predicted class, columns, in percent. `matrix`: counts (C, C)."""
+    shares = matrix.double() / matrix.sum(1, keepdim=True).clamp(min=1)
+    side = max(4.5, 0.5 * len(classes) + 1.8)
+    figure, (axis,) = figures.new_figure(1, 1, side, side)
+    axis.grid(visible=False)
+    axis.imshow(shares.cpu().numpy(), cmap="Blues", vmin=0, vmax=1)
+    axis.set_xticks(range(len(classes)), classes)
+    if max(map(len, classes)) > SHORT:
+        for label in axis.get_xticklabels():
+            label.set(rotation=45, ha="right", rotation_mode="anchor")
+    axis.set_yticks(range(len(classes)), classes)
+    axis.set(xlabel="predicted", ylabel="true", title=title)
+    if len(classes) <= NUMBERED:
+        for row, line in enumerate(shares.tolist()):
+            for column, share in enumerate(line):
+                colour = "white" if share > DARK else "0.25"
+                axis.text(column, row, f"{100 * share:.0f}", ha="center", va="center", color=colour, size=8)
+    return figure
+
+
+def draw_neighbours(
+    queries: Tensor, query_names: Sequence[str], neighbours: Tensor, names: Sequence[Sequence[str]]
+) -> Image.Image:
+    """A row a query: the test image, then its nearest train images; framed red where the class is another.
+
+    Args:
+        queries: uint8 (Q, 3, H, W).
+        query_names: the class of each.
+        neighbours: uint8 (Q, n, 3, H, W), nearest first.
+        names: the class of each.
+    """
+    font = ImageFont.load_default(12)
+    width, height = SIDE + 2 * BORDER + GAP, SIDE + 2 * BORDER + CAPTION + GAP // 2
+    left = GAP
+    size = (left + GAP + width * (1 + neighbours.shape[1]), CAPTION + GAP + height * len(queries))
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((left, GAP // 2), "test image", fill="black", font=font)
+    text = "nearest train images, nearest first (red: another class)"
+    draw.text((left + width + GAP, GAP // 2), text, fill="black", font=font)
+    for row, true in enumerate(query_names):
+        top = CAPTION + GAP // 2 + row * height
+        _place(sheet, queries[row], true, "black", (left, top), font)
+        for column, name in enumerate(names[row]):
+            colour = RIGHT if name == true else WRONG
+            place = (left + GAP + width * (1 + column), top)
+            _place(sheet, neighbours[row, column], name, colour, place, font)
+    return sheet
+
+
+def _place(
+    sheet: Image.Image,
+    image: Tensor,
+    caption: str,
+    colour: str,
+    place: tuple[int, int],
+    font: "ImageFont.FreeTypeFont | ImageFont.ImageFont",
+) -> None:
+    """One framed image and its caption."""
+    left, top = place
+    draw = ImageDraw.Draw(sheet)
+    draw.rectangle((left, top, left + SIDE + 2 * BORDER - 1, top + SIDE + 2 * BORDER - 1), fill=colour)
+    picture = figures.one(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    sheet.paste(picture, (left + BORDER, top + BORDER))
+    draw.text((left, top + SIDE + 2 * BORDER + 1), _shortened(caption, font), fill=colour, font=font)
+
+
+def _shortened(text: str, font: "ImageFont.FreeTypeFont | ImageFont.ImageFont") -> str:
+    """As much of a caption as its image is wide."""
+    while font.getlength(text) > SIDE + 2 * BORDER + GAP // 2:
+        text = text.removesuffix("…")[:-1] + "…"
+    return text
+
+
+def one_of_each(labels: Tensor, most: int) -> Tensor:
+    """The first row of each class among labels (N,), for up to `most` classes: int64 rows."""
+    first = [(labels == label).int().argmax() for label in labels.unique()[:most]]
+    return torch.stack(first)

@@ -1,0 +1,160 @@
+"""The figures of reconstructions from noise levels."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from genssl import figures
+from genssl.metrics.reconstruction import Crossing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SNR_TICKS = (100, 30, 10, 3, 1, 0.3, 0.1, 0.03, 0.01, 1e-3, 1e-4)
+TICK_ROOM = 0.07  # between two of them, as a share of the axis
+COLOURS = {"pixels": "tab:blue", "features": "tab:orange", "noised": "0.6"}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One image from several noise levels.
+
+    Attributes:
+        images: (levels, columns, 3, H, W) in the model's range: original, noised, ..., result.
+        titles: of each row.
+    """
+
+    images: Tensor
+    titles: list[str]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What a sweep measured, by noise level.
+
+    Attributes:
+        levels: t', rising.
+        psnr_db: by name ("noised", "pixels").
+        identity: share by what is compared ("pixels", "features").
+        half: t* by what is compared.
+        identity_chance: one over the candidates.
+        classes: share whose class is kept, or None.
+        class_chance: the largest class's share.
+        class_ceiling: share of the originals whose class is found.
+        class_space: where neighbours were looked for.
+        snr: at each t of the schedule, (T,), falling.
+    """
+
+    levels: list[int]
+    psnr_db: Mapping[str, list[float]]
+    identity: Mapping[str, list[float]]
+    half: Mapping[str, Crossing]
+    identity_chance: float
+    classes: list[float] | None
+    class_chance: float
+    class_ceiling: float
+    class_space: str
+    snr: Tensor
+
+
+def draw_sweep(rows: Rows, curves: Curves, title: str) -> "Figure":
+    """The rows above, the curves against t' and the signal-to-noise ratio beneath."""
+    from matplotlib.figure import Figure
+
+    count, columns = rows.images.shape[:2]
+    width = 13.0
+    tall = (width - 2.2) * count / columns + 0.5  # cells are square, labels take the rest
+    figure = Figure(figsize=(width, tall + 3.7), layout="constrained", dpi=120)
+    above, beneath = figure.subfigures(2, 1, height_ratios=[tall, 3.7], squeeze=False)[:, 0]
+    above.suptitle(title)
+    _draw_rows(above.subplots(), rows)
+    panels = list(beneath.subplots(1, 2 if curves.classes is None else 3))
+    _draw_psnr(panels[0], curves)
+    _draw_identity(panels[1], curves)
+    if curves.classes is not None:
+        _draw_classes(panels[2], curves)
+    for panel in panels:
+        panel.spines["right"].set_visible(False)
+        panel.grid(alpha=0.25)
+        panel.set(xlabel="t' (noising steps)", xlim=(0, curves.levels[-1] * 1.02))
+        _add_snr_axis(panel, curves.snr)
+    return figure
+
+
+def _draw_rows(axis: "Axes", rows: Rows) -> None:
+    count, columns = rows.images.shape[:2]
+    images = rows.images.flatten(0, 1)
+    sheet = figures.grid(images, columns, figures.magnification(images, columns))
+    cell = sheet.width / columns
+    axis.imshow(np.asarray(sheet))
+    axis.set_yticks([(place + 0.5) * cell for place in range(count)], rows.titles, fontsize=9)
+    heads = {0: "original", 1: "noised", (columns - 1) / 2 + 0.5: "reverse process →", columns - 1: "result"}
+    axis.set_xticks([(place + 0.5) * cell for place in heads], list(heads.values()), fontsize=9)
+    axis.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
+    axis.spines[:].set_visible(False)
+
+
+def _draw_psnr(axis: "Axes", curves: Curves) -> None:
+    names = {"pixels": "brought back", "noised": "noised"}
+    for name, values in curves.psnr_db.items():
+        axis.plot(curves.levels, values, marker=".", color=COLOURS[name], label=names[name])
+    axis.set(ylabel="PSNR against the original (dB)")
+    axis.legend(frameon=False)
+
+
+def _draw_identity(axis: "Axes", curves: Curves) -> None:
+    for name, shares in curves.identity.items():
+        half = curves.half[name]
+        label = f"in {name}: {describe_half(half)}"
+        axis.plot(curves.levels, shares, marker=".", color=COLOURS[name], label=label)
+        if half.level is not None:
+            axis.plot([half.level] * 2, [0, 0.5], color=COLOURS[name], linewidth=1)
+            last = curves.levels[-1] if half.high is None else half.high
+            axis.axvspan(half.low or half.level, last, color=COLOURS[name], alpha=0.15, linewidth=0)
+    axis.axhline(0.5, color="0.7", linewidth=0.8)
+    axis.axhline(curves.identity_chance, color="0.3", linestyle="--", linewidth=1, label="chance")
+    _finish_shares(axis, "share nearest to their own original")
+
+
+def _draw_classes(axis: "Axes", curves: Curves) -> None:
+    assert curves.classes is not None
+    colour = COLOURS[curves.class_space]
+    label = f"brought back (kNN in {curves.class_space})"
+    axis.plot(curves.levels, curves.classes, marker=".", color=colour, label=label)
+    axis.axhline(curves.class_ceiling, color="0.3", linestyle=":", linewidth=1, label="originals")
+    chance = "chance: the largest class"
+    axis.axhline(curves.class_chance, color="0.3", linestyle="--", linewidth=1, label=chance)
+    _finish_shares(axis, "share of the right class")
+
+
+def _finish_shares(axis: "Axes", label: str) -> None:
+    axis.set(ylabel=label, ylim=(-0.03, 1.33), yticks=[0, 0.25, 0.5, 0.75, 1])  # room for the legend above
+    axis.legend(frameon=False, fontsize=8, loc="upper right")
+
+
+def describe_half(half: Crossing) -> str:
+    """t* with its interval, in words."""
+    if half.level is None:
+        return "t* not reached"
+    low, high = ("beyond" if end is None else f"{end:.0f}" for end in (half.low, half.high))
+    return f"t* = {half.level:.0f} ({low} to {high})"
+
+
+def _add_snr_axis(axis: "Axes", snr: Tensor) -> None:
+    """Ratios at the t' that have them, along the top."""
+    last = min(round(axis.get_xlim()[1]), len(snr))
+    falling = snr[:last].cpu().numpy()[::-1]
+    ticks: dict[str, float] = {}
+    for ratio in SNR_TICKS:
+        place = float(np.interp(math.log(ratio), np.log(falling), np.arange(last, 0, -1)))
+        inside = falling[0] <= ratio <= falling[-1]
+        if inside and all(abs(place - other) > TICK_ROOM * last for other in ticks.values()):
+            ticks[f"{ratio:g}"] = place
+    top = axis.secondary_xaxis("top")
+    top.set_xticks(list(ticks.values()), list(ticks), fontsize=8)
+    top.set_xlabel("signal-to-noise ratio", fontsize=8)

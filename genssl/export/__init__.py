@@ -1,0 +1,1 @@
+"""Networks of runs for other tools."""

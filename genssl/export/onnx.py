@@ -1,0 +1,204 @@
+"""`export --format onnx`: a run's network as a file for ONNX runtimes, checked against the run itself.
+
+Images go in as bytes and come out as bytes: the conversion to the range that the networks see is part of
+the graph.
+"""
+
+import importlib
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genssl.errors import FAILED_RUN, UserError
+from genssl.export.torchvision import RANGE
+from genssl.models.ddpm import DDPM
+from genssl.models.method import Method
+from genssl.models.vae import VAE
+from genssl.pixels import to_bytes, to_model
+from genssl.runtime import generator
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+TRACED = 2  # rows of the batch that is traced: 1 would be taken for a constant
+CHECKED = 3  # rows of the batch that the exported graph is checked with
+TOLERANCE = 1e-4  # of the largest output
+
+
+class Features(nn.Module):
+    """Images, uint8 (B, 3, H, W) -> features (B, D)."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, images: Tensor) -> Tensor:
+        """As above."""
+        return self.method.features(to_model(images))
+
+
+class Posterior(nn.Module):
+    """Images, uint8 (B, 3, H, W) -> mean and log variance of q(z|x), both (B, z_dim)."""
+
+    def __init__(self, vae: VAE) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """As above."""
+        posterior = self.vae.encode(to_model(images))
+        assert posterior.logvar is not None
+        return posterior.mean, posterior.logvar
+
+
+class Decoder(nn.Module):
+    """Latents (B, z_dim) -> the mode of p(x|z) as uint8 and in the model's range, both (B, 3, H, W)."""
+
+    def __init__(self, vae: VAE) -> None:
+        super().__init__()
+        self.decoder = vae.decoder
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """As above."""
+        mean = self.decoder(z)
+        return to_bytes(mean), mean
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What is exported.
+
+    Attributes:
+        module: takes the inputs in their order.
+        inputs: by name, `CHECKED` random rows of each.
+        outputs: their names.
+        about: what a user of the graph must know besides, for its metadata.
+    """
+
+    module: nn.Module
+    inputs: dict[str, Tensor]
+    outputs: tuple[str, ...]
+    about: dict[str, str]
+
+
+def choose(method: Method, part: str | None) -> tuple[str, Graph]:
+    """The name and the graph of a part of the method; of the first one there is where none is named.
+
+    Raises:
+        UserError: the method has no such part.
+    """
+    known = graphs(method)
+    name = part or next(iter(known))
+    if name not in known:
+        raise UserError(f"a {method.config.method} has no {name} to export; use --part {' or '.join(known)}")
+    return name, known[name]
+
+
+def graphs(method: Method) -> dict[str, Graph]:
+    """What can be exported of a method, by name."""
+    size, source = method.config.image_size, generator(0, "eval")
+    shape = (CHECKED, 3, size, size)
+    images = {"images": torch.randint(256, shape, generator=source, dtype=torch.uint8)}
+    match method:
+        case VAE(z_dim=z_dim):
+            z = {"z": torch.randn(CHECKED, z_dim, generator=source)}
+            return {
+                "decoder": Graph(Decoder(method), z, ("images", "mean"), {"mean": RANGE}),
+                "encoder": Graph(Posterior(method), images, ("mean", "logvar"), {}),
+            }
+        case DDPM(schedule=schedule):
+            t = torch.randint(schedule.timesteps, (CHECKED,), generator=source)
+            x = {"x": torch.randn(shape, generator=source), "t": t}
+            about = {
+                "x": f"noisy; clean is {RANGE}",
+                "alphas_cumprod": json.dumps(schedule.alphas_cumprod.tolist()),
+            }
+            return {"network": Graph(method.network, x, ("epsilon",), about)}
+    return {"encoder": Graph(Features(method), images, ("features",), {})}
+
+
+def require_packages() -> None:
+    """Refuse early where a package is missing.
+
+    Raises:
+        UserError: says how to install it.
+    """
+    for name in PACKAGES:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            raise UserError(
+                f"--format onnx needs {name}; install it with: pip install 'genssl[bench]'"
+            ) from None
+
+
+def to_onnx(graph: Graph, metadata: Mapping[str, str]) -> bytes:
+    """The graph as an ONNX file of its own, weights inside; its batch axes are all "batch", of any length.
+
+    Args:
+        graph: in eval mode and on the CPU.
+        metadata: joins the graph's own in the file.
+    """
+    batch = torch.export.Dim("batch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own, on axes that share a name
+        program = torch.onnx.export(
+            graph.module.eval(),
+            tuple(rows[:TRACED] for rows in graph.inputs.values()),
+            input_names=list(graph.inputs),
+            output_names=list(graph.outputs),
+            dynamic_shapes=tuple({0: batch} for _ in graph.inputs),
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    for name, value in {**metadata, **graph.about}.items():
+        model.metadata_props.add(key=name, value=value)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def check(content: bytes, graph: Graph) -> dict[str, Any]:
+    """Run an exported graph on a batch of another size than it was traced with, beside the module itself.
+
+    Returns:
+        inputs and outputs in words, and the largest difference between the two float outputs, of the
+        largest output where that is above 1.
+
+    Raises:
+        UserError: they differ by more than rounding.
+    """
+    runtime = importlib.import_module("onnxruntime")
+    session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    arrays = session.run(list(graph.outputs), {name: rows.numpy() for name, rows in graph.inputs.items()})
+    found = dict(zip(graph.outputs, map(torch.from_numpy, arrays), strict=True))
+    with torch.inference_mode():
+        expected = graph.module(*graph.inputs.values())
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    difference = max(_difference(a, b) for a, b in zip(found.values(), expected, strict=True))
+    if not difference <= TOLERANCE:
+        raise UserError(
+            f"the exported graph differs from the run by {difference:.2g}; try another version of torch",
+            FAILED_RUN,
+        )
+    return {
+        "inputs": {name: _words(rows) for name, rows in graph.inputs.items()},
+        "outputs": {name: _words(rows) for name, rows in found.items()},
+        "largest_difference": difference,
+    }
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    if not expected.is_floating_point():  # made of a float output, and rounding may carry it over an edge
+        return 0.0
+    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1))
+
+
+def _words(rows: Tensor) -> str:
+    """Type and shape, e.g. "uint8 (N, 3, 32, 32)"."""
+    sizes = ", ".join(["N", *map(str, rows.shape[1:])])
+    return f"{str(rows.dtype).removeprefix('torch.')} ({sizes}{',' if rows.ndim == 1 else ''})"

@@ -1,0 +1,70 @@
+"""`export --format torchvision`: a self-supervised run's encoder as the weights of torchvision's ResNet."""
+
+from torch import Tensor
+
+from genssl.errors import UserError
+from genssl.models.method import Method
+from genssl.models.resnet import WIDTHS
+from genssl.models.siamese import Siamese
+
+RANGE = "x = (u + 0.5) / 128 - 1 of bytes u"  # what the networks see of an image
+LOAD_RESNET18 = """\
+from safetensors.torch import load_file
+from torch import nn
+from torchvision.models import resnet18
+
+model = resnet18()
+"""
+# torchvision fixes the widths of a ResNet of basic blocks; it makes all stages in this one method
+LOAD_SMALL = """\
+from safetensors.torch import load_file
+from torch import nn
+from torchvision.models.resnet import BasicBlock, ResNet
+
+class SmallResNet(ResNet):
+    def _make_layer(self, block, planes, *rest, **named):
+        self.inplanes = 16 if planes == 64 else self.inplanes
+        return super()._make_layer(block, planes // 4, *rest, **named)
+
+model = SmallResNet(BasicBlock, [2, 2, 2, 2])
+model.bn1 = nn.BatchNorm2d(16)
+"""
+LOAD_STEM = """\
+model.conv1 = nn.Conv2d(3, {width}, 3, padding=1, bias=False)
+model.maxpool = nn.Identity()
+model.fc = nn.Identity()
+model.load_state_dict(load_file({file!r}), strict=True)
+model.eval()
+"""
+
+
+def torchvision_state(method: Method) -> dict[str, Tensor]:
+    """Every tensor of torchvision's ResNet-18 under its name there, except `fc.*`; batch statistics included.
+
+    `conv1.weight` is (width, 3, 3, 3): the stem is one for small images (`genssl.models.resnet`).
+
+    Raises:
+        UserError: the method is not self-supervised, so that it has no such encoder.
+    """
+    if not isinstance(method, Siamese):
+        raise UserError(
+            f"torchvision has no network of a {method.config.method}'s kind; export it with --format onnx"
+        )
+    state: dict[str, Tensor] = method.encoder.state_dict()
+    return state
+
+
+def torchvision_code(state: dict[str, Tensor], file: str) -> str:
+    """The lines of Python that load a written state into torchvision's ResNet, strictly, as `model`."""
+    width = len(state["conv1.weight"])
+    start = LOAD_RESNET18 if width == WIDTHS["resnet18"] else LOAD_SMALL
+    return start + LOAD_STEM.format(width=width, file=file)
+
+
+def torchvision_interface(state: dict[str, Tensor]) -> dict[str, dict[str, str]]:
+    """What the loaded `model` takes and gives, in words."""
+    features = len(state["layer4.1.bn2.weight"])
+    return {
+        "inputs": {"images": f"float32 (N, 3, H, W), {RANGE}"},
+        "outputs": {"features": f"float32 (N, {features})"},
+    }

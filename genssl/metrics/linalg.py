@@ -1,0 +1,53 @@
+"""Mean, covariance and principal components, in float64 and bounded memory."""
+
+import torch
+from torch import Tensor
+
+ROWS = 4096  # made float64 at once
+
+
+def mean_and_covariance(features: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean (D,) and the covariance (D, D), divided by N, of features (N, D) of any real type; float64.
+
+    On the features' device, or on the CPU where that has no float64.
+    """
+    if features.device.type == "mps":
+        features = features.cpu()
+    mean = features.mean(0, dtype=torch.float64)
+    # Centered before the products: E[x^2] - E[x]^2 would cancel
+    covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=mean.device)
+    for part in features.split(ROWS):
+        rows = part.double() - mean
+        covariance.addmm_(rows.T, rows)
+    return mean, covariance / len(features)
+
+
+def principal_components(features: Tensor, count: int = 2) -> tuple[Tensor, Tensor]:
+    """Project features onto the directions in which they vary most.
+
+    Signs are chosen so that the largest entry of each direction is positive: the same features give the
+    same picture.
+
+    Args:
+        features: (N, D) of any real type.
+        count: how many components; where D is less, the others are zero.
+
+    Returns:
+        Projections (N, count) float32 of the centred features, and the share of the total variance along
+        each component, (count,) float64, largest first; zeros where nothing varies. Both on the CPU.
+    """
+    mean, covariance = mean_and_covariance(features)
+    values, vectors = torch.linalg.eigh(covariance)  # ascending
+    directions = _signed(vectors.flip(1)[:, :count])
+    parts = [(part.to(mean.device).double() - mean) @ directions for part in features.split(ROWS)]
+    total = values.sum().clamp(min=torch.finfo(torch.float64).tiny)
+    shares = values.flip(0)[:count].clamp(min=0) / total
+    missing = (0, count - directions.shape[1])
+    projections = torch.nn.functional.pad(torch.cat(parts).float(), missing)
+    return projections.cpu(), torch.nn.functional.pad(shares, missing).cpu()
+
+
+def _signed(directions: Tensor) -> Tensor:
+    """Columns (D, c), each mirrored where its largest entry is negative."""
+    largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
+    return directions * largest.sign()

@@ -1,0 +1,71 @@
+"""The training images that samples are nearest to, and how closely those lie to each other."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from genssl.metrics.knn import BANK, QUERIES, distances, nearest
+
+
+@dataclass(frozen=True)
+class NearestTraining:
+    """The training image that each sample is nearest to.
+
+    Attributes:
+        index: which one, int64 (M,).
+        distance: from the sample to it, (M,).
+        neighbour: which other training image is nearest to that one, int64 (M,).
+        spacing: the distance between those two, (M,).
+    """
+
+    index: Tensor
+    distance: Tensor
+    neighbour: Tensor
+    spacing: Tensor
+
+    @property
+    def authentic(self) -> Tensor:
+        """Which samples are farther from their training image than its nearest neighbour is: bool (M,)."""
+        return self.distance > self.spacing
+
+    @property
+    def closeness(self) -> Tensor:
+        """distance / spacing, (M,): a copy has 0, an authentic sample more than 1."""
+        return torch.where(self.distance == 0, 0, self.distance / self.spacing)
+
+
+def find_nearest_training(train: Tensor, samples: Tensor) -> NearestTraining:
+    """The nearest training image (N, D) of each sample (M, D), and that one's own nearest neighbour.
+
+    Found in float32; the distances are those of the differences, so that a copy is at 0.
+
+    Raises:
+        ValueError: fewer than two training images, no sample, or the shapes differ.
+    """
+    if len(train) < 2 or len(samples) == 0:
+        raise ValueError(f"authenticity needs samples and two training images: {len(samples)}, {len(train)}")
+    distance, index = nearest(train, samples)
+    # Several samples may share a training image: its own neighbor is looked for once
+    rows, row_of_sample = index.unique(return_inverse=True)
+    neighbors = torch.cat([_nearest_other(train, part) for part in rows.split(QUERIES)])
+    spacing = distances(train, train[rows], neighbors)
+    return NearestTraining(index, distance, neighbors[row_of_sample], spacing[row_of_sample])
+
+
+def _nearest_other(bank: Tensor, rows: Tensor) -> Tensor:
+    """Which other row of the bank (N, D) is nearest to each of its `rows` (q,): int64 (q,)."""
+    chosen = bank[rows].float()
+    center = chosen.mean(0)
+    queries = chosen - center
+    smallest, index = torch.full_like(queries[:, 0], torch.inf), torch.zeros_like(rows)
+    for start in range(0, len(bank), BANK):
+        piece = bank[start : start + BANK].float() - center
+        squares = torch.addmm(piece.square().sum(1), queries, piece.T, alpha=-2)
+        inside = ((rows >= start) & (rows < start + len(piece))).nonzero()[:, 0]
+        # A row is not its own neighbor
+        squares[inside, rows[inside] - start] = torch.inf
+        least, columns = squares.min(1)
+        nearer = least < smallest
+        smallest, index = torch.where(nearer, least, smallest), torch.where(nearer, columns + start, index)
+    return index

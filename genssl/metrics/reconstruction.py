@@ -1,0 +1,115 @@
+"""How much of an image comes back after noising and denoising, and the noise level where it is lost."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from genssl.metrics.knn import distances, nearest
+from genssl.runtime import generator
+
+PEAK = 2.0  # of images in [-1, 1]
+SAME = 1 + 1e-5  # distances that differ by less are equal: float32 over thousands of dimensions
+HALF = 0.5
+INTERVAL = (0.025, 0.975)
+
+
+def mean_squared_error(x: Tensor, y: Tensor) -> Tensor:
+    """Of each image (B, ...) from its partner, the mean over dimensions: (B,) float64."""
+    return (x.double() - y.double()).square().flatten(1).mean(1)
+
+
+def psnr(mse: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of images in [-1, 1], 10 log10(4 / mse), in dB; at most 120."""
+    return 10 * torch.log10(PEAK**2 / mse.clamp(min=PEAK**2 * 1e-12))
+
+
+def is_top1_match(candidates: Tensor, restored: Tensor, own: Tensor) -> Tensor:
+    """Whether no candidate is nearer to an image than its own original is: (B,) bool.
+
+    Copies of an original among the candidates are as near as it is, and do no harm.
+
+    Args:
+        candidates: (N, D), the originals among them; of any real type.
+        restored: (B, D).
+        own: which candidate each one's original is, (B,) int64.
+    """
+    found, _ = nearest(candidates, restored)
+    return distances(candidates, restored, own) <= found * SAME
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """The level t* at which half of the queries are lost, with a bootstrap interval over queries.
+
+    Attributes:
+        level: t*; None: not reached.
+        low, high: the 2.5 and 97.5 percentiles of the resamples; None: beyond the last level.
+        not_reached: share of the resamples in which it is not reached.
+    """
+
+    level: float | None
+    low: float | None
+    high: float | None
+    not_reached: float
+
+
+def half_crossing(levels: Sequence[int], kept: Tensor, resamples: int = 1000, seed: int = 0) -> Crossing:
+    """Where the share of queries that are kept falls to one half.
+
+    Args:
+        levels: L noise levels above 0, rising.
+        kept: (L, Q) bool.
+        resamples: of the queries, with replacement; a query is drawn with all its levels.
+        seed: of the resamples.
+
+    Raises:
+        ValueError: the levels do not rise from above 0, or `kept` is not (L, Q).
+    """
+    if kept.ndim != 2 or len(levels) != len(kept) or 0 in kept.shape:
+        raise ValueError(f"kept must be ({len(levels)}, queries), not {list(kept.shape)}")
+    if any(a >= b for a, b in zip([0, *levels], levels, strict=False)):
+        raise ValueError(f"levels must rise from above 0, not {list(levels)}")
+    kept = kept.double().cpu()
+    queries = kept.shape[1]
+    drawn = torch.randint(queries, (resamples, queries), generator=generator(seed, "eval", resamples))
+    times = torch.zeros(resamples, queries).scatter_add_(1, drawn, torch.ones(resamples, queries))
+    found = crossings(levels, times.double() @ kept.T / queries)
+    low, high = (_quantile(found, share) for share in INTERVAL)
+    level = _finite(float(crossings(levels, kept.mean(1)[None])))
+    return Crossing(level, low, high, float(found.isinf().double().mean()))
+
+
+def crossings(levels: Sequence[int], shares: Tensor) -> Tensor:
+    """The first level at which a share is one half or less, linearly interpolated; inf where none is.
+
+    Without noise everything is kept: the curve starts at (0, 1).
+
+    Args:
+        levels: L, rising from above 0.
+        shares: (R, L) float64.
+
+    Returns:
+        (R,) float64.
+    """
+    at = torch.tensor([0.0, *levels], dtype=torch.float64)
+    shares = torch.cat([shares.new_ones(len(shares), 1), shares], 1)  # (R, L + 1)
+    is_lost = shares <= HALF + 1e-12
+    # The first level at which half are lost; 1 where there is none, which is replaced by inf below
+    right = is_lost.int().argmax(1).clamp(min=1)
+    left, rows = right - 1, torch.arange(len(shares))
+    # The straight line from (level_left, share_left) to (level_right, share_right) at one half
+    fraction = (shares[rows, left] - HALF) / (shares[rows, left] - shares[rows, right])
+    crossings = at[left] + fraction * (at[right] - at[left])
+    return torch.where(is_lost.any(1), crossings, torch.inf)
+
+
+def _quantile(found: Tensor, share: float) -> float | None:
+    # The value of a resample, not between two: one of them may be infinite
+    return _finite(float(found.quantile(share, interpolation="nearest")))
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,49 @@
+"""The folders that runs live in. No torch."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+
+REPORT = "report.html"  # of a folder of runs
+ABOUT = "about.json"  # in such a folder: what its report says first
+LABEL = "SHIPPED.txt"  # in a run's folder: it is a copy of the weights that come with genssl
+ARMS = "arms"  # where ablations keep their runs: a method's name does not mean one of these
+_ROOT: ContextVar[Path | None] = ContextVar("root", default=None)
+
+
+def runs_root() -> Path:
+    """Where runs live: what `rooted` says, else GENSSL_CHECKPOINTS, else ./checkpoints."""
+    return _ROOT.get() or Path(os.environ.get("GENSSL_CHECKPOINTS", "checkpoints"))
+
+
+@contextmanager
+def use_runs_root(folder: Path) -> Iterator[None]:
+    """Inside, runs live in `folder`."""
+    token = _ROOT.set(folder)
+    try:
+        yield
+    finally:
+        _ROOT.reset(token)
+
+
+def shipped_root() -> Path:
+    """The weights that come with genssl: in the package where it was installed, else in the repository."""
+    installed = Path(__file__).parent / "shipped"
+    return installed if installed.exists() else Path(__file__).parent.parent / "checkpoints" / "shipped"
+
+
+def is_shipped(folder: Path) -> bool:
+    """Whether a run is one of those that come with genssl."""
+    return folder.resolve().parent == shipped_root().resolve()
+
+
+def is_writable_run(folder: Path) -> bool:
+    """Whether what is measured of a run may be kept in its folder: not in one that comes with genssl."""
+    return not is_shipped(folder) and os.access(folder, os.W_OK)
+
+
+def parents(*, arms: bool = False) -> list[Path]:
+    """The folders that runs lie in: `root()`, and with `arms` those of ablations, too."""
+    return [runs_root(), runs_root() / ARMS] if arms else [runs_root()]

@@ -1,0 +1,339 @@
+"""Runs and studies, read from disk without torch."""
+
+import json
+import math
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from genssl import files
+from genssl.data.registry import short_name
+from genssl.errors import UserError
+from genssl.paths import ABOUT, ARMS, LABEL, REPORT, is_shipped, is_writable_run, runs_root, shipped_root
+from genssl.run_info import State, epochs_trained, state_of
+
+LONGEST_HEADER = 100_000_000  # bytes, as safetensors itself has it
+NOT_LEARNT = ("num_batches_tracked", "running_mean", "running_var")  # of batch norms
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a model file says in its header.
+
+    Attributes:
+        epoch: whole epochs that the weights have seen.
+        finished: they were written at the end of a training: the last epoch's or --max-minutes'.
+        metrics: the last record of the history, and what was measured at the end.
+    """
+
+    epoch: int
+    finished: bool
+    digest: str
+    parameters: int
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+
+
+def read_weights(file: Path, problems: list[str]) -> Weights | None:
+    """The header of a safetensors file; None where there is none, or none that can be read."""
+    if not file.is_file():
+        return None
+    try:
+        header = _header(file)
+        about = header.pop("__metadata__")
+        learnt = (value for name, value in header.items() if not name.endswith(NOT_LEARNT))
+        return Weights(
+            epoch=int(about["epoch"]),
+            finished=json.loads(about["finished"]) is True,
+            digest=str(about["sha256"]),
+            parameters=sum(math.prod(value["shape"]) for value in learnt),
+            config=dict(json.loads(about["config"])),
+            metrics=dict(json.loads(about.get("metrics", "{}"))),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        problems.append(f"{file} does not say what it is ({type(error).__name__})")
+        return None
+
+
+def _header(file: Path) -> dict[str, Any]:
+    """The header of a safetensors file: its length, 8 bytes, little-endian, then JSON."""
+    with file.open("rb") as opened:
+        (length,) = struct.unpack("<Q", opened.read(8))
+        if length > LONGEST_HEADER:
+            raise ValueError(f"a header of {length} bytes")
+        header: dict[str, Any] = json.loads(opened.read(length))
+    return header
+
+
+# As in genssl.checkpoint, which imports torch
+MODEL, CONFIG, HISTORY, ENVIRONMENT = "model.safetensors", "config.json", "history.jsonl", "environment.json"
+OF_GENSSL = "the weights that come with genssl"
+STUDIES = ("ablate", "compare")
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder; what is missing is empty or None.
+
+    Attributes:
+        arm: it belongs to an ablation, and a method's name does not mean it.
+        evaluations: by the name of their file.
+        shipped: what the folder says of its weights where they are those of the repository.
+        written: when it last became better, in seconds of the system's clock.
+    """
+
+    folder: Path
+    arm: bool
+    config: Record
+    origin: Record
+    history: list[Record]
+    evaluations: dict[str, Record]
+    weights: Weights | None
+    shipped: str | None
+    written: float
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+    @property
+    def method(self) -> str:
+        """The method's name, or a question mark."""
+        return str(self.config.get("method") or "?")
+
+    @property
+    def data(self) -> str:
+        """The name of what it was trained on, without folders and suffixes."""
+        return data_name(self.config.get("data"))
+
+    @property
+    def state(self) -> State:
+        """Whether all epochs are done, time ended the training, or something else did."""
+        if self.weights is None:
+            return "unfinished"
+        epochs = self.weights.config.get("epochs")
+        planned = epochs if isinstance(epochs, int) else self.weights.epoch
+        return state_of(self.weights.finished, self.weights.epoch, planned)
+
+    @property
+    def epochs(self) -> float | None:
+        """How many epochs the weights have seen; what the history says where there are none."""
+        if self.weights is not None:
+            return epochs_trained(self.weights.epoch, self.weights.metrics)
+        return self.history[-1].get("epoch") if self.history else None
+
+
+@dataclass(frozen=True)
+class Study:
+    """What an ablation or a comparison left behind.
+
+    Attributes:
+        kind: ablate or compare.
+        pictures: by the name of their file.
+    """
+
+    folder: Path
+    kind: str
+    values: Record
+    pictures: dict[str, Path]
+    written: float
+
+
+@dataclass
+class Contents:
+    """Everything that a page is about.
+
+    Attributes:
+        places: the folders of runs that were looked through.
+        title: of the page, where one of them gives it.
+        notes: what they say of themselves.
+        problems: what could not be read.
+    """
+
+    runs: list[Run] = field(default_factory=list)
+    studies: list[Study] = field(default_factory=list)
+    places: list[Path] = field(default_factory=list)
+    title: str | None = None
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def read(self, file: Path) -> Record:
+        """The JSON object in a file; {} where there is none, or none that can be read."""
+        if not file.exists():
+            return {}
+        try:
+            value = files.read_json(file)
+        except (UserError, OSError) as error:
+            self.problems.append(str(error))
+            return {}
+        if not isinstance(value, dict):
+            self.problems.append(f"{file} holds no JSON object")
+            return {}
+        return value
+
+    def add_place(self, folder: Path) -> None:
+        """Every run and study of a folder of runs, and what it says of itself."""
+        self.places.append(folder)
+        about = self.read(folder / ABOUT)
+        self.title = self.title or _text(about.get("title"))
+        self.notes += [note for note in _list(about.get("notes")) if isinstance(note, str)]
+        for child in _folders(folder):
+            self.add(child)
+        for child in _folders(folder / ARMS):
+            self.add(child, arm=True)
+
+    def add(self, folder: Path, *, arm: bool = False) -> None:
+        """A run's or a study's folder, once; nothing where it is neither."""
+        known = [run.folder for run in self.runs] + [study.folder for study in self.studies]
+        if any(folder.samefile(each) for each in known):
+            return
+        if is_run(folder):
+            self.runs.append(_read_run(folder, arm, self))
+        self.studies += [_read_study(folder, kind, self) for kind in STUDIES if is_study(folder, kind)]
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's."""
+    return any((folder / name).is_file() for name in (MODEL, CONFIG))
+
+
+def is_study(folder: Path, kind: str | None = None) -> bool:
+    """Whether a folder is a study's, of this kind if one is given."""
+    return any((folder / f"{name}.json").is_file() for name in ([kind] if kind else STUDIES))
+
+
+def is_place(folder: Path) -> bool:
+    """Whether a folder holds runs or studies."""
+    children = [*_folders(folder), *_folders(folder / ARMS)]
+    return any(is_run(child) or is_study(child) for child in children)
+
+
+def data_name(data: object) -> str:
+    """svhn-images of ../data/svhn-images.tar.gz, as split names have it."""
+    text = _text(data)
+    return short_name(text) if text else "?"
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(child for child in folder.iterdir() if child.is_dir()) if folder.is_dir() else []
+
+
+def _read_run(folder: Path, arm: bool, found: Contents) -> Run:
+    weights = read_weights(folder / MODEL, found.problems)
+    evaluations = {file.stem: found.read(file) for file in sorted((folder / "eval").glob("*.json"))}
+    dated = folder / MODEL if weights else folder / CONFIG if (folder / CONFIG).is_file() else folder
+    return Run(
+        folder=folder,
+        arm=arm,
+        config=found.read(folder / CONFIG) or (weights.config if weights else {}),
+        origin=found.read(folder / ENVIRONMENT),
+        history=list(_read_lines(folder / HISTORY, found.problems)),
+        evaluations={name: values for name, values in evaluations.items() if values},
+        weights=weights,
+        shipped=_shipped(folder),
+        written=dated.stat().st_mtime,
+    )
+
+
+def _shipped(folder: Path) -> str | None:
+    note = folder / LABEL
+    if note.is_file():
+        return note.read_text(encoding="utf-8", errors="replace").strip() or OF_GENSSL
+    return OF_GENSSL if is_shipped(folder) else None
+
+
+def _read_study(folder: Path, kind: str, found: Contents) -> Study:
+    file = folder / f"{kind}.json"
+    pictures = {each.stem: each for each in sorted(folder.glob(f"{kind}*.png"))}
+    return Study(folder, kind, found.read(file), pictures, file.stat().st_mtime)
+
+
+def _read_lines(file: Path, problems: list[str]) -> Iterator[Record]:
+    """The records of a history, without those that cannot be read."""
+    if not file.is_file():
+        return
+    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if isinstance(record, dict):
+            yield record
+        elif line.strip():
+            problems.append(f"{file}, line {number}, is no record")
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def gather(references: Sequence[str]) -> Contents:
+    """What the REFs mean; everything in `root()` without any.
+
+    Args:
+        references: a run (a method, a name or a path), a study's folder, or a folder of runs and studies.
+
+    Raises:
+        UserError: one of them means nothing, or nothing is there at all.
+    """
+    found = Contents()
+    if not references:
+        found.add_place(runs_root())
+    for reference in references:
+        _add(reference, found)
+    if not found.runs and not found.studies:
+        where = ", ".join(references) or f"{runs_root()}/"
+        raise UserError(
+            f"no run and no study in {where}; `genssl train vae` makes one, or name a folder of runs"
+        )
+    return found
+
+
+def usual_page(found: Contents) -> Path:
+    """Where the page goes: into the folder or run that it is about, if that is one and takes it."""
+    about = [*found.places, *(run.folder for run in found.runs if not found.places)]
+    folder = about[0] if len(about) == 1 else runs_root()
+    is_closed = folder.exists() and not is_writable_run(folder)
+    return Path(REPORT) if is_closed or folder.resolve() == shipped_root().resolve() else folder / REPORT
+
+
+def ranked(runs: Sequence[Run], method: str) -> list[Run]:
+    """The runs of a method: finished ones first, then those stopped by time; one's own before shipped ones,
+    the newest first.
+    """
+    own = [run for run in runs if run.method == method and not run.arm]
+    states = ("unfinished", "stopped by time", "finished")
+    return sorted(own, key=lambda run: (states.index(run.state), not run.shipped, run.written), reverse=True)
+
+
+def _add(reference: str, found: Contents) -> None:
+    path = Path(reference)
+    for folder in (
+        runs_root() / reference,
+        runs_root() / ARMS / reference,
+        path.parent if path.is_file() else path,
+    ):
+        if is_run(folder) or is_study(folder):
+            return found.add(folder)
+    if is_place(path):
+        return found.add_place(path)
+    if path.is_dir():
+        raise UserError(f"{path} holds no run and no study; `genssl runs list` names those of {runs_root()}/")
+    method = reference.lower().replace("-", "_")
+    everything = Contents()
+    everything.add_place(runs_root())
+    own = [*(run.folder for run in ranked(everything.runs, method)), shipped_root() / method]
+    if not is_run(own[0]):
+        raise UserError(
+            f"no run {reference!r} in {runs_root()}/, and no such folder of runs; "
+            "`genssl runs list` names them"
+        )
+    return found.add(own[0])

@@ -1,0 +1,152 @@
+"""What a run on disk is: its settings, how far it has come, and whether it is intact. No torch."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from genssl import files
+from genssl.errors import FAILED_RUN, UserError
+
+if TYPE_CHECKING:
+    from genssl.config import Config
+
+State = Literal["finished", "stopped by time", "unfinished"]
+
+
+def state_of(finished: bool, epoch: int, epochs: int) -> State:
+    """The state of a run.
+
+    Args:
+        finished: its weights were written at the end of a training, be it the last epoch's or --max-minutes'.
+        epoch: whole epochs that the weights have seen.
+        epochs: that were asked for.
+    """
+    if not finished:
+        return "unfinished"
+    return "finished" if epoch >= epochs else "stopped by time"
+
+
+def epochs_of(step: int, steps_per_epoch: int) -> int | float:
+    """How many epochs so many steps are: a part of one to two decimals, never rounded to a whole one."""
+    whole, rest = divmod(step, steps_per_epoch)
+    if rest == 0:
+        return whole
+    return round(whole + min(max(rest / steps_per_epoch, 0.01), 0.99), 2)
+
+
+def epochs_trained(epoch: int, metrics: Mapping[str, Any]) -> int | float:
+    """How many epochs a run's weights have seen, with the part of the one that time has cut.
+
+    Args:
+        epoch: the whole ones.
+        metrics: the last record of the history.
+    """
+    last = metrics.get("epoch", epoch)
+    # Earlier versions recorded a part of an epoch under the number of the whole one
+    return last if isinstance(last, int | float) and epoch <= last < epoch + 1 else epoch
+
+
+def progress_of(trained: float, epochs: int) -> str:
+    """`3.43 of 10`, or `10` when these are all."""
+    return f"{trained:,.6g}" if trained >= epochs else f"{trained:,.6g} of {epochs:,}"
+
+
+MODEL = "model.safetensors"
+STATE = "state.safetensors"
+CONFIG = "config.json"
+HISTORY = "history.jsonl"
+ENVIRONMENT = "environment.json"
+FORMAT = "1"
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What a run folder says about itself.
+
+    Attributes:
+        epoch: whole epochs that the weights have seen.
+        finished: the weights were written at the end of a training: the last epoch's or --max-minutes'.
+    """
+
+    folder: Path
+    config: "Config"
+    epoch: int
+    finished: bool
+    metrics: dict[str, Any]
+    digest: str
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+    @property
+    def state(self) -> State:
+        """Whether all epochs are done, time ended the training, or something else did."""
+        return state_of(self.finished, self.epoch, self.config.epochs)
+
+    @property
+    def epochs_trained(self) -> float:
+        """The epochs that the weights have seen, with the part of one that --max-minutes has cut."""
+        return epochs_trained(self.epoch, self.metrics)
+
+
+def inspect(path: Path) -> RunInfo:
+    """What a run folder or model file says about itself, without reading its tensors.
+
+    Raises:
+        UserError: nothing is there or it is damaged.
+    """
+    file = _model_file(path)
+    _, metadata = files.read_header(file)
+    config = _config_in(metadata, file)
+    try:
+        return RunInfo(
+            folder=file.parent,
+            config=config,
+            epoch=int(metadata["epoch"]),
+            finished=bool(json.loads(metadata["finished"])),
+            metrics=json.loads(metadata["metrics"]),
+            digest=metadata["sha256"],
+        )
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{file} does not say what it is ({error!r}); restore it", FAILED_RUN) from error
+
+
+def verify(path: Path) -> list[str]:
+    """Check every file of a run folder; the problems found, none when all is well."""
+    problems = []
+    folder = _model_file(path).parent
+    for name in (MODEL, STATE):
+        file = folder / name
+        if not file.exists():
+            if name == MODEL:
+                problems.append(f"{file} is missing")
+            continue
+        try:
+            tensors, _ = files.read_tensors(file)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        if not all(bool(t.isfinite().all()) for t in tensors.values() if t.is_floating_point()):
+            problems.append(f"{file} holds values that are not finite")
+    return problems
+
+
+def _model_file(path: Path) -> Path:
+    file = path / MODEL if path.is_dir() else path
+    if not file.exists():
+        raise UserError(f"no {MODEL} in {path}; give a run folder, its name, or a method")
+    return file
+
+
+def _config_in(metadata: Mapping[str, str], file: Path) -> "Config":
+    if "config" not in metadata or metadata.get("format") != FORMAT:
+        raise UserError(
+            f"{file} is no genssl checkpoint of format {FORMAT}; give one that this version wrote"
+        )
+    from genssl import config as configs  # pydantic takes a tenth of a second to import
+
+    return configs.read(metadata["config"], str(file))

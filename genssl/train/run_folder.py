@@ -1,0 +1,175 @@
+"""A run folder and everything that is written to it."""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genssl import checkpoint, config, distributed, figures, files, run_info
+from genssl.config import Config
+from genssl.environment import command_line
+from genssl.errors import FAILED_RUN, UserError
+from genssl.models.method import Method
+from genssl.runtime import describe
+
+PACKAGES = ("genssl", "torch", "torchvision", "numpy", "safetensors", "pillow", "scikit-learn", "scipy")
+
+
+class RunFolder:
+    """One run's files. Held by one process at a time; others of the same run may read."""
+
+    def __init__(self, path: Path, *, held: bool = True) -> None:
+        self.path = path
+        self.title = path.name  # of its pictures
+        self.units: Mapping[str, str] = {}  # of the method's own terms
+        taken = f"another process is training {path}; wait for it, or start a new run"
+        self._lock = files.FolderLock(path, taken) if held else None
+
+    def release(self) -> None:
+        """Let another process resume this run."""
+        if self._lock is not None:
+            self._lock.release()
+
+    def write_start(self, config: Config, device: torch.device) -> None:
+        """Write what reruns the experiment and what it ran on."""
+        files.write_text(self.path / run_info.CONFIG, config.to_json())
+        files.write_json(self.path / run_info.ENVIRONMENT, run_environment(device))
+
+    def read_config(self) -> Config:
+        """The run's settings."""
+        self.check()
+        file = self.path / run_info.CONFIG
+        return config.read(files.read_text(file), str(file))
+
+    def check(self) -> None:
+        """Refuse to read or write where there is no run.
+
+        Raises:
+            UserError: the folder was removed, or is something else.
+        """
+        if not (self.path / run_info.CONFIG).exists():
+            raise UserError(
+                f"{self.path} is no run folder (any more): it has no {run_info.CONFIG}", FAILED_RUN
+            )
+
+    def write_state(self, tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> None:
+        """Write everything that resuming needs."""
+        self.check()
+        files.write_tensors(self.path / run_info.STATE, tensors, texts)
+
+    def read_state(self) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+        """The last saved state; None when nothing was saved yet."""
+        file = self.path / run_info.STATE
+        return files.read_tensors(file) if file.exists() else None
+
+    def write_model(self, method: Method, epoch: int, finished: bool, metrics: Mapping[str, Any]) -> None:
+        """Write the weights for inference."""
+        self.check()
+        checkpoint.save(method, self.path, epoch=epoch, finished=finished, metrics=metrics)
+
+    def write_history(self, records: list[dict[str, Any]]) -> None:
+        """Write one line of JSON an epoch."""
+        self.check()
+        lines = [json.dumps(record, allow_nan=False) + "\n" for record in records]
+        files.write_text(self.path / run_info.HISTORY, "".join(lines))
+
+    def has_results(self) -> bool:
+        """Whether weights or history were written."""
+        return any((self.path / name).exists() for name in (run_info.MODEL, run_info.HISTORY))
+
+    def read_history(self, step: int, steps_per_epoch: int) -> list[dict[str, Any]]:
+        """The records of the whole epochs that had ended by `step`."""
+        file = self.path / run_info.HISTORY
+        if not file.exists():
+            return []
+        records = files.read_json_lines(file)
+        whole = [record for record in records if record["step"] % steps_per_epoch == 0]
+        return [record for record in whole if record["step"] <= step]
+
+    def write_previews(self, previews: Mapping[str, Tensor], epoch: float) -> None:
+        """Write one grid per kind, below a header: samples/epoch-005.png, or epoch-005.43.png."""
+        name = f"epoch-{epoch:03d}.png" if isinstance(epoch, int) else f"epoch-{epoch:06.2f}.png"
+        for kind, images in previews.items():
+            header = f"{self.title}, epoch {epoch:g}: {kind.replace('_', ' ')}"
+            files.write_picture(self.path / kind / name, figures.preview(kind, images, header))
+
+    def remove_previews_after(self, epoch: int) -> None:
+        """Remove the previews of epochs that a resumed run has yet to reach."""
+        for file in self.path.glob("*/epoch-*.png"):
+            if _epoch_of(file) > epoch:
+                file.unlink()
+
+    def write_curves(self, records: list[dict[str, Any]]) -> None:
+        """Write curves.png and wall-clock.png."""
+        if records:
+            name = self.path.name
+            files.write_picture(self.path / "curves.png", figures.curves(records, name, self.units))
+            files.write_picture(self.path / "wall-clock.png", figures.wall_clock(records, name))
+
+    def write_contact_sheets(self) -> None:
+        """Write one picture a kind of preview, over all epochs: samples-over-epochs.png."""
+        from PIL import Image
+
+        for folder in sorted({file.parent for file in self.path.glob("*/epoch-*.png")}):
+            pages = []
+            for file in sorted(folder.glob("epoch-*.png"), key=_epoch_of):
+                with Image.open(file) as picture:
+                    pages.append((f"epoch {_epoch_of(file):g}", picture.convert("RGB")))
+            header = f"{self.title}: {folder.name.replace('_', ' ')} while training"
+            sheet = figures.contact_sheet(pages, header=header)
+            files.write_picture(self.path / f"{folder.name}-over-epochs.png", sheet)
+
+
+def is_complete(path: Path, epochs: int) -> bool:
+    """Whether a run folder holds the finished weights of all epochs, intact."""
+    try:
+        info = run_info.inspect(path)
+    except UserError:
+        return False
+    return info.finished and info.epoch >= epochs
+
+
+def run_environment(device: torch.device) -> dict[str, Any]:
+    """Versions, device, command line and git revision."""
+    return {
+        "command": command_line(),
+        "device": describe(device),
+        "processes": distributed.world_size(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "versions": {package: _version(package) for package in PACKAGES},
+        "git": _git_revision(),
+    }
+
+
+def _epoch_of(preview: Path) -> float:
+    number = preview.stem.removeprefix("epoch-")
+    return float(number) if number.replace(".", "", 1).isdigit() else 0.0
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _git_revision() -> str | None:
+    """The revision of this source tree, with + when it was changed; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],
+            cwd=here, capture_output=True, text=True, timeout=5, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None
