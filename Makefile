@@ -1,34 +1,51 @@
 # `make demo` and `make test` do all the set-up themselves.
 PYTHON ?= python3
 VENV := .venv
+OLDEST := .venv-oldest
 BIN := $(VENV)/bin
+INSTALL := -m pip install --quiet --disable-pip-version-check
+PYTEST := -m pytest --quiet --numprocesses auto
 
-.PHONY: install demo test fast lint bench clean
+.PHONY: install install-dev demo test test-oldest fast lint bench clean
 
 install: $(VENV)/installed
 
+install-dev: $(VENV)/installed-dev
+
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python $(INSTALL) --editable .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/python $(INSTALL) --editable '.[dev,peers]'
+	touch $@
+
+$(OLDEST)/installed: pyproject.toml tests/constraints-oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python $(INSTALL) --constraint tests/constraints-oldest.txt --editable '.[dev,peers]'
 	touch $@
 
 demo: install  ## render digits, train a VAE for two minutes, draw its pictures
 	$(BIN)/genssl demo
 
-test: install lint  ## everything, the slow tests too
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses auto -m ''
+test: install-dev lint  ## everything, the slow tests too; a peer that is missing fails
+	GENSSL_REQUIRE_PEERS=1 OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m ''
 
-fast: install  ## the fast tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses auto
+test-oldest: $(OLDEST)/installed  ## the tests of `make test` with the oldest versions that pyproject.toml allows
+	GENSSL_REQUIRE_PEERS=1 OMP_NUM_THREADS=1 $(OLDEST)/bin/python $(PYTEST) -m ''
 
-lint: install
+fast: install-dev  ## the fast tests
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
+
+lint: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: install  ## measure against the course's plain code and other libraries, side by side
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+bench: install-dev  ## measure against the course's plain code and other libraries, side by side
+	$(BIN)/python $(INSTALL) --editable '.[bench]'
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(OLDEST) build dist *.egg-info

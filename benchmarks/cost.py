@@ -6,6 +6,7 @@ is left at no image the cost of a step.
 """
 
 import json
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -45,6 +46,32 @@ TRAIN_IMAGES = {"svhn": 73_257, "cifar10": 50_000}
 NO_KERNEL = ("empty", "new_empty", "detach", "_unsafe_view", "lift_fresh")
 
 
+def attention(query: torch.Size, key: torch.Size, *_args: Any, **_kwargs: Any) -> int:
+    """Operations of attention with (B, heads, Q, D) queries and (B, heads, K, D) keys and values."""
+    # two products: queries by keys, weights by values
+    return 2 * 2 * math.prod(query) * key[2]
+
+
+def attention_backward(
+    _grad: torch.Size, query: torch.Size, key: torch.Size, *_args: Any, **_kwargs: Any
+) -> int:
+    """Operations of its backward pass."""
+    # five products: the weights again, and the gradients of weights, values, queries and keys
+    return 5 * 2 * math.prod(query) * key[2]
+
+
+# torch before 2.15 has no formula for the CPU's attention and counts it as nothing.
+FORMULAS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
+}
+
+
+def flop_counter() -> FlopCounterMode:
+    """Torch's counter of operations, which counts attention alike in every version."""
+    return FlopCounterMode(display=False, custom_mapping=FORMULAS)
+
+
 class Operators(TorchDispatchMode):
     """Counts operators that compute, and the bytes of what they read and write."""
 
@@ -56,7 +83,7 @@ class Operators(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if not func.is_view and not func.overloadpacket.__name__.startswith(NO_KERNEL):
             self.count += 1
-            self.products += func.overloadpacket in flop_registry
+            self.products += func.overloadpacket in flop_registry or func.overloadpacket in FORMULAS
             self.bytes += sum(map(size, tensors((args, kwargs, out))))
         return out
 
@@ -105,7 +132,7 @@ def keeping(known: Sequence[Tensor]) -> Iterator[dict[int, Tensor]]:
 def passes(training: Training) -> dict[str, int]:
     """Multiply-adds of the forward pass and of both passes, kept and random bytes: of a whole batch."""
     training.method.train()
-    with FlopCounterMode(display=False) as flops:
+    with flop_counter() as flops:
         with keeping([*training.method.parameters(), *training.method.buffers()]) as kept:
             loss, random = forward(training)
         ahead = flops.get_total_flops()

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.cost import flop_counter
 from benchmarks.timing import in_turn
 from genssl.config import DDPMConfig
 from genssl.models.build import build
@@ -68,7 +68,7 @@ def peers() -> list[Peer]:
 def cost(network: nn.Module, predict: Predict) -> tuple[int, int]:
     """Parameters, and multiply-adds of one 32x32 image."""
     x, t = torch.zeros(1, 3, 32, 32), torch.zeros(1, dtype=torch.int64)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with flop_counter() as counter, torch.no_grad():
         predict(x, t)
     return sum(p.numel() for p in network.parameters()), counter.get_total_flops() // 2
 

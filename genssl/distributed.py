@@ -4,8 +4,11 @@ Started by torchrun, or by `genssl train --gpus`. In a single process everything
 """
 
 import contextlib
+import gc
+import importlib
 import os
 import tempfile
+import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -60,6 +63,9 @@ def init(device: torch.device) -> bool:
         return False
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    # DistributedDataParallel imports it, and its functions take the group of that moment as a default:
+    # imported after the group is made, it would keep the group and its threads until the interpreter ends
+    importlib.import_module("torch.distributed.nn.functional")
     store, rank, size = next(rendezvous("env://"))
     # torchrun keeps its store over restarts: without a name of its own, an attempt may read the addresses of
     # processes that are dead
@@ -70,33 +76,56 @@ def init(device: torch.device) -> bool:
 
 
 def shutdown() -> None:
-    """Leave the other processes."""
+    """Leave the other processes, and join the threads that talk to them.
+
+    Gloo's threads end when the last reference to the group does, and a DistributedDataParallel holds one: it
+    has to be gone before. A thread that still frees a tensor while the interpreter ends aborts the process.
+    """
+    # What only a cycle holds
+    gc.collect()
     dist.destroy_process_group()
 
 
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join the other processes for as long as the context is open.
+    """Join the other processes for as long as the context is open; inside of another one, nothing.
 
-    Where another one is lost, this one ends without leaving: NCCL would wait for the lost one.
+    The method in training must not outlive the context (see `leave`): keep it in a function called inside.
+    After an error the local variables of such functions are dropped here, from the error's traceback.
+
+    Where another process is lost, one that uses NCCL ends without leaving, which would wait for the lost one.
 
     Raises:
         UserError: another process was lost; told once for all of them. In others than the first one, and
             where `genssl train --gpus` waits for all of them and tells it, an Echo.
     """
+    if dist.is_initialized():
+        yield
+        return
     mine = False
     try:
         mine = init(device)
         yield
-    except RuntimeError as error:
-        if launched_world_size() == 1 or not any(word in str(error).lower() for word in LOST):
+    except BaseException as error:
+        if mine:
+            traceback.clear_frames(error.__traceback__)
+        if not _is_loss(error):
             raise
-        mine = False
+        mine = mine and device.type != "cuda"
         kind = UserError if is_main_process() and LAUNCHER not in os.environ else Echo
         raise kind(f"another process of this run has ended; {_advice()}", LOST_PROCESS) from error
     finally:
         if mine:
             shutdown()
+
+
+def _is_loss(error: BaseException) -> bool:
+    """Whether an error says that another process has ended."""
+    return (
+        launched_world_size() > 1
+        and isinstance(error, RuntimeError)
+        and any(word in str(error).lower() for word in LOST)
+    )
 
 
 def all_reduce_max(code: int) -> int:

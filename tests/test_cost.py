@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks import cost
 from benchmarks.bounds import A100, H200, HOP, Cost, gain, rate, step_seconds
@@ -61,6 +63,27 @@ def test_forward_counts_are_those_by_hand() -> None:
     heads = 128 * 2048 + 2048**2 + 2 * 2048 * 512
     view = resnet18(16) + heads + VIEW
     assert counted("simsiam", {"encoder": "small"})["forward"] == 2 * 2 * view
+
+
+@pytest.mark.parametrize("backend", [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH])
+def test_attention_is_counted_in_every_version_of_torch(backend: SDPBackend) -> None:
+    query = torch.ones(2, 3, 5, 8, requires_grad=True)
+    key, value = torch.ones(2, 2, 3, 7, 8, requires_grad=True)
+    product = 2 * 2 * 3 * 5 * 7 * 8
+    with cost.flop_counter() as flops, sdpa_kernel(backend):
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        assert flops.get_total_flops() == 2 * product
+        mixed.sum().backward()
+    # only the fused kernel computes the weights again in its backward pass
+    assert flops.get_total_flops() == (7 if backend == SDPBackend.FLASH_ATTENTION else 6) * product
+
+
+def test_the_backward_pass_of_a_unet_computes_the_weights_of_attention_again() -> None:
+    found = counted("ddpm", {"network": "tiny"})
+    # neither the images nor the waves of t have gradients
+    without_gradient = convolution(SIDE, 3, 3, 32) + 32 * 128
+    weights = (SIDE >> 2) ** 4 * 96
+    assert found["step"] == 3 * found["forward"] + 2 * (weights - without_gradient)
 
 
 def test_resnet18_with_a_stem_for_small_images_is_as_large_as_it_is_known_to_be() -> None:

@@ -46,6 +46,20 @@ def test_damage_is_found(tmp_path: Path, damage: str) -> None:
     )
     with pytest.raises(UserError, match="damaged"):
         files.read_tensors(path)
+    if damage != "flip":
+        with pytest.raises(UserError, match="damaged"):
+            files.read_header(path)
+
+
+def test_a_header_is_read_without_its_tensors(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    digest = files.write_tensors(path, TENSORS, {"k": "v"})
+    entries, metadata = files.read_header(path)
+    assert metadata == {"k": "v", "sha256": digest}
+    assert {name: (entry["dtype"], entry["shape"]) for name, entry in entries.items()} == {
+        "a": ("F32", [2, 3]),
+        "b": ("I64", []),
+    }
 
 
 def test_digest_sees_name_shape_type_and_value() -> None:

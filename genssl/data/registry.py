@@ -91,8 +91,11 @@ def official_sources(path: Path) -> list[str]:
 
     The extra digits of SVHN are used only where their file itself is named.
     """
-    if path.is_dir():
-        return [name for name, files in OFFICIAL.items() if any((path / file).is_file() for file in files)]
+    # os.path, since pathlib raises where a folder may not be looked into
+    if os.path.isdir(path):
+        return [
+            name for name, files in OFFICIAL.items() if any(os.path.isfile(path / file) for file in files)
+        ]
     if path.name == EXTRA_FILE:
         return ["svhn-extra"]
     return [name for name, files in OFFICIAL.items() if path.name in files]
@@ -106,7 +109,7 @@ def short_name(data: str) -> str:
     source = base_name(data)
     if source in SOURCES:
         return data
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     official = official_sources(path)
     name = official[0] if len(official) == 1 else path.name.split(".")[0] or path.resolve().name
     return name + REMIX_SUFFIX if source != data else name

@@ -131,7 +131,7 @@ def require_packages() -> None:
             importlib.import_module(name)
         except ImportError:
             raise UserError(
-                f"--format onnx needs {name}; install it with: pip install 'genssl[bench]'"
+                f"--format onnx needs {name}; install it with: pip install 'genssl[onnx]'"
             ) from None
 
 

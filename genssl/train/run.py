@@ -299,19 +299,24 @@ def start(config: Config, options: Options, listen: Listener = silent) -> Path:
         UserError: the data or device is not to be had, the run was stopped, or a loss was not finite.
     """
     device = choose_device(options.device)
+    # In functions of their own, so that the method in training is gone when the processes part
     with distributed.process_group(device):
-        if begun := _begun(config, options):
-            return resume(begun, config.model_dump(), options, listen)
-        run = _prepared(config, options, device, listen)
-        if not distributed.is_main_process():
-            return follow(run.training, run.watch)
-        _mention_unfinished(config, options, listen)
-        folder = RunFolder(runs.new_folder(config, options.tag, options.out, arm=options.arm))
-        try:
-            folder.write_start(config, run.training.device)
-            return run.go(folder)
-        finally:
-            folder.release()
+        return _start(config, options, device, listen)
+
+
+def _start(config: Config, options: Options, device: torch.device, listen: Listener) -> Path:
+    if begun := _begun(config, options):
+        return resume(begun, config.model_dump(), options, listen)
+    run = _prepared(config, options, device, listen)
+    if not distributed.is_main_process():
+        return follow(run.training, run.watch)
+    _mention_unfinished(config, options, listen)
+    folder = RunFolder(runs.new_folder(config, options.tag, options.out, arm=options.arm))
+    try:
+        folder.write_start(config, run.training.device)
+        return run.go(folder)
+    finally:
+        folder.release()
 
 
 def _mention_unfinished(config: Config, options: Options, listen: Listener) -> None:
@@ -349,25 +354,29 @@ def resume(path: Path, changes: Mapping[str, Any], options: Options, listen: Lis
         raise UserError(f"no run folder {path} to resume; `genssl runs list` names them")
     device = choose_device(options.device)
     with distributed.process_group(device):
-        folder = RunFolder(path, held=distributed.is_main_process())
-        try:
-            config = folder.read_config()
-            refuse_changes(config, changes)
-            if is_complete(path, config.epochs):
-                listen(
-                    Note(f"{path} is complete: all {config.epochs} epochs are done, nothing is left to do")
-                )
-                return path
-            run = _prepared(config, options, device, listen)
-            if not distributed.is_main_process():
-                distributed.broadcast("")  # a state that cannot be read is said once, by the first process
-            run.restore(folder)
-            if not distributed.is_main_process():
-                return follow(run.training, run.watch)
-            distributed.broadcast("")
-            return run.go(folder)
-        finally:
-            folder.release()
+        return _resume(path, changes, options, device, listen)
+
+
+def _resume(
+    path: Path, changes: Mapping[str, Any], options: Options, device: torch.device, listen: Listener
+) -> Path:
+    folder = RunFolder(path, held=distributed.is_main_process())
+    try:
+        config = folder.read_config()
+        refuse_changes(config, changes)
+        if is_complete(path, config.epochs):
+            listen(Note(f"{path} is complete: all {config.epochs} epochs are done, nothing is left to do"))
+            return path
+        run = _prepared(config, options, device, listen)
+        if not distributed.is_main_process():
+            distributed.broadcast("")  # a state that cannot be read is said once, by the first process
+        run.restore(folder)
+        if not distributed.is_main_process():
+            return follow(run.training, run.watch)
+        distributed.broadcast("")
+        return run.go(folder)
+    finally:
+        folder.release()
 
 
 def _prepared(config: Config, options: Options, device: torch.device, listen: Listener) -> RunInProgress:

@@ -14,6 +14,7 @@ from genssl.pixels import to_model
 
 from ..conftest import call
 from ..eval.exportable import pixels, saved
+from ..peers import import_peer
 from .test_commands import json_of
 
 PAGE = Path(genssl.__file__).parent.parent / "docs" / "export.md"
@@ -73,8 +74,8 @@ def test_an_exported_file_is_no_run(runs: Path) -> None:
 
 @pytest.mark.slow
 def test_onnx(runs: Path) -> None:
-    runtime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
+    runtime = import_peer("onnxruntime")
+    import_peer("onnxscript")
     for part, name in (([], "decoder"), (["--part", "encoder"], "encoder")):
         found = json_of("export", runs / "vae-svhn", "--format", "onnx", *part)
         assert (found["file"], found["part"]) == (f"vae-svhn-{name}.onnx", name)
@@ -92,7 +93,7 @@ def test_onnx(runs: Path) -> None:
 @pytest.mark.slow
 def test_the_code_of_the_page_runs(runs: Path) -> None:
     for package in ("onnx", "onnxruntime", "onnxscript"):
-        pytest.importorskip(package)
+        import_peer(package)
     text = PAGE.read_text(encoding="utf-8")
     for line in re.findall(r"^genssl export (.*)$", text, re.MULTILINE):
         run, *options = line.split("#")[0].split()

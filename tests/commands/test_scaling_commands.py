@@ -286,16 +286,24 @@ def test_a_rank_without_a_world_is_none(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize(
-    ("text", "launched", "leads", "kind"),
+    ("text", "launched", "leads", "kind", "device", "leaves"),
     [
-        ("[gloo/transport/tcp] Connection closed by peer", False, True, UserError),
-        ("[gloo/transport/tcp] Connection closed by peer", True, True, Echo),
-        ("ncclRemoteError: a remote process exited or there was a network error", False, False, Echo),
-        ("[gloo] no memory for a buffer", False, True, RuntimeError),
+        ("[gloo/transport/tcp] Connection closed by peer", False, True, UserError, "cpu", True),
+        ("[gloo/transport/tcp] Connection closed by peer", True, True, Echo, "cpu", True),
+        # Leaving would wait for messages that never come
+        ("ncclRemoteError: a remote process exited or ...", False, False, Echo, "cuda", False),
+        ("[gloo] no memory for a buffer", False, True, RuntimeError, "cpu", True),
+        ("out of memory", False, True, RuntimeError, "cuda", True),
     ],
-)
+)  # fmt: skip
 def test_losing_another_process(
-    text: str, launched: bool, leads: bool, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+    text: str,
+    launched: bool,
+    leads: bool,
+    kind: type[Exception],
+    device: str,
+    leaves: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     left: list[int] = []
     monkeypatch.setattr(distributed, "init", lambda device: True)
@@ -304,9 +312,9 @@ def test_losing_another_process(
     monkeypatch.setattr(distributed, "is_main_process", lambda: leads)
     if launched:
         monkeypatch.setenv(distributed.LAUNCHER, "note")
-    with pytest.raises(kind) as caught, distributed.process_group(torch.device("cpu")):
+    with pytest.raises(kind) as caught, distributed.process_group(torch.device(device)):
         raise RuntimeError(text)
     assert type(caught.value) is kind
-    assert left == ([1] if kind is RuntimeError else [])  # leaving waits for messages that never come
+    assert left == [1] * leaves
     if isinstance(caught.value, UserError):
         assert caught.value.code == LOST_PROCESS

@@ -198,15 +198,22 @@ def test_what_a_killed_writer_left_is_removed(cache: Path) -> None:
 def slow_build(log: Path) -> dict[str, Split]:
     with log.open("a") as file:
         file.write("built\n")
-    time.sleep(0.3)
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:  # until the other process waits, or builds too
+        if log.with_name("waiting").exists() or log.read_text() == "built\nbuilt\n":
+            break
+        time.sleep(0.01)
     return {"train": split()}
 
 
 def work(log: Path, told: "multiprocessing.SimpleQueue[str]") -> None:
     texts: list[str] = []
-    found = load_or_build(
-        "k", ["train"], lambda: slow_build(log), progress=lambda text, *_: texts.append(text)
-    )
+
+    def wait(text: str, *_: object) -> None:
+        texts.append(text)
+        log.with_name("waiting").touch()
+
+    found = load_or_build("k", ["train"], lambda: slow_build(log), progress=wait)
     told.put(json.dumps([same(found, split()), texts]))
 
 
@@ -266,7 +273,7 @@ def test_a_full_disk_is_told_of_and_done_without(cache: Path, monkeypatch: pytes
     def full(*_: object) -> NoReturn:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "write_lazy", full)
+    monkeypatch.setattr(cache_module, "write_lazy", full)
     with pytest.warns(UserWarning, match="No space left"):
         assert same(load_or_build("k", ["train"], building("train")), split())
 

@@ -53,7 +53,7 @@ class ShutNetwork:
 def network(monkeypatch: pytest.MonkeyPatch) -> ShutNetwork:
     network = ShutNetwork()
     monkeypatch.setattr(torchvision_sets, "require_answer", network)
-    monkeypatch.setattr(torchvision_utils, "_get_redirect_url", network)
+    monkeypatch.setattr(torchvision_utils, "_get_redirect_url", lambda *_, **__: pytest.fail("tried again"))
     return network
 
 
@@ -373,7 +373,8 @@ def test_a_download_is_read(svhn: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.usefixtures("open_network")
-def test_the_network_has_a_timeout_for_so_long(network: ShutNetwork) -> None:
+def test_the_network_has_a_timeout_for_so_long(network: ShutNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torchvision_utils, "_get_redirect_url", network)
     socket.setdefaulttimeout(None)
     with pytest.raises(UserError):
         load("svhn", "train")
@@ -609,6 +610,7 @@ def test_no_room_to_unpack(copies: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ("extra_32x32.mat", "svhn-extra"),
         ("~/cifar-10-python.tar.gz", "cifar10"),
         ("somewhere/train.tar.gz", "train"),
+        ("~no-such-user/train.tar.gz", "train"),
     ],
 )
 def test_runs_of_official_files_are_called_after_their_data_set(data: str, name: str) -> None:

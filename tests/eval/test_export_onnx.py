@@ -17,17 +17,18 @@ from genssl.models.method import Method
 from genssl.models.vae import VAE
 from genssl.pixels import to_bytes, to_model
 
+from ..peers import import_peer
 from .exportable import awake, pixels
 
 
 def session(content: bytes) -> Any:
-    runtime = pytest.importorskip("onnxruntime")
+    runtime = import_peer("onnxruntime")
     return runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
 
 
 def exported(method: Method, part: str | None) -> Any:
     for package in onnx.PACKAGES:
-        pytest.importorskip(package)
+        import_peer(package)
     return session(to_onnx(choose(method, part)[1], {"run": "this one"}))
 
 
@@ -100,7 +101,7 @@ def test_what_is_not_used_is_not_exported() -> None:
     for width in (8, 400):
         _, graph = choose(awake("simsiam", projector_hidden=width), None)
         for package in onnx.PACKAGES:
-            pytest.importorskip(package)
+            import_peer(package)
         sizes.append(len(to_onnx(graph, {})))
     assert sizes[0] == sizes[1]
 
@@ -109,7 +110,7 @@ def test_what_is_not_used_is_not_exported() -> None:
 def test_the_check_sees_other_weights() -> None:
     method = awake("vae", image_size=16)
     for package in onnx.PACKAGES:
-        pytest.importorskip(package)
+        import_peer(package)
     _, graph = choose(method, None)
     content = to_onnx(graph, {})
     seen = check(content, graph)
@@ -140,5 +141,5 @@ def test_a_missing_package_is_named(package: str, monkeypatch: pytest.MonkeyPatc
     for other in onnx.PACKAGES:
         monkeypatch.setitem(sys.modules, other, sys)  # there, whatever this machine has
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=rf"needs {package}; install it with: pip install 'genssl\[bench\]'"):
+    with pytest.raises(UserError, match=rf"needs {package}; install it with: pip install 'genssl\[onnx\]'"):
         require_packages()

@@ -21,6 +21,8 @@ from genssl.models.losses import (
 )
 from genssl.runtime import generator
 
+from ..peers import import_peer
+
 Array = NDArray[np.float64]
 
 
@@ -279,7 +281,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_agrees_with_lightly(name: str) -> None:
-    peers = pytest.importorskip("lightly.loss")
+    peers = import_peer("lightly.loss")
     peer = {
         "cosine": peers.NegativeCosineSimilarity(),
         "barlow_twins": peers.BarlowTwinsLoss(lambda_param=5e-3),

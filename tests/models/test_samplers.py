@@ -13,6 +13,7 @@ from genssl.models.diffusion import NoiseSchedule, cosine_schedule, linear_sched
 from genssl.models.samplers import ancestral, ddim, ddim_invert, dpm_solver_pp, log_snr_times, quadratic_times
 from genssl.runtime import generator
 
+from ..peers import import_peer
 from .gaussian_data import GaussianData, distance
 
 Sampler = Callable[..., Tensor]
@@ -239,7 +240,7 @@ def test_times_fall_from_the_start_to_zero_without_repeating(t_start: int) -> No
 
 @pytest.mark.slow
 def test_steps_are_those_of_diffusers() -> None:
-    diffusers = pytest.importorskip("diffusers")
+    diffusers = import_peer("diffusers")
     schedule = linear_schedule(50)
     data = GaussianData(schedule)
     x = 1.5 * data.noised(49)
@@ -268,7 +269,7 @@ def test_steps_are_those_of_diffusers() -> None:
 
 @pytest.mark.slow
 def test_dpm_solver_is_that_of_diffusers_and_nearer_to_the_flow() -> None:
-    diffusers = pytest.importorskip("diffusers")
+    diffusers = import_peer("diffusers")
     schedule = linear_schedule()
     data = GaussianData(schedule)
     x = data.noised(999)

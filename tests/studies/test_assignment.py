@@ -15,6 +15,7 @@ import pytest
 import typer
 
 from genssl.cli import app
+from genssl.commands import assignment as assignment_module
 from genssl.commands._outputs import evaluation_name
 from genssl.data import torchvision_sets
 from genssl.studies import assignment as study
@@ -165,6 +166,7 @@ def test_data_that_cannot_be_had_end_it_before_the_first_training(
 
     monkeypatch.setenv("GENSSL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(torchvision_sets, "require_answer", refuse)
+    monkeypatch.setattr(assignment_module, "_carry_out", lambda *_: pytest.fail("a training has started"))
     result = call("assignment", "--out", tmp_path / "out", "--data", digits, "--device", "cpu")
     assert result.exit_code == 1
     problem, archive = result.stderr.splitlines()[-2:]

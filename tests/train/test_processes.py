@@ -22,7 +22,7 @@ from genssl.train.ddp import GlobalBatchNorm, check_batch_divides, convert_batch
 from genssl.train.loop import Training
 from genssl.train.monitor import Monitor
 
-from .pair import in_processes
+from .pair import TASKS, in_processes
 from .toy import Toy, ToyConfig, ToyViews
 
 CPU = torch.device("cpu")
@@ -178,6 +178,11 @@ def one() -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
     return in_processes(everything, tmp_path_factory.mktemp("pair"))
+
+
+@pytest.mark.skipif(not TASKS.exists(), reason="finds threads in /proc")
+def test_no_thread_of_gloo_is_left_after_leaving(two: Any) -> None:
+    assert [int(each["gloo_threads"]) for each in two] == [0, 0]
 
 
 def furthest(one: dict[str, Tensor], two: dict[str, Tensor], prefix: str) -> float:
