@@ -273,7 +273,7 @@ def test_a_full_disk_is_told_of_and_done_without(cache: Path, monkeypatch: pytes
     def full(*_: object) -> NoReturn:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache_module, "write_lazy", full)
+    monkeypatch.setattr(writer, "write_lazy", full)
     with pytest.warns(UserWarning, match="No space left"):
         assert same(load_or_build("k", ["train"], building("train")), split())
 
