@@ -271,7 +271,6 @@ def of_training(run: Run) -> list[Pair]:
     pairs = [
         ("epochs", epochs(run)),
         ("training time", training_time(run)),
-        ("kNN accuracy at the end", accuracy_at_the_end(run)),
         ("images a second", images_a_second(run)),
         ("data", data_label(run.data)),
         ("device", text(run.origin.get("device"))),
