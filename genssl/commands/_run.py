@@ -7,9 +7,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from genssl.commands._console import echo, progress, show_values
+from genssl.commands._options import SplitName
 from genssl.commands._outputs import Target
 from genssl.data.registry import base_name
 from genssl.environment import command_line, launched_rank
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
     from genssl.models.method import Method
     from genssl.run_info import RunInfo
 
-Part = Literal["train", "test"]
-PARTS: tuple[Part, Part] = ("train", "test")
-
 
 @dataclass(frozen=True)
 class LoadedRun:
@@ -42,31 +40,38 @@ class LoadedRun:
     device: "torch.device"
 
     def split(
-        self, data: str | None, part: Part, limit: int | None = None, seed: int = 0, skip_bad: bool = False
+        self,
+        data: str | None,
+        split: SplitName,
+        limit: int | None = None,
+        seed: int = 0,
+        skip_bad: bool = False,
     ) -> "Split":
-        """A part of `data`, else of the run's own data, on the device."""
+        """A split of `data` (default: the data of the run), on the device."""
         from genssl.data.subset import limit_split
 
         config = self.method.config
         if data and data != config.data and base_name(data) == base_name(config.data):
             echo(
-                f"note: {data} and {config.data}, which the run learnt from, are split differently: "
-                f"images of its {part} part may be ones that it was trained on"
+                f"note: {data} and {config.data}, on which the run was trained, are split differently: "
+                f"images of the {split} split may be among its training images"
             )
-        split = read_split(
-            data or config.data, part, config.image_size, config.seed, skip_bad or config.skip_bad
+        images = read_split(
+            data or config.data, split, config.image_size, config.seed, skip_bad or config.skip_bad
         )
-        return limit_split(split, limit, seed).to(self.device)
+        return limit_split(images, limit, seed).to(self.device)
 
 
-def read_split(data: str, part: Part, image_size: int = 32, seed: int = 0, skip_bad: bool = False) -> "Split":
-    """Load a part of a data set, showing what takes long."""
+def read_split(
+    data: str, split: SplitName, image_size: int = 32, seed: int = 0, skip_bad: bool = False
+) -> "Split":
+    """Load a split of a data set, with a progress bar."""
     from genssl.data.load import load
 
     with progress(f"reading {data}") as tick:
         return load(
             data,
-            part,
+            split,
             image_size=image_size,
             seed=seed,
             skip_bad=skip_bad,
@@ -112,28 +117,28 @@ def load_run(reference: str, named: str | None, device: str, data: str | None = 
 
 
 def save_and_print(
-    subject: LoadedRun,
+    loaded: LoadedRun,
     title: str,
-    outcome: "EvalResult",
+    result: "EvalResult",
     target: Target,
     as_json: bool,
     split: "Split | None" = None,
 ) -> None:
     """Write the picture and the numbers of a run, and show the numbers under `title`."""
-    write_result(f"{title} {subject.info.name}", provenance(subject, split), outcome, target, as_json)
+    write_result(f"{title} {loaded.info.name}", provenance(loaded, split), result, target, as_json)
 
 
 def write_result(
-    title: str, about: Mapping[str, Any], outcome: "EvalResult", target: Target, as_json: bool
+    title: str, about: Mapping[str, Any], result: "EvalResult", target: Target, as_json: bool
 ) -> None:
     """Write the pictures, and the numbers with what they are `about`; show the numbers."""
     from genssl import files
 
     if launched_rank() > 0:  # the first process has the same ones
         return
-    values = {"command": command_line(), **about, **outcome.values, "notes": list(outcome.notes)}
+    values = {"command": command_line(), **about, **result.values, "notes": list(result.notes)}
     values = finite(values)
-    for place, (name, figure) in enumerate(outcome.figures.items()):
+    for place, (name, figure) in enumerate(result.figures.items()):
         path = target.picture if place == 0 else target.further(name)
         files.write_picture(path, figure, origin_of(values))
         echo(f"{name}: {path}")
@@ -142,7 +147,7 @@ def write_result(
     if as_json:
         print(json.dumps(values, indent=2))
     else:
-        show_values(title, outcome.values, outcome.notes)
+        show_values(title, result.values, result.notes)
 
 
 def origin_of(values: Mapping[str, Any]) -> dict[str, str]:
@@ -159,16 +164,16 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def provenance(subject: LoadedRun, split: "Split | None") -> dict[str, Any]:
+def provenance(loaded: LoadedRun, split: "Split | None") -> dict[str, Any]:
     """What a number was measured on."""
     from genssl.runtime import describe
 
     about: dict[str, Any] = {
-        "run": subject.info.name,
-        "method": subject.info.config.method,
-        "epoch": subject.info.epochs_trained,
-        "weights_sha256": subject.info.digest,
-        "device": describe(subject.device),
+        "run": loaded.info.name,
+        "method": loaded.info.config.method,
+        "epoch": loaded.info.epochs_trained,
+        "weights_sha256": loaded.info.digest,
+        "device": describe(loaded.device),
     }
     return about if split is None else about | origin(split)
 
@@ -197,7 +202,7 @@ class SampleSource:
     """Where samples come from.
 
     Attributes:
-        subject: the run that makes them, or None.
+        loaded: the run that makes them, or None.
         folder: that holds them, or None.
         device: where they are measured.
         space: what they are compared in.
@@ -209,7 +214,7 @@ class SampleSource:
         skip_bad: leave unreadable files out.
     """
 
-    subject: LoadedRun | None
+    loaded: LoadedRun | None
     folder: Path | None
     device: "torch.device"
     space: "FeatureSpace"
@@ -220,29 +225,29 @@ class SampleSource:
     seed: int
     skip_bad: bool
 
-    def real(self, part: Part, most: int, seed: int) -> "Split":
+    def real(self, split: SplitName, most: int, seed: int) -> "Split":
         """Up to `most` real images, shuffled, on the device."""
-        return self._read(self.data, part).take(most, seed).to(self.device)
+        return self._read(self.data, split).take(most, seed).to(self.device)
 
     def training_images(self) -> "Split":
         """What the run learnt from, on the device."""
         return self._read(self.learnt, "train").take(self.limit, self.seed).to(self.device)
 
-    def _read(self, data: str, part: Part) -> "Split":
-        return read_split(data, part, self.image_size, self.seed, self.skip_bad)
+    def _read(self, data: str, split: SplitName) -> "Split":
+        return read_split(data, split, self.image_size, self.seed, self.skip_bad)
 
     def images(
         self, n: int, options: Mapping[str, Any], seed: int, batch_size: int
     ) -> "tuple[Tensor, dict[str, Any]]":
         """Up to `n` samples, uint8 (n, 3, H, W), and how they were made."""
-        if self.subject is not None:
+        if self.loaded is not None:
             from genssl.eval.sample import sample
 
             with progress("sampling") as tick:
-                outcome, images = sample(
-                    self.subject.method, n, seed=seed, batch_size=batch_size, tick=tick, options=options
+                result, images = sample(
+                    self.loaded.method, n, seed=seed, batch_size=batch_size, tick=tick, options=options
                 )
-            return images, {name: value for name, value in outcome.values.items() if name != "images"}
+            return images, {name: value for name, value in result.values.items() if name != "images"}
         assert self.folder is not None
         for name in options:
             raise UserError(f"--{name} is for a run, and {self.folder} is a folder of images; leave it away")
@@ -274,12 +279,12 @@ def open_samples(
     from genssl.runtime import choose_device
 
     if folder is None:
-        subject = load_run(reference, named, device)
-        config = subject.info.config
+        loaded = load_run(reference, named, device)
+        config = loaded.info.config
         space, _ = feature_space(features, config.image_size, device)
         skip = skip_bad or config.skip_bad
         return SampleSource(
-            subject, None, subject.device, space, config.image_size, data or config.data, config.data,
+            loaded, None, loaded.device, space, config.image_size, data or config.data, config.data,
             config.limit, config.seed, skip,
         )  # fmt: skip
     assert data is not None
@@ -319,14 +324,14 @@ def feature_space(
         chosen = choose_encoder(image_size)
         echo(f"features of {encoder_reason(chosen)}; --features names another")
         reference = str(chosen.folder)
-    subject = load_run(reference, None, device)
-    size = subject.info.config.image_size
+    loaded = load_run(reference, None, device)
+    size = loaded.info.config.image_size
     if image_size not in {None, size}:
         raise UserError(
-            f"{subject.info.name} takes images of {size} pixels, and these have {image_size}; "
+            f"{loaded.info.name} takes images of {size} pixels, and these have {image_size}; "
             "choose other --features, or pixels"
         )
-    return FeatureSpace(subject.info.name, subject.method.features, subject.info.digest), size
+    return FeatureSpace(loaded.info.name, loaded.method.features, loaded.info.digest), size
 
 
 def write_each(images: "Tensor", folder: Path) -> None:

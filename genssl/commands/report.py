@@ -24,14 +24,16 @@ def register(app: typer.Typer) -> None:
 def report(
     runs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="REF", help="Runs, or folders of runs and studies; all in checkpoints/."),
+        typer.Argument(
+            metavar="REF", help="Runs, or folders of runs and studies; default: all in checkpoints/."
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The page; report.html in the folder that it is about, by default.")
+        Path | None, typer.Option(help="HTML file; default: report.html in the folder of the runs.")
     ] = None,
     as_json: _options.Json = False,
 ) -> None:
-    """Put runs and studies on one HTML page: the assignment's figures, tables of numbers, the commands."""
+    """Write one HTML page of runs and studies: figures, tables and the commands."""
     from genssl.report import load, page
 
     found = load.gather(runs or [])

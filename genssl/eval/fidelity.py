@@ -28,13 +28,13 @@ class Settings:
     """How it is measured.
 
     Attributes:
-        neighbours: k of precision, recall, density and coverage.
+        neighbors: k of precision, recall, density and coverage.
         resamples: halves drawn for the intervals; 0: no intervals.
         seed: of the subsets and the halves.
         batch_size: images encoded at a time.
     """
 
-    neighbours: int = 5
+    neighbors: int = 5
     resamples: int = 100
     seed: int = 0
     batch_size: int = 256
@@ -86,24 +86,24 @@ def measure(
     real: SampleSet, own: SampleSet, settings: Settings, tick: Tick
 ) -> tuple[dict[str, Estimate], float]:
     """Every measure of `own` by name, and the deviation of the kernel distance over its subsets."""
-    values = numbers(real, own, settings.neighbours)
+    values = numbers(real, own, settings.neighbors)
     size = subset_size(real, own)
     mean, deviation = kernel_distance(real.features, own.features, SUBSETS, size, seed=settings.seed)
     values["kernel_distance"] = mean
     halves = []
     for place in range(settings.resamples):
         draw = generator(settings.seed, "eval", place)
-        halves.append(numbers(real.half(draw), own.half(draw), settings.neighbours))
+        halves.append(numbers(real.half(draw), own.half(draw), settings.neighbors))
         tick(place + 1, settings.resamples)
     return {name: _with_interval(name, value, halves) for name, value in values.items()}, deviation
 
 
-def numbers(real: SampleSet, own: SampleSet, neighbours: int) -> dict[str, float]:
+def numbers(real: SampleSet, own: SampleSet, neighbors: int) -> dict[str, float]:
     """The measures by name, the kernel distance from all pairs."""
     found = {
         "frechet_distance": frechet_distance(real.features, own.features),
         "kernel_distance": squared_mmd(real.features, own.features),
-        **prdc(real.features, own.features, neighbours)._asdict(),
+        **prdc(real.features, own.features, neighbors)._asdict(),
     }
     if own.authentic is not None:
         found["authenticity"] = float(own.authentic.double().mean())
@@ -127,7 +127,7 @@ def interval(value: float, resampled: Tensor) -> tuple[float, float]:
 
     Halves drawn without replacement spread as new images of the whole number would (the delete-d jackknife of
     Shao and Wu 1989, with d = N / 2), and hold no image twice: the repeats of a bootstrap would be
-    neighbours at no distance. Being fewer, they are biased, which the move takes away.
+    neighbors at no distance. Being fewer, they are biased, which the move takes away.
     """
     ends = (resampled - resampled.mean()).quantile(torch.tensor(PERCENT, dtype=torch.float64))
     return value + float(ends[0]), value + float(ends[1])
@@ -147,7 +147,7 @@ NOT_AUTHENTIC, AUTHENTIC, PLAIN = "#c8102e", "#3a7d44", "#9a9a9a"
 def draw_nearest_training(samples: Tensor, train: Tensor, originals: NearestTraining) -> Image.Image:
     """Two blocks of rows: the samples closest to training images, and the first ones, as they come.
 
-    A row is a sample, its nearest training image with their distance, and that one's own nearest neighbour
+    A row is a sample, its nearest training image with their distance, and that one's own nearest neighbor
     with theirs. Below the sample is the ratio of the two: a copy has 0; up to 1 it is not authentic, framed
     red.
 
@@ -171,9 +171,9 @@ def draw_nearest_training(samples: Tensor, train: Tensor, originals: NearestTrai
 
 
 def _one(originals: NearestTraining, place: int) -> tuple[int, float, int, float]:
-    columns = (originals.index, originals.distance, originals.neighbour, originals.spacing)
-    index, distance, neighbour, spacing = (column[place].item() for column in columns)
-    return int(index), float(distance), int(neighbour), float(spacing)
+    columns = (originals.index, originals.distance, originals.neighbor, originals.spacing)
+    index, distance, neighbor, spacing = (column[place].item() for column in columns)
+    return int(index), float(distance), int(neighbor), float(spacing)
 
 
 def _draw_heads(sheet: Image.Image, title: str, left: int) -> None:
@@ -190,31 +190,31 @@ def _draw_row(
     found: tuple[int, float, int, float],
     corner: tuple[int, int],
 ) -> None:
-    index, distance, neighbour, spacing = found
+    index, distance, neighbor, spacing = found
     authentic = distance > spacing
     captions = (
         f"ratio {distance / spacing if distance else 0:.2f}" if spacing else "",
         f"at {distance:.3g}",
         f"at {spacing:.3g}",
     )
-    colours = (AUTHENTIC if authentic else NOT_AUTHENTIC, PLAIN, PLAIN)
-    images = (sample, train[index], train[neighbour])
-    _draw_cells(sheet, images, captions, colours, corner)
+    colors = (AUTHENTIC if authentic else NOT_AUTHENTIC, PLAIN, PLAIN)
+    images = (sample, train[index], train[neighbor])
+    _draw_cells(sheet, images, captions, colors, corner)
 
 
 def _draw_cells(
     sheet: Image.Image,
     images: Sequence[Tensor],
     captions: Sequence[str],
-    colours: Sequence[str],
+    colors: Sequence[str],
     corner: tuple[int, int],
 ) -> None:
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     top = corner[1]
-    for column, (image, caption, colour) in enumerate(zip(images, captions, colours, strict=True)):
+    for column, (image, caption, color) in enumerate(zip(images, captions, colors, strict=True)):
         left = corner[0] + column * CELL
         side = SIDE + 2 * BORDER
-        draw.rectangle((left, top, left + side - 1, top + side - 1), fill=colour)
+        draw.rectangle((left, top, left + side - 1, top + side - 1), fill=color)
         picture = figures.one(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
         sheet.paste(picture, (left + BORDER, top + BORDER))
         draw.text((left, top + side + 1), caption, fill="black", font=font)
@@ -245,9 +245,9 @@ def fidelity(
         tick: told the progress, in several rounds.
 
     Raises:
-        UserError: fewer images than the neighbours need, sizes that differ, features that are not finite.
+        UserError: fewer images than the neighbors need, sizes that differ, features that are not finite.
     """
-    _check(samples, real, settings.neighbours)
+    _check(samples, real, settings.neighbors)
     generated = Split(samples.to(real.images.device), None, (), "samples", "generated", "")
     own = SampleSet(
         extract_features(space.encode, generated, settings.batch_size, tick), sharpness(generated.images)
@@ -277,26 +277,26 @@ def _about(reference: SampleSet, own: SampleSet, space: FeatureSpace, settings: 
         "features": space.name,
         "features_digest": space.digest or None,
         "dimensions": own.features.shape[1],
-        "neighbours": settings.neighbours,
+        "neighbours": settings.neighbors,
         "resampled_halves": settings.resamples,
         "kernel_subsets": SUBSETS,
         "kernel_subset_size": subset_size(reference, own),
     }
 
 
-def _check(samples: Tensor, real: Split, neighbours: int) -> None:
+def _check(samples: Tensor, real: Split, neighbors: int) -> None:
     if samples.shape[1:] != real.images.shape[1:]:
         sizes = [f"{images.shape[-2]}x{images.shape[-1]}" for images in (samples, real.images)]
         raise UserError(
             f"the samples are {sizes[0]} pixels, {real.name} is {sizes[1]}; choose another --data"
         )
-    if neighbours < 1:
-        raise UserError(f"-k must be at least 1, not {neighbours}")
-    least = 2 * (neighbours + 1)  # half of them still have so many neighbours
+    if neighbors < 1:
+        raise UserError(f"-k must be at least 1, not {neighbors}")
+    least = 2 * (neighbors + 1)  # half of them still have so many neighbors
     for name, count, needed in (("samples", len(samples), least), ("real images", len(real), 2 * least)):
         if count < needed:
             raise UserError(
-                f"{neighbours} neighbours need {needed} {name} or more, and there are {count}; "
+                f"{neighbors} neighbors need {needed} {name} or more, and there are {count}; "
                 "take more, or a smaller -k"
             )
 
@@ -343,7 +343,7 @@ def _notes(
     if has_originals:
         notes.append(
             "authenticity: the share of the samples that are farther from their nearest training image than "
-            "that one is from its nearest neighbour"
+            "that one is from its nearest neighbor"
         )
     if has_originals and real.part == "train":
         notes.append("authenticity has no floor here: that takes images that were not trained on")

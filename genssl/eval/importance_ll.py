@@ -31,7 +31,7 @@ FEW = 5.0  # effective samples below which an estimate is called a bound
 def importance_ll(method: Method, split: Split, k: int, *, seed: int, tick: Tick) -> EvalResult:
     """Mean log p(x) over the split in nats and bits/dim, with what is needed to believe it, in float32.
 
-    The images are dequantised, x = (u + U[0, 1)) / 128 - 1, so that the density bounds the probability
+    The images are dequantized, x = (u + U[0, 1)) / 128 - 1, so that the density bounds the probability
     of the bytes (Theis et al. 2016). Image i's noise depends on (seed, i) alone.
 
     Raises:

@@ -53,7 +53,7 @@ def interpolate_latents(
     else:
         images = latent_model.decode_path(spherical_path(z[0::2], z[1::2], steps))
     by_row = images.transpose(0, 1).flatten(0, 1)  # (rows steps, 3, H, W)
-    # How even the path is: the largest step between neighbours over the mean one, averaged over rows
+    # How even the path is: the largest step between neighbors over the mean one, averaged over rows
     step = (images[1:] - images[:-1]).square().flatten(2).mean(2).sqrt()  # (steps - 1, rows)
     values = {
         "rows": rows,
@@ -109,9 +109,9 @@ def interpolate_through_noise(
     steps: int,
     seed: int,
     batch_size: int,
-    way: NoiseMethod,
+    noise_method: NoiseMethod,
     t_prime: int | None,
-    calls: int,
+    nfe: int,
     tick: Tick,
 ) -> EvalResult:
     """`rows` paths of `steps` images between images 0 and 1, 2 and 3, ... of the split.
@@ -123,11 +123,11 @@ def interpolate_through_noise(
         steps: images on a path, both ends included.
         seed: of the noise of "noise"; path i's depends on (seed, i) alone.
         batch_size: images at once; bounds the memory.
-        way: "ddim", deterministic: both ends are inverted, and a great circle between them is decoded (Song
-            et al. 2021, section 5.3). "noise": both ends get one noise, a straight path between them is
-            denoised by the ancestral process (Ho et al. 2020, section 4.4).
+        noise_method: "ddim", deterministic: both ends are inverted, and a great circle between them is
+            decoded (Song et al. 2021, section 5.3). "noise": both ends get one noise, a straight path
+            between them is denoised by the ancestral process (Ho et al. 2020, section 4.4).
         t_prime: how many steps of noise the ends get; all T for "ddim", T / 2 for "noise" when None.
-        calls: network calls of "ddim" in each direction; "noise" takes t_prime.
+        nfe: network evaluations of "ddim" in each direction; "noise" takes t_prime.
         tick: told how many images are made, inverted ends included.
 
     Raises:
@@ -136,10 +136,10 @@ def interpolate_through_noise(
     diffusion = require_ability(method, CanDenoise, "interpolation through noise")
     check_size(method, split)
     _check_picture(split, rows, steps)
-    t_prime = _check_t_prime(diffusion, way, t_prime, calls)
+    t_prime = _check_t_prime(diffusion, noise_method, t_prime, nfe)
     ends = to_model(split.images[: 2 * rows].to(diffusion.device))
-    if way == "ddim":
-        path = _deterministic(diffusion, ends, steps, calls, t_prime - 1, batch_size, tick)
+    if noise_method == "ddim":
+        path = _deterministic(diffusion, ends, steps, nfe, t_prime - 1, batch_size, tick)
     else:
         path = _stochastic(diffusion, ends, steps, seed, t_prime - 1, batch_size, tick)
     path = path.clamp(-1, 1)  # (rows, steps, C, H, W)
@@ -147,9 +147,9 @@ def interpolate_through_noise(
     values = {
         "rows": rows,
         "steps": steps,
-        "way": way,
+        "way": noise_method,
         "t_prime": t_prime,
-        "network_calls_per_image": 2 * calls if way == "ddim" else t_prime,
+        "network_calls_per_image": 2 * nfe if noise_method == "ddim" else t_prime,
         "round_trip_rmse": float(_rmse(path[:, [0, -1]] - _pairs(ends)).square().mean().sqrt()),
         "mean_step_rmse": float(change.mean()),
         "largest_to_mean_step": float((change.amax(1) / change.mean(1).clamp(min=1e-12)).mean()),
@@ -157,7 +157,9 @@ def interpolate_through_noise(
     shown = torch.cat([_pairs(ends)[:, :1], path, _pairs(ends)[:, 1:]], 1)
     note = "each row begins and ends with an original; the path between them holds what became of both"
     how = (
-        f"ddim, {calls} network calls each way" if way == "ddim" else "noised, mixed and denoised (ancestral)"
+        f"ddim, {nfe} network calls each way"
+        if noise_method == "ddim"
+        else "noised, mixed and denoised (ancestral)"
     )
     what = f"{rows} paths between {split.name} {split.part} images through t' = {t_prime}, {how}"
     titles = ["original", *shares(steps), "original"]
@@ -172,19 +174,19 @@ def _check_picture(split: Split, rows: int, steps: int) -> None:
         raise UserError(f"{rows} paths need {2 * rows} images, and the split has {len(split)}")
 
 
-def _check_t_prime(diffusion: CanDenoise, way: NoiseMethod, t_prime: int | None, calls: int) -> int:
+def _check_t_prime(diffusion: CanDenoise, noise_method: NoiseMethod, t_prime: int | None, nfe: int) -> int:
     timesteps = diffusion.schedule.timesteps
     if t_prime is None:
-        t_prime = timesteps if way == "ddim" else max(1, timesteps // 2)
+        t_prime = timesteps if noise_method == "ddim" else max(1, timesteps // 2)
     if not 1 <= t_prime <= timesteps:
         raise UserError(f"--t-prime must be from 1 to {timesteps}, the steps of this run, not {t_prime}")
-    if way == "ddim" and not 1 <= calls <= t_prime:
-        raise UserError(f"ddim takes from 1 to {t_prime} network calls at t' = {t_prime}, not {calls}")
+    if noise_method == "ddim" and not 1 <= nfe <= t_prime:
+        raise UserError(f"ddim takes from 1 to {t_prime} network calls at t' = {t_prime}, not {nfe}")
     return t_prime
 
 
 def _deterministic(
-    diffusion: CanDenoise, ends: Tensor, steps: int, calls: int, t: int, batch_size: int, tick: Tick
+    diffusion: CanDenoise, ends: Tensor, steps: int, nfe: int, t: int, batch_size: int, tick: Tick
 ) -> Tensor:
     """The great circle between the inverted ends (2 rows, C, H, W), decoded: (rows, steps, C, H, W).
 
@@ -195,15 +197,15 @@ def _deterministic(
     model = _clipped(diffusion)
     latents = []
     for batch in chunks(len(ends), batch_size):
-        keep = _keep(tick, batch, calls, total)
-        latents.append(ddim_invert(model, diffusion.schedule, ends[batch], calls, t, keep=keep))
+        keep = _keep(tick, batch, nfe, total)
+        latents.append(ddim_invert(model, diffusion.schedule, ends[batch], nfe, t, keep=keep))
     z = torch.cat(latents).flatten(1)
     circle = spherical_path(z[0::2], z[1::2], steps).transpose(0, 1)  # (rows, steps, D)
     points = circle.reshape(rows * steps, *ends.shape[1:])
     decoded = []
     for batch in chunks(len(points), batch_size):
-        keep = _keep(tick, batch, calls, total, len(ends))
-        decoded.append(ddim(model, diffusion.schedule, points[batch], calls, t, keep=keep))
+        keep = _keep(tick, batch, nfe, total, len(ends))
+        decoded.append(ddim(model, diffusion.schedule, points[batch], nfe, t, keep=keep))
     return torch.cat(decoded).view(rows, steps, *ends.shape[1:])
 
 
@@ -240,14 +242,14 @@ def _stochastic(
     return torch.cat(denoised).view(rows, steps, *ends.shape[1:])
 
 
-def _keep(tick: Tick, batch: slice, calls: int, total: int, before: int = 0) -> Keep:
+def _keep(tick: Tick, batch: slice, nfe: int, total: int, before: int = 0) -> Keep:
     """Tells `tick` of a batch's work at each of its network calls, and keeps nothing."""
     made = 0
 
     def told(_t: int, _x: Tensor) -> None:
         nonlocal made
         made += 1
-        tick(before + batch.start + (batch.stop - batch.start) * made // calls, total)
+        tick(before + batch.start + (batch.stop - batch.start) * made // nfe, total)
 
     return told
 

@@ -1,4 +1,4 @@
-"""Nearest-neighbour classification of frozen features (Wu et al. 2018), beside what needs no training."""
+"""Nearest-neighbor classification of frozen features (Wu et al. 2018), beside what needs no training."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor
 from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.eval.feature_cache import Encoder, extract_features, pixels, require_labels, untrained_copy
-from genssl.eval.figures import draw_confusion, draw_neighbours, one_of_each
+from genssl.eval.figures import draw_confusion, draw_neighbors, one_of_each
 from genssl.eval.result import EvalResult
 from genssl.metrics.knn import class_accuracy, confusion_matrix, knn_predict, standard_error
 from genssl.models.method import Method
@@ -19,13 +19,13 @@ from genssl.runtime import Tick, chunks, measuring
 
 QUERIES = 2048  # classified between two ticks
 SHOWN = 10  # test images in the picture, of as many classes
-NEAREST = 8  # neighbours of each
+NEAREST = 8  # neighbors of each
 BANK = 8192  # rows compared at once for the picture
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the neighbours say in one space.
+    """What the neighbors say in one space.
 
     Attributes:
         predicted: int64 (M,), a class a test image.
@@ -48,7 +48,7 @@ def knn_eval(
     temperature: float = 0.1,
     batch_size: int = 256,
     tick: Tick,
-    floors: bool = True,
+    baselines: bool = True,
 ) -> EvalResult:
     """Classify the test images by the `k` train images whose features are nearest by cosine.
 
@@ -58,11 +58,11 @@ def knn_eval(
         method: in eval mode, on the device of the splits.
         train: the bank.
         test: the queries.
-        k: neighbours that vote, with weight exp(cosine / temperature).
+        k: neighbors that vote, with weight exp(cosine / temperature).
         temperature: see there.
         batch_size: images encoded at a time.
         tick: told the progress.
-        floors: classify raw pixels and the features of an untrained encoder in the same way.
+        baselines: also classify raw pixels and the features of an untrained encoder.
 
     Raises:
         UserError: no labels or one class, classes that differ, k or the temperature out of range.
@@ -81,9 +81,9 @@ def knn_eval(
     bank, queries = (extract_features(method.features, split, batch_size, tick) for split in (train, test))
     own = classify(bank, queries)
     answers = {f"features of this {method.config.method}": own}
-    picture = _neighbours(bank, queries, train, test)
+    picture = _neighbors(bank, queries, train, test)
     del bank, queries
-    for name, encoder in _floors(method, train).items() if floors else ():
+    for name, encoder in _baselines(method, train).items() if baselines else ():
         answers[name] = classify(
             *(extract_features(encoder, split, batch_size, tick) for split in (train, test))
         )
@@ -103,7 +103,7 @@ def _check(k: int, temperature: float, train: Split) -> None:
         raise UserError(f"--temperature must be above 0, not {temperature:g}")
 
 
-def _floors(method: Method, split: Split) -> dict[str, Encoder]:
+def _baselines(method: Method, split: Split) -> dict[str, Encoder]:
     return {"raw pixels": pixels, "untrained encoder": untrained_copy(method, split.images.device).features}
 
 
@@ -140,7 +140,7 @@ def _notes(train: Split) -> tuple[str, ...]:
     )
 
 
-def _neighbours(bank: Tensor, queries: Tensor, train: Split, test: Split) -> Image.Image:
+def _neighbors(bank: Tensor, queries: Tensor, train: Split, test: Split) -> Image.Image:
     """A test image of each class beside its nearest train images."""
     assert train.labels is not None
     assert test.labels is not None
@@ -148,7 +148,7 @@ def _neighbours(bank: Tensor, queries: Tensor, train: Split, test: Split) -> Ima
     near = _nearest(bank, queries[shown], min(NEAREST, len(bank)))
     names = [[train.classes[label] for label in row] for row in train.labels[near].tolist()]
     query_names = [test.classes[label] for label in test.labels[shown].tolist()]
-    return draw_neighbours(test.images[shown], query_names, train.images[near], names)
+    return draw_neighbors(test.images[shown], query_names, train.images[near], names)
 
 
 def _nearest(bank: Tensor, queries: Tensor, n: int) -> Tensor:

@@ -47,7 +47,7 @@ def linear_eval(
         method: in eval mode, on the device of the splits.
         train: what the classifier learns from.
         test: what it is tested on after each epoch; the last epoch is the result.
-        settings: of its optimiser.
+        settings: of its optimizer.
         augment: crop and mirror the train images anew in each epoch, and take features of that; else
             features are taken once.
         seed: of the order, and of the crops.
@@ -55,7 +55,7 @@ def linear_eval(
         tick: told the progress.
 
     Returns:
-        The outcome, and the probe with what it reached after each epoch.
+        The result, and the probe with what it reached after each epoch.
 
     Raises:
         UserError: no labels or one class, classes that differ, features that are not finite.
@@ -78,7 +78,7 @@ def linear_eval(
     )  # fmt: skip
     if not all(map(torch.isfinite, torch.tensor([probe.train_loss[-1], probe.test_loss[-1]]))):
         raise UserError("the linear classifier diverged; choose a lower --lr")
-    return _outcome(method, train, test, settings, augment, probe, queries.shape[1]), probe
+    return _result(method, train, test, settings, augment, probe, queries.shape[1]), probe
 
 
 def may_mirror(method: Method, classes: tuple[str, ...]) -> bool:
@@ -112,7 +112,7 @@ def cropped(images: Tensor, mirror: bool, seed: int, epoch: int) -> Tensor:
     return result
 
 
-def _outcome(
+def _result(
     method: Method,
     train: Split,
     test: Split,
@@ -156,7 +156,7 @@ def _notes(augment: bool) -> tuple[str, ...]:
     return (
         "the result is that of the last epoch, not of the best one on the test images",
         f"train accuracy and loss are measured after each epoch {trained}",
-        "features are centred and divided by feature_scale, at which a learning rate of 30 is just stable",
+        "features are centered and divided by feature_scale, at which a learning rate of 30 is just stable",
     )
 
 

@@ -34,7 +34,7 @@ def _kind(command: str, changed: Mapping[str, Any]) -> tuple[str, dict[str, Any]
     if command == "sample":
         rest.pop("data", None)  # says which run
     if command == "features":
-        return f"features-{rest.pop('part', 'test')}", rest
+        return f"features-{rest.pop('split', 'test')}", rest
     if command == "reconstruct" and "sweep" in rest:
         if rest["sweep"] == USUAL_SWEEP:
             del rest["sweep"]
@@ -45,7 +45,7 @@ def _kind(command: str, changed: Mapping[str, Any]) -> tuple[str, dict[str, Any]
 
 
 def _part(name: str, value: Any) -> str:
-    """n16 of a number, ancestral of a word, augment or no-floors of a switch."""
+    """n16 of a number, ancestral of a word, augment or no-baselines of a switch."""
     if isinstance(value, bool):
         return ("" if value else "no-") + name.replace("_", "-")
     text = f"{value:g}" if isinstance(value, float) else str(value)

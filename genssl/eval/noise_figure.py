@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 SNR_TICKS = (100, 30, 10, 3, 1, 0.3, 0.1, 0.03, 0.01, 1e-3, 1e-4)
 TICK_ROOM = 0.07  # between two of them, as a share of the axis
-COLOURS = {"pixels": "tab:blue", "features": "tab:orange", "noised": "0.6"}
+COLORS = {"pixels": "tab:blue", "features": "tab:orange", "noised": "0.6"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Curves:
         classes: share whose class is kept, or None.
         class_chance: the largest class's share.
         class_ceiling: share of the originals whose class is found.
-        class_space: where neighbours were looked for.
+        class_space: where neighbors were looked for.
         snr: at each t of the schedule, (T,), falling.
     """
 
@@ -102,7 +102,7 @@ def _draw_rows(axis: "Axes", rows: Rows) -> None:
 def _draw_psnr(axis: "Axes", curves: Curves) -> None:
     names = {"pixels": "brought back", "noised": "noised"}
     for name, values in curves.psnr_db.items():
-        axis.plot(curves.levels, values, marker=".", color=COLOURS[name], label=names[name])
+        axis.plot(curves.levels, values, marker=".", color=COLORS[name], label=names[name])
     axis.set(ylabel="PSNR against the original (dB)")
     axis.legend(frameon=False)
 
@@ -111,11 +111,11 @@ def _draw_identity(axis: "Axes", curves: Curves) -> None:
     for name, shares in curves.identity.items():
         half = curves.half[name]
         label = f"in {name}: {describe_half(half)}"
-        axis.plot(curves.levels, shares, marker=".", color=COLOURS[name], label=label)
+        axis.plot(curves.levels, shares, marker=".", color=COLORS[name], label=label)
         if half.level is not None:
-            axis.plot([half.level] * 2, [0, 0.5], color=COLOURS[name], linewidth=1)
+            axis.plot([half.level] * 2, [0, 0.5], color=COLORS[name], linewidth=1)
             last = curves.levels[-1] if half.high is None else half.high
-            axis.axvspan(half.low or half.level, last, color=COLOURS[name], alpha=0.15, linewidth=0)
+            axis.axvspan(half.low or half.level, last, color=COLORS[name], alpha=0.15, linewidth=0)
     axis.axhline(0.5, color="0.7", linewidth=0.8)
     axis.axhline(curves.identity_chance, color="0.3", linestyle="--", linewidth=1, label="chance")
     _finish_shares(axis, "share nearest to their own original")
@@ -123,9 +123,9 @@ def _draw_identity(axis: "Axes", curves: Curves) -> None:
 
 def _draw_classes(axis: "Axes", curves: Curves) -> None:
     assert curves.classes is not None
-    colour = COLOURS[curves.class_space]
+    color = COLORS[curves.class_space]
     label = f"brought back (kNN in {curves.class_space})"
-    axis.plot(curves.levels, curves.classes, marker=".", color=colour, label=label)
+    axis.plot(curves.levels, curves.classes, marker=".", color=color, label=label)
     axis.axhline(curves.class_ceiling, color="0.3", linestyle=":", linewidth=1, label="originals")
     chance = "chance: the largest class"
     axis.axhline(curves.class_chance, color="0.3", linestyle="--", linewidth=1, label=chance)

@@ -26,7 +26,7 @@ from genssl.pixels import to_model
 from genssl.runtime import chunks, generators, measuring
 
 Encoder = Callable[[Tensor], Tensor]  # images (B, 3, H, W) in the model's range -> features (B, D)
-NEIGHBOURS = 200
+NEIGHBORS = 200
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class InstanceRetrieval:
     Attributes:
         spaces: by name, "pixels" and perhaps "features": images to vectors (B, D).
         candidates: the vectors of the whole split in each space, (N, D).
-        bank: labelled vectors (M, D) in the last space, for classes; None: no classes.
+        bank: labeled vectors (M, D) in the last space, for classes; None: no classes.
         bank_labels: (M,), or None.
         classes: how many.
     """
@@ -69,7 +69,7 @@ class InstanceRetrieval:
         """Classes by kNN of vectors (B, D) in the last space: (B,)."""
         assert self.bank is not None
         assert self.bank_labels is not None
-        k = min(NEIGHBOURS, len(self.bank))
+        k = min(NEIGHBORS, len(self.bank))
         return knn_predict(self.bank, self.bank_labels, vectors, self.classes, k)
 
 
@@ -110,7 +110,7 @@ def _represent(split: Split, space: Encoder, batch_size: int) -> Tensor:
 HARDLY_NEARER = 0.8
 
 
-def summarise(
+def summarize(
     snr: Tensor,
     judge: InstanceRetrieval,
     split: Split,
@@ -251,7 +251,7 @@ def sweep(
 ) -> EvalResult:
     """Noise test images to each level, bring them back, and find t*, where half have lost their identity.
 
-    A reconstruction keeps its identity when its nearest neighbour in the whole split is its own original:
+    A reconstruction keeps its identity when its nearest neighbor in the whole split is its own original:
     in pixels by Euclidean distance, in features by cosine. It keeps its class when kNN finds its label, in
     features where there are some. A query has the same noise at every level.
 
@@ -265,7 +265,7 @@ def sweep(
         sampler: of the curves; the rows of the picture take every step of the reverse process.
         steps: of the sampler, fewer where t' is less; None: 20, or all for "ancestral".
         encoder: of images (B, 3, H, W) in the model's range, features to compare; None: pixels only.
-        bank_split: labelled images for the classes by kNN; None: no classes.
+        bank_split: labeled images for the classes by kNN; None: no classes.
         tick: told the network calls done and to do, images times steps.
 
     Returns:
@@ -289,7 +289,7 @@ def sweep(
         reverse = Reverse(diffusion, sampler, steps_at(level, sampler, steps))
         measured.append(_measure(reverse, judge, split, own, level, seed, batch_size, count))
     found = {name: torch.stack([one[name] for one in measured]) for name in measured[0]}  # (L, Q)
-    curves = summarise(diffusion.schedule.snr.cpu(), judge, split, own, levels, found, seed)
+    curves = summarize(diffusion.schedule.snr.cpu(), judge, split, own, levels, found, seed)
     used = [steps_at(level, sampler, steps) for level in levels]
     values = {"sampler": sampler, **values_of(curves, found, used), "network_calls": count.done}
     values["seconds"] = round(time.perf_counter() - start, 3)

@@ -105,26 +105,26 @@ def sample(
     values: dict[str, Any] = {"images": n, "seed": seed, **_how(method, options)}
     values["seconds"] = round(seconds, 3)
     if calls[0]:
-        values["network_calls_an_image"] = calls[0] // len(list(chunks(n, batch_size)))
+        values["nfe"] = calls[0] // len(list(chunks(n, batch_size)))
     header = header_of(method, f"{n} samples, {_in_words(values)}")
     return EvalResult(values, {"samples": figures.titled_grid(images, header)}), images
 
 
-def with_sharpness(outcome: EvalResult, images: Tensor, train_sharpness: float | None) -> EvalResult:
-    """The outcome with the images' mean sharpness, and a note where it is far from the training images'.
+def with_sharpness(result: EvalResult, images: Tensor, train_sharpness: float | None) -> EvalResult:
+    """The result with the images' mean sharpness, and a note where it is far from the training images'.
 
     Args:
-        outcome: of `sample`.
+        result: of `sample`.
         images: the samples, uint8 (N, 3, H, W).
         train_sharpness: of what the run learnt from; None: not known, and nothing is compared.
     """
     own = mean_sharpness(images)
     if train_sharpness is None:
-        return replace(outcome, values={**outcome.values, "sharpness": own})
-    values = {**outcome.values, "sharpness": own, SHARPNESS: train_sharpness}
-    note = _sharpness_note(own, train_sharpness, fast=outcome.values.get("sampler") in {"dpm++", "ddim"})
-    notes = outcome.notes if note is None or len(images) < ENOUGH else (*outcome.notes, note)
-    return replace(outcome, values=values, notes=notes)
+        return replace(result, values={**result.values, "sharpness": own})
+    values = {**result.values, "sharpness": own, SHARPNESS: train_sharpness}
+    note = _sharpness_note(own, train_sharpness, fast=result.values.get("sampler") in {"dpm++", "ddim"})
+    notes = result.notes if note is None or len(images) < ENOUGH else (*result.notes, note)
+    return replace(result, values=values, notes=notes)
 
 
 def _sharpness_note(own: float, reference: float, *, fast: bool) -> str | None:
@@ -146,7 +146,7 @@ def _how(method: Method, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _in_words(values: Mapping[str, Any]) -> str:
     """How images were drawn: "ddim, 50 network calls per image, eta 0.5, seed 0"."""
-    calls = values.get("network_calls_an_image")
+    calls = values.get("nfe")
     parts = [
         f"{values['prior']} prior" if "prior" in values else "",
         str(values.get("sampler", "")),
@@ -177,7 +177,7 @@ def trajectory(method: Method, *, seed: int, options: Mapping[str, Any]) -> Eval
     sample(FOLLOWED, generators(seed, "sample", range(FOLLOWED)), **options, keep=keep)
     places = torch.linspace(0, len(kept) - 1, min(SNAPSHOTS, len(kept))).round().int().tolist()
     rows = torch.stack([kept[place] for place in places], 1).flatten(0, 1)
-    how = _in_words({**_how(method, options), "seed": seed, "network_calls_an_image": len(kept)})
+    how = _in_words({**_how(method, options), "seed": seed, "nfe": len(kept)})
     header = header_of(method, f"{FOLLOWED} samples on their way from noise, {how}")
     titles = [f"t' = {left[place]}" for place in places]
     return EvalResult({}, {"trajectory": figures.titled_grid(rows, header, len(places), titles)})

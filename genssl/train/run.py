@@ -325,14 +325,14 @@ def _mention_unfinished(config: Config, options: Options, listen: Listener) -> N
         return
     begun = runs.begun(config, options.tag, arm=options.arm)
     if begun is not None and not is_complete(begun, config.epochs):
-        ways = f"`genssl train --resume {begun}`, or this command with --go-on, continues it"
+        ways = f"`genssl train --resume {begun}`, or this command with --auto-resume, continues it"
         listen(Note(f"{begun} is an unfinished run of these settings; {ways}. Starting a new run"))
 
 
 def _begun(config: Config, options: Options) -> Path | None:
-    """The run to continue, the same in every process: after a restart what was lost, else `go_on`'s."""
+    """The run to continue, the same in every process: after a restart what was lost, else `auto_resume`'s."""
     found = distributed.noted_folder() if distributed.restart_count() > 0 else None
-    if found is None and options.go_on and distributed.is_main_process():
+    if found is None and options.auto_resume and distributed.is_main_process():
         found = runs.begun(config, options.tag, options.out, arm=options.arm)
     path = distributed.broadcast(str(found or ""))
     return Path(path) if path else None

@@ -124,7 +124,7 @@ def test_interpolate(vae_run: Path, path: str, between: str, tmp_path: Path) -> 
 def test_latent_profile(vae_run: Path) -> None:
     found = json_of("latent-profile", vae_run)
     assert (found["images"], found["z_dim"]) == (120, 6)
-    assert len(found["most_telling_dimensions"]) == 5  # type: ignore[arg-type]
+    assert len(found["most_discriminative_dims"]) == 5  # type: ignore[arg-type]
     assert (vae_run / "eval" / "latent-profile.png").exists()
 
 
@@ -223,7 +223,7 @@ def test_a_run_that_time_stopped_is_called_so_everywhere(
     assert "epoch 1.6 of 40, stopped by time" in sampled.stderr
     again = call("train", "vae", *small)
     assert f"{tmp_path / 'runs' / 'vae-digits'} is an unfinished run of these settings" in again.output
-    assert "--go-on" in again.output
+    assert "--auto-resume" in again.output
     assert (tmp_path / "runs" / "vae-digits-2").is_dir()
     other = call("train", "vae", *small, "--seed", 1)
     assert "unfinished" not in other.output
@@ -319,7 +319,7 @@ def test_a_damaged_checkpoint_is_one_line(vae_run: Path, tmp_path: Path, fault: 
         (["sample", "RUN", "--steps", 5], "has no --steps"),
         (["sample", "RUN", "--trajectory"], "in one step"),
         (["reconstruct", "RUN", "--t-prime", 5], "are for a diffusion model"),
-        (["interpolate", "RUN", "--way", "ddim"], "--way is not for a vae"),
+        (["interpolate", "RUN", "--method", "ddim"], "--method is not for a vae"),
         (["bits-per-dim", "RUN"], "needs a ddpm"),
         (["sample", "nothing"], "no run 'nothing'"),
         (["sample", "RUN", "-n", 0], "'-n'"),

@@ -195,7 +195,7 @@ def test_a_run_with_everything_in_two_processes(digits: Path, tmp_path: Path) ->
     words = [
         "train", "simsiam", "--data", digits, "--out", run, "--epochs", 2, "--batch-size", 32,
         "--set", "encoder=small", "--set", "projector_hidden=16", "--set", "projector_dim=16",
-        "--knn-every", 1, "--gpus", 2, "--device", "cpu", "--go-on",
+        "--knn-every", 1, "--gpus", 2, "--device", "cpu", "--auto-resume",
     ]  # fmt: skip
     for more, done in ((["--max-minutes", 0], 1), ([], 6), ([], 6)):
         running = Running(genssl(*words, *more), tmp_path)
