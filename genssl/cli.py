@@ -52,7 +52,7 @@ class Program(TyperGroup):
         **extra: Any,
     ) -> Any:
         """Run the program; a wrong command line is one line, too."""
-        arguments = self._rename(sys.argv[1:] if args is None else list(args))
+        arguments = self.rename(sys.argv[1:] if args is None else list(args))
         try:
             with record_arguments(arguments):
                 code = super().main(arguments, prog_name, complete_var, False, windows_expand_args, **extra)
@@ -67,7 +67,7 @@ class Program(TyperGroup):
             sys.exit(code if isinstance(code, int) else 0)
         return code
 
-    def _rename(self, arguments: list[str]) -> list[str]:
+    def rename(self, arguments: list[str]) -> list[str]:
         """The arguments with the present names of their options; a note for each old one."""
         if next((word for word in arguments if word in self.commands), None) == "export":
             return arguments

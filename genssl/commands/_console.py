@@ -47,13 +47,19 @@ def stdout() -> Console:
     return Console(highlight=False, width=None if sys.stdout.isatty() else 240)
 
 
-def show_values(title: str, values: Mapping[str, Any], notes: Sequence[str] = ()) -> None:
-    """A table of names and numbers on stdout; nested mappings as dotted names, lists of them as tables."""
+def show_values(
+    title: str,
+    values: Mapping[str, Any],
+    notes: Sequence[str] = (),
+    units: Mapping[str, str] | None = None,
+) -> None:
+    """Print names, values and units; nested mappings get dotted names, lists of mappings tables."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 2))
     tables = {name: value for name, value in values.items() if is_rows(value)}
     for name, value in flatten({name: value for name, value in values.items() if name not in tables}):
         if value is not None:
-            table.add_row(Text(name), Text(format_value(value)))
+            unit = (units or {}).get(name, "")
+            table.add_row(Text(name), Text(f"{format_value(value)} {unit}".rstrip()))
     console = stdout()
     console.print(title, style="bold", markup=False)
     console.print(table)

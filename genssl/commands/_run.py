@@ -118,36 +118,43 @@ def load_run(reference: str, named: str | None, device: str, data: str | None = 
 
 def save_and_print(
     loaded: LoadedRun,
-    title: str,
     result: "EvalResult",
     target: Target,
     as_json: bool,
     split: "Split | None" = None,
 ) -> None:
-    """Write the picture and the numbers of a run, and show the numbers under `title`."""
-    write_result(f"{title} {loaded.info.name}", provenance(loaded, split), result, target, as_json)
+    """Write the figures and the numbers of a run, and print the numbers."""
+    write_result(loaded.info.name, provenance(loaded, split), result, target, as_json)
 
 
 def write_result(
-    title: str, about: Mapping[str, Any], result: "EvalResult", target: Target, as_json: bool
+    name: str, details: Mapping[str, Any], result: "EvalResult", target: Target, as_json: bool
 ) -> None:
-    """Write the pictures, and the numbers with what they are `about`; show the numbers."""
+    """Write the figures, and a JSON file of the numbers with their provenance; print the numbers.
+
+    Args:
+        name: of the run or folder that was evaluated.
+        details: the provenance, see `provenance`.
+        result: the evaluation's.
+        target: where the files go.
+        as_json: print JSON instead of a table.
+    """
     from genssl import files
 
-    if launched_rank() > 0:  # the first process has the same ones
+    # All processes have the same result; the main one writes it
+    if launched_rank() > 0:
         return
-    values = {"command": command_line(), **about, **result.values, "notes": list(result.notes)}
-    values = finite(values)
-    for place, (name, figure) in enumerate(result.figures.items()):
-        path = target.picture if place == 0 else target.further(name)
+    values = finite({"command": command_line(), **details, **result.to_json()})
+    for i, (title, figure) in enumerate(result.figures.items()):
+        path = target.picture if i == 0 else target.further(title)
         files.write_picture(path, figure, origin_of(values))
-        echo(f"{name}: {path}")
+        echo(f"{title}: {path}")
     if target.with_numbers:
         files.write_json(target.picture.with_suffix(".json"), values)
     if as_json:
         print(json.dumps(values, indent=2))
     else:
-        show_values(title, result.values, result.notes)
+        show_values(f"{result.title}: {name}", result.values, result.notes, result.units)
 
 
 def origin_of(values: Mapping[str, Any]) -> dict[str, str]:

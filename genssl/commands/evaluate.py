@@ -60,7 +60,7 @@ def latent_profile(
     split = loaded.split(data, "train", limit, seed, skip_bad)
     with progress("encoding") as tick:
         result = evaluation.latent_profile(loaded.method, split, batch_size=batch_size, tick=tick)
-    save_and_print(loaded, "latent-profile", result, target, as_json, split)
+    save_and_print(loaded, result, target, as_json, split)
 
 
 def importance_ll(
@@ -84,7 +84,7 @@ def importance_ll(
     split = loaded.split(data, "test", limit, seed, skip_bad)
     with progress("weighing samples") as tick:
         result = evaluation.importance_ll(loaded.method, split, k, seed=seed, tick=tick)
-    save_and_print(loaded, "importance-ll", result, target, as_json, split)
+    save_and_print(loaded, result, target, as_json, split)
 
 
 def bits_per_dim(
@@ -117,7 +117,7 @@ def bits_per_dim(
             loaded.method, split, t_samples=t_samples, seed=seed, batch_size=batch_size, tick=tick,
             variance=variance,
         )  # fmt: skip
-    save_and_print(loaded, "bits-per-dim", result, target, as_json, split)
+    save_and_print(loaded, result, target, as_json, split)
 
 
 FILE = ".safetensors"
@@ -161,7 +161,7 @@ def knn_eval(
             loaded.method, train, test, k=k, temperature=temperature, batch_size=batch_size, tick=tick,
             baselines=baselines,
         )  # fmt: skip
-    save_and_print(loaded, "knn-eval", result, target, as_json, test)
+    save_and_print(loaded, result, target, as_json, test)
 
 
 def linear_eval(
@@ -200,7 +200,7 @@ def linear_eval(
             loaded.method, train, test, ProbeSettings(epochs=epochs, learning_rate=lr), augment=augment,
             seed=seed, batch_size=batch_size, tick=tick,
         )  # fmt: skip
-    save_and_print(loaded, "linear-eval", result, target, as_json, test)
+    save_and_print(loaded, result, target, as_json, test)
     if target.with_numbers:
         lines = [json.dumps(record) + "\n" for record in evaluation.records(probe)]
         files.write_text(target.picture.with_suffix(".jsonl"), "".join(lines))
@@ -242,7 +242,7 @@ def features(
     about["command"] = command_line()
     files.write_tensors(file, tensors, {**about, **evaluation.metadata_of(images)})
     echo(f"features: {file}")
-    save_and_print(loaded, f"features-{split}", result, target, as_json, images)
+    save_and_print(loaded, result, target, as_json, images)
 
 
 def _splits(
@@ -256,9 +256,6 @@ def _splits(
     """The train and the test split, limited and shuffled."""
     train = loaded.split(data, "train", limit, seed, skip_bad)
     return train, loaded.split(data, "test", test_limit, seed, skip_bad)
-
-
-NAME = "fidelity"
 
 
 def fidelity(
@@ -340,10 +337,10 @@ def _save_and_print(
     source: SampleSource, result: "EvalResult", target: _outputs.Target, as_json: bool, real: "Split"
 ) -> None:
     if source.loaded is not None:
-        save_and_print(source.loaded, NAME, result, target, as_json, real)
+        save_and_print(source.loaded, result, target, as_json, real)
         return
     from genssl.runtime import describe
 
     assert source.folder is not None
-    about = {"device": describe(source.device), **origin(real)}
-    write_result(f"{NAME} {source.folder.resolve().name}", about, result, target, as_json)
+    details = {"device": describe(source.device), **origin(real)}
+    write_result(source.folder.resolve().name, details, result, target, as_json)

@@ -98,7 +98,7 @@ def sample(
         result.figures.update(way.figures)
     if folder is not None:
         write_each(images, folder)
-    save_and_print(loaded, "sample", result, target, as_json)
+    save_and_print(loaded, result, target, as_json)
 
 
 Sampler = Literal["dpm++", "ddim", "ancestral"]
@@ -135,7 +135,6 @@ def reconstruct(
     as_json: _options.Json = False,
 ) -> None:
     """Reconstruct test images, and measure the error."""
-    noised = t_prime is not None or sweep is not None
     _check_noise_options(find_run(run, checkpoint)[1].config, t_prime, sweep)
     levels = None if sweep is None else parse_levels(sweep)
     if features is not None:
@@ -164,8 +163,7 @@ def reconstruct(
             from genssl.eval.reconstruct import reconstruct as evaluate
 
             result = evaluate(loaded.method, split, n, seed=seed, batch_size=batch_size, tick=tick)
-    title = "reconstruct" if not noised else "noise-levels" if sweep else f"reconstruct-{t_prime}"
-    save_and_print(loaded, title, result, target, as_json, split)
+    save_and_print(loaded, result, target, as_json, split)
 
 
 def _check_noise_options(config: "Config", t_prime: int | None, sweep: str | None) -> None:
@@ -244,7 +242,7 @@ def interpolate(
             loaded.method, split, rows=rows, steps=steps, shape=path or "linear", seed=seed,
             device=loaded.device,
         )  # fmt: skip
-    save_and_print(loaded, "interpolate", result, target, as_json, split)
+    save_and_print(loaded, result, target, as_json, split)
 
 
 def _refuse(method: str, given: dict[str, object]) -> None:

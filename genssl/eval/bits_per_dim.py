@@ -33,6 +33,8 @@ VISIBLE = (
     "x_T still shows the image: the prior's term is {:.2g} bits/dim; more timesteps, or training with "
     "--set scale_betas=true, make it vanish"
 )
+TERMS = ("prior_bits_per_dim", "denoising_bits_per_dim", "decoder_bits_per_dim")
+UNITS = dict.fromkeys(("bits_per_dim", "standard_error", *TERMS), "bits/dim")
 VISIBLE_FROM = 1e-3  # bits/dim
 
 
@@ -136,7 +138,10 @@ def bits_per_dim(
         sums.add(t, bits, _in_bits(prior_kl(diffusion.schedule, x), x))
     values = {"images": len(split), "timesteps": timesteps, "variance": variance, **_summary(sums, strata)}
     figure = _draw(sums, strata, f"{len(split)} {split.part} images of {split.name}")
-    return EvalResult(values, {"bits per dim": figure}, tuple(_notes(values)))
+    return EvalResult(
+        values, {"bits per dim": figure}, tuple(_notes(values)), name="bits-per-dim",
+        title="Variational bound", headline=("bits_per_dim", "standard_error"), units=UNITS,
+    )  # fmt: skip
 
 
 def _terms(

@@ -49,7 +49,11 @@ def features(
     tensors = {"features": found}
     if split.labels is not None:
         tensors["labels"] = split.labels
-    return EvalResult(values, {"principal components": draw_components(points, shares, split)}), tensors
+    result = EvalResult(
+        values, {"principal components": draw_components(points, shares, split)}, name="features",
+        title=f"Features of the {split.part} split", headline=("dimensions", "std_l2_normalized", "rankme"),
+    )  # fmt: skip
+    return result, tensors
 
 
 def metadata_of(split: Split) -> dict[str, str]:

@@ -20,6 +20,11 @@ from genssl.runtime import Tick, generator, measuring
 
 PERCENT = (0.025, 0.975)
 SUBSETS, LARGEST_SUBSET = 100, 1000  # of the kernel distance
+UNITS = {
+    "frechet_distance": "squared feature units",
+    "kernel_distance": "squared feature units",
+    "sharpness": "squared gray levels",
+}
 SHARES = {"precision", "recall", "coverage", "authenticity"}  # from 0 to 1
 
 
@@ -267,7 +272,11 @@ def fidelity(
     values = _about(reference, own, space, settings)
     values |= {"floor_images": floor, "train_images": None if train is None else len(train)}
     values |= {"kernel_deviation_over_subsets": deviation, "measures": _table(found, beneath)}
-    return EvalResult(values, dict(figures), _notes(own, floor, real, settings, train is not None))
+    notes = _notes(own, floor, real, settings, train is not None)
+    return EvalResult(
+        values, dict(figures), notes, name="fidelity", title="Sample quality", headline=("measures",),
+        units=UNITS,
+    )  # fmt: skip
 
 
 def _about(reference: SampleSet, own: SampleSet, space: FeatureSpace, settings: Settings) -> dict[str, Any]:

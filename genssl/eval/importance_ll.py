@@ -25,6 +25,11 @@ STILL_CLIMBING = (
     "the weights of most images amount to fewer than 5 equal ones: the estimate still climbs with K, "
     "see the curve; read it as a lower bound"
 )
+NATS = "nats per image"
+UNITS = dict.fromkeys(("log_p_nats", "standard_error_nats", "elbo_nats", "gap_to_elbo_nats"), NATS) | {
+    "bits_per_dim": "bits/dim",
+    "elbo_bits_per_dim": "bits/dim",
+}
 FEW = 5.0  # effective samples below which an estimate is called a bound
 
 
@@ -54,7 +59,11 @@ def importance_ll(method: Method, split: Split, k: int, *, seed: int, tick: Tick
     bound, size, elbo = torch.cat(bounds, 1), torch.cat(sizes), torch.cat(elbos)
     values = _summary(bound, size, elbo, k, split)
     curve = _draw_bound(counts, bound.mean(1), values["elbo_nats"], split)
-    return EvalResult(values, {"bound over K": curve}, tuple(_notes(model, values)))
+    return EvalResult(
+        values, {"bound over K": curve}, tuple(_notes(model, values)), name="importance-ll",
+        title="Log-likelihood by importance sampling",
+        headline=("log_p_nats", "standard_error_nats", "bits_per_dim"), units=UNITS,
+    )  # fmt: skip
 
 
 def _notes(model: HasLikelihood, values: dict[str, Any]) -> Iterator[str]:

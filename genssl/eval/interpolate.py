@@ -17,6 +17,7 @@ from genssl.pixels import to_model
 from genssl.runtime import chunks, generators, measuring, normal
 
 Shape = Literal["linear", "spherical"]
+HEADLINE = ("path", "way", "t_prime", "round_trip_rmse", "largest_to_mean_step")
 
 
 @measuring()
@@ -66,7 +67,9 @@ def interpolate_latents(
     what = f"{rows} {shape} paths of {steps} images, ends: {values['ends']}"
     what += f", seed {seed}" if split is None else ""
     picture = figures.titled_grid(by_row, header_of(method, what), steps, shares(steps))
-    return EvalResult(values, {"interpolations": picture})
+    return EvalResult(
+        values, {"interpolations": picture}, name="interpolate", title="Interpolations", headline=HEADLINE
+    )
 
 
 def shares(steps: int) -> list[str]:
@@ -164,7 +167,10 @@ def interpolate_through_noise(
     what = f"{rows} paths between {split.name} {split.part} images through t' = {t_prime}, {how}"
     titles = ["original", *shares(steps), "original"]
     picture = figures.titled_grid(shown.flatten(0, 1), header_of(method, what), steps + 2, titles)
-    return EvalResult(values, {"interpolations": picture}, (note,))
+    return EvalResult(
+        values, {"interpolations": picture}, (note,), name="interpolate", title="Interpolations",
+        headline=HEADLINE, units={"t_prime": "noising steps"},
+    )  # fmt: skip
 
 
 def _check_picture(split: Split, rows: int, steps: int) -> None:

@@ -93,7 +93,10 @@ def knn_eval(
     result = f"{100 * own.accuracy:.1f} % of {len(test)} test images"
     title = f"kNN, {method.config.method} features: {result}\n(cells: % of a true class)"
     confusion = draw_confusion(matrix, test.classes, title)
-    return EvalResult(values, {"confusion matrix": confusion, "neighbours": picture}, _notes(train))
+    return EvalResult(
+        values, {"confusion matrix": confusion, "neighbours": picture}, _notes(train), name="knn-eval",
+        title="kNN accuracy", headline=("accuracy", "standard_error", "k"),
+    )  # fmt: skip
 
 
 def _check(k: int, temperature: float, train: Split) -> None:

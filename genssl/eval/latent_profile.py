@@ -47,7 +47,11 @@ def latent_profile(method: Method, split: Split, *, batch_size: int, tick: Tick)
         "their_separation": [round(float(profile.separation[d]), 4) for d in discriminative],
         "largest_peak_by_class": {name: _peak(profile, place) for place, name in enumerate(split.classes)},
     }
-    return EvalResult(values, {"latent profile": draw_profile(profile, split.classes, discriminative)})
+    return EvalResult(
+        values, {"latent profile": draw_profile(profile, split.classes, discriminative)},
+        name="latent-profile", title="Latent profile",
+        headline=("active_units", "z_dim", "most_discriminative_dims"),
+    )  # fmt: skip
 
 
 def _peak(profile: Profile, place: int) -> dict[str, float]:

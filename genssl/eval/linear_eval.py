@@ -148,7 +148,11 @@ def _result(
         "curves": draw_curves(probe, f"{title}\n{method.config.method}, features frozen"),
         "confusion matrix": draw_confusion(matrix, test.classes, f"{title}\n(cells: % of a true class)"),
     }
-    return EvalResult(values, drawn, _notes(augment))
+    return EvalResult(
+        values, drawn, _notes(augment), name="linear-eval", title="Linear evaluation",
+        headline=("accuracy", "standard_error", "train_accuracy"),
+        units={"loss_nats": "nats per image", "train_loss_nats": "nats per image"},
+    )  # fmt: skip
 
 
 def _notes(augment: bool) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ from genssl.runtime import chunks, generators, measuring
 
 Encoder = Callable[[Tensor], Tensor]  # images (B, 3, H, W) in the model's range -> features (B, D)
 NEIGHBORS = 200
+UNITS = {"t_star_pixels.level": "noising steps", "t_star_features.level": "noising steps", "seconds": "s"}
 
 
 @dataclass(frozen=True)
@@ -297,7 +298,11 @@ def sweep(
     title = f"Noised to t' and brought back: one image by every step; beneath, {drawn} by {sampler}"
     how = f"curves: {sampler} with at most {max(used)} steps; rows of the picture: every ancestral step"
     picture = draw_sweep(rows, curves, title)
-    return EvalResult(values, {"noise levels": picture}, (how, *notes_of(curves, found)))
+    return EvalResult(
+        values, {"noise levels": picture}, (how, *notes_of(curves, found)), name="noise-levels",
+        title="Reconstructions over noise levels",
+        headline=("t_star_pixels.level", "t_star_features.level", "queries"), units=UNITS,
+    )  # fmt: skip
 
 
 def network_calls(

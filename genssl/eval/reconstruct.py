@@ -18,6 +18,8 @@ from genssl.models.method import CanDenoise, CanReconstruct, Method
 from genssl.pixels import to_model
 from genssl.runtime import chunks, generators, measuring, normal
 
+UNITS = {"psnr_db": "dB", "noised_psnr_db": "dB", "t_prime": "noising steps", "seconds": "s"}
+
 
 @measuring()
 def reconstruct(
@@ -48,7 +50,10 @@ def reconstruct(
     header = header_of(method, f"{len(shown)} {split.name} {split.part} images and reconstructions, {error}")
     titles = ("original", "reconstruction")
     columns = min(8, len(pairs))
-    return EvalResult(values, {"reconstructions": figures.titled_grid(pairs, header, columns, titles)})
+    return EvalResult(
+        values, {"reconstructions": figures.titled_grid(pairs, header, columns, titles)}, name="reconstruct",
+        title="Reconstructions", headline=("psnr_db", "rmse"), units=UNITS,
+    )  # fmt: skip
 
 
 def check_level(diffusion: CanDenoise, t_prime: int) -> None:
@@ -207,4 +212,8 @@ def reconstruct_from(
     what = f"{len(images)} {split.name} {split.part} images noised to t' = {t_prime} and back by {sampler}"
     header = header_of(method, f"{what}, {calls} network calls per image, PSNR {values['psnr_db']:.1f} dB")
     picture = figures.titled_grid(shown.flatten(0, 1), header, shown.shape[1], titles)
-    return EvalResult(values, {"reconstructions": picture})
+    return EvalResult(
+        values, {"reconstructions": picture}, name="reconstruct",
+        title=f"Reconstructions from t' = {t_prime}",
+        headline=("t_prime", "psnr_db", "noised_psnr_db", "sampler", "steps"), units=UNITS,
+    )  # fmt: skip

@@ -22,6 +22,7 @@ Tick = Callable[[int, int], None]  # images done, images in all
 
 SNAPSHOTS = 10  # of a trajectory
 FOLLOWED = 8  # images whose trajectory is drawn
+UNITS = {"nfe": "network evaluations per image", "seconds": "s", "sharpness": "squared gray levels"}
 FACTOR = 2.0  # between the sharpness of samples and of training images, from which on a note says so
 # Samples below which nothing is said: of 16 rendered digits, 2.7 % of draws differ by more than the factor
 # from all of them by chance; of 64 none of 5,000
@@ -107,7 +108,11 @@ def sample(
     if calls[0]:
         values["nfe"] = calls[0] // len(list(chunks(n, batch_size)))
     header = header_of(method, f"{n} samples, {_in_words(values)}")
-    return EvalResult(values, {"samples": figures.titled_grid(images, header)}), images
+    result = EvalResult(
+        values, {"samples": figures.titled_grid(images, header)}, name="sample", title="Samples",
+        headline=("prior", "sampler", "nfe", "sharpness", "train_sharpness"), units=UNITS,
+    )  # fmt: skip
+    return result, images
 
 
 def with_sharpness(result: EvalResult, images: Tensor, train_sharpness: float | None) -> EvalResult:

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import genssl
 from genssl import checkpoint, files, paths, run_info
+from genssl.cli import Program, app
 from genssl.data.load import load
 from genssl.eval import importance_ll as evaluation
 from genssl.metrics.sharpness import mean_sharpness
@@ -33,6 +35,39 @@ def test_version_and_help() -> None:
     assert call("--version").stdout.strip() == f"genssl {genssl.__version__}"
     for words in (["-h"], ["train", "-h"], ["sample", "--help"], ["runs", "-h"], ["data", "-h"]):
         assert call(*words).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "old", "new"),
+    [
+        (("features", "RUN"), ("--part", "train"), ("--split", "train")),
+        (("features", "RUN"), ("--part=train",), ("--split=train",)),
+        (("fidelity", "RUN"), ("--no-originals",), ("--no-memorization",)),
+        (("knn-eval", "RUN"), ("--floors",), ("--baselines",)),
+        (("interpolate", "RUN"), ("--way", "noise", "--calls", "9"), ("--method", "noise", "--nfe", "9")),
+        (("train", "vae"), ("--go-on",), ("--auto-resume",)),
+    ],
+)
+def test_old_option_names_still_work(
+    command: tuple[str, ...], old: tuple[str, ...], new: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = typer.main.get_group(app)
+    assert isinstance(root, Program)
+    assert root.rename([*command, *old]) == [*command, *new]
+    assert f"{old[0].split('=')[0]} is deprecated; use {new[0].split('=')[0]}" in capsys.readouterr().err
+    assert root.rename([*command, *new]) == [*command, *new]
+    assert capsys.readouterr().err == ""
+    text = call(command[0], "-h").stdout
+    assert f"{new[0].split('=')[0]} " in text
+    assert f"{old[0].split('=')[0]} " not in text
+
+
+def test_the_part_of_an_export_is_no_split(capsys: pytest.CaptureFixture[str]) -> None:
+    root = typer.main.get_group(app)
+    assert isinstance(root, Program)
+    words = ["export", "RUN", "--format", "onnx", "--part", "encoder"]
+    assert root.rename(words) == words
+    assert root.rename(["data", "export", "x", "--part", "train"])[-2] == "--split"
 
 
 def test_train_prints_its_numbers_and_leaves_its_folder(vae_run: Path) -> None:
