@@ -95,10 +95,10 @@ class Program(TyperGroup):
         except Exception as error:
             if hasattr(error, "exit_code") or os.environ.get("GENSSL_DEBUG"):
                 raise
-            told = explain(error) or _unexpected(error)
-            if not isinstance(told, Echo):
-                _tell(str(told), told.code)
-            raise typer.Exit(told.code) from error
+            failure = explain(error) or _unexpected(error)
+            if not isinstance(failure, Echo):
+                _tell(str(failure), failure.code)
+            raise typer.Exit(failure.code) from error
 
 
 def _usage(error: Any) -> int:

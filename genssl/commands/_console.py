@@ -312,7 +312,7 @@ def _smaller(configs: Sequence["Config"], how: "Options", option: str, listen: "
 
 def _without(words: Iterable[str], options: set[str]) -> list[str]:
     """A command line without some of its options and their values."""
-    kept: list[str] = []
+    remaining: list[str] = []
     skip = False
     for word in words:
         if skip:
@@ -320,5 +320,5 @@ def _without(words: Iterable[str], options: set[str]) -> list[str]:
         elif word in options:
             skip = True
         elif word.split("=")[0] not in options:
-            kept.append(word)
-    return kept
+            remaining.append(word)
+    return remaining

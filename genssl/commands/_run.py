@@ -165,9 +165,9 @@ def origin_of(values: Mapping[str, Any]) -> dict[str, str]:
 def finite(value: Any) -> Any:
     """The same JSON value with null for numbers that are not finite, which JSON does not have."""
     if isinstance(value, dict):
-        return {name: finite(each) for name, each in value.items()}
+        return {name: finite(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [finite(each) for each in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -175,14 +175,14 @@ def provenance(loaded: LoadedRun, split: "Split | None") -> dict[str, Any]:
     """What a number was measured on."""
     from genssl.runtime import describe
 
-    about: dict[str, Any] = {
+    details: dict[str, Any] = {
         "run": loaded.info.name,
         "method": loaded.info.config.method,
         "epoch": loaded.info.epochs_trained,
         "weights_sha256": loaded.info.digest,
         "device": describe(loaded.device),
     }
-    return about if split is None else about | origin(split)
+    return details if split is None else details | origin(split)
 
 
 def origin(split: "Split") -> dict[str, str]:
@@ -306,8 +306,8 @@ def folder_of_samples(reference: str) -> Path | None:
 
     path = Path(reference).expanduser()
     held = [
-        place / name
-        for place in (path, paths.runs_root() / reference)
+        folder / name
+        for folder in (path, paths.runs_root() / reference)
         for name in (run_info.MODEL, run_info.CONFIG)
     ]
     if not path.is_dir() or any(file.exists() for file in held):
@@ -349,14 +349,14 @@ def write_each(images: "Tensor", folder: Path) -> None:
     from genssl import figures
 
     folder.mkdir(parents=True, exist_ok=True)
-    about = {"command": command_line()}
+    details = {"command": command_line()}
     for i, image in enumerate(images):
         content = io.BytesIO()
         figures.one(image).save(content, "png")
         # no flush to disk for each of thousands
-        (folder / f"{i:05d}.png").write_bytes(mark_png(content.getvalue(), about))
+        (folder / f"{i:05d}.png").write_bytes(mark_png(content.getvalue(), details))
     written = {f"{i:05d}.png" for i in range(len(images))}
     for file in folder.glob("*.png"):
-        if file.name not in written and made_by(file, about["command"]):
+        if file.name not in written and made_by(file, details["command"]):
             file.unlink()
     echo(f"{len(images)} images: {folder}")

@@ -238,9 +238,9 @@ def features(
     images = loaded.split(data, split, limit, seed, skip_bad)
     with progress("encoding") as tick:
         result, tensors = evaluation.features(loaded.method, images, batch_size=batch_size, tick=tick)
-    about = {name: str(value) for name, value in provenance(loaded, images).items()}
-    about["command"] = command_line()
-    files.write_tensors(file, tensors, {**about, **evaluation.metadata_of(images)})
+    details = {name: str(value) for name, value in provenance(loaded, images).items()}
+    details["command"] = command_line()
+    files.write_tensors(file, tensors, {**details, **evaluation.metadata_of(images)})
     echo(f"features: {file}")
     save_and_print(loaded, result, target, as_json, images)
 
@@ -308,17 +308,19 @@ def fidelity(
     target = _target(source, _outputs.evaluation_name(context), out)
     count = n or default_samples(source.device)
     real = source.real(split, 2 * count, seed)
-    images, about = source.images(count, chosen, seed, batch_size)
+    images, details = source.images(count, chosen, seed, batch_size)
     train = source.training_images() if memorization else None
     settings = Settings(k, resamples, seed, batch_size)
     with progress("measuring") as tick:
         result = evaluation.fidelity(images, real, train, source.space, settings, tick)
-    notes = (*result.notes, f"{len(images)} samples is {_who(source)}; -n takes another number")
-    result = replace(result, values={**result.values, "sampling": about}, notes=result.notes if n else notes)
+    result = replace(result, values={**result.values, "sampling": details})
+    if n is None:
+        note = f"{len(images)} samples is {_default_reason(source)}; -n takes another number"
+        result = replace(result, notes=(*result.notes, note))
     _save_and_print(source, result, target, as_json, real)
 
 
-def _who(source: SampleSource) -> str:
+def _default_reason(source: SampleSource) -> str:
     if source.loaded is None:
         return f"what {source.folder} holds, up to {default_samples(source.device)}"
     return default_samples_reason(source.device)

@@ -60,8 +60,8 @@ def _torchvision(loaded: LoadedRun, out: Path | None) -> dict[str, Any]:
     state = evaluation.torchvision_state(loaded.method)
     file = _file(loaded, "torchvision", "torchvision", out)
     interface = evaluation.torchvision_interface(state)
-    about = {"format": "torchvision", "command": command_line(), **_about(loaded)}
-    files.write_tensors(file, state, {**about, **_flat(interface)})
+    metadata = {"format": "torchvision", "command": command_line(), **_provenance(loaded)}
+    files.write_tensors(file, state, {**metadata, **_flat(interface)})
     echo(f"torchvision: {file}")
     return _values(loaded, file) | interface | {"load": evaluation.torchvision_code(state, str(file))}
 
@@ -74,12 +74,12 @@ def _onnx(loaded: LoadedRun, part: str | None, out: Path | None) -> dict[str, An
     file = _file(loaded, name, "onnx", out)
     evaluation.require_packages()
     echo("exporting and checking; that takes some seconds")
-    about = {"command": command_line(), "command_sha256": digest(command_line()), **_about(loaded)}
-    content = evaluation.to_onnx(graph, about)
+    metadata = {"command": command_line(), "command_sha256": digest(command_line()), **_provenance(loaded)}
+    content = evaluation.to_onnx(graph, metadata)
     checked = evaluation.check(content, graph)
     files.write_bytes(file, content)
     echo(f"{name}: {file}")
-    given = ", ".join(f'"{each}": {each}' for each in graph.inputs)
+    given = ", ".join(f'"{name}": {name}' for name in graph.inputs)
     code = f"onnxruntime.InferenceSession({str(file)!r}).run(None, {{{given}}})\n"
     return _values(loaded, file) | {"part": name} | checked | {"load": code}
 
@@ -99,16 +99,16 @@ def _check_out(kind: str, out: Path | None) -> None:
 
 
 def _values(loaded: LoadedRun, file: Path) -> dict[str, Any]:
-    about: dict[str, Any] = {name: text for name, text in _about(loaded).items() if name != "config"}
+    metadata: dict[str, Any] = {name: text for name, text in _provenance(loaded).items() if name != "config"}
     return {
         "file": str(file),
         "megabytes": file.stat().st_size / 1e6,
-        **about,
+        **metadata,
         "epoch": loaded.info.epochs_trained,
     }
 
 
-def _about(loaded: LoadedRun) -> dict[str, str]:
+def _provenance(loaded: LoadedRun) -> dict[str, str]:
     """Where a file comes from, for its metadata."""
     info = loaded.info
     return {

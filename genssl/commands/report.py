@@ -36,12 +36,12 @@ def report(
     """Write one HTML page of runs and studies: figures, tables and the commands."""
     from genssl.report import load, page
 
-    found = load.gather(runs or [])
-    written = page.write(found, _page(out, load.usual_page(found)))
+    runs_found = load.gather(runs or [])
+    written = page.write(runs_found, _page(out, load.usual_page(runs_found)))
     for problem in written.problems:
         echo(f"warning: {problem}")
     if as_json:
-        print(json.dumps(_about(written), indent=2))
+        print(json.dumps(_record(written), indent=2))
         return
     drawn = [figure for figure in written.figures if figure.picture]
     echo(
@@ -68,7 +68,7 @@ def _page(out: Path | None, usual: Path) -> Path:
     raise UserError(f"the report is a page, and --out {out} is none; name it {out.with_suffix('.html')}")
 
 
-def _about(written: "Written") -> dict[str, Any]:
+def _record(written: "Written") -> dict[str, Any]:
     figures = [
         {
             "figure": number,
@@ -79,5 +79,5 @@ def _about(written: "Written") -> dict[str, Any]:
         }
         for number, figure in enumerate(written.figures, 1)
     ]
-    about = {"report": str(written.path), "bytes": written.size, "runs": written.runs}
-    return {**about, "figures": figures, "problems": written.problems}
+    record = {"report": str(written.path), "bytes": written.size, "runs": written.runs}
+    return {**record, "figures": figures, "problems": written.problems}

@@ -176,7 +176,7 @@ def runs_show(run: _options.Run, as_json: _options.Json = False) -> None:
 
     info = run_info.inspect(runs.find(run))
     origin = info.folder / run_info.ENVIRONMENT
-    about = {
+    details = {
         "run": str(info.folder),
         "epoch": info.epochs_trained,
         "epochs": info.config.epochs,
@@ -188,9 +188,9 @@ def runs_show(run: _options.Run, as_json: _options.Json = False) -> None:
         "origin": files.read_json(origin) if origin.exists() else {},
     }
     if as_json:
-        print(json.dumps(about, indent=2))
+        print(json.dumps(details, indent=2))
     else:
-        show_values(info.name, about)
+        show_values(info.name, details)
 
 
 @runs_app.command("verify")
@@ -214,8 +214,8 @@ def doctor(
     """Show versions and hardware, for a bug report."""
     from genssl.eval.doctor import collect
 
-    about = collect(with_torch=with_torch)
+    details = collect(with_torch=with_torch)
     if as_json:
-        print(json.dumps(about, indent=2))
+        print(json.dumps(details, indent=2))
     else:
-        show_values("genssl doctor", about)
+        show_values("genssl doctor", details)

@@ -147,8 +147,11 @@ def _what_can_be_ablated(baseline: "Config") -> str:
 
     kind = type(baseline)
     named = [option for option, setting in NAMED.items() if setting in kind.model_fields]
-    own = ", ".join(own_settings(kind))
-    ways = [*named, f"--set KEY=VALUE (of a {baseline.method}'s own: {own}; or any other setting)"]
+    method_settings = ", ".join(own_settings(kind))
+    ways = [
+        *named,
+        f"--set KEY=VALUE (of a {baseline.method}'s settings: {method_settings}; or any other setting)",
+    ]
     return f"nothing to change; ablate a {baseline.method} with {' or '.join(ways)}"
 
 
@@ -207,8 +210,8 @@ def _written(result: "EvalResult", target: _outputs.Target, as_json: bool) -> bo
     from genssl import files
 
     values = {"command": command_line(), **result.values, "notes": list(result.notes)}
-    for place, (name, figure) in enumerate(result.figures.items()):
-        path = target.picture if place == 0 else target.further(name)
+    for i, (name, figure) in enumerate(result.figures.items()):
+        path = target.picture if i == 0 else target.further(name)
         files.write_picture(path, figure, {"command": command_line()})
         echo(f"figure: {path}")
     if target.with_numbers:
@@ -224,11 +227,11 @@ def _table(numbers: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
     """One line a number and one column an arm or run, so that many numbers fit on a screen."""
     from genssl.studies.results import FIRST, REMARKS
 
-    found = dict.fromkeys(name for each in numbers.values() for name in each)
-    names = [*(name for name in FIRST if name in found), *(name for name in found if name not in FIRST)]
+    present = dict.fromkeys(name for row in numbers.values() for name in row)
+    names = [*(name for name in FIRST if name in present), *(name for name in present if name not in FIRST)]
     lines = {name: f"{name} ({REMARKS[name]})" if name in REMARKS else name for name in names}
     return [
-        {"": line, **{arm: _cell(each.get(name)) for arm, each in numbers.items()}}
+        {"": line, **{arm: _cell(row.get(name)) for arm, row in numbers.items()}}
         for name, line in lines.items()
     ]
 

@@ -219,8 +219,8 @@ def _show_result(folder: Path, as_json: bool) -> None:
         return
     info = run_info.inspect(folder)
     if as_json:
-        about = {"run": str(folder), "state": info.state, "epoch": info.epochs_trained}
-        print(json.dumps({**about, **info.metrics}, indent=2))
+        record = {"run": str(folder), "state": info.state, "epoch": info.epochs_trained}
+        print(json.dumps({**record, **info.metrics}, indent=2))
         return
     epochs = progress_of(info.epochs_trained, info.config.epochs)
     show_values(f"{folder.name}, epoch {epochs}, {info.state}", info.metrics)

@@ -150,7 +150,7 @@ def _terms(
     t: Tensor,
     noise: list[torch.Generator],
     variance: Variance,
-    told: Callable[[float], None],
+    report: Callable[[float], None],
 ) -> Tensor:
     """The terms of images x (B, 3, H, W) at their times t (B, S): (B, S) bits/dim."""
     columns = []
@@ -160,7 +160,7 @@ def _terms(
             diffusion.network, diffusion.schedule, x, times.to(x.device), drawn, variance=variance
         )
         columns.append(_in_bits(terms, x))
-        told((column + 1) / t.shape[1])
+        report((column + 1) / t.shape[1])
     return torch.stack(columns, 1)
 
 
@@ -214,9 +214,9 @@ def _draw(sums: TermSums, strata: Strata, title: str) -> "Figure":
     n = sum(map(len, sums.bounds))
     bits = torch.as_tensor(sums.by_stratum) / n
     edges = torch.cat([strata.firsts, strata.firsts[-1:] + strata.sizes[-1:]]) + 1  # the paper's t
-    figure, (each, summed) = figures.new_figure(1, 2, 5.0, 3.5)
-    each.stairs(bits / strata.sizes, edges, baseline=None)
-    each.set(xscale="log", yscale="log", xlabel="noising step t", ylabel="bits/dim of the step")
+    figure, (per_step, summed) = figures.new_figure(1, 2, 5.0, 3.5)
+    per_step.stairs(bits / strata.sizes, edges, baseline=None)
+    per_step.set(xscale="log", yscale="log", xlabel="noising step t", ylabel="bits/dim of the step")
     summed.plot(edges[1:] - 1, bits.cumsum(0), drawstyle="steps-post", marker="." if len(bits) < 50 else None)
     whole = float(torch.cat(sums.bounds).mean())
     summed.axhline(whole, color="0.5", linestyle="--", label=f"the bound: {whole:.3f}")

@@ -162,13 +162,13 @@ def cached_features(space: FeatureSpace, split: Split, batch_size: int, tick: Ti
     if not space.digest:
         return extract_features(space.encode, split, batch_size, tick)
     file = _file(space, split)
-    found = _kept(file, len(split))
-    if found is not None:
-        return found.to(split.images.device)
+    cached = _read_cached(file, len(split))
+    if cached is not None:
+        return cached.to(split.images.device)
     features = extract_features(space.encode, split, batch_size, tick)
-    about = {"network": space.digest, "data": split.name, "part": split.part, "data_digest": split.digest}
+    metadata = {"network": space.digest, "data": split.name, "part": split.part, "data_digest": split.digest}
     try:
-        write_tensors(file, {"features": features}, about)
+        write_tensors(file, {"features": features}, metadata)
     except OSError as error:
         warnings.warn(f"cannot keep features in {file.parent} ({error.strerror or error})", stacklevel=2)
     return features
@@ -179,7 +179,7 @@ def _file(space: FeatureSpace, split: Split) -> Path:
     return cache_folder() / f"features-{key}.safetensors"
 
 
-def _kept(file: Path, rows: int) -> Tensor | None:
+def _read_cached(file: Path, rows: int) -> Tensor | None:
     try:
         features = read_tensors(file)[0].get("features")
     except (UserError, OSError):

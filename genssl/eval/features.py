@@ -37,16 +37,16 @@ def features(
         UserError: images of another size than the method's, or features that are not finite.
     """
     check_size(method, split)
-    found = extract_features(method.features, split, batch_size, tick)
-    points, shares = principal_components(found, 2)
+    encoded = extract_features(method.features, split, batch_size, tick)
+    points, shares = principal_components(encoded, 2)
     values = {
         "images": len(split),
-        "dimensions": found.shape[1],
+        "dimensions": encoded.shape[1],
         "explained_variance": shares.tolist(),
-        "std_l2_normalized": output_std(found),
-        "rankme": rankme(found),
+        "std_l2_normalized": output_std(encoded),
+        "rankme": rankme(encoded),
     }
-    tensors = {"features": found}
+    tensors = {"features": encoded}
     if split.labels is not None:
         tensors["labels"] = split.labels
     result = EvalResult(
@@ -75,7 +75,7 @@ def draw_components(points: Tensor, shares: Tensor, split: Split) -> "Figure":
     labels = None if split.labels is None else split.labels.cpu()[shown].tolist()
     colored = labels is not None and len(split.classes) <= COLORED
     size = 10 if len(split.classes) <= 10 else COLORED  # of matplotlib's palettes
-    palette = [colormaps[f"tab{size}"](place) for place in range(size)]
+    palette = [colormaps[f"tab{size}"](i) for i in range(size)]
     colors = [palette[label] for label in labels or ()] if colored else palette[0]
     x, y = points[shown].T.tolist()
     axis.scatter(x, y, s=min(20.0, INK / len(shown)), color=colors, linewidths=0, alpha=0.7)

@@ -65,24 +65,24 @@ def draw_neighbors(
     draw.text((left + width + GAP, GAP // 2), text, fill="black", font=font)
     for row, true in enumerate(query_names):
         top = CAPTION + GAP // 2 + row * height
-        _place(sheet, queries[row], true, "black", (left, top), font)
+        _draw_image(sheet, queries[row], true, "black", (left, top), font)
         for column, name in enumerate(names[row]):
             color = RIGHT if name == true else WRONG
-            place = (left + GAP + width * (1 + column), top)
-            _place(sheet, neighbors[row, column], name, color, place, font)
+            position = (left + GAP + width * (1 + column), top)
+            _draw_image(sheet, neighbors[row, column], name, color, position, font)
     return sheet
 
 
-def _place(
+def _draw_image(
     sheet: Image.Image,
     image: Tensor,
     caption: str,
     color: str,
-    place: tuple[int, int],
+    position: tuple[int, int],
     font: "ImageFont.FreeTypeFont | ImageFont.ImageFont",
 ) -> None:
     """One framed image and its caption."""
-    left, top = place
+    left, top = position
     draw = ImageDraw.Draw(sheet)
     draw.rectangle((left, top, left + SIDE + 2 * BORDER - 1, top + SIDE + 2 * BORDER - 1), fill=color)
     picture = figures.one(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC)

@@ -219,9 +219,9 @@ def _clipped(diffusion: CanDenoise) -> NoisePredictor:
     """The network's epsilon made to fit its predicted image when that is kept in [-1, 1]."""
 
     def model(x: Tensor, t: Tensor) -> Tensor:
-        found = predict_x_start(diffusion.schedule, x, t, diffusion.network(x, t)).clamp(-1, 1)
+        x_start = predict_x_start(diffusion.schedule, x, t, diffusion.network(x, t)).clamp(-1, 1)
         signal = extract(diffusion.schedule.sqrt_alphas_cumprod, t, x)
-        return (x - signal * found) / extract(diffusion.schedule.sqrt_one_minus_alphas_cumprod, t, x)
+        return (x - signal * x_start) / extract(diffusion.schedule.sqrt_one_minus_alphas_cumprod, t, x)
 
     return model
 
@@ -242,7 +242,7 @@ def _stochastic(
     points = ((1 - share) * first[:, None] + share * last[:, None]).flatten(0, 1)
     denoised = []
     for batch in chunks(len(points), batch_size):
-        fresh = generators(seed, "sample", [place // steps for place in range(batch.start, batch.stop)])
+        fresh = generators(seed, "sample", [i // steps for i in range(batch.start, batch.stop)])
         keep = _keep(tick, batch, t + 1, len(points))
         denoised.append(diffusion.denoise(points[batch], t, fresh, "ancestral", keep=keep))
     return torch.cat(denoised).view(rows, steps, *ends.shape[1:])

@@ -75,22 +75,22 @@ def knn_eval(
         for rows in chunks(len(queries), QUERIES):
             predicted.append(knn_predict(bank, labels, queries[rows], len(train.classes), k, temperature))
             tick(rows.stop, len(queries))
-        found = torch.cat(predicted)
-        return Answer(found, float((found == test_labels).double().mean()), bank.shape[1])
+        classes = torch.cat(predicted)
+        return Answer(classes, float((classes == test_labels).double().mean()), bank.shape[1])
 
     bank, queries = (extract_features(method.features, split, batch_size, tick) for split in (train, test))
-    own = classify(bank, queries)
-    answers = {f"features of this {method.config.method}": own}
+    trained = classify(bank, queries)
+    answers = {f"features of this {method.config.method}": trained}
     picture = _neighbors(bank, queries, train, test)
     del bank, queries
     for name, encoder in _baselines(method, train).items() if baselines else ():
         answers[name] = classify(
             *(extract_features(encoder, split, batch_size, tick) for split in (train, test))
         )
-    matrix = confusion_matrix(test_labels, own.predicted, len(test.classes)).cpu()
-    values = _values(answers, own, labels, test_labels, k, temperature)
+    matrix = confusion_matrix(test_labels, trained.predicted, len(test.classes)).cpu()
+    values = _values(answers, trained, labels, test_labels, k, temperature)
     values["accuracy_by_class"] = dict(zip(test.classes, class_accuracy(matrix).tolist(), strict=True))
-    result = f"{100 * own.accuracy:.1f} % of {len(test)} test images"
+    result = f"{100 * trained.accuracy:.1f} % of {len(test)} test images"
     title = f"kNN, {method.config.method} features: {result}\n(cells: % of a true class)"
     confusion = draw_confusion(matrix, test.classes, title)
     return EvalResult(
@@ -111,7 +111,12 @@ def _baselines(method: Method, split: Split) -> dict[str, Encoder]:
 
 
 def _values(
-    answers: dict[str, Answer], own: Answer, labels: Tensor, test_labels: Tensor, k: int, temperature: float
+    answers: dict[str, Answer],
+    trained: Answer,
+    labels: Tensor,
+    test_labels: Tensor,
+    k: int,
+    temperature: float,
 ) -> dict[str, Any]:
     commonest = float((test_labels == labels.mode().values).double().mean())
     rows: list[dict[str, Any]] = [
@@ -125,13 +130,13 @@ def _values(
     ]
     rows.append({"what": "always the commonest class", "dimensions": None, "accuracy": round(commonest, 6)})
     return {
-        "accuracy": own.accuracy,
-        "standard_error": standard_error(own.accuracy, len(test_labels)),
+        "accuracy": trained.accuracy,
+        "standard_error": standard_error(trained.accuracy, len(test_labels)),
         "k": k,
         "temperature": temperature,
         "train_images": len(labels),
         "test_images": len(test_labels),
-        "dimensions": own.dimensions,
+        "dimensions": trained.dimensions,
         "compared": rows,
     }
 

@@ -45,7 +45,7 @@ def latent_profile(method: Method, split: Split, *, batch_size: int, tick: Tick)
         "active_units": active_units(means),
         "most_discriminative_dims": discriminative,
         "their_separation": [round(float(profile.separation[d]), 4) for d in discriminative],
-        "largest_peak_by_class": {name: _peak(profile, place) for place, name in enumerate(split.classes)},
+        "largest_peak_by_class": {name: _peak(profile, i) for i, name in enumerate(split.classes)},
     }
     return EvalResult(
         values, {"latent profile": draw_profile(profile, split.classes, discriminative)},
@@ -54,9 +54,9 @@ def latent_profile(method: Method, split: Split, *, batch_size: int, tick: Tick)
     )  # fmt: skip
 
 
-def _peak(profile: Profile, place: int) -> dict[str, float]:
-    dimension = int(profile.means[place].abs().argmax())
-    return {"dimension": dimension, "mean": round(float(profile.means[place, dimension]), 4)}
+def _peak(profile: Profile, i: int) -> dict[str, float]:
+    dimension = int(profile.means[i].abs().argmax())
+    return {"dimension": dimension, "mean": round(float(profile.means[i, dimension]), 4)}
 
 
 def draw_profile(profile: Profile, classes: tuple[str, ...], discriminative: list[int]) -> "Figure":
@@ -71,16 +71,16 @@ def draw_profile(profile: Profile, classes: tuple[str, ...], discriminative: lis
     colors = ["tab:orange" if d in discriminative else "tab:blue" for d in dimensions]
     errors = 2 * profile.stds / profile.counts.clamp(min=1).sqrt()[:, None]
     reach = float((profile.means.abs() + errors).max()) * 1.05
-    for place, (name, axis) in enumerate(zip(classes, axes, strict=False)):
+    for i, (name, axis) in enumerate(zip(classes, axes, strict=False)):
         whisker = {"ecolor": "0.5", "elinewidth": 0.8}
         axis.bar(
             dimensions,
-            profile.means[place].tolist(),
-            yerr=errors[place].tolist(),
+            profile.means[i].tolist(),
+            yerr=errors[i].tolist(),
             color=colors,
             error_kw=whisker,
         )
-        axis.set(ylim=(-reach, reach), title=f"{name}  ({int(profile.counts[place])} images)")
+        axis.set(ylim=(-reach, reach), title=f"{name}  ({int(profile.counts[i])} images)")
     for axis in axes[len(classes) : -2]:
         axis.set_visible(False)
     axes[-2].bar(dimensions, profile.stds.mean(0).tolist(), color=colors)

@@ -141,7 +141,7 @@ def _result(
         "weight_decay": settings.weight_decay,
         "feature_scale": probe.scale,
         "accuracy_by_class": dict(zip(test.classes, class_accuracy(matrix).tolist(), strict=True)),
-        "curves": [records(probe)[place] for place in _places(settings.epochs)],
+        "curves": [records(probe)[i] for i in _shown_epochs(settings.epochs)],
     }
     title = f"linear classifier: {100 * accuracy:.1f} % of {len(test)} test images"
     drawn: dict[str, Figure | Image] = {
@@ -164,9 +164,9 @@ def _notes(augment: bool) -> tuple[str, ...]:
     )
 
 
-def _places(epochs: int) -> list[int]:
+def _shown_epochs(epochs: int) -> list[int]:
     """Up to SHOWN of the zero-based epochs, evenly, the last one among them."""
-    return sorted({round((place + 1) * epochs / SHOWN) - 1 for place in range(SHOWN)} - {-1})
+    return sorted({round((i + 1) * epochs / SHOWN) - 1 for i in range(SHOWN)} - {-1})
 
 
 def records(probe: ProbeResult) -> list[dict[str, float]]:

@@ -123,21 +123,21 @@ def with_sharpness(result: EvalResult, images: Tensor, train_sharpness: float | 
         images: the samples, uint8 (N, 3, H, W).
         train_sharpness: of what the run learnt from; None: not known, and nothing is compared.
     """
-    own = mean_sharpness(images)
+    mean = mean_sharpness(images)
     if train_sharpness is None:
-        return replace(result, values={**result.values, "sharpness": own})
-    values = {**result.values, "sharpness": own, SHARPNESS: train_sharpness}
-    note = _sharpness_note(own, train_sharpness, fast=result.values.get("sampler") in {"dpm++", "ddim"})
+        return replace(result, values={**result.values, "sharpness": mean})
+    values = {**result.values, "sharpness": mean, SHARPNESS: train_sharpness}
+    note = _sharpness_note(mean, train_sharpness, fast=result.values.get("sampler") in {"dpm++", "ddim"})
     notes = result.notes if note is None or len(images) < ENOUGH else (*result.notes, note)
     return replace(result, values=values, notes=notes)
 
 
-def _sharpness_note(own: float, reference: float, *, fast: bool) -> str | None:
-    beside = f"the samples' sharpness is {own:,.0f}, that of the training images {reference:,.0f}"
-    if own > FACTOR * reference:
+def _sharpness_note(mean: float, reference: float, *, fast: bool) -> str | None:
+    beside = f"the samples' sharpness is {mean:,.0f}, that of the training images {reference:,.0f}"
+    if mean > FACTOR * reference:
         ways = "train longer, or try `--sampler ancestral` or more `--steps`" if fast else "train longer"
         return f"{beside}: noise is left in them, as of a network that has learnt little; {ways}"
-    if own < reference / FACTOR:
+    if mean < reference / FACTOR:
         return f"{beside}: they are blurred; train longer, or take it as this method's limit"
     return None
 
@@ -172,17 +172,17 @@ def trajectory(method: Method, *, seed: int, options: Mapping[str, Any]) -> Eval
     sample = sampler_of(method, options)
     if "keep" not in inspect.signature(sample).parameters:
         raise UserError(f"a {method.config.method} makes its images in one step; --trajectory needs a ddpm")
-    kept: list[Tensor] = []
+    states: list[Tensor] = []
     left: list[int] = []  # noising steps
 
     def keep(t: int, x: Tensor) -> None:
-        kept.append(to_bytes(x).cpu())  # bytes: a thousand steps of eight images are 25 MB
+        states.append(to_bytes(x).cpu())  # bytes: a thousand steps of eight images are 25 MB
         left.append(t + 1)
 
     sample(FOLLOWED, generators(seed, "sample", range(FOLLOWED)), **options, keep=keep)
-    places = torch.linspace(0, len(kept) - 1, min(SNAPSHOTS, len(kept))).round().int().tolist()
-    rows = torch.stack([kept[place] for place in places], 1).flatten(0, 1)
-    how = _in_words({**_how(method, options), "seed": seed, "nfe": len(kept)})
+    indices = torch.linspace(0, len(states) - 1, min(SNAPSHOTS, len(states))).round().int().tolist()
+    rows = torch.stack([states[i] for i in indices], 1).flatten(0, 1)
+    how = _in_words({**_how(method, options), "seed": seed, "nfe": len(states)})
     header = header_of(method, f"{FOLLOWED} samples on their way from noise, {how}")
-    titles = [f"t' = {left[place]}" for place in places]
-    return EvalResult({}, {"trajectory": figures.titled_grid(rows, header, len(places), titles)})
+    titles = [f"t' = {left[i]}" for i in indices]
+    return EvalResult({}, {"trajectory": figures.titled_grid(rows, header, len(indices), titles)})

@@ -75,13 +75,13 @@ class Graph:
         module: takes the inputs in their order.
         inputs: by name, `CHECKED` random rows of each.
         outputs: their names.
-        about: what a user of the graph must know besides, for its metadata.
+        metadata: joins the metadata of the file, for the users of the graph.
     """
 
     module: nn.Module
     inputs: dict[str, Tensor]
     outputs: tuple[str, ...]
-    about: dict[str, str]
+    metadata: dict[str, str]
 
 
 def choose(method: Method, part: str | None) -> tuple[str, Graph]:
@@ -112,11 +112,11 @@ def graphs(method: Method) -> dict[str, Graph]:
         case DDPM(schedule=schedule):
             t = torch.randint(schedule.timesteps, (CHECKED,), generator=source)
             x = {"x": torch.randn(shape, generator=source), "t": t}
-            about = {
+            metadata = {
                 "x": f"noisy; clean is {RANGE}",
                 "alphas_cumprod": json.dumps(schedule.alphas_cumprod.tolist()),
             }
-            return {"network": Graph(method.network, x, ("epsilon",), about)}
+            return {"network": Graph(method.network, x, ("epsilon",), metadata)}
     return {"encoder": Graph(Features(method), images, ("features",), {})}
 
 
@@ -156,7 +156,7 @@ def to_onnx(graph: Graph, metadata: Mapping[str, str]) -> bytes:
         )
     assert program is not None
     model = program.model_proto
-    for name, value in {**metadata, **graph.about}.items():
+    for name, value in {**metadata, **graph.metadata}.items():
         model.metadata_props.add(key=name, value=value)
     content: bytes = model.SerializeToString()
     return content
@@ -175,11 +175,11 @@ def check(content: bytes, graph: Graph) -> dict[str, Any]:
     runtime = importlib.import_module("onnxruntime")
     session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
     arrays = session.run(list(graph.outputs), {name: rows.numpy() for name, rows in graph.inputs.items()})
-    found = dict(zip(graph.outputs, map(torch.from_numpy, arrays), strict=True))
+    outputs = dict(zip(graph.outputs, map(torch.from_numpy, arrays), strict=True))
     with torch.inference_mode():
         expected = graph.module(*graph.inputs.values())
     expected = expected if isinstance(expected, tuple) else (expected,)
-    difference = max(_difference(a, b) for a, b in zip(found.values(), expected, strict=True))
+    difference = max(_difference(a, b) for a, b in zip(outputs.values(), expected, strict=True))
     if not difference <= TOLERANCE:
         raise UserError(
             f"the exported graph differs from the run by {difference:.2g}; try another version of torch",
@@ -187,15 +187,15 @@ def check(content: bytes, graph: Graph) -> dict[str, Any]:
         )
     return {
         "inputs": {name: _words(rows) for name, rows in graph.inputs.items()},
-        "outputs": {name: _words(rows) for name, rows in found.items()},
+        "outputs": {name: _words(rows) for name, rows in outputs.items()},
         "largest_difference": difference,
     }
 
 
-def _difference(found: Tensor, expected: Tensor) -> float:
+def _difference(output: Tensor, expected: Tensor) -> float:
     if not expected.is_floating_point():  # made of a float output, and rounding may carry it over an edge
         return 0.0
-    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1))
+    return float((output - expected).abs().max() / expected.abs().max().clamp(min=1))
 
 
 def _words(rows: Tensor) -> str:

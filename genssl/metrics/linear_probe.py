@@ -131,12 +131,12 @@ def _fit(
     Its gradient is x^T (softmax(x W) - y) / B.
     """
     batches = list(chunks(len(inputs), settings.batch_size))
-    for place, rows in enumerate(batches):
+    for i, rows in enumerate(batches):
         x = inputs[rows]
         error = torch.softmax(x @ weights, 1).sub_(targets[rows])
         gradient = (x.T @ error).div_(len(x)).add_(weights, alpha=settings.weight_decay)
         velocity.mul_(settings.momentum).add_(gradient)
-        weights.sub_(velocity, alpha=_rate(settings, epoch + place / len(batches)))
+        weights.sub_(velocity, alpha=_rate(settings, epoch + i / len(batches)))
 
 
 def _rate(settings: ProbeSettings, epoch: float) -> float:

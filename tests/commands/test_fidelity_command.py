@@ -74,7 +74,7 @@ def test_options_reach_the_sampler_and_the_measures(vae_run: Path, tmp_path: Pat
         "train", 3 * 32**2, 3, 3,
     )  # fmt: skip
     assert "authenticity" not in rows_of(found)
-    file = vae_run / "eval" / "fidelity-features-pixels-k3-n20-no-memorization-train-resamples3.json"
+    file = vae_run / "eval" / "fidelity-features-pixels-k3-no-memorization-n20-resamples3-train.json"
     assert json.loads(file.read_text()) == found
     assert not file.with_suffix(".png").exists()  # it shows the training images
     mixture = json_of("fidelity", vae_run, *chosen, "--prior", "mixture")

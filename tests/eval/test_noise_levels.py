@@ -108,8 +108,8 @@ def test_a_network_that_does_not_denoise_is_said_not_to(
     outcome = sweep(ddpm, split, [1, 3, 5], queries=8, seed=0, batch_size=8, sampler=sampler, **SILENT)
     (note,) = [text for text in outcome.notes if "hardly nearer" in text]
     row = next(row for row in outcome.values["levels"] if f"at t' = {row['t_prime']}:" in note)
-    assert f"RMSE {row['mse'] ** 0.5:.3g} beside" in note
-    assert not any("go on higher" in text for text in outcome.notes)
+    assert f"RMSE {row['mse'] ** 0.5:.3g} against" in note
+    assert not any("add higher levels" in text for text in outcome.notes)
 
 
 def test_a_network_that_denoises_is_not_said_to_fail(ddpm: DDPM, split: Split) -> None:
@@ -286,8 +286,8 @@ def test_refusals(
 @pytest.mark.parametrize(
     ("levels", "options", "message"),
     [
-        ([], {}, "rising levels"),
-        ([9, 3], {}, "rising levels"),
+        ([], {}, "increasing levels"),
+        ([9, 3], {}, "increasing levels"),
         ([3, 51], {}, "t' must be from 1 to the run's 50 timesteps, not 51"),
         ([0, 3], {}, "t' must be from 1 to the run's 50 timesteps, not 0"),
         ([3], {"queries": 0}, "1 or more queries"),
