@@ -190,11 +190,11 @@ def test_options_that_matter_are_in_the_name(run: Path) -> None:
         ("reconstruct", {"sweep": "16:256:16"}, "noise-levels"),
         ("reconstruct", {"sweep": "16:256:80", "queries": 32}, "noise-levels-queries32-16-256-80"),
         ("reconstruct", {"t_prime": 176, "n": 4}, "reconstruct-176-n4"),
-        ("features", {"part": "train", "limit": 9}, "features-train-limit9"),
+        ("features", {"split": "train", "limit": 9}, "features-train-limit9"),
         (
             "knn-eval",
             {"data": "svhn-remix", "baselines": False, "k": 20},
-            "knn-eval-data-svhn-remix-no-baselines-k20",
+            "knn-eval-no-baselines-data-svhn-remix-k20",
         ),
         ("linear-eval", {"augment": True, "seed": 1, "device": "cpu"}, "linear-eval-augment-seed1"),
     ],
