@@ -12,7 +12,6 @@ from genssl import files, run_info
 from genssl.errors import FAILED_RUN, INTERRUPTED, TERMINATED, WRONG_INPUT, UserError
 from genssl.eval.names import file_name
 from genssl.paths import ABOUT
-from genssl.train.estimate import estimate
 from genssl.train.events import Listener
 from genssl.train.options import Options
 
@@ -175,6 +174,8 @@ def length_for(
     method: str, settings: Mapping[str, Any], seconds: float, options: Options, listen: Listener
 ) -> Length:
     """How long to train `method` with `settings`, whose epochs are all that it would be given."""
+    from genssl.train.estimate import estimate
+
     config = configs.make(method, settings)
     trial = estimate(config, options, listen)
     return fit(trial.images_per_second, trial.images, config.epochs, seconds)
