@@ -405,11 +405,12 @@ def carry_out(
     """
     failed = []
     for i in range(len(plan.steps)):
-        step = plan.fit(i, folder)
-        head = f"step {i + 1} of {len(plan.steps)}: {step.title}"
-        if step.is_done(folder):
+        head = f"step {i + 1} of {len(plan.steps)}: {plan.steps[i].title}"
+        # As it was carried out: a step that is fitted again may have another size, and so another file name
+        if plan.steps[i].is_done(folder):
             tell(f"{head}: done before")
             continue
+        step = plan.fit(i, folder)
         line = step.line(folder)
         tell(f"{head}\n  genssl {shlex.join(line)}")
         start = clock()
