@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -29,23 +29,29 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="The page; report.html in the folder that it is about, by default.")
     ] = None,
+    template: Annotated[
+        Literal["runs", "assignment"],
+        typer.Option(
+            help="assignment: all thirteen figures of the course, missing ones with their commands."
+        ),
+    ] = "runs",
     as_json: _options.Json = False,
 ) -> None:
-    """Put runs and studies on one HTML page: the assignment's figures, tables of numbers, the commands."""
+    """Put runs and studies on one HTML page: figures, tables of numbers, and the commands that made them."""
     from genssl.report import load, page
 
     found = load.gather(runs or [])
-    written = page.write(found, _page(out, load.usual_page(found)))
+    written = page.write(found, _page(out, load.usual_page(found)), template)
     for problem in written.problems:
         echo(f"warning: {problem}")
     if as_json:
         print(json.dumps(_about(written), indent=2))
         return
-    drawn = [figure for figure in written.figures if figure.picture]
-    echo(
-        f"report: {written.path} ({written.size / 1e6:.1f} MB; {len(written.runs)} runs, "
-        f"{len(drawn)} of the assignment's {len(written.figures)} figures)"
-    )
+    size = f"{written.size / 1e6:.1f} MB; {len(written.runs)} runs"
+    if template == "assignment":
+        drawn = [figure for figure in written.figures if figure.picture]
+        size += f", {len(drawn)} of the assignment's {len(written.figures)} figures"
+    echo(f"report: {written.path} ({size})")
 
 
 def _page(out: Path | None, usual: Path) -> Path:
@@ -69,13 +75,13 @@ def _page(out: Path | None, usual: Path) -> Path:
 def _about(written: "Written") -> dict[str, Any]:
     figures = [
         {
-            "figure": number,
+            "figure": int(figure.label.removeprefix("Figure ")),
             "title": figure.title,
             "of": figure.source or None,
             "drawn": figure.picture is not None,
             "commands": [figure.command] if figure.command else figure.usual,
         }
-        for number, figure in enumerate(written.figures, 1)
+        for figure in written.figures
     ]
     about = {"report": str(written.path), "bytes": written.size, "runs": written.runs}
     return {**about, "figures": figures, "problems": written.problems}

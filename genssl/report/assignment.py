@@ -79,14 +79,20 @@ FIGURES = (
 )  # fmt: skip
 
 
-def draw(found: Contents) -> tuple[list[Figure_], set[Path]]:
-    """The thirteen figures, and the pictures that they took."""
-    plates, taken = [], set[Path]()
-    for figure in FIGURES:
-        make = _of_run(figure, found) if isinstance(figure, OfRun) else _of_study(figure, found)
-        plates.append(make[0])
-        taken |= make[1]
-    return plates, taken
+def draw(contents: Contents, *, with_missing: bool) -> tuple[list[Figure_], set[Path]]:
+    """The assignment's figures in its order, and the pictures that they show.
+
+    Args:
+        contents: the runs and studies of the page.
+        with_missing: also the figures that nothing was made for yet, with the commands that make them.
+    """
+    figures, shown = [], set[Path]()
+    for slot in FIGURES:
+        figure, files = _of_run(slot, contents) if isinstance(slot, OfRun) else _of_study(slot, contents)
+        if with_missing or figure.picture is not None:
+            figures.append(figure)
+            shown |= files
+    return figures, shown
 
 
 def _of_run(figure: OfRun, found: Contents) -> tuple[Figure_, set[Path]]:

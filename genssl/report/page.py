@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from genssl import __version__, files
 from genssl.environment import command_line
@@ -12,6 +12,7 @@ from genssl.report import assignment, captions, format, tables
 from genssl.report.figures import Cell, Figure_, Table, embed
 from genssl.report.load import Contents, Record, Run, Study
 
+Template = Literal["runs", "assignment"]
 OF_TRAINING = ("curves", "wall-clock", "samples-over-epochs", "reconstructions-over-epochs")
 TITLES = {
     "curves": "training curves",
@@ -156,15 +157,17 @@ class Written:
     problems: list[str]
 
 
-def write(found: Contents, out: Path) -> Written:
+def write(found: Contents, out: Path, template: Template = "runs") -> Written:
     """Write the page of what was found.
 
     Args:
-        found: as from `find.gather`.
+        found: as from `load.gather`.
         out: the file, or a folder to put report.html into.
+        template: "assignment" shows all of the course's thirteen figures, with the commands that make those
+            that are missing; "runs" shows those that are there.
     """
     path = out / "report.html" if out.is_dir() else out
-    plates, taken = assignment.draw(found)
+    plates, taken = assignment.draw(found, with_missing=template == "assignment")
     rest = draw(found, taken)
     folder = _commands_folder(path)
     html = _render(
