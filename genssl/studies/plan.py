@@ -233,7 +233,7 @@ class Step:
 
     def is_begun(self, folder: Path) -> bool:
         """Whether it has left anything."""
-        return any((folder / place).exists() for place in (self.makes, self.trains or self.makes))
+        return any((folder / position).exists() for position in (self.makes, self.trains or self.makes))
 
     def fit(self, seconds: float, pace: float) -> Self:
         """The same in so many seconds beyond its fixed ones: by its clock, or on fewer images."""
@@ -351,11 +351,11 @@ class Plan:
     @classmethod
     def read(cls, folder: Path) -> Self:
         """The plan that a folder keeps."""
-        kept = files.read_json(folder / PLAN)
+        saved = files.read_json(folder / PLAN)
         try:
-            steps = tuple(map(_step, kept["steps"]))
-            notes, budget, spent = tuple(kept["notes"]), kept.get("budget"), kept.get("spent", 0.0)
-            return cls(kept["title"], notes, steps, kept["asked"], budget, spent)
+            steps = tuple(map(_step, saved["steps"]))
+            notes, budget, spent = tuple(saved["notes"]), saved.get("budget"), saved.get("spent", 0.0)
+            return cls(saved["title"], notes, steps, saved["asked"], budget, spent)
         except (KeyError, TypeError) as error:
             raise UserError(f"{folder / PLAN} is no plan of this version; choose another --out") from error
 
@@ -424,11 +424,11 @@ def carry_out(
     return failed
 
 
-def _step(kept: dict[str, Any]) -> Step:
-    cost = kept.get("cost")
+def _step(saved: dict[str, Any]) -> Step:
+    cost = saved.get("cost")
     if cost is not None:
         cost = Cost(**{**cost, "sizes": tuple(Size(**size) for size in cost["sizes"])})
-    return Step(**{**kept, "arguments": tuple(kept["arguments"]), "how": tuple(kept["how"]), "cost": cost})
+    return Step(**{**saved, "arguments": tuple(saved["arguments"]), "how": tuple(saved["how"]), "cost": cost})
 
 
 def _check(step: Step, code: int) -> None:
