@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALL := -m pip install --quiet --disable-pip-version-check
 PYTEST := -m pytest --quiet --numprocesses auto
 
-.PHONY: install install-dev demo test test-oldest fast lint bench clean
+.PHONY: install install-dev demo test test-oldest fast lint bench docs clean
 
 install: $(VENV)/installed
 
@@ -46,6 +46,9 @@ lint: install-dev
 bench: install-dev  ## measure against the course's plain code and other libraries, side by side
 	$(BIN)/python $(INSTALL) --editable '.[bench]'
 	$(BIN)/python -m benchmarks
+
+docs: install-dev  ## write the reference of all commands again
+	$(BIN)/python -m tests.command_reference
 
 clean:
 	rm -rf $(VENV) $(OLDEST) build dist *.egg-info

@@ -13,7 +13,9 @@ import genssl
 from genssl.cli import app
 from genssl.train import run
 
+from . import command_reference
 from .conftest import call
+from .test_architecture import LEVELS
 
 ROOT = Path(genssl.__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -55,10 +57,44 @@ def test_every_written_command_exists_with_its_options(page: Path) -> None:
                 assert word.split("=")[0] in options, f"{line}: {word}"
 
 
-def test_every_command_is_in_the_readme() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name in commands():
-        assert f"genssl {name}" in text or f"`{name}`" in text, name
+def test_the_reference_of_commands_is_what_help_prints() -> None:
+    assert command_reference.PAGE.read_text(encoding="utf-8") == command_reference.reference(), (
+        "run `make docs`"
+    )
+
+
+def test_the_readme_is_short() -> None:
+    assert (ROOT / "README.md").read_text(encoding="utf-8").count("\n") <= 120
+
+
+def rows_of_design(heading: str) -> list[list[str]]:
+    """The cells of the table below a heading of docs/design.md."""
+    text = (
+        (ROOT / "docs" / "design.md")
+        .read_text(encoding="utf-8")
+        .split(f"## {heading}\n")[1]
+        .split("\n## ")[0]
+    )
+    lines = [line for line in text.splitlines() if line.startswith("| ")][2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_design_has_the_levels_that_are_held() -> None:
+    written = {
+        int(level): set(re.findall(r"`(\w+)`", units)) for level, units, _ in rows_of_design("The layout")
+    }
+    assert written == LEVELS
+
+
+def test_the_design_finds_the_code_behind_every_command() -> None:
+    modules = {}
+    for names, parsed, done in rows_of_design("Where the code behind a command is"):
+        for name in re.findall(r"`([^`]+)`", names):
+            modules[name] = [f"genssl/{path}" for path in re.findall(r"`([^`-]+\.py)`", parsed + done)]
+    assert modules.keys() == commands().keys()
+    for name, command in commands().items():
+        assert all((ROOT / path).is_file() for path in modules[name]), name
+        assert command.callback.__module__.replace(".", "/") + ".py" == modules[name][0], name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

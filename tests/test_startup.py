@@ -60,7 +60,7 @@ WRONG = [
     (["sample", "RUN", "--out", "DIGITS"], "is not empty"),
     (["sample", "RUN", "-n", "0"], "'-n'"),
     (["sample", "RUN", "--device", "gpu"], "unknown device"),
-    (["reconstruct", "RUN", "--t-prime", "5"], "are for a ddpm"),
+    (["reconstruct", "RUN", "--t-prime", "5"], "are for a diffusion model"),
     (["reconstruct", "RUN", "--data", "nowhere"], "no known data set and no path"),
     (["reconstruct", "ddpm"], "needs --t-prime"),
     (["reconstruct", "ddpm", "--sweep", "many"], "cannot read the levels"),

@@ -58,7 +58,7 @@ def assignment(
     for note in plan.notes:
         echo(note)
     with _alone(out):
-        _carry_out(context, plan, out)
+        _carry_out(context, plan, out, "assignment")
 
 
 def demo(
@@ -76,7 +76,7 @@ def demo(
     plan = begin(out, asked, lambda: study.demo(minutes, device, seed))
     with _alone(out):
         study.bring_shipped(out)
-        _carry_out(context, plan, out)
+        _carry_out(context, plan, out, "runs")
 
 
 @contextlib.contextmanager
@@ -92,14 +92,16 @@ def _alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _carry_out(context: typer.Context, plan: "Plan", folder: Path) -> None:
+def _carry_out(context: typer.Context, plan: "Plan", folder: Path, template: str) -> None:
     """Take the plan's steps, and write the report of what they made."""
     from genssl.studies.plan import carry_out
 
     start = time.monotonic()
     execute = _executor(context, folder)
     failed = carry_out(plan, folder, execute, echo)
-    if execute(["report", str(folder.resolve())]):  # whatever is called so among a person's own runs
+    if execute(
+        ["report", str(folder.resolve()), "--template", template]
+    ):  # whatever is called so among a person's own runs
         raise UserError(f"could not write the report of {folder}; the line above says why", FAILED_RUN)
     echo(f"done in {readable_seconds(time.monotonic() - start)}; look at {folder / REPORT}")
     if failed:

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -31,23 +31,29 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="HTML file; default: report.html in the folder of the runs.")
     ] = None,
+    template: Annotated[
+        Literal["runs", "assignment"],
+        typer.Option(
+            help="runs, or assignment: the thirteen figures of the course, missing ones with their commands."
+        ),
+    ] = "runs",
     as_json: _options.Json = False,
 ) -> None:
-    """Write one HTML page of runs and studies: figures, tables and the commands."""
+    """Write one HTML page of runs and studies: figures, tables, and the commands that made them."""
     from genssl.report import load, page
 
-    runs_found = load.gather(runs or [])
-    written = page.write(runs_found, _page(out, load.usual_page(runs_found)))
+    gathered = load.gather(runs or [])
+    written = page.write(gathered, _page(out, load.usual_page(gathered)), template)
     for problem in written.problems:
         echo(f"warning: {problem}")
     if as_json:
         print(json.dumps(_record(written), indent=2))
         return
-    drawn = [figure for figure in written.figures if figure.picture]
-    echo(
-        f"report: {written.path} ({written.size / 1e6:.1f} MB; {len(written.runs)} runs, "
-        f"{len(drawn)} of the assignment's {len(written.figures)} figures)"
-    )
+    size = f"{written.size / 1e6:.1f} MB; {len(written.runs)} runs"
+    if template == "assignment":
+        drawn = [figure for figure in written.figures if figure.picture]
+        size += f", {len(drawn)} of the assignment's {len(written.figures)} figures"
+    echo(f"report: {written.path} ({size})")
 
 
 def _page(out: Path | None, usual: Path) -> Path:
@@ -71,13 +77,13 @@ def _page(out: Path | None, usual: Path) -> Path:
 def _record(written: "Written") -> dict[str, Any]:
     figures = [
         {
-            "figure": number,
+            "figure": int(figure.label.removeprefix("Figure ")),
             "title": figure.title,
             "of": figure.source or None,
             "drawn": figure.picture is not None,
             "commands": [figure.command] if figure.command else figure.usual,
         }
-        for number, figure in enumerate(written.figures, 1)
+        for figure in written.figures
     ]
     record = {"report": str(written.path), "bytes": written.size, "runs": written.runs}
     return {**record, "figures": figures, "problems": written.problems}

@@ -40,9 +40,9 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
     # half of the digits where a covariance is singular, and may turn complex
     trace_root = torch.linalg.svdvals(factor.T @ other_factor).sum()
     mean_term = (mean - other_mean).square().sum()
-    # Tr S = |F|^2, entry by entry
-    traces = factor.square().sum() + other_factor.square().sum()
-    return max(0.0, float(mean_term + traces - 2 * trace_root))
+    # Tr S = |F|^2, the sum of its squared entries
+    trace, other_trace = factor.square().sum(), other_factor.square().sum()
+    return max(0.0, float(mean_term + trace + other_trace - 2 * trace_root))
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:

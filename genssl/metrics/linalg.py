@@ -37,7 +37,8 @@ def principal_components(features: Tensor, count: int = 2) -> tuple[Tensor, Tens
         each component, (count,) float64, largest first; zeros where nothing varies. Both on the CPU.
     """
     mean, covariance = mean_and_covariance(features)
-    values, vectors = torch.linalg.eigh(covariance)  # ascending
+    # The eigenvectors of the covariance, which eigh gives in ascending order of variance
+    values, vectors = torch.linalg.eigh(covariance)
     directions = _signed(vectors.flip(1)[:, :count])
     parts = [(part.to(mean.device).double() - mean) @ directions for part in features.split(ROWS)]
     total = values.sum().clamp(min=torch.finfo(torch.float64).tiny)

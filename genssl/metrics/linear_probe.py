@@ -88,6 +88,7 @@ def linear_probe(
         tick: told how many epochs are done.
     """
     settings = settings or ProbeSettings()
+    # Scaled by the statistics of the train features alone: those of the test features are not to be known
     features = train if isinstance(train, Tensor) else train(0)
     center, scale = _standard(features)
     inputs, test_inputs = _inputs(features, center, scale), _inputs(test, center, scale)
@@ -132,6 +133,7 @@ def _fit(
     """
     batches = list(chunks(len(inputs), settings.batch_size))
     for i, rows in enumerate(batches):
+        # The gradient of softmax cross-entropy in closed form: no autograd for a single matrix
         x = inputs[rows]
         error = torch.softmax(x @ weights, 1).sub_(targets[rows])
         gradient = (x.T @ error).div_(len(x)).add_(weights, alpha=settings.weight_decay)
@@ -149,6 +151,7 @@ def _score(weights: Tensor, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Ten
     right, loss = weights.new_zeros(()), weights.new_zeros(())
     for rows in chunks(len(inputs), ROWS):
         logits = inputs[rows] @ weights
+        # Summed on the device: a host read per batch would cost more than the products
         right += (logits.argmax(1) == labels[rows]).sum()
         loss += F.cross_entropy(logits, labels[rows], reduction="sum")
     return right / len(inputs), loss / len(inputs)

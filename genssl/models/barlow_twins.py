@@ -33,5 +33,6 @@ class BarlowTwins(Siamese):
 
     def loss(self, views: tuple[Tensor, ...], draws: dict[str, Tensor]) -> dict[str, Tensor]:
         """Two views -> "loss"."""
+        # The correlations are over the global batch: those of a process's shard would be noisier
         z1, z2 = self.embed_all(*views)
         return {"loss": barlow_twins_loss(z1, z2, self.lambd)}

@@ -50,8 +50,11 @@ class DSSL(Predicting):
         x1, x2, heavy_1, heavy_2 = views
         heavy_z1, heavy_p1 = self(heavy_1)
         heavy_z2, heavy_p2 = self(heavy_2)
+        # The baseline that the paper improves on: heavy views as if they were standard ones
         if self.naive:
             return {"loss": simsiam_loss(p1=heavy_p1, p2=heavy_p2, z1=heavy_z1, z2=heavy_z2)}
+        # Four separate forwards: heavy and standard views have different statistics, and a batch norm that
+        # saw both would tell them apart
         z1, p1 = self(x1)
         z2, p2 = self(x2)
         standard = {"p1": p1, "p2": p2, "z1": z1, "z2": z2}

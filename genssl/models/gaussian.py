@@ -76,6 +76,7 @@ def gaussian_mixture_sample(
     Returns:
         (N, D).
     """
+    # The component whose interval of the cumulated weights holds the chance
     edges = weights.cumsum(0)
     component = torch.searchsorted(edges, chance * edges[-1], right=True).clamp(max=len(weights) - 1)
     return means[component] + torch.einsum("nij,nj->ni", scales[component], noise)

@@ -91,6 +91,7 @@ class Predicting(Siamese):
     ) -> None:
         super().__init__(encoder, projector_sizes, norm_last=output_norm)
         dim = self.projector_dim
+        # A bottleneck (2048-512-2048 in the paper): the prediction cannot be the identity
         self.predictor = nn.Identity() if predictor == "identity" else mlp([dim, predictor_hidden, dim])
         self.predictor.requires_grad_(predictor != "fixed")
         self.stop_gradient, self.constant_rate = stop_gradient, constant_rate
@@ -112,6 +113,7 @@ class Predicting(Siamese):
         predictor = [p for p in self.predictor.parameters() if p.requires_grad]
         if not self.constant_rate or not predictor:
             return groups
+        # By identity: == compares tensors entry by entry
         ids = {id(p) for p in predictor}
         rest = [p for p in groups[0]["params"] if id(p) not in ids]
         return [{"params": rest}, {"params": predictor, "constant_rate": True}]

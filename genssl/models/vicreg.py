@@ -42,5 +42,6 @@ class VICReg(Siamese):
 
     def loss(self, views: tuple[Tensor, ...], draws: dict[str, Tensor]) -> dict[str, Tensor]:
         """Two views -> "loss" and its three terms before weighting."""
+        # Variance and covariance are statistics of the global batch, not of a process's shard
         z1, z2 = self.embed_all(*views)
         return vicreg_loss(z1, z2, *self.weights)

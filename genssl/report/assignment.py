@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from genssl.report import captions, tables
-from genssl.report.figures import Figure_, embed
+from genssl.report.figures import ReportFigure, embed
 from genssl.report.load import Contents, Run, Study, ranked
 
 
@@ -79,29 +79,35 @@ FIGURES = (
 )  # fmt: skip
 
 
-def draw(found: Contents) -> tuple[list[Figure_], set[Path]]:
-    """The thirteen figures, and the pictures that they took."""
-    plates, taken = [], set[Path]()
-    for figure in FIGURES:
-        make = _of_run(figure, found) if isinstance(figure, OfRun) else _of_study(figure, found)
-        plates.append(make[0])
-        taken |= make[1]
-    return plates, taken
+def draw(contents: Contents, *, with_missing: bool) -> tuple[list[ReportFigure], set[Path]]:
+    """The assignment's figures in its order, and the pictures that they show.
+
+    Args:
+        contents: the runs and studies of the page.
+        with_missing: also the figures that nothing was made for yet, with the commands that make them.
+    """
+    figures, shown = [], set[Path]()
+    for slot in FIGURES:
+        figure, files = _of_run(slot, contents) if isinstance(slot, OfRun) else _of_study(slot, contents)
+        if with_missing or figure.picture is not None:
+            figures.append(figure)
+            shown |= files
+    return figures, shown
 
 
-def _of_run(figure: OfRun, found: Contents) -> tuple[Figure_, set[Path]]:
+def _of_run(figure: OfRun, contents: Contents) -> tuple[ReportFigure, set[Path]]:
     label = f"Figure {figure.number}"
-    for run in ranked(found.runs, figure.method):
+    for run in ranked(contents.runs, figure.method):
         alt = f"{label}: {figure.title}, of the run {run.name}"
         name = _newest_picture(run, figure.evaluation) if figure.evaluation else ""
         file = run.folder / (f"eval/{name}.png" if figure.evaluation else figure.picture)
-        picture = embed(file, alt, found.problems, grid=figure.grid)
+        picture = embed(file, alt, contents.problems, grid=figure.grid)
         if picture is None:
             continue
         values = run.evaluations.get(name, {})
-        own = captions.of_evaluation(name, values) if figure.evaluation else []
+        current = captions.of_evaluation(name, values) if figure.evaluation else []
         made = captions.recorded(values) if figure.evaluation else captions.recorded(run.origin)
-        plate = Figure_(
+        panel = ReportFigure(
             anchor=f"figure-{figure.number}",
             label=label,
             title=figure.title,
@@ -109,13 +115,13 @@ def _of_run(figure: OfRun, found: Contents) -> tuple[Figure_, set[Path]]:
             source=f"run {run.name}{'' if run.state == 'finished' else f', {run.state}'}",
             shipped=run.shipped or "",
             picture=picture,
-            numbers=[*own, *_of_run_itself(run, figure)],
+            numbers=[*current, *_of_run_itself(run, figure)],
             notes=captions.notes_of(run, values),
             command=made,
             usual=[captions.evaluation(run, name)] if figure.evaluation and not made else [],
         )
-        return plate, {file}
-    usual = captions.missing(found, figure.method, figure.evaluation)
+        return panel, {file}
+    usual = captions.missing(contents, figure.method, figure.evaluation)
     return _missing(figure, usual), set()
 
 
@@ -141,42 +147,42 @@ def _of_run_itself(run: Run, figure: OfRun) -> list[captions.Pair]:
     return [(trained[name], value) for name, value in captions.of_training(run) if name in trained]
 
 
-def _of_study(figure: OfStudy, found: Contents) -> tuple[Figure_, set[Path]]:
-    for study in sorted(found.studies, key=lambda study: study.written, reverse=True):
+def _of_study(figure: OfStudy, contents: Contents) -> tuple[ReportFigure, set[Path]]:
+    for study in sorted(contents.studies, key=lambda study: study.written, reverse=True):
         if study.kind != "ablate" or study.values.get("method") != "simsiam":
             continue
         changed = [row for row in tables.arms(study) if figure.matches(tables.changes(row))]
         if changed:
-            plate, file = _drawn(figure, study, changed, found)
-            if plate.picture is not None:
-                return plate, {file}
-    return _missing(figure, [captions.ablation(found, "simsiam", figure.usual)]), set()
+            panel, file = _drawn(figure, study, changed, contents)
+            if panel.picture is not None:
+                return panel, {file}
+    return _missing(figure, [captions.ablation(contents, "simsiam", figure.usual)]), set()
 
 
 def _drawn(
-    figure: OfStudy, study: Study, changed: list[dict[str, Any]], found: Contents
-) -> tuple[Figure_, Path]:
+    figure: OfStudy, study: Study, changed: list[dict[str, Any]], contents: Contents
+) -> tuple[ReportFigure, Path]:
     alone = [row for row in changed if len(tables.changes(row)) == 1] or changed
     file = tables.picture_of(study, alone)
     label = f"Figure {figure.number}"
     shown = [row for row in tables.arms(study) if row in alone or not tables.changes(row)]
     made = captions.recorded(study.values)
-    plate = Figure_(
+    panel = ReportFigure(
         anchor=f"figure-{figure.number}",
         label=label,
         title=figure.title,
         question=figure.question,
         source=f"study {study.folder.name}",
-        picture=embed(file, f"{label}: {figure.title}, of the study {study.folder.name}", found.problems),
+        picture=embed(file, f"{label}: {figure.title}, of the study {study.folder.name}", contents.problems),
         numbers=tables.study_origin(study),
         table=tables.table(shown, study.kind),
         notes=[*tables.verdicts(alone), *tables.notes(study)],
         command=made,
         usual=[] if made else [captions.study(study)],
     )
-    return plate, file
+    return panel, file
 
 
-def _missing(figure: OfRun | OfStudy, usual: list[str]) -> Figure_:
+def _missing(figure: OfRun | OfStudy, usual: list[str]) -> ReportFigure:
     anchor, label = f"figure-{figure.number}", f"Figure {figure.number}"
-    return Figure_(anchor, label, figure.title, figure.question, usual=usual)
+    return ReportFigure(anchor, label, figure.title, figure.question, usual=usual)

@@ -78,22 +78,22 @@ def evaluation(run: Run, name: str) -> str:
     return f"genssl {pattern.format(reference(run))}{noised}"
 
 
-def missing(found: Contents, method: str, name: str | None) -> list[str]:
+def missing(contents: Contents, method: str, name: str | None) -> list[str]:
     """What makes a picture that is not there: training, if need be, and the evaluation if it is one's."""
-    own = ranked(found.runs, method)
-    if not own:
+    current = ranked(contents.runs, method)
+    if not current:
         patterns = [TRAIN, EVALUATE[name]] if name else [TRAIN]
-        return [f"{_genssl(found)} {pattern.format(method)}" for pattern in patterns]
-    run = own[0]
+        return [f"{_genssl(contents)} {pattern.format(method)}" for pattern in patterns]
+    run = current[0]
     if run.state == "unfinished":
         resume = f"genssl train --resume {reference(run)}"
         return [resume, evaluation(run, name)] if name else [resume]
-    return [evaluation(run, name) if name else f"{_genssl(found)} {TRAIN.format(method)}"]
+    return [evaluation(run, name) if name else f"{_genssl(contents)} {TRAIN.format(method)}"]
 
 
-def ablation(found: Contents, method: str, change: Mapping[str, Any]) -> str:
+def ablation(contents: Contents, method: str, change: Mapping[str, Any]) -> str:
     """The command of a study of one change."""
-    return " ".join([_genssl(found), "ablate", method, *map(_option, change.items())])
+    return " ".join([_genssl(contents), "ablate", method, *map(_option, change.items())])
 
 
 def study(made: Study) -> str:
@@ -108,7 +108,7 @@ def study(made: Study) -> str:
     if not isinstance(rows, list) or not isinstance(method, str):
         return ""
     changes = [row.get("changes") for row in rows if isinstance(row, dict)]
-    options = [" ".join(map(_option, each.items())) for each in changes if isinstance(each, dict) and each]
+    options = [" ".join(map(_option, item.items())) for item in changes if isinstance(item, dict) and item]
     return " ".join(["genssl ablate", shlex.quote(method), *options])
 
 
@@ -121,11 +121,11 @@ def _option(change: tuple[str, Any]) -> str:
     return f"--set {shlex.quote(f'{name}={value}')}"
 
 
-def _genssl(found: Contents) -> str:
+def _genssl(contents: Contents) -> str:
     """The program, told to put new runs where the page looks for them."""
-    if len(found.places) != 1 or found.places[0] == runs_root():
+    if len(contents.folders) != 1 or contents.folders[0] == runs_root():
         return "genssl"
-    return f"genssl --checkpoints {shlex.quote(str(found.places[0]))}"
+    return f"genssl --checkpoints {shlex.quote(str(contents.folders[0]))}"
 
 
 Values = Mapping[str, Any]
@@ -261,7 +261,7 @@ SHOWN: dict[str, dict[str, Shown]] = {
 
 def of_evaluation(name: str, values: Values) -> list[Pair]:
     """Its main numbers, and what they were measured on."""
-    shown = SHOWN.get(kind_of(name)) or {format.of_name(each): at(each) for each in _scalars(values)}
+    shown = SHOWN.get(kind_of(name)) or {format.of_name(item): at(item) for item in _scalars(values)}
     pairs = [(label, show(values)) for label, show in shown.items()]
     return [pair for pair in [*pairs, *_where(values)] if pair[1] != format.NONE]
 
@@ -302,28 +302,28 @@ def accuracy_at_the_end(run: Run) -> str:
     """Of nearest neighbours in the features, beside what needs no training."""
     metrics = run.weights.metrics if run.weights is not None else {}
     names = ("knn_accuracy", "knn_accuracy_untrained", "knn_accuracy_pixels")
-    own, untrained, pixels = (percent(metrics.get(name)) for name in names)
-    if format.NONE in {own, untrained, pixels}:
+    current, untrained, pixels = (percent(metrics.get(name)) for name in names)
+    if format.NONE in {current, untrained, pixels}:
         return format.NONE
-    return f"{own} (untrained encoder {untrained}, raw pixels {pixels})"
+    return f"{current} (untrained encoder {untrained}, raw pixels {pixels})"
 
 
 def train_images(run: Run) -> str:
     """How many images it learnt from, where any of its numbers tells."""
-    kept = run.evaluations.get("ablate", {}).get("measures")
-    told = [kept.get("data") if isinstance(kept, dict) else None]
-    told += [values for name, values in run.evaluations.items() if kind_of(name) == "fidelity"]
-    for each in told:
-        if isinstance(each, dict) and format.is_number(each.get("train_images")):
-            return number(each["train_images"])
+    saved = run.evaluations.get("ablate", {}).get("measures")
+    message = [saved.get("data") if isinstance(saved, dict) else None]
+    message += [values for name, values in run.evaluations.items() if kind_of(name) == "fidelity"]
+    for item in message:
+        if isinstance(item, dict) and format.is_number(item.get("train_images")):
+            return number(item["train_images"])
     limit = run.config.get("limit")
     return f"at most {number(limit)}" if format.is_number(limit) else format.NONE
 
 
 def notes_of(run: Run, values: Values) -> list[str]:
     """What the numbers say of themselves, and whether they are of the weights that the run holds now."""
-    own = values.get("notes")
-    notes = [note for note in own if isinstance(note, str)] if isinstance(own, list) else []
+    current = values.get("notes")
+    notes = [note for note in current if isinstance(note, str)] if isinstance(current, list) else []
     digest = values.get("weights_sha256")
     if run.weights is not None and isinstance(digest, str) and digest != run.weights.digest:
         at_epoch = f", of epoch {number(values['epoch'])}" if "epoch" in values else ""
@@ -334,8 +334,8 @@ def notes_of(run: Run, values: Values) -> list[str]:
 def _where(values: Values) -> list[Pair]:
     split = f", {values['part']} split" if isinstance(values.get("part"), str) else ""
     data = data_label(values.get("data"))
-    told = f"{data}{split}" if data != format.NONE else format.NONE
-    return [("data", told), ("device", text(values.get("device")))]
+    message = f"{data}{split}" if data != format.NONE else format.NONE
+    return [("data", message), ("device", text(values.get("device")))]
 
 
 def _scalars(values: Values) -> list[str]:

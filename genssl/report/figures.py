@@ -122,7 +122,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Figure_:
+class ReportFigure:
     """A figure with everything that belongs to it.
 
     Attributes:
@@ -167,5 +167,5 @@ def with_origins(
     body = [
         [*row, *(Cell(origin[name]) for name in varying)] for row, origin in zip(rows, origins, strict=True)
     ]
-    about = "; ".join(f"{name}: {value}" for name, value in shared.items() if value != format.NONE)
-    return Table(title, [*columns, *varying], body, about, list(dict.fromkeys(notes)))
+    details = "; ".join(f"{name}: {value}" for name, value in shared.items() if value != format.NONE)
+    return Table(title, [*columns, *varying], body, details, list(dict.fromkeys(notes)))

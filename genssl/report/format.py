@@ -116,19 +116,19 @@ def of_name(name: str) -> str:
 
 def data_label(name: Any) -> str:
     """The name of data, and whether it is not the official set."""
-    found = _unofficial(name)
-    return f"{text(name)} ({found[0]})" if found else text(name)
+    result = _unofficial(name)
+    return f"{text(name)} ({result[0]})" if result else text(name)
 
 
 def unofficial(name: Any) -> str | None:
     """What to say of data that are not the official set."""
-    found = _unofficial(name)
-    return found[1] if found else None
+    result = _unofficial(name)
+    return result[1] if result else None
 
 
 def _unofficial(name: Any) -> tuple[str, str] | None:
-    found = [told for part, told in UNOFFICIAL.items() if isinstance(name, str) and part in name]
-    return found[0] if found else None
+    result = [message for part, message in UNOFFICIAL.items() if isinstance(name, str) and part in name]
+    return result[0] if result else None
 
 
 def breakable(text: str) -> "Markup":

@@ -42,15 +42,15 @@ def read_weights(file: Path, problems: list[str]) -> Weights | None:
         return None
     try:
         header = _header(file)
-        about = header.pop("__metadata__")
+        details = header.pop("__metadata__")
         learnt = (value for name, value in header.items() if not name.endswith(NOT_LEARNT))
         return Weights(
-            epoch=int(about["epoch"]),
-            finished=json.loads(about["finished"]) is True,
-            digest=str(about["sha256"]),
+            epoch=int(details["epoch"]),
+            finished=json.loads(details["finished"]) is True,
+            digest=str(details["sha256"]),
             parameters=sum(math.prod(value["shape"]) for value in learnt),
-            config=dict(json.loads(about["config"])),
-            metrics=dict(json.loads(about.get("metrics", "{}"))),
+            config=dict(json.loads(details["config"])),
+            metrics=dict(json.loads(details.get("metrics", "{}"))),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         problems.append(f"{file} does not say what it is ({type(error).__name__})")
@@ -148,7 +148,7 @@ class Contents:
     """Everything that a page is about.
 
     Attributes:
-        places: the folders of runs that were looked through.
+        folders: the folders of runs that were looked through.
         title: of the page, where one of them gives it.
         notes: what they say of themselves.
         problems: what could not be read.
@@ -156,7 +156,7 @@ class Contents:
 
     runs: list[Run] = field(default_factory=list)
     studies: list[Study] = field(default_factory=list)
-    places: list[Path] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
     title: str | None = None
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -175,12 +175,12 @@ class Contents:
             return {}
         return value
 
-    def add_place(self, folder: Path) -> None:
+    def add_folder(self, folder: Path) -> None:
         """Every run and study of a folder of runs, and what it says of itself."""
-        self.places.append(folder)
-        about = self.read(folder / ABOUT)
-        self.title = self.title or _text(about.get("title"))
-        self.notes += [note for note in _list(about.get("notes")) if isinstance(note, str)]
+        self.folders.append(folder)
+        details = self.read(folder / ABOUT)
+        self.title = self.title or _text(details.get("title"))
+        self.notes += [note for note in _list(details.get("notes")) if isinstance(note, str)]
         for child in _folders(folder):
             self.add(child)
         for child in _folders(folder / ARMS):
@@ -189,7 +189,7 @@ class Contents:
     def add(self, folder: Path, *, arm: bool = False) -> None:
         """A run's or a study's folder, once; nothing where it is neither."""
         known = [run.folder for run in self.runs] + [study.folder for study in self.studies]
-        if any(folder.samefile(each) for each in known):
+        if any(folder.samefile(item) for item in known):
             return
         if is_run(folder):
             self.runs.append(_read_run(folder, arm, self))
@@ -206,7 +206,7 @@ def is_study(folder: Path, kind: str | None = None) -> bool:
     return any((folder / f"{name}.json").is_file() for name in ([kind] if kind else STUDIES))
 
 
-def is_place(folder: Path) -> bool:
+def is_runs_folder(folder: Path) -> bool:
     """Whether a folder holds runs or studies."""
     children = [*_folders(folder), *_folders(folder / ARMS)]
     return any(is_run(child) or is_study(child) for child in children)
@@ -222,16 +222,16 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(child for child in folder.iterdir() if child.is_dir()) if folder.is_dir() else []
 
 
-def _read_run(folder: Path, arm: bool, found: Contents) -> Run:
-    weights = read_weights(folder / MODEL, found.problems)
-    evaluations = {file.stem: found.read(file) for file in sorted((folder / "eval").glob("*.json"))}
+def _read_run(folder: Path, arm: bool, contents: Contents) -> Run:
+    weights = read_weights(folder / MODEL, contents.problems)
+    evaluations = {file.stem: contents.read(file) for file in sorted((folder / "eval").glob("*.json"))}
     dated = folder / MODEL if weights else folder / CONFIG if (folder / CONFIG).is_file() else folder
     return Run(
         folder=folder,
         arm=arm,
-        config=found.read(folder / CONFIG) or (weights.config if weights else {}),
-        origin=found.read(folder / ENVIRONMENT),
-        history=list(_read_lines(folder / HISTORY, found.problems)),
+        config=contents.read(folder / CONFIG) or (weights.config if weights else {}),
+        origin=contents.read(folder / ENVIRONMENT),
+        history=list(_read_lines(folder / HISTORY, contents.problems)),
         evaluations={name: values for name, values in evaluations.items() if values},
         weights=weights,
         shipped=_shipped(folder),
@@ -246,10 +246,10 @@ def _shipped(folder: Path) -> str | None:
     return OF_GENSSL if is_shipped(folder) else None
 
 
-def _read_study(folder: Path, kind: str, found: Contents) -> Study:
+def _read_study(folder: Path, kind: str, contents: Contents) -> Study:
     file = folder / f"{kind}.json"
-    pictures = {each.stem: each for each in sorted(folder.glob(f"{kind}*.png"))}
-    return Study(folder, kind, found.read(file), pictures, file.stat().st_mtime)
+    pictures = {item.stem: item for item in sorted(folder.glob(f"{kind}*.png"))}
+    return Study(folder, kind, contents.read(file), pictures, file.stat().st_mtime)
 
 
 def _read_lines(file: Path, problems: list[str]) -> Iterator[Record]:
@@ -284,23 +284,23 @@ def gather(references: Sequence[str]) -> Contents:
     Raises:
         UserError: one of them means nothing, or nothing is there at all.
     """
-    found = Contents()
+    result = Contents()
     if not references:
-        found.add_place(runs_root())
+        result.add_folder(runs_root())
     for reference in references:
-        _add(reference, found)
-    if not found.runs and not found.studies:
+        _add(reference, result)
+    if not result.runs and not result.studies:
         where = ", ".join(references) or f"{runs_root()}/"
         raise UserError(
             f"no run and no study in {where}; `genssl train vae` makes one, or name a folder of runs"
         )
-    return found
+    return result
 
 
-def usual_page(found: Contents) -> Path:
+def usual_page(contents: Contents) -> Path:
     """Where the page goes: into the folder or run that it is about, if that is one and takes it."""
-    about = [*found.places, *(run.folder for run in found.runs if not found.places)]
-    folder = about[0] if len(about) == 1 else runs_root()
+    details = [*contents.folders, *(run.folder for run in contents.runs if not contents.folders)]
+    folder = details[0] if len(details) == 1 else runs_root()
     is_closed = folder.exists() and not is_writable_run(folder)
     return Path(REPORT) if is_closed or folder.resolve() == shipped_root().resolve() else folder / REPORT
 
@@ -309,12 +309,14 @@ def ranked(runs: Sequence[Run], method: str) -> list[Run]:
     """The runs of a method: finished ones first, then those stopped by time; one's own before shipped ones,
     the newest first.
     """
-    own = [run for run in runs if run.method == method and not run.arm]
+    current = [run for run in runs if run.method == method and not run.arm]
     states = ("unfinished", "stopped by time", "finished")
-    return sorted(own, key=lambda run: (states.index(run.state), not run.shipped, run.written), reverse=True)
+    return sorted(
+        current, key=lambda run: (states.index(run.state), not run.shipped, run.written), reverse=True
+    )
 
 
-def _add(reference: str, found: Contents) -> None:
+def _add(reference: str, contents: Contents) -> None:
     path = Path(reference)
     for folder in (
         runs_root() / reference,
@@ -322,18 +324,18 @@ def _add(reference: str, found: Contents) -> None:
         path.parent if path.is_file() else path,
     ):
         if is_run(folder) or is_study(folder):
-            return found.add(folder)
-    if is_place(path):
-        return found.add_place(path)
+            return contents.add(folder)
+    if is_runs_folder(path):
+        return contents.add_folder(path)
     if path.is_dir():
         raise UserError(f"{path} holds no run and no study; `genssl runs list` names those of {runs_root()}/")
     method = reference.lower().replace("-", "_")
     everything = Contents()
-    everything.add_place(runs_root())
-    own = [*(run.folder for run in ranked(everything.runs, method)), shipped_root() / method]
-    if not is_run(own[0]):
+    everything.add_folder(runs_root())
+    current = [*(run.folder for run in ranked(everything.runs, method)), shipped_root() / method]
+    if not is_run(current[0]):
         raise UserError(
             f"no run {reference!r} in {runs_root()}/, and no such folder of runs; "
             "`genssl runs list` names them"
         )
-    return found.add(own[0])
+    return contents.add(current[0])

@@ -4,14 +4,15 @@ import os
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from genssl import __version__, files
 from genssl.environment import command_line
 from genssl.report import assignment, captions, format, tables
-from genssl.report.figures import Cell, Figure_, Table, embed
+from genssl.report.figures import Cell, ReportFigure, Table, embed
 from genssl.report.load import Contents, Record, Run, Study
 
+Template = Literal["runs", "assignment"]
 OF_TRAINING = ("curves", "wall-clock", "samples-over-epochs", "reconstructions-over-epochs")
 TITLES = {
     "curves": "training curves",
@@ -34,42 +35,42 @@ KEPT = {"ablate", "compare-fidelity", "compare-samples"}  # by studies, whose ow
 GRIDS = {"sample", "interpolate", "reconstruct", "ablate-samples", "fidelity", *OF_TRAINING[2:]}
 
 
-def draw(found: Contents, taken: set[Path]) -> list[tuple[str, list[Figure_]]]:
+def draw(contents: Contents, taken: set[Path]) -> list[tuple[str, list[ReportFigure]]]:
     """By whose they are: every picture that is not taken yet."""
-    groups = [(run.name, _of_run(run, found, taken)) for run in found.runs]
-    groups += [(study.folder.name, _of_study(study, found, taken)) for study in found.studies]
+    groups = [(run.name, _of_run(run, contents, taken)) for run in contents.runs]
+    groups += [(study.folder.name, _of_study(study, contents, taken)) for study in contents.studies]
     return [(name, plates) for name, plates in groups if plates]
 
 
-def _of_run(run: Run, found: Contents, taken: set[Path]) -> list[Figure_]:
+def _of_run(run: Run, contents: Contents, taken: set[Path]) -> list[ReportFigure]:
     files = [run.folder / f"{name}.png" for name in OF_TRAINING]
     files += sorted((run.folder / "eval").glob("*.png"))
-    plates = [_of_file(file, run, found) for file in files if file not in taken and file.stem not in KEPT]
+    plates = [_of_file(file, run, contents) for file in files if file not in taken and file.stem not in KEPT]
     # Numbers without a picture have a place, too; what studies keep is in the tables
     alone = [name for name in run.evaluations if not (run.folder / "eval" / f"{name}.png").exists()]
-    plates += [_plate(name, run, found, None) for name in alone if name not in KEPT]
-    return [plate for plate in plates if plate is not None]
+    plates += [_plate(name, run, contents, None) for name in alone if name not in KEPT]
+    return [figure for figure in plates if figure is not None]
 
 
-def _of_file(file: Path, run: Run, found: Contents) -> Figure_ | None:
-    return _plate(file.stem, run, found, file) if file.is_file() else None
+def _of_file(file: Path, run: Run, contents: Contents) -> ReportFigure | None:
+    return _plate(file.stem, run, contents, file) if file.is_file() else None
 
 
-def _plate(name: str, run: Run, found: Contents, file: Path | None) -> Figure_ | None:
+def _plate(name: str, run: Run, contents: Contents, file: Path | None) -> ReportFigure | None:
     """A picture of a run, with its numbers and its command; None where it cannot be read."""
     kind = name if name in TITLES else captions.kind_of(name)
     title = TITLES.get(kind, format.of_name(kind))
     variant = name.removeprefix(kind).removeprefix("-").replace("-", " ")
     title = f"{title} ({variant})" if variant else title
     alt = f"{title}, of the run {run.name}"
-    picture = embed(file, alt, found.problems, grid=kind in GRIDS) if file else None
+    picture = embed(file, alt, contents.problems, grid=kind in GRIDS) if file else None
     values = run.evaluations.get(name, {})
     if picture is None and (file is not None or not values):
         return None
     of_training = name in OF_TRAINING
     made = captions.recorded(values or _first_of(run, name))
     usual = "" if made or of_training else captions.evaluation(run, name)
-    return Figure_(
+    return ReportFigure(
         anchor=f"{run.name}-{name}",
         label="",
         title=title,
@@ -87,11 +88,11 @@ def _plate(name: str, run: Run, found: Contents, file: Path | None) -> Figure_ |
 
 def _first_of(run: Run, name: str) -> Record:
     """The numbers of the evaluation whose further picture this is: knn-eval of knn-eval-neighbours."""
-    owners = [each for each in run.evaluations if name.startswith(f"{each}-")]
+    owners = [item for item in run.evaluations if name.startswith(f"{item}-")]
     return run.evaluations[max(owners, key=len)] if owners else {}
 
 
-def _of_study(study: Study, found: Contents, taken: set[Path]) -> list[Figure_]:
+def _of_study(study: Study, contents: Contents, taken: set[Path]) -> list[ReportFigure]:
     """All its sides in one figure, and what a comparison draws beside it.
 
     Of an ablation that the assignment's figures have taken from, they show it all.
@@ -99,27 +100,27 @@ def _of_study(study: Study, found: Contents, taken: set[Path]) -> list[Figure_]:
     if taken.intersection(study.pictures.values()):
         return []
     main = study.pictures.get(study.kind)
-    plates = [_whole(study, found, main)]
+    plates = [_whole(study, contents, main)]
     for name, file in study.pictures.items():
         if study.kind == "compare" and file != main:
             title = format.of_name(name.removeprefix(f"{study.kind}-"))
-            picture = embed(file, f"{title}, of {study.folder.name}", found.problems)
+            picture = embed(file, f"{title}, of {study.folder.name}", contents.problems)
             if picture is not None:
                 anchor = f"{study.folder.name}-{name}"
-                plates.append(Figure_(anchor, "", title, source=study.folder.name, picture=picture))
+                plates.append(ReportFigure(anchor, "", title, source=study.folder.name, picture=picture))
     return plates
 
 
-def _whole(study: Study, found: Contents, file: Path | None) -> Figure_:
+def _whole(study: Study, contents: Contents, file: Path | None) -> ReportFigure:
     alt = f"{study.kind}: all sides of {study.folder.name}"
     made = captions.recorded(study.values)
     usual = "" if made else captions.study(study)
-    return Figure_(
+    return ReportFigure(
         anchor=study.folder.name,
         label="",
         title="an ablation" if study.kind == "ablate" else "a comparison",
         source=study.folder.name,
-        picture=embed(file, alt, found.problems) if file else None,
+        picture=embed(file, alt, contents.problems) if file else None,
         numbers=tables.study_origin(study),
         table=tables.table(tables.arms(study), study.kind),
         notes=[*tables.verdicts(tables.arms(study)), *tables.notes(study)],
@@ -152,40 +153,42 @@ class Written:
     path: Path
     size: int
     runs: list[str]
-    figures: list[Figure_]
+    figures: list[ReportFigure]
     problems: list[str]
 
 
-def write(found: Contents, out: Path) -> Written:
+def write(contents: Contents, out: Path, template: Template = "runs") -> Written:
     """Write the page of what was found.
 
     Args:
-        found: as from `find.gather`.
+        contents: as from `load.gather`.
         out: the file, or a folder to put report.html into.
+        template: "assignment" shows all of the course's thirteen figures, with the commands that make those
+            that are missing; "runs" shows those that are there.
     """
     path = out / "report.html" if out.is_dir() else out
-    plates, taken = assignment.draw(found)
-    rest = draw(found, taken)
+    plates, taken = assignment.draw(contents, with_missing=template == "assignment")
+    rest = draw(contents, taken)
     folder = _commands_folder(path)
     html = _render(
         folder,
         commands_folder=Path(os.path.relpath(folder, path.resolve().parent)).as_posix(),
-        title=found.title or TITLE,
+        title=contents.title or TITLE,
         made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         version=__version__,
-        notes=[*dict.fromkeys([*found.notes, *_data_notes(found)])],
-        runs=[(run, _summary(run), _command(run)) for run in found.runs],
+        notes=[*dict.fromkeys([*contents.notes, *_data_notes(contents)])],
+        runs=[(run, _summary(run), _command(run)) for run in contents.runs],
         figures=plates,
-        tables=tables.make(found),
+        tables=tables.make(contents),
         others=rest,
         measures=[f"genssl {command}" for command in MEASURES],
-        environment=_environment(found.runs),
-        problems=list(dict.fromkeys(found.problems)),
+        environment=_environment(contents.runs),
+        problems=list(dict.fromkeys(contents.problems)),
     )
     content = files.mark_page(html.encode(), {"command": command_line()})
     files.write_bytes(path, content)
-    names = [run.name for run in found.runs]
-    return Written(path, len(content), names, plates, list(dict.fromkeys(found.problems)))
+    names = [run.name for run in contents.runs]
+    return Written(path, len(content), names, plates, list(dict.fromkeys(contents.problems)))
 
 
 def _commands_folder(page: Path) -> Path:
@@ -230,13 +233,13 @@ def _command(run: Run) -> str:
     return captions.recorded(run.origin)
 
 
-def _data_notes(found: Contents) -> list[str]:
+def _data_notes(contents: Contents) -> list[str]:
     """What to say of data that are not the official sets."""
-    named = [run.data for run in found.runs]
-    named += [str(values.get("data")) for run in found.runs for values in run.evaluations.values()]
-    named += [str(study.values.get("data")) for study in found.studies]
-    told = dict.fromkeys(format.unofficial(name) for name in named)
-    return [f"{note}: numbers do not compare with published ones" for note in told if note]
+    named = [run.data for run in contents.runs]
+    named += [str(values.get("data")) for run in contents.runs for values in run.evaluations.values()]
+    named += [str(study.values.get("data")) for study in contents.studies]
+    message = dict.fromkeys(format.unofficial(name) for name in named)
+    return [f"{note}: numbers do not compare with published ones" for note in message if note]
 
 
 def _environment(runs: list[Run]) -> Table | None:
@@ -253,5 +256,5 @@ def _environment(runs: list[Run]) -> Table | None:
 def _versions(run: Run) -> list[Cell]:
     versions = run.origin.get("versions")
     packages = versions.items() if isinstance(versions, dict) else []
-    told = ", ".join(f"{name} {format.text(version)}" for name, version in packages)
-    return [*(Cell(format.text(run.origin.get(name))) for name in ORIGIN), Cell(told or format.NONE)]
+    message = ", ".join(f"{name} {format.text(version)}" for name, version in packages)
+    return [*(Cell(format.text(run.origin.get(name))) for name in ORIGIN), Cell(message or format.NONE)]

@@ -33,8 +33,8 @@ def who(run: Run, name: str = "", kind: str = "") -> Cell:
 
 def origin(values: Record, **sizes: str) -> dict[str, str]:
     """What an evaluation was measured on, by name."""
-    about = {"data": data_label(values.get("data")), "split": text(values.get("part"))}
-    return {**about, **sizes, "device": text(values.get("device"))}
+    details = {"data": data_label(values.get("data")), "split": text(values.get("part"))}
+    return {**details, **sizes, "device": text(values.get("device"))}
 
 
 BESIDE = "beside "  # the runs that a reference was measured with
@@ -52,9 +52,9 @@ def neighbours(runs: Sequence[Run]) -> Table | None:
             row = [Cell(text(baseline.get("what"))), _accuracy(baseline), neighbors]
             _add_reference(row, origin, run.name, rows, origins)
         notes += notes_of(run, values)
-    for run, values, kept in _kept(runs, "knn_accuracy_full"):
-        rows.append([_by_a_study(run), Cell(percent(kept["knn_accuracy_full"])), Cell(format.NONE)])
-        origins.append(_kept_origin(run, values, kept))
+    for run, values, saved in _kept(runs, "knn_accuracy_full"):
+        rows.append([_by_a_study(run), Cell(percent(saved["knn_accuracy_full"])), Cell(format.NONE)])
+        origins.append(_kept_origin(run, values, saved))
         notes += notes_of(run, values)
     columns = ["features", "accuracy", "k"]
     return (
@@ -87,10 +87,10 @@ def linear(runs: Sequence[Run]) -> Table | None:
         rows.append([who(run, name, "linear-eval"), _accuracy(values), train])
         origins.append(_measured_on(values))
         notes += notes_of(run, values)
-    for run, values, kept in _kept(runs, "linear_test_accuracy"):
-        told = [Cell(percent(kept.get(f"linear_{part}_accuracy"))) for part in ("test", "train")]
-        rows.append([_by_a_study(run), *told])
-        origins.append(_kept_origin(run, values, kept))
+    for run, values, saved in _kept(runs, "linear_test_accuracy"):
+        message = [Cell(percent(saved.get(f"linear_{part}_accuracy"))) for part in ("test", "train")]
+        rows.append([_by_a_study(run), *message])
+        origins.append(_kept_origin(run, values, saved))
         notes += notes_of(run, values)
     columns = ["features", "accuracy", "on train images"]
     return (
@@ -103,8 +103,8 @@ def _accuracy(values: Record) -> Cell:
 
 
 def _by_a_study(run: Run) -> Cell:
-    own = who(run)
-    return replace(own, small=", ".join(filter(None, ["as a study measured it", own.small])))
+    current = who(run)
+    return replace(current, small=", ".join(filter(None, ["as a study measured it", current.small])))
 
 
 def _measured_on(values: Record) -> dict[str, str]:
@@ -127,13 +127,13 @@ def _kept(runs: Sequence[Run], name: str) -> Iterator[tuple[Run, Record, Record]
         values = run.evaluations.get("ablate", {})
         measures = values.get("measures")
         groups = measures.values() if isinstance(measures, dict) else []
-        kept = {key: value for group in groups if isinstance(group, dict) for key, value in group.items()}
-        if name in kept:
-            yield run, values, kept
+        saved = {key: value for group in groups if isinstance(group, dict) for key, value in group.items()}
+        if name in saved:
+            yield run, values, saved
 
 
-def _kept_origin(run: Run, values: Record, kept: Record) -> dict[str, str]:
-    return _measured_on({**kept, "data": run.data, "part": "test", "device": values.get("device")})
+def _kept_origin(run: Run, values: Record, saved: Record) -> dict[str, str]:
+    return _measured_on({**saved, "data": run.data, "part": "test", "device": values.get("device")})
 
 
 LONGEST_NAME = 60  # characters of an arm in the name of its picture
@@ -160,16 +160,16 @@ def arms(study: Study) -> list[Record]:
 
 def changes(row: Record) -> Mapping[str, Any]:
     """What an arm changes in the baseline."""
-    found = row.get("changes")
-    return found if isinstance(found, dict) else {}
+    result = row.get("changes")
+    return result if isinstance(result, dict) else {}
 
 
 def picture_of(study: Study, rows: Sequence[Record]) -> Path:
     """The picture of an arm alone beside the baseline, where there is one; else that of the whole study."""
     for row in rows if len(rows) == 1 else []:
         name = re.sub(r"[^A-Za-z0-9_.]+", "-", str(row.get("arm")))[:LONGEST_NAME].strip("-.")
-        if own := study.pictures.get(f"{study.kind}-{name}"):
-            return own
+        if current := study.pictures.get(f"{study.kind}-{name}"):
+            return current
     return study.pictures.get(study.kind, study.folder / f"{study.kind}.png")
 
 
@@ -185,28 +185,28 @@ def table(rows: Sequence[Record], kind: str) -> Table | None:
 def study_origin(study: Study) -> list[tuple[str, str]]:
     """Data, sizes and device of a study."""
     rows = arms(study)
-    told = {
-        "data": {format.data_label(data_name(each.get("data"))) for each in _holders(study)},
-        "epochs": {number(each.get("epochs")) for each in _holders(study)},
+    message = {
+        "data": {format.data_label(data_name(item.get("data"))) for item in _holders(study)},
+        "epochs": {number(item.get("epochs")) for item in _holders(study)},
         "train images": {number(_mean(row, "train_images")) for row in rows},
         "test images": {number(_mean(row, "test_images")) for row in rows},
         "device": {format.text(run.get("device")) for row in rows for run in _runs(row)},
     }
     return [
-        (name, ", ".join(sorted(each - {NONE, "?"}))) for name, each in told.items() if each - {NONE, "?"}
+        (name, ", ".join(sorted(item - {NONE, "?"}))) for name, item in message.items() if item - {NONE, "?"}
     ]
 
 
 def verdicts(rows: Sequence[Record]) -> list[str]:
     """What the study says of each arm."""
-    told = [(row.get("arm"), row.get("verdict")) for row in rows]
-    return [f"{arm}: {verdict}" for arm, verdict in told if isinstance(verdict, str) and verdict]
+    message = [(row.get("arm"), row.get("verdict")) for row in rows]
+    return [f"{arm}: {verdict}" for arm, verdict in message if isinstance(verdict, str) and verdict]
 
 
 def notes(study: Study) -> list[str]:
     """What the study says of itself."""
-    found = study.values.get("notes")
-    return [note for note in found if isinstance(note, str)] if isinstance(found, list) else []
+    result = study.values.get("notes")
+    return [note for note in result if isinstance(note, str)] if isinstance(result, list) else []
 
 
 def _holders(study: Study) -> list[Record]:
@@ -216,31 +216,31 @@ def _holders(study: Study) -> list[Record]:
 
 def _runs(row: Record) -> list[Record]:
     """The runs of an arm; a side of a comparison is its own run."""
-    found = row.get("runs", [row])
-    return [run for run in found if isinstance(run, dict)] if isinstance(found, list) else []
+    result = row.get("runs", [row])
+    return [run for run in result if isinstance(run, dict)] if isinstance(result, list) else []
 
 
 def _numbers(row: Record) -> Record:
-    found = row.get("numbers")
-    return found if isinstance(found, dict) else {}
+    result = row.get("numbers")
+    return result if isinstance(result, dict) else {}
 
 
 def _mean(row: Record, name: str) -> Any:
-    found = _numbers(row).get(name)
-    return found.get("mean") if isinstance(found, dict) else found
+    result = _numbers(row).get(name)
+    return result.get("mean") if isinstance(result, dict) else result
 
 
 def _cell(name: str, row: Record) -> Cell:
-    show, found = COLUMNS[name][1], _numbers(row).get(name)
-    spread = found.get("std") if isinstance(found, dict) else None
+    show, result = COLUMNS[name][1], _numbers(row).get(name)
+    spread = result.get("std") if isinstance(result, dict) else None
     over = (
-        f"{number(found.get('runs'))} seeds" if format.is_number(spread) and isinstance(found, dict) else ""
+        f"{number(result.get('runs'))} seeds" if format.is_number(spread) and isinstance(result, dict) else ""
     )
     scale = 100 if show is percent else 1
-    told, error = format.with_error(_mean(row, name), spread if over else None, show, scale)
+    message, error = format.with_error(_mean(row, name), spread if over else None, show, scale)
     if show is seconds:
-        told, error = seconds(_mean(row, name)), f"± {seconds(spread)}"
-    return Cell(told, f"{error}, {over}" if over else "")
+        message, error = seconds(_mean(row, name)), f"± {seconds(spread)}"
+    return Cell(message, f"{error}, {over}" if over else "")
 
 
 def _name(row: Record, kind: str) -> str:
@@ -257,23 +257,23 @@ SHARES = {"precision", "recall", "coverage", "authenticity"}
 ARROWS = {"lower": "↓", "higher": "↑"}
 
 
-def make(found: Contents) -> list[Table]:
+def make(contents: Contents) -> list[Table]:
     """Those for which there are numbers."""
-    runs = found.runs
-    made = [*fidelity(found), vae_likelihood(runs), ddpm_likelihood(runs), neighbours(runs), linear(runs)]
+    runs = contents.runs
+    made = [*fidelity(contents), vae_likelihood(runs), ddpm_likelihood(runs), neighbours(runs), linear(runs)]
     return [table for table in made if table is not None]
 
 
-def fidelity(found: Contents) -> list[Table]:
+def fidelity(contents: Contents) -> list[Table]:
     """A table for each set of conditions under which distances compare, with the floor below."""
     groups: dict[str, list[Measured]] = {}
     seen = set[str]()
-    for each in _fidelities(found):
-        conditions = repr([each.values.get(name) for name in COMPARABLE])
-        same = repr([each.who.text, conditions, measures_of(each.values)])
-        if measures_of(each.values) and same not in seen:
+    for item in _fidelities(contents):
+        conditions = repr([item.values.get(name) for name in COMPARABLE])
+        same = repr([item.who.text, conditions, measures_of(item.values)])
+        if measures_of(item.values) and same not in seen:
             seen.add(same)
-            groups.setdefault(conditions, []).append(each)
+            groups.setdefault(conditions, []).append(item)
     return [_fidelity_table(group) for group in groups.values()]
 
 
@@ -291,11 +291,11 @@ class Measured:
     notes: list[str]
 
 
-def _fidelities(found: Contents) -> Iterator[Measured]:
+def _fidelities(contents: Contents) -> Iterator[Measured]:
     """Those that runs have, then those that comparisons have."""
-    for run, name, values in evaluations(found.runs, "fidelity"):
+    for run, name, values in evaluations(contents.runs, "fidelity"):
         yield Measured(who(run), name, values, notes_of(run, values))
-    for study in found.studies:
+    for study in contents.studies:
         rows = study.values.get("fidelity")
         for values in rows if isinstance(rows, list) else []:
             if isinstance(values, dict):
@@ -303,19 +303,19 @@ def _fidelities(found: Contents) -> Iterator[Measured]:
 
 
 def _fidelity_table(group: Sequence[Measured]) -> Table:
-    better = {name: row.get("better") for each in group for name, row in measures_of(each.values).items()}
+    better = {name: row.get("better") for item in group for name, row in measures_of(item.values).items()}
     heads = [f"{format.of_name(name)} {ARROWS.get(str(better[name]), '')}".strip() for name in better]
     rows, origins, floors = [], [], list[list[Cell]]()
-    for each in group:
-        values, measures = each.values, measures_of(each.values)
-        own = [_measured(measures.get(name), name, "samples") for name in better]
-        rows.append([each.who, _sampling(each.name, values), *own])
+    for item in group:
+        values, measures = item.values, measures_of(item.values)
+        current = [_measured(measures.get(name), name, "samples") for name in better]
+        rows.append([item.who, _sampling(item.name, values), *current])
         origins.append(origin(values, samples=number(values.get("samples")), features=_features(values)))
         floor = [_measured(measures.get(name), name, "floor") for name in better]
         _add_floor(floor, floors)
     rows += [[Cell("real images"), Cell("the floor"), *floor] for floor in floors]
     origins += [origins[0] for _ in floors]
-    notes = [note for each in group for note in each.notes]
+    notes = [note for item in group for note in item.notes]
     title = "Fidelity: generated images against real ones"
     table = with_origins(title, ["run", "sampling", *heads], rows, origins, notes)
     return replace(table, floor=len(floors))
@@ -334,8 +334,8 @@ def _add_floor(row: list[Cell], rows: list[list[Cell]]) -> None:
 def measures_of(values: Record) -> dict[str, Record]:
     """A row of numbers a measure, by its name."""
     rows = values.get("measures")
-    found = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
-    return {str(row["measure"]): row for row in found if "measure" in row}
+    result = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    return {str(row["measure"]): row for row in result if "measure" in row}
 
 
 def _measured(row: Record | None, name: str, whose: str) -> Cell:
@@ -350,15 +350,15 @@ def _measured(row: Record | None, name: str, whose: str) -> Cell:
 def _sampling(name: str, values: Record) -> Cell:
     """Which prior or sampler, its steps, and how long it took; the file's name where that is not said."""
     how = values.get("sampling")
-    told = how if isinstance(how, dict) else {}
-    calls = told.get("network_calls_an_image")
-    parts = [f"{told['prior']} prior" if "prior" in told else "", str(told.get("sampler", ""))]
+    message = how if isinstance(how, dict) else {}
+    calls = message.get("network_calls_an_image")
+    parts = [f"{message['prior']} prior" if "prior" in message else "", str(message.get("sampler", ""))]
     parts += [
-        f"eta {told['eta']}" if "eta" in told else "",
-        f"{told['variance']} variance" if "variance" in told else "",
+        f"eta {message['eta']}" if "eta" in message else "",
+        f"{message['variance']} variance" if "variance" in message else "",
     ]
     parts.append(f"{number(calls)} calls an image" if format.is_number(calls) else "")
-    spent = told.get("seconds")
+    spent = message.get("seconds")
     return Cell(", ".join(filter(None, parts)) or name, seconds(spent) if format.is_number(spent) else "")
 
 
@@ -370,7 +370,7 @@ def _features(values: Record) -> str:
 
 def vae_likelihood(runs: Sequence[Run]) -> Table | None:
     """Importance-sampled log-likelihoods of VAEs."""
-    found = list(evaluations(runs, "importance-ll"))
+    result = list(evaluations(runs, "importance-ll"))
     columns = ["run", "log p(x), nats", "ELBO, nats", "bits/dim", "K", "ESS, mean", "ESS, median"]
     rows = [
         [
@@ -382,14 +382,14 @@ def vae_likelihood(runs: Sequence[Run]) -> Table | None:
             Cell(number(values.get("effective_sample_size_mean"), 3)),
             Cell(number(values.get("effective_sample_size_median"), 3)),
         ]
-        for run, name, values in found
+        for run, name, values in result
     ]
-    return _of_images("Likelihood of VAEs, by K importance samples an image", columns, rows, found)
+    return _of_images("Likelihood of VAEs, by K importance samples an image", columns, rows, result)
 
 
 def ddpm_likelihood(runs: Sequence[Run]) -> Table | None:
     """Variational bounds of DDPMs."""
-    found = list(evaluations(runs, "bits-per-dim"))
+    result = list(evaluations(runs, "bits-per-dim"))
     columns = ["run", "bits/dim, at most", "prior", "denoising", "decoder", "evaluations an image"]
     terms = ("prior_bits_per_dim", "denoising_bits_per_dim", "decoder_bits_per_dim", "evaluations_per_image")
     rows = [
@@ -398,9 +398,9 @@ def ddpm_likelihood(runs: Sequence[Run]) -> Table | None:
             Cell(*format.with_error(values.get("bits_per_dim"), values.get("standard_error"))),
             *(Cell(number(values.get(term), 3)) for term in terms),
         ]
-        for run, name, values in found
+        for run, name, values in result
     ]
-    return _of_images("Likelihood of DDPMs, by the variational bound", columns, rows, found)
+    return _of_images("Likelihood of DDPMs, by the variational bound", columns, rows, result)
 
 
 def _tenths(value: object) -> str:
@@ -408,8 +408,8 @@ def _tenths(value: object) -> str:
 
 
 def _of_images(
-    title: str, columns: list[str], rows: list[list[Cell]], found: Sequence[tuple[Run, str, Record]]
+    title: str, columns: list[str], rows: list[list[Cell]], result: Sequence[tuple[Run, str, Record]]
 ) -> Table | None:
-    origins = [origin(values, images=number(values.get("images"))) for _, _, values in found]
-    notes = [note for run, _, values in found for note in notes_of(run, values)]
+    origins = [origin(values, images=number(values.get("images"))) for _, _, values in result]
+    notes = [note for run, _, values in result for note in notes_of(run, values)]
     return with_origins(title, columns, rows, origins, notes) if rows else None

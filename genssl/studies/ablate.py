@@ -57,8 +57,8 @@ def arms_of(baseline: Config, named: Mapping[str, Sequence[Any]], *settings: Map
         elif changes and changes not in [arm.changes for arm in arms]:
             arms.append(Arm(_label(changes), changes))
     if not arms:
-        own = _label(_values(baseline, {name: None for change in asked for name in change}))
-        raise UserError(f"nothing to ablate: {own or 'no change'} is the baseline; give another value")
+        current = _label(_values(baseline, {name: None for change in asked for name in change}))
+        raise UserError(f"nothing to ablate: {current or 'no change'} is the baseline; give another value")
     return [Arm(first, {}), *arms]
 
 
@@ -71,8 +71,8 @@ def untrained(baseline: Config, arms: Sequence[Arm], seeds: int) -> list[Config]
     """The settings of every run of a study that is not at its end yet, begun or not."""
     changed = [baseline.updated(arm.changes) for arm in arms]
     configs = [config.updated({"seed": config.seed + i}) for config in changed for i in range(seeds)]
-    found = [(config, find_run(config)) for config in configs]
-    return [config for config, run_of in found if run_of is None or not run_of.complete]
+    result = [(config, find_run(config)) for config in configs]
+    return [config for config, run_of in result if run_of is None or not run_of.complete]
 
 
 def ablate(
@@ -99,8 +99,8 @@ def ablate(
 
     _require_data(baseline, arms, options, listen, seeds)
     results = [
-        _run_arm(baseline, arm, f"arm {place} of {len(arms)}: {arm.name}", options, listen, seeds)
-        for place, arm in enumerate(arms, 1)
+        _run_arm(baseline, arm, f"arm {i} of {len(arms)}: {arm.name}", options, listen, seeds)
+        for i, arm in enumerate(arms, 1)
     ]
     if not any(result.runs for result in results):
         raise UserError(f"no arm came to its end: {results[0].failures[0]}", FAILED_RUN)
@@ -159,14 +159,14 @@ def _train(config: Config, tag: str, options: Options, listen: Listener) -> Path
     """The folder of a run of `config`: one that is done, one that is resumed, or a new one."""
     from genssl.train import run
 
-    found = find_run(config)
-    if found is not None and (found.complete or _had_its_time(found.folder, options.max_minutes)):
-        listen(Note(f"already trained: {found.folder}"))
-        return found.folder
+    result = find_run(config)
+    if result is not None and (result.complete or _had_its_time(result.folder, options.max_minutes)):
+        listen(Note(f"already trained: {result.folder}"))
+        return result.folder
     try:
-        if found is None:
+        if result is None:
             return run.start(config, replace(options, tag=tag, out=None, arm=True), listen)
-        return run.resume(found.folder, {}, replace(options, tag=None, out=None), listen)
+        return run.resume(result.folder, {}, replace(options, tag=None, out=None), listen)
     except UserError as error:
         if error.code in {INTERRUPTED, TERMINATED}:
             raise UserError(f"{error}; the same ablate command continues the study", error.code) from error
@@ -216,8 +216,8 @@ def _require(baseline: Config, setting: str) -> None:
     method, known = baseline.method, configs.methods()
     owners = [name for name, kind in known.items() if setting in kind.model_fields]
     whose = f" (that is for {', '.join(owners)})" if owners else ""
-    own = ", ".join(own_settings(type(baseline)))
-    raise UserError(f"a {method} has no {setting}{whose}; --set ablates its own settings: {own}")
+    current = ", ".join(own_settings(type(baseline)))
+    raise UserError(f"a {method} has no {setting}{whose}; --set ablates its own settings: {current}")
 
 
 def _changes(baseline: Config, change: Mapping[str, Any]) -> dict[str, Any]:

@@ -76,44 +76,44 @@ def compare_samples(
     try:
         encoder = choose_encoder(sizes.pop())
         listen(Note(f"samples are compared in features of {encoder_reason(encoder)}: {encoder.folder}"))
-        found = {
+        result = {
             name: quality(run.info, encoder, samples, device, listen) for name, run in generative.items()
         }
     except UserError as error:
         reason = str(error).splitlines()[0].rstrip(":")
         return EvalResult({}, notes=(f"the quality of samples was not measured: {reason}",))
-    values = [{"run": name, **each.values} for name, each in found.items()]
-    return EvalResult({"fidelity": values}, {"samples": draw_grids(found)}, _sample_notes(found, encoder))
+    values = [{"run": name, **item.values} for name, item in result.items()]
+    return EvalResult({"fidelity": values}, {"samples": draw_grids(result)}, _sample_notes(result, encoder))
 
 
 def quality(info: RunInfo, encoder: RunInfo, samples: int, device: torch.device, listen: Listener) -> Quality:
     """`fidelity` of a run as it samples by default: as kept for these very weights, else measured now."""
-    about = {
+    details = {
         "weights_sha256": info.digest,
         "features_digest": encoder.digest,
         "samples": samples,
         "device": describe(device),
     }
-    if (kept := _read_kept(info.folder, about)) is not None:
-        return kept
+    if (saved := _read_kept(info.folder, details)) is not None:
+        return saved
     listen(Note(f"measuring {samples:,} samples of {info.name}"))
     made = _measure(Trained(info.folder, device, listen), encoder, samples)
     if is_writable_run(info.folder):
         files.write_picture(info.folder / GRID, made.grid)
         files.write_json(
-            info.folder / KEPT, {"about": about, "values": made.values, "notes": list(made.notes)}
+            info.folder / KEPT, {"about": details, "values": made.values, "notes": list(made.notes)}
         )
     return made
 
 
-def _read_kept(folder: Path, about: Mapping[str, Any]) -> Quality | None:
+def _read_kept(folder: Path, details: Mapping[str, Any]) -> Quality | None:
     if not (folder / KEPT).exists() or not (folder / GRID).exists():
         return None
-    kept = files.read_json(folder / KEPT)
-    if kept["about"] != about:
+    saved = files.read_json(folder / KEPT)
+    if saved["about"] != details:
         return None
     with Image.open(folder / GRID) as picture:
-        return Quality(kept["values"], tuple(kept["notes"]), picture.convert("RGB"))
+        return Quality(saved["values"], tuple(saved["notes"]), picture.convert("RGB"))
 
 
 def _measure(trained: Trained, encoder: RunInfo, samples: int) -> Quality:
@@ -128,18 +128,18 @@ def _measure(trained: Trained, encoder: RunInfo, samples: int) -> Quality:
         tick=trained.tick("sampling"), options={},
     )  # fmt: skip
     outcome = fidelity(images, real, train, space, settings, trained.tick("comparing samples with images"))
-    about = {"data": real.name, "part": real.part, "data_digest": real.digest, "train_digest": train.digest}
-    values = {**about, **outcome.values, "sampling": sampled.values}
+    details = {"data": real.name, "part": real.part, "data_digest": real.digest, "train_digest": train.digest}
+    values = {**details, **outcome.values, "sampling": sampled.values}
     return Quality(values, outcome.notes, figures.grid(images[:SHOWN], scale=SCALE))
 
 
-def draw_grids(found: Mapping[str, Quality]) -> Image.Image:
+def draw_grids(result: Mapping[str, Quality]) -> Image.Image:
     """The samples of each run, titled by its name, how they were drawn, and their Frechet distance."""
     panels = []
-    for name, each in found.items():
-        distance = each.number("frechet_distance")
+    for name, item in result.items():
+        distance = item.number("frechet_distance")
         text = f"Frechet distance {distance['samples']:.4g}, floor {distance['floor']:.4g}"
-        panels.append(ImagePanel((name, _how_drawn(each.values["sampling"]), text), each.grid))
+        panels.append(ImagePanel((name, _how_drawn(item.values["sampling"]), text), item.grid))
     return side_by_side(panels)
 
 
@@ -161,10 +161,10 @@ def table(fidelity: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
         floors.setdefault((run["data_digest"], run["train_digest"]), []).append(run)
     names = [FLOOR if len(floors) == 1 else f"floor of {_joined(same)}" for same in floors.values()]
     lines = []
-    for place, row in enumerate(fidelity[0]["measures"]):
-        cells = {run["run"]: _cell(run["measures"][place], "samples", "") for run in fidelity}
+    for i, row in enumerate(fidelity[0]["measures"]):
+        cells = {run["run"]: _cell(run["measures"][i], "samples", "") for run in fidelity}
         for name, same in zip(names, floors.values(), strict=True):
-            cells[name] = _cell(same[0]["measures"][place], "floor", "floor_")
+            cells[name] = _cell(same[0]["measures"][i], "floor", "floor_")
         lines.append({"": row["measure"], **cells, "better": row["better"]})
     return lines
 
@@ -180,19 +180,19 @@ def _cell(row: Mapping[str, Any], value: str, prefix: str) -> str:
     return f"{row[value]:.4g} [{row[f'{prefix}low']:.4g}, {row[f'{prefix}high']:.4g}]"
 
 
-def _sample_notes(found: Mapping[str, Quality], encoder: RunInfo) -> tuple[str, ...]:
-    first = next(iter(found.values())).values
+def _sample_notes(result: Mapping[str, Quality], encoder: RunInfo) -> tuple[str, ...]:
+    first = next(iter(result.values())).values
     notes = [
         f"sample quality: {first['samples']:,} samples a run (-n takes another number) in features of "
         f"{encoder_reason(encoder)}, weights {encoder.digest[:12]}"
     ]
-    if len({each.values["data_digest"] for each in found.values()}) > 1:
-        data = ", ".join(f"{name}: {each.values['data']}" for name, each in found.items())
+    if len({item.values["data_digest"] for item in result.values()}) > 1:
+        data = ", ".join(f"{name}: {item.values['data']}" for name, item in result.items())
         notes.append(
             f"distances to real images do not compare: they are to other images ({data}); compare each with "
             "its own floor"
         )
-    return (*notes, *dict.fromkeys(note for each in found.values() for note in each.notes))
+    return (*notes, *dict.fromkeys(note for item in result.values() for note in item.notes))
 
 
 SHORT = 10  # epochs
@@ -291,14 +291,14 @@ def compare(folders: Sequence[Path], device: str, listen: Listener, samples: int
     """
     where = choose_device(device)
     require_data(unmeasured(folders, where), listen)
-    found = [measured(folder, where, listen) for folder in folders]
-    sides = _sides(found)
+    result = [measured(folder, where, listen) for folder in folders]
+    sides = _sides(result)
     values = {
         "runs": [{"name": side.arm.name, **_about(side.runs[0])} for side in sides],
         "differences": _differences(sides),
     }
-    title = f"comparison: {title_of(found) or f'{len(found)} runs'}"
-    drawn = draw_study(sides, title, _shared_terms(found))
+    title = f"comparison: {title_of(result) or f'{len(result)} runs'}"
+    drawn = draw_study(sides, title, _shared_terms(result))
     generated = EvalResult({})
     if samples is not None:
         named = {side.arm.name: side.runs[0] for side in sides}
@@ -307,10 +307,10 @@ def compare(folders: Sequence[Path], device: str, listen: Listener, samples: int
     return EvalResult(values | generated.values, {**drawn, **generated.figures}, notes)
 
 
-def _sides(found: Sequence[Measured]) -> list[ArmRuns]:
+def _sides(result: Sequence[Measured]) -> list[ArmRuns]:
     """Each run as an arm, called by its name, or by its path where two have the same one."""
-    names = [run.info.name for run in found]
-    first = found[0].info.config
+    names = [run.info.name for run in result]
+    first = result[0].info.config
     return [
         ArmRuns(
             Arm(
@@ -319,15 +319,15 @@ def _sides(found: Sequence[Measured]) -> list[ArmRuns]:
             ),
             [run],
         )
-        for name, run in zip(names, found, strict=True)
+        for name, run in zip(names, result, strict=True)
     ]
 
 
 def _about(run: Measured) -> dict[str, Any]:
     config = run.info.config
-    about = {"path": str(run.info.folder), "method": config.method, "data": config.data}
+    details = {"path": str(run.info.folder), "method": config.method, "data": config.data}
     state = {"epochs": config.epochs, "finished": run.info.state == "finished", "state": run.info.state}
-    return about | state | origin(run)
+    return details | state | origin(run)
 
 
 def _differences(sides: Sequence[ArmRuns]) -> list[dict[str, Any]]:
@@ -339,11 +339,11 @@ def _differences(sides: Sequence[ArmRuns]) -> list[dict[str, Any]]:
     return [row for row in rows if any(row[run] != first[row["setting"]] for run in configs)]
 
 
-def _shared_terms(found: Sequence[Measured]) -> list[str]:
+def _shared_terms(result: Sequence[Measured]) -> list[str]:
     """The terms that all histories have; none of runs of several methods, whose losses are not the same."""
-    if len({run.info.config.method for run in found}) > 1 or not all(run.history for run in found):
+    if len({run.info.config.method for run in result}) > 1 or not all(run.history for run in result):
         return []
-    first, *others = (run.history[-1] for run in found)
+    first, *others = (run.history[-1] for run in result)
     known = NO_TERMS | SCREENED
     return [
         name
@@ -353,14 +353,14 @@ def _shared_terms(found: Sequence[Measured]) -> list[str]:
 
 
 def _notes(sides: Sequence[ArmRuns]) -> list[str]:
-    found = [side.runs[0] for side in sides]
+    result = [side.runs[0] for side in sides]
     notes = [
         f"{run.info.name} is {run.info.state}: "
         f"{progress_of(run.info.epochs_trained, run.info.config.epochs)} epochs"
-        for run in found
+        for run in result
         if run.info.epoch < run.info.config.epochs
     ]
-    notes += shared_notes(found) + _what_differs(sides)
+    notes += shared_notes(result) + _what_differs(sides)
     notes += [side.redefinition(sides[0].arm.name) for side in sides if side.redefines()]
     return [
         *notes,
@@ -371,16 +371,16 @@ def _notes(sides: Sequence[ArmRuns]) -> list[str]:
 def _what_differs(sides: Sequence[ArmRuns]) -> list[str]:
     """What keeps numbers from being compared, apart from the loss."""
     config = {side.arm.name: side.runs[0].info.config for side in sides}
-    found = {side.arm.name: side.runs[0].findings for side in sides}
-    data = {name: each.data for name, each in config.items()}
-    tested = {name: each.facts.get("test_digest", "") for name, each in found.items()}
-    trained = {name: each.facts.get("train_digest", "") for name, each in found.items()}
-    images = {name: each.numbers.get("train_images", 0) for name, each in found.items()}
+    result = {side.arm.name: side.runs[0].findings for side in sides}
+    data = {name: item.data for name, item in config.items()}
+    tested = {name: item.facts.get("test_digest", "") for name, item in result.items()}
+    trained = {name: item.facts.get("train_digest", "") for name, item in result.items()}
+    images = {name: item.numbers.get("train_images", 0) for name, item in result.items()}
     notes = []
     if len(set(data.values())) > 1:
         notes.append(f"accuracies and losses do not compare across data ({_listed(data)})")
-    elif len({each.image_size for each in config.values()}) > 1:
-        sizes = {name: f"{each.image_size} pixels" for name, each in config.items()}
+    elif len({item.image_size for item in config.values()}) > 1:
+        sizes = {name: f"{item.image_size} pixels" for name, item in config.items()}
         notes.append(f"the images differ in size ({_listed(sizes)}): so do losses, and how hard the task is")
     elif len(set(tested.values())) > 1:
         notes.append("the test images differ, though the data have one name: small differences mean nothing")
@@ -389,7 +389,7 @@ def _what_differs(sides: Sequence[ArmRuns]) -> list[str]:
         notes.append(f"train images differ in number ({_listed(counts)}): so do neighbours to choose from")
     elif len(set(data.values())) == 1 and len(set(trained.values())) > 1 and not notes:
         notes.append("the train images are others of the same number: another seed chose them")
-    epochs = {name: f"{side.runs[0].info.epochs_trained:g}" for name, side in zip(found, sides, strict=True)}
+    epochs = {name: f"{side.runs[0].info.epochs_trained:g}" for name, side in zip(result, sides, strict=True)}
     if len(set(epochs.values())) > 1:
         notes.append(f"epochs differ ({_listed(epochs)})")
     return notes

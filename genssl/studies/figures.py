@@ -56,8 +56,8 @@ def side_by_side(panels: Sequence[ImagePanel]) -> Image.Image:
     rows = math.ceil(len(panels) / columns)
     sheet = Image.new("RGB", (columns * width + MARGIN, rows * height + MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
-    for place, panel in enumerate(panels):
-        left, top = MARGIN + place % columns * width, MARGIN + place // columns * height
+    for i, panel in enumerate(panels):
+        left, top = MARGIN + i % columns * width, MARGIN + i // columns * height
         for number, line in enumerate(panel.lines):
             draw.text((left, top + number * LINE), line, fill="black", font=_font())
         sheet.paste(panel.grid, (left, top + head))
@@ -140,9 +140,9 @@ def _panels(runs: Sequence[Measured], terms: Sequence[str]) -> list[Panel]:
     """Those that a run has: what was watched above, what was probed below, what is left over at the end."""
     watched = [panel for panel in WATCHED if panel.name != LOSS or LOSS in terms]
     watched += [Panel(name, name.replace("_", " ")) for name in terms if name != LOSS]
-    found = [panel for panel in watched if any(panel.is_in(run) for run in runs)]
+    result = [panel for panel in watched if any(panel.is_in(run) for run in runs)]
     probed = [panel for panel in PROBED if any(panel.is_in(run) for run in runs)]
-    return [*found[:COLUMNS], *probed, *found[COLUMNS:]]
+    return [*result[:COLUMNS], *probed, *result[COLUMNS:]]
 
 
 def _draw_panel(axis: "Axes", arms: Sequence[ArmRuns], panel: Panel, colours: Mapping[str, str]) -> None:
@@ -232,7 +232,7 @@ def draw_study(arms: Sequence[ArmRuns], title: str, terms: Sequence[str] = TERMS
     A colour means the same arm in all of them. The first arm is the baseline.
     """
     done = [arm for arm in arms if arm.runs]
-    colours = {arm.arm.name: f"C{place}" for place, arm in enumerate(arms)}
+    colours = {arm.arm.name: f"C{i}" for i, arm in enumerate(arms)}
     if sum(has_outputs(arm) for arm in done) < min(2, len(done)):  # nothing to lay side by side
         return {"study": _draw_arms(done, title, colours, terms)}
     return {"study": draw_representations(done, title, colours, terms)}
@@ -243,7 +243,7 @@ def draw_changes(arms: Sequence[ArmRuns], title: str) -> "dict[str, Figure]":
     baseline, *changed = arms
     if len(changed) < 2 or not baseline.runs or not has_outputs(baseline):
         return {}
-    colours = {arm.arm.name: f"C{place}" for place, arm in enumerate(arms)}
+    colours = {arm.arm.name: f"C{i}" for i, arm in enumerate(arms)}
     return {
         _file_name(arm.arm.name): draw_representations([baseline, arm], title, colours, TERMS)
         for arm in changed
@@ -254,21 +254,21 @@ def draw_changes(arms: Sequence[ArmRuns], title: str) -> "dict[str, Figure]":
 def title_of(runs: Sequence[Measured]) -> str:
     """What all of some runs have in common: data, how many images, encoder, epochs."""
     described = [_describe(run) for run in runs]
-    names = dict.fromkeys(name for each in described for name in each)
-    values = [{each.get(name) for each in described} for name in names]
-    return ", ".join(str(found.pop()) for found in values if len(found) == 1)
+    names = dict.fromkeys(name for item in described for name in item)
+    values = [{item.get(name) for item in described} for name in names]
+    return ", ".join(str(result.pop()) for result in values if len(result) == 1)
 
 
 def _describe(run: Measured) -> dict[str, str]:
     config, images = run.info.config, run.findings.numbers.get("train_images")
-    found = {"data": short_name(config.data)}
+    result = {"data": short_name(config.data)}
     if images is not None:
-        found["images"] = f"{images:,} images"
+        result["images"] = f"{images:,} images"
     if hasattr(config, "encoder"):
-        found["encoder"] = f"encoder {config.encoder}"
+        result["encoder"] = f"encoder {config.encoder}"
     epochs = progress_of(run.info.epochs_trained, config.epochs)
-    found["epochs"] = f"{epochs} epoch{'s' if config.epochs != 1 else ''}"
-    return found
+    result["epochs"] = f"{epochs} epoch{'s' if config.epochs != 1 else ''}"
+    return result
 
 
 def _file_name(name: str) -> str:
@@ -313,10 +313,10 @@ def _draw_curves(axis: "Axes", arms: Sequence[ArmRuns], name: str, colours: Mapp
 
 
 def _draw_bars(axis: "Axes", arms: Sequence[ArmRuns], name: str, colours: Mapping[str, str]) -> None:
-    for place, arm in enumerate(arms):
+    for i, arm in enumerate(arms):
         number = arm.numbers().get(name)
         if number is not None:
-            axis.bar(place, number.mean, yerr=number.std, color=colours[arm.arm.name], width=0.6, capsize=3)
+            axis.bar(i, number.mean, yerr=number.std, color=colours[arm.arm.name], width=0.6, capsize=3)
     axis.set_xticks(range(len(arms)), [_broken(arm.arm.name) for arm in arms], fontsize=8)
     axis.set(title=name.replace("_", " "), visible=True)
     axis.grid(visible=False, axis="x")

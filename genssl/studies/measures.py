@@ -236,22 +236,22 @@ def from_history(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _from_measures(info: RunInfo, device: torch.device, listen: Listener) -> dict[str, Any]:
-    kept = _read_kept(info, device)
-    missing = [name for name in MEASURES if name not in kept["measures"]]
+    saved = _read_kept(info, device)
+    missing = [name for name in MEASURES if name not in saved["measures"]]
     if missing:
         listen(Note(f"measuring {info.name}"))
         trained = Trained(info.folder, device, listen)
         for name in missing:
-            kept["measures"][name] = MEASURES[name](trained)
+            saved["measures"][name] = MEASURES[name](trained)
             if is_writable_run(info.folder):
-                files.write_json(info.folder / KEPT, kept)
-    found = [kept["measures"][name] for name in MEASURES]
-    return {name: value for each in found for name, value in each.items()}
+                files.write_json(info.folder / KEPT, saved)
+    result = [saved["measures"][name] for name in MEASURES]
+    return {name: value for item in result for name, value in item.items()}
 
 
 def _read_kept(info: RunInfo, device: torch.device) -> dict[str, Any]:
     """What was measured of these very weights on this device; times on another one do not count."""
-    about = {"weights_sha256": info.digest, "device": describe(device)}
+    details = {"weights_sha256": info.digest, "device": describe(device)}
     file = info.folder / KEPT
-    kept = files.read_json(file) if file.exists() else {}
-    return kept if about.items() <= kept.items() else {**about, "measures": {}}
+    saved = files.read_json(file) if file.exists() else {}
+    return saved if details.items() <= saved.items() else {**details, "measures": {}}

@@ -12,7 +12,6 @@ from genssl import files, run_info
 from genssl.errors import FAILED_RUN, INTERRUPTED, TERMINATED, WRONG_INPUT, UserError
 from genssl.eval.names import file_name
 from genssl.paths import ABOUT
-from genssl.train.estimate import estimate
 from genssl.train.events import Listener
 from genssl.train.options import Options
 
@@ -175,6 +174,8 @@ def length_for(
     method: str, settings: Mapping[str, Any], seconds: float, options: Options, listen: Listener
 ) -> Length:
     """How long to train `method` with `settings`, whose epochs are all that it would be given."""
+    from genssl.train.estimate import estimate
+
     config = configs.make(method, settings)
     trial = estimate(config, options, listen)
     return fit(trial.images_per_second, trial.images, config.epochs, seconds)
@@ -232,7 +233,7 @@ class Step:
 
     def is_begun(self, folder: Path) -> bool:
         """Whether it has left anything."""
-        return any((folder / place).exists() for place in (self.makes, self.trains or self.makes))
+        return any((folder / position).exists() for position in (self.makes, self.trains or self.makes))
 
     def fit(self, seconds: float, pace: float) -> Self:
         """The same in so many seconds beyond its fixed ones: by its clock, or on fewer images."""
@@ -350,11 +351,11 @@ class Plan:
     @classmethod
     def read(cls, folder: Path) -> Self:
         """The plan that a folder keeps."""
-        kept = files.read_json(folder / PLAN)
+        saved = files.read_json(folder / PLAN)
         try:
-            steps = tuple(map(_step, kept["steps"]))
-            notes, budget, spent = tuple(kept["notes"]), kept.get("budget"), kept.get("spent", 0.0)
-            return cls(kept["title"], notes, steps, kept["asked"], budget, spent)
+            steps = tuple(map(_step, saved["steps"]))
+            notes, budget, spent = tuple(saved["notes"]), saved.get("budget"), saved.get("spent", 0.0)
+            return cls(saved["title"], notes, steps, saved["asked"], budget, spent)
         except (KeyError, TypeError) as error:
             raise UserError(f"{folder / PLAN} is no plan of this version; choose another --out") from error
 
@@ -404,11 +405,12 @@ def carry_out(
     """
     failed = []
     for i in range(len(plan.steps)):
-        step = plan.fit(i, folder)
-        head = f"step {i + 1} of {len(plan.steps)}: {step.title}"
-        if step.is_done(folder):
+        head = f"step {i + 1} of {len(plan.steps)}: {plan.steps[i].title}"
+        # As it was carried out: a step that is fitted again may have another size, and so another file name
+        if plan.steps[i].is_done(folder):
             tell(f"{head}: done before")
             continue
+        step = plan.fit(i, folder)
         line = step.line(folder)
         tell(f"{head}\n  genssl {shlex.join(line)}")
         start = clock()
@@ -422,11 +424,11 @@ def carry_out(
     return failed
 
 
-def _step(kept: dict[str, Any]) -> Step:
-    cost = kept.get("cost")
+def _step(saved: dict[str, Any]) -> Step:
+    cost = saved.get("cost")
     if cost is not None:
         cost = Cost(**{**cost, "sizes": tuple(Size(**size) for size in cost["sizes"])})
-    return Step(**{**kept, "arguments": tuple(kept["arguments"]), "how": tuple(kept["how"]), "cost": cost})
+    return Step(**{**saved, "arguments": tuple(saved["arguments"]), "how": tuple(saved["how"]), "cost": cost})
 
 
 def _check(step: Step, code: int) -> None:

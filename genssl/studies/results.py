@@ -48,11 +48,11 @@ class Findings:
     facts: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, found: Mapping[str, Any]) -> Self:
+    def of(cls, result: Mapping[str, Any]) -> Self:
         """What a measure found, told apart by its type."""
-        curves = {name: value for name, value in found.items() if isinstance(value, list)}
-        facts = {name: value for name, value in found.items() if isinstance(value, str)}
-        numbers = {name: value for name, value in found.items() if not isinstance(value, list | str)}
+        curves = {name: value for name, value in result.items() if isinstance(value, list)}
+        facts = {name: value for name, value in result.items() if isinstance(value, str)}
+        numbers = {name: value for name, value in result.items() if not isinstance(value, list | str)}
         return cls(numbers, curves, facts)
 
 
@@ -97,8 +97,8 @@ class ArmRuns:
     def numbers(self) -> dict[str, Statistic]:
         """Every number that a run has, over the runs that have it."""
         names = dict.fromkeys(name for run in self.runs for name in run.findings.numbers)
-        found = [run.findings.numbers for run in self.runs]
-        return {name: over_seeds([each[name] for each in found if name in each]) for name in names}
+        result = [run.findings.numbers for run in self.runs]
+        return {name: over_seeds([item[name] for item in result if name in item]) for name in names}
 
     def redefines(self) -> list[str]:
         """The arm's changes that make its loss another quantity than the baseline's."""
@@ -181,13 +181,13 @@ def _collapse(arm: ArmRuns) -> list[str]:
     if not collapsed:
         return []
     words = {"output_std": "output std", "rankme": "rank"}
-    found = [
+    result = [
         f"{word} {statistics.fmean(values):.2g}"
         for name, word in words.items()
         if (values := [run.findings.numbers[name] for run in collapsed if name in run.findings.numbers])
     ]
     some = f" in {len(collapsed)} of {len(arm.runs)} runs" if len(collapsed) < len(arm.runs) else ""
-    return [f"collapsed{some}" + (f": {', '.join(found)}" if found else "")]
+    return [f"collapsed{some}" + (f": {', '.join(result)}" if result else "")]
 
 
 def _compare(name: str, before: Statistic, after: Statistic, arm: ArmRuns) -> str:
@@ -229,15 +229,15 @@ Records = Sequence[Mapping[str, Any]]  # one an epoch, with the number "epoch" a
 
 def draw_mean(axis: "Axes", histories: Sequence[Records], name: str, **style: Any) -> None:
     """The mean of `name` over seeds and, for several, a band one standard deviation wide on each side."""
-    found: dict[int, list[float]] = {}
+    result: dict[int, list[float]] = {}
     for record in (record for history in histories for record in history):
         if record.get(name) is not None:
-            found.setdefault(record["epoch"], []).append(record[name])
-    epochs = sorted(found)
-    means = [statistics.fmean(found[epoch]) for epoch in epochs]
+            result.setdefault(record["epoch"], []).append(record[name])
+    epochs = sorted(result)
+    means = [statistics.fmean(result[epoch]) for epoch in epochs]
     # one epoch is a point, which a line without a marker does not show
     axis.plot(epochs, means, **{**style, "marker": style.get("marker", "." if len(epochs) == 1 else None)})
     if len(histories) > 1 and epochs:
-        spread = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in (found[epoch] for epoch in epochs)]
+        spread = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in (result[epoch] for epoch in epochs)]
         low, high = ([m + sign * s for m, s in zip(means, spread, strict=True)] for sign in (-1, 1))
         axis.fill_between(epochs, low, high, color=style["color"], alpha=0.15, linewidth=0)

@@ -118,7 +118,7 @@ def test_an_ablation_of_the_timesteps(digits: Path, workplace: Path, tmp_path: P
         (["latent-profile", "RUN"], "needs a vae"),
         (["importance-ll", "RUN"], "needs a vae"),
         (["bits-per-dim", "RUN", "--t-samples", 0], "t-samples"),
-        (["reconstruct", "VAE", "--t-prime", 5], "are for a ddpm"),
+        (["reconstruct", "VAE", "--t-prime", 5], "are for a diffusion model"),
         (["sample", "vae", "--checkpoint", "RUN"], "holds a ddpm"),
     ],
 )

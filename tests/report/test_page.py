@@ -53,8 +53,8 @@ class Reader(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def written(place: Path) -> tuple[page.Written, Reader]:
-    made = page.write(load.gather([str(place)]), place / "report.html")
+def written(place: Path, template: page.Template = "assignment") -> tuple[page.Written, Reader]:
+    made = page.write(load.gather([str(place)]), place / "report.html", template)
     return made, Reader(made.path.read_text(encoding="utf-8"))
 
 
@@ -120,6 +120,23 @@ def test_names_and_values_are_escaped(tmp_path: Path) -> None:
     assert read.all("script") == []
     assert "<script" not in made.path.read_text(encoding="utf-8")
     assert read.text.count("<script>alert(1)<") >= 8
+
+
+def test_a_page_of_other_runs_has_no_empty_slots(tmp_path: Path) -> None:
+    folder.run(tmp_path / "byol-photos", "byol")
+    made, read = written(tmp_path, "runs")
+    assert made.figures == []
+    assert "assignment" not in read.text
+    assert "Not there yet" not in read.text
+    assert len(written(tmp_path, "assignment")[0].figures) == 13
+
+
+def test_a_page_of_runs_shows_the_figures_that_are_there(tmp_path: Path) -> None:
+    made, _ = written(folder.whole(tmp_path), "runs")
+    assert [figure.label for figure in made.figures] == [f"Figure {n}" for n in range(1, 14)]
+    (tmp_path / "vae-digits" / "wall-clock.png").unlink()
+    made, _ = written(tmp_path, "runs")
+    assert made.figures[0].label == "Figure 2"
 
 
 def test_what_is_missing_comes_with_its_command(tmp_path: Path) -> None:
