@@ -1,4 +1,4 @@
-"""What a command works on: a loaded run, its data, its samples; and how results are written and shown."""
+"""The loaded run of a command, its data and samples; writing and printing of results."""
 
 import atexit
 import io
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A loaded run."""
+    """A run, loaded on its device."""
 
     method: "Method"
     info: "RunInfo"
@@ -80,7 +80,7 @@ def read_split(
 
 
 def find_run(reference: str, named: str | None, data: str | None = None) -> "tuple[Path, RunInfo]":
-    """The run folder or model file that REF and --checkpoint name, and what it says of itself. No torch.
+    """Find the run folder or model file of REF and --checkpoint, and read its metadata. No torch.
 
     Raises:
         UserError: there is none, or it is damaged.
@@ -93,13 +93,13 @@ def find_run(reference: str, named: str | None, data: str | None = None) -> "tup
 
 
 def load_run(reference: str, named: str | None, device: str, data: str | None = None) -> LoadedRun:
-    """Load the run that REF and --checkpoint name, and say which it is.
+    """Load the run of REF and --checkpoint, and print which one it is.
 
     Args:
-        reference: the command's REF; with --checkpoint, a method that must be the run's.
+        reference: REF; with --checkpoint, the method that the run must have.
         named: --checkpoint.
         device: --device.
-        data: take a method's newest run on these data.
+        data: use the newest run of the method on these data.
     """
     path, info = find_run(reference, named, data)
     from genssl import checkpoint, distributed, paths
@@ -158,12 +158,12 @@ def write_result(
 
 
 def origin_of(values: Mapping[str, Any]) -> dict[str, str]:
-    """What a picture says of itself: the command, and the run and weights where it is of one."""
+    """The metadata of a figure: the command, and the run and its weights, if any."""
     return {name: str(values[name]) for name in ("command", "run", "weights_sha256") if name in values}
 
 
 def finite(value: Any) -> Any:
-    """The same JSON value with null for numbers that are not finite, which JSON does not have."""
+    """The same JSON value with null in place of numbers that are not finite."""
     if isinstance(value, dict):
         return {name: finite(item) for name, item in value.items()}
     if isinstance(value, list):
@@ -172,7 +172,7 @@ def finite(value: Any) -> Any:
 
 
 def provenance(loaded: LoadedRun, split: "Split | None") -> dict[str, Any]:
-    """What a number was measured on."""
+    """The run, weights, device and data that a number was measured on."""
     from genssl.runtime import describe
 
     details: dict[str, Any] = {
@@ -186,39 +186,40 @@ def provenance(loaded: LoadedRun, split: "Split | None") -> dict[str, Any]:
 
 
 def origin(split: "Split") -> dict[str, str]:
-    """Which images a number was measured on."""
+    """The images that a number was measured on."""
     return {"data": split.name, "part": split.part, "data_digest": split.digest}
 
 
-FEW, MANY = 512, 10_000  # samples by default on a CPU, on a GPU
-PIXELS_SIZE = 32  # that a folder's images are compared in by their pixels
+# Default number of samples on a CPU and on a GPU
+FEW, MANY = 512, 10_000
+PIXELS_SIZE = 32  # image size of a folder of samples that is compared in pixels
 
 
 def default_samples(device: "torch.device") -> int:
-    """As many samples as the device can bear."""
+    """The default number of samples on a device."""
     return MANY if device.type == "cuda" else FEW
 
 
 def default_samples_reason(device: "torch.device") -> str:
-    """Why there are as many samples as `usual_number`."""
+    """The reason for `default_samples`."""
     return f"what a {'GPU' if device.type == 'cuda' else 'CPU'} can bear"
 
 
 @dataclass(frozen=True)
 class SampleSource:
-    """Where samples come from.
+    """The source of samples: a run that generates them, or a folder of images.
 
     Attributes:
-        loaded: the run that makes them, or None.
-        folder: that holds them, or None.
-        device: where they are measured.
-        space: what they are compared in.
-        image_size: pixels a side.
+        loaded: the run, or None.
+        folder: the folder, or None.
+        device: of the measurement.
+        space: the feature extractor.
+        image_size: pixels per side.
         data: the real images.
-        learnt: the data that the samples' maker learnt from.
-        limit: how many of their train part it learnt from.
-        seed: of the choice of these, and of a split that has no parts.
-        skip_bad: leave unreadable files out.
+        training_data: the data that the generator was trained on.
+        limit: number of training images; None: all.
+        seed: random seed of the limit, and of data without splits.
+        skip_bad: skip unreadable files.
     """
 
     loaded: LoadedRun | None
@@ -227,18 +228,18 @@ class SampleSource:
     space: "FeatureSpace"
     image_size: int
     data: str
-    learnt: str
+    training_data: str
     limit: int | None
     seed: int
     skip_bad: bool
 
-    def real(self, split: SplitName, most: int, seed: int) -> "Split":
-        """Up to `most` real images, shuffled, on the device."""
-        return self._read(self.data, split).take(most, seed).to(self.device)
+    def real(self, split: SplitName, n: int, seed: int) -> "Split":
+        """At most `n` real images, shuffled, on the device."""
+        return self._read(self.data, split).take(n, seed).to(self.device)
 
     def training_images(self) -> "Split":
-        """What the run learnt from, on the device."""
-        return self._read(self.learnt, "train").take(self.limit, self.seed).to(self.device)
+        """The training images of the run, on the device."""
+        return self._read(self.training_data, "train").take(self.limit, self.seed).to(self.device)
 
     def _read(self, data: str, split: SplitName) -> "Split":
         return read_split(data, split, self.image_size, self.seed, self.skip_bad)
@@ -246,7 +247,7 @@ class SampleSource:
     def images(
         self, n: int, options: Mapping[str, Any], seed: int, batch_size: int
     ) -> "tuple[Tensor, dict[str, Any]]":
-        """Up to `n` samples, uint8 (n, 3, H, W), and how they were made."""
+        """At most `n` samples, uint8 (n, 3, H, W), and how they were generated."""
         if self.loaded is not None:
             from genssl.eval.sample import sample
 
@@ -271,16 +272,16 @@ class SampleSource:
 def open_samples(
     reference: str, named: str | None, features: str | None, data: str | None, device: str, skip_bad: bool
 ) -> SampleSource:
-    """Find what REF, --checkpoint, --features and --data mean, before anything takes time.
+    """Resolve REF, --checkpoint, --features and --data, before anything takes time.
 
     Raises:
-        UserError: something is not there, or does not go together.
+        UserError: one of them does not exist, or they do not fit each other.
     """
     folder = None if named else folder_of_samples(reference)
     if folder is None:
         find_run(reference, named)
     elif data is None:
-        raise UserError(f"what is {reference} to be compared with? name the real images with --data")
+        raise UserError(f"{reference} is a folder of images; name the real images with --data")
     if features not in {None, "pixels"}:
         find_run(features, None)
     from genssl.runtime import choose_device
@@ -301,7 +302,7 @@ def open_samples(
 
 
 def folder_of_samples(reference: str) -> Path | None:
-    """The folder that REF names, unless it names a run or a method."""
+    """REF as a folder of images; None where it is a run or a method."""
     from genssl import config, paths, run_info
 
     path = Path(reference).expanduser()
@@ -318,10 +319,10 @@ def folder_of_samples(reference: str) -> Path | None:
 def feature_space(
     reference: str | None, image_size: int | None, device: str
 ) -> "tuple[FeatureSpace, int | None]":
-    """What --features means, and the size of images that it takes; None: any.
+    """The feature extractor of --features, and its image size; None: any size.
 
     Raises:
-        UserError: it is a run for images of another size, or was left away and there is none.
+        UserError: the run is for images of another size, or there is no run to default to.
     """
     from genssl.eval.feature_cache import PIXELS, FeatureSpace, choose_encoder, encoder_reason
 
@@ -344,7 +345,7 @@ def feature_space(
 def write_each(images: "Tensor", folder: Path) -> None:
     """Write uint8 images (N, 3, H, W) as 00000.png, 00001.png, ... into a folder from `claim_folder`.
 
-    What this command wrote there before goes: leftovers would be counted as images.
+    Files of an earlier run of this command are deleted, since other tools count all images.
     """
     from genssl import figures
 
