@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from genssl.config import Config
     from genssl.train.options import Options
 
-SHIPPED = Path("shipped")  # what --config calls the settings of the weights that come with genssl
-NEXT = {"vae": "genssl sample vae -n 64 --out vae.png", "ddpm": "genssl sample ddpm -n 64 --out ddpm.png"}
+SHIPPED = Path("shipped")  # the value of --config for the settings of the shipped weights
 
 
 def register(app: typer.Typer) -> None:
@@ -103,31 +102,31 @@ def train(
         device=device, save_every=save_every, max_minutes=max_minutes, compile=compile, tag=tag, out=out,
         resident_limit=resident_limit, tensorboard=tensorboard, auto_resume=auto_resume,
     )  # fmt: skip
-    launches = gpus > 1 and not is_launched_by_torchrun()
-    if launches and dry_run:
+    is_launcher = gpus > 1 and not is_launched_by_torchrun()
+    if is_launcher and dry_run:
         raise UserError("--dry-run measures one process; leave --gpus away")
     if resume is not None:
         if dry_run or remix or config is not None:
             raise UserError("a resumed run has its own settings; leave --dry-run, --config and --remix away")
         folder = _resumable(resume, method, changes, options)
-        if launches:
+        if is_launcher:
             _launch(gpus, device, max_restarts)
         else:
             _resume(folder, changes, options, as_json)
         return
-    settled = _settle(method, config, changes)
+    resolved = _resolve(method, config, changes)
     if remix:
-        settled = _remixed(settled)
-    _check(settled, options)
-    if launches:
+        resolved = _with_remix(resolved)
+    _check(resolved, options)
+    if is_launcher:
         _launch(gpus, device, max_restarts)
         return
     if dry_run:
-        _dry_run(settled, options, as_json)
+        _dry_run(resolved, options, as_json)
         return
-    if not (yes or as_json or _is_begun(settled, options)):
-        confirm_long([settled], options)
-    _start(settled, options, as_json)
+    if not (yes or as_json or _is_begun(resolved, options)):
+        confirm_long([resolved], options)
+    _start(resolved, options, as_json)
 
 
 def _is_begun(config: "Config", options: "Options") -> bool:
@@ -142,13 +141,13 @@ def _launch(gpus: int, device: str, max_restarts: int) -> None:
     launch(arguments(), gpus, device, max_restarts, echo)
 
 
-def _remixed(config: "Config") -> "Config":
+def _with_remix(config: "Config") -> "Config":
     from genssl.data.registry import remix_name
 
     return config.updated({"data": remix_name(config.data)})
 
 
-def _settle(method: str | None, file: Path | None, changes: dict[str, Any]) -> "Config":
+def _resolve(method: str | None, file: Path | None, changes: dict[str, Any]) -> "Config":
     from genssl import config as configs
     from genssl import files, paths
 
@@ -168,15 +167,15 @@ def _settle(method: str | None, file: Path | None, changes: dict[str, Any]) -> "
 
 
 def _check(config: "Config", options: "Options") -> None:
-    """Refuse what cannot be started, before torch is imported: that takes seconds."""
+    """Check the data and the run folder before torch is imported, which takes seconds."""
     from genssl import run_info, runs
     from genssl.data.registry import require
 
     require(config.data)
     if options.out is None or (is_launched_by_torchrun() and launched_rank() > 0):
-        return  # the first process may have made the folder by now
-    goes_on = options.auto_resume or is_restarted()
-    if not (goes_on and (options.out / run_info.CONFIG).exists()):
+        return  # the main process may have made the folder already
+    continues = options.auto_resume or is_restarted()
+    if not (continues and (options.out / run_info.CONFIG).exists()):
         runs.check_free(options.out)
 
 
@@ -189,7 +188,7 @@ def _start(config: "Config", options: "Options", as_json: bool) -> None:
 
 
 def _resumable(reference: str, method: str | None, changes: dict[str, Any], options: "Options") -> Path:
-    """The folder of the run to resume, found and checked before torch is imported."""
+    """Find and check the run to resume, before torch is imported."""
     from genssl import runs
     from genssl.config import config_class, refuse_changes
 
@@ -214,8 +213,9 @@ def _show_result(folder: Path, as_json: bool) -> None:
     import json
 
     from genssl import run_info
+    from genssl.config import SelfSupervisedConfig
 
-    if launched_rank() > 0:  # the first process says it
+    if launched_rank() > 0:  # the main process prints it
         return
     info = run_info.inspect(folder)
     if as_json:
@@ -225,7 +225,9 @@ def _show_result(folder: Path, as_json: bool) -> None:
     epochs = progress_of(info.epochs_trained, info.config.epochs)
     show_values(f"{folder.name}, epoch {epochs}, {info.state}", info.metrics)
     echo(f"pictures, curves and weights: {folder}")
-    echo(f"next: {NEXT.get(info.config.method, 'genssl knn-eval {method}').format(**vars(info.config))}")
+    name = info.config.method
+    is_encoder = isinstance(info.config, SelfSupervisedConfig)
+    echo(f"next: genssl knn-eval {name}" if is_encoder else f"next: genssl sample {name} --out {name}.png")
 
 
 def _dry_run(config: "Config", options: "Options", as_json: bool) -> None:

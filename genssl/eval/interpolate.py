@@ -1,4 +1,4 @@
-"""Paths between images: through a latent space, or through the noise of a diffusion model."""
+"""Interpolation between images: in a latent space, or through the noise of a diffusion model."""
 
 from typing import Literal
 
@@ -36,11 +36,11 @@ def interpolate_latents(
     Args:
         method: one with latents.
         split: ends are the posterior means of its images 0 and 1, 2 and 3, ...; prior draws when None.
-        rows: how many paths.
-        steps: images on a path, both ends included.
-        shape: linear, or spherical (great circles, with the length interpolated too).
-        seed: of the prior's draws.
-        device: where to compute.
+        rows: number of paths.
+        steps: images per path, both ends included.
+        shape: linear, or spherical (great circles, with the norm interpolated too).
+        seed: random seed of the prior draws.
+        device: of the computation.
 
     Raises:
         UserError: the method cannot do it, or too few images, steps or rows.
@@ -73,7 +73,7 @@ def interpolate_latents(
 
 
 def shares(steps: int) -> list[str]:
-    """Titles of the columns of paths: 0 at one end, 1 at the other."""
+    """Titles of the columns: the interpolation weight, 0 at one end and 1 at the other."""
     return [f"{i / (steps - 1):.2g}" for i in range(steps)]
 
 
@@ -122,16 +122,16 @@ def interpolate_through_noise(
     Args:
         method: one that denoises.
         split: at least 2 `rows` images.
-        rows: how many paths.
-        steps: images on a path, both ends included.
-        seed: of the noise of "noise"; path i's depends on (seed, i) alone.
-        batch_size: images at once; bounds the memory.
+        rows: number of paths.
+        steps: images per path, both ends included.
+        seed: random seed of "noise"; path i depends on (seed, i) alone.
+        batch_size: in images.
         noise_method: "ddim", deterministic: both ends are inverted, and a great circle between them is
             decoded (Song et al. 2021, section 5.3). "noise": both ends get one noise, a straight path
             between them is denoised by the ancestral process (Ho et al. 2020, section 4.4).
-        t_prime: how many steps of noise the ends get; all T for "ddim", T / 2 for "noise" when None.
+        t_prime: noising steps of the ends; all T for "ddim", T / 2 for "noise" when None.
         nfe: network evaluations of "ddim" in each direction; "noise" takes t_prime.
-        tick: told how many images are made, inverted ends included.
+        tick: called with the images done and in total, inverted ends included.
 
     Raises:
         UserError: it does not denoise, images of another size, or numbers that do not fit.
@@ -158,7 +158,7 @@ def interpolate_through_noise(
         "largest_to_mean_step": float((change.amax(1) / change.mean(1).clamp(min=1e-12)).mean()),
     }
     shown = torch.cat([_pairs(ends)[:, :1], path, _pairs(ends)[:, 1:]], 1)
-    note = "each row begins and ends with an original; the path between them holds what became of both"
+    note = "each row begins and ends with an original; the path between them includes their reconstructions"
     how = (
         f"ddim, {nfe} network calls each way"
         if noise_method == "ddim"
@@ -203,20 +203,20 @@ def _deterministic(
     model = _clipped(diffusion)
     latents = []
     for batch in chunks(len(ends), batch_size):
-        keep = _keep(tick, batch, nfe, total)
+        keep = _progress_callback(tick, batch, nfe, total)
         latents.append(ddim_invert(model, diffusion.schedule, ends[batch], nfe, t, keep=keep))
     z = torch.cat(latents).flatten(1)
     circle = spherical_path(z[0::2], z[1::2], steps).transpose(0, 1)  # (rows, steps, D)
     points = circle.reshape(rows * steps, *ends.shape[1:])
     decoded = []
     for batch in chunks(len(points), batch_size):
-        keep = _keep(tick, batch, nfe, total, len(ends))
+        keep = _progress_callback(tick, batch, nfe, total, len(ends))
         decoded.append(ddim(model, diffusion.schedule, points[batch], nfe, t, keep=keep))
     return torch.cat(decoded).view(rows, steps, *ends.shape[1:])
 
 
 def _clipped(diffusion: CanDenoise) -> NoisePredictor:
-    """The network's epsilon made to fit its predicted image when that is kept in [-1, 1]."""
+    """The predicted noise, recomputed from the predicted image clamped to [-1, 1]."""
 
     def model(x: Tensor, t: Tensor) -> Tensor:
         x_start = predict_x_start(diffusion.schedule, x, t, diffusion.network(x, t)).clamp(-1, 1)
@@ -231,8 +231,8 @@ def _stochastic(
 ) -> Tensor:
     """The line between the noised ends (2 rows, C, H, W), denoised: (rows, steps, C, H, W).
 
-    All of a row share their noise, that of the start as well as that of each reverse step: the mixture
-    keeps its variance, and what changes along a row is the share of the two ends alone.
+    All images of a row share the noise of the start and of each reverse step: the mixture keeps its variance,
+    and only the weights of the two ends change along a row.
     """
     rows = len(ends) // 2
     noise = normal((rows, *ends.shape[1:]), generators(seed, "eval", range(rows)), ends.device)
@@ -243,21 +243,21 @@ def _stochastic(
     denoised = []
     for batch in chunks(len(points), batch_size):
         fresh = generators(seed, "sample", [i // steps for i in range(batch.start, batch.stop)])
-        keep = _keep(tick, batch, t + 1, len(points))
+        keep = _progress_callback(tick, batch, t + 1, len(points))
         denoised.append(diffusion.denoise(points[batch], t, fresh, "ancestral", keep=keep))
     return torch.cat(denoised).view(rows, steps, *ends.shape[1:])
 
 
-def _keep(tick: Tick, batch: slice, nfe: int, total: int, before: int = 0) -> Keep:
-    """Tells `tick` of a batch's work at each of its network calls, and keeps nothing."""
-    made = 0
+def _progress_callback(tick: Tick, batch: slice, nfe: int, total: int, before: int = 0) -> Keep:
+    """A sampler callback that reports progress after each network call of a batch."""
+    calls = 0
 
-    def told(_t: int, _x: Tensor) -> None:
-        nonlocal made
-        made += 1
-        tick(before + batch.start + (batch.stop - batch.start) * made // nfe, total)
+    def callback(_t: int, _x: Tensor) -> None:
+        nonlocal calls
+        calls += 1
+        tick(before + batch.start + (batch.stop - batch.start) * calls // nfe, total)
 
-    return told
+    return callback
 
 
 def _pairs(ends: Tensor) -> Tensor:

@@ -24,12 +24,12 @@ BANK = 8192  # rows compared at once for the picture
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the neighbors say in one space.
+class Prediction:
+    """kNN predictions in one feature space.
 
     Attributes:
-        predicted: int64 (M,), a class a test image.
-        accuracy: the share that is right.
+        predicted: int64 (M,), a class per test image.
+        accuracy: fraction of correct ones.
         dimensions: of the space.
     """
 
@@ -52,16 +52,17 @@ def knn_eval(
 ) -> EvalResult:
     """Classify the test images by the `k` train images whose features are nearest by cosine.
 
-    Features are the method's own, in float32 and eval mode, made unit length; all of `train` is the bank.
+    Features are those of the method, in float32 and eval mode, scaled to unit length; all of `train` is the
+    bank.
 
     Args:
         method: in eval mode, on the device of the splits.
         train: the bank.
         test: the queries.
-        k: neighbors that vote, with weight exp(cosine / temperature).
-        temperature: see there.
-        batch_size: images encoded at a time.
-        tick: told the progress.
+        k: number of neighbors, which vote with weight exp(cosine / temperature).
+        temperature: of the votes.
+        batch_size: of the encoder, in images.
+        tick: called with (done, total).
         baselines: also classify raw pixels and the features of an untrained encoder.
 
     Raises:
@@ -70,25 +71,25 @@ def knn_eval(
     labels, test_labels = require_labels(method, train, test)
     _check(k, temperature, train)
 
-    def classify(bank: Tensor, queries: Tensor) -> Answer:
+    def classify(bank: Tensor, queries: Tensor) -> Prediction:
         predicted = []
         for rows in chunks(len(queries), QUERIES):
             predicted.append(knn_predict(bank, labels, queries[rows], len(train.classes), k, temperature))
             tick(rows.stop, len(queries))
         classes = torch.cat(predicted)
-        return Answer(classes, float((classes == test_labels).double().mean()), bank.shape[1])
+        return Prediction(classes, float((classes == test_labels).double().mean()), bank.shape[1])
 
     bank, queries = (extract_features(method.features, split, batch_size, tick) for split in (train, test))
     trained = classify(bank, queries)
-    answers = {f"features of this {method.config.method}": trained}
+    predictions = {f"features of this {method.config.method}": trained}
     picture = _neighbors(bank, queries, train, test)
     del bank, queries
     for name, encoder in _baselines(method, train).items() if baselines else ():
-        answers[name] = classify(
+        predictions[name] = classify(
             *(extract_features(encoder, split, batch_size, tick) for split in (train, test))
         )
     matrix = confusion_matrix(test_labels, trained.predicted, len(test.classes)).cpu()
-    values = _values(answers, trained, labels, test_labels, k, temperature)
+    values = _values(predictions, trained, labels, test_labels, k, temperature)
     values["accuracy_by_class"] = dict(zip(test.classes, class_accuracy(matrix).tolist(), strict=True))
     result = f"{100 * trained.accuracy:.1f} % of {len(test)} test images"
     title = f"kNN, {method.config.method} features: {result}\n(cells: % of a true class)"
@@ -111,8 +112,8 @@ def _baselines(method: Method, split: Split) -> dict[str, Encoder]:
 
 
 def _values(
-    answers: dict[str, Answer],
-    trained: Answer,
+    predictions: dict[str, Prediction],
+    trained: Prediction,
     labels: Tensor,
     test_labels: Tensor,
     k: int,
@@ -122,11 +123,11 @@ def _values(
     rows: list[dict[str, Any]] = [
         {
             "what": name,
-            "dimensions": answer.dimensions,
-            "accuracy": round(answer.accuracy, 6),
-            "standard_error": round(standard_error(answer.accuracy, len(test_labels)), 6),
+            "dimensions": prediction.dimensions,
+            "accuracy": round(prediction.accuracy, 6),
+            "standard_error": round(standard_error(prediction.accuracy, len(test_labels)), 6),
         }
-        for name, answer in answers.items()
+        for name, prediction in predictions.items()
     ]
     rows.append({"what": "always the commonest class", "dimensions": None, "accuracy": round(commonest, 6)})
     return {

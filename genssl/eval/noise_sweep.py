@@ -15,7 +15,7 @@ from torch import Tensor
 from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.eval.noise_figure import Curves, Rows, describe_half, draw_sweep
-from genssl.eval.reconstruct import Counter, Reverse, Trail, check_level
+from genssl.eval.reconstruct import Counter, Reverse, Snapshots, check_level
 from genssl.eval.result import EvalResult, check_size, require_ability
 from genssl.eval.sample import Tick
 from genssl.metrics.knn import knn_predict
@@ -350,9 +350,9 @@ def _rows(diffusion: CanDenoise, image: Tensor, levels: Sequence[int], seed: int
     reverse, rows, titles = Reverse(diffusion, "ancestral"), [], []
     for level in _shown(levels):
         x = to_model(image)
-        trail = Trail(level, SNAPSHOTS, count)
-        noised, restored = reverse(x, level, generators(seed, "eval", [0]), trail)
-        states = [state for _, state in trail.states]
+        trajectory = Snapshots(level, SNAPSHOTS, count)
+        noised, restored = reverse(x, level, generators(seed, "eval", [0]), trajectory)
+        states = [state for _, state in trajectory.states]
         blank = [torch.full_like(x, WHITE).cpu()] * (SNAPSHOTS - len(states))
         rows.append(torch.cat([x.cpu(), noised.cpu(), *states, *blank, restored.cpu()]))
         titles.append(f"t' = {level}, SNR {float(diffusion.schedule.snr[level - 1]):.2g}")

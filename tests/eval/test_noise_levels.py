@@ -15,7 +15,7 @@ from genssl.config import DDPMConfig, VAEConfig
 from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.eval.noise_sweep import make_retrieval, network_calls, pixels, sweep
-from genssl.eval.reconstruct import Reverse, Trail, reconstruct_from
+from genssl.eval.reconstruct import Reverse, Snapshots, reconstruct_from
 from genssl.models.build import build
 from genssl.models.ddpm import DDPM
 from genssl.models.diffusion import NoiseSchedule, linear_schedule
@@ -179,10 +179,10 @@ def test_results_do_not_depend_on_the_batch_size(ddpm: DDPM, split: Split) -> No
 
 def test_snapshots_are_evenly_spaced_between_the_ends() -> None:
     def left(steps: int, wanted: int) -> list[int]:
-        trail = Trail(steps, wanted, lambda t, x: None)
+        trajectory = Snapshots(steps, wanted, lambda t, x: None)
         for t in reversed(range(steps)):
-            trail(t - 1, torch.zeros(1))
-        return [noising for noising, _ in trail.states]
+            trajectory(t - 1, torch.zeros(1))
+        return [noising for noising, _ in trajectory.states]
 
     assert left(100, 4) == [80, 60, 40, 20]
     assert left(4, 8) == [3, 2, 1]
