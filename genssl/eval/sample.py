@@ -171,7 +171,7 @@ def trajectory(method: Method, *, seed: int, options: Mapping[str, Any]) -> Eval
     sample = sampler_of(method, options)
     if "keep" not in inspect.signature(sample).parameters:
         raise UserError(
-            f"a {method.config.method} makes its images in one step; --trajectory needs a diffusion model"
+            f"a {method.config.method} makes its images in one step; choose a diffusion model for --trajectory"
         )
     states: list[Tensor] = []
     left: list[int] = []  # noising steps
