@@ -21,7 +21,7 @@ class Method(nn.Module):
     """
 
     config: Config  # set by `build`
-    epoch: int | None = None  # that the weights are of; set by `checkpoint.load`
+    epoch: float | None = None  # how many epochs the weights were trained; set by `checkpoint.load`
     units: Mapping[str, str] = {}  # of the terms of `loss`, by name, e.g. {"kl": "nats per image"}
 
     @classmethod
