@@ -17,11 +17,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
+import numpy.typing as npt
 
-from genssl.data.cache import Progress
-from genssl.data.writer import LazyTensor, as_lazy
+from genssl.data.cache import Arrays, LazyArray, Progress
 from genssl.errors import FAILED_RUN, UserError
 
 EXTRA = "svhn-extra"
@@ -130,7 +128,7 @@ def read_official(
     progress: Progress | None = None,
     *,
     download: bool = True,
-) -> tuple[dict[str, LazyTensor], tuple[str, ...]]:
+) -> tuple[Arrays, tuple[str, ...]]:
     """Read the official files of a part from `folder`, downloading what is missing.
 
     Every file is compared with its official MD5 at each reading, also one that was put there by hand:
@@ -157,10 +155,10 @@ def read_official(
     else:
         raws = [_read_copy(family, piece, folder, progress) for piece in pieces]
     images = [raw.images for raw in raws]
-    labels = torch.from_numpy(np.concatenate([np.asarray(raw.labels, np.int64) for raw in raws]))
+    labels = np.concatenate([np.asarray(raw.labels, np.int64) for raw in raws])
     shape = (len(labels), *images[0].shape[1:])
-    rows = partial(_rows, images, f"converting {name}", progress)
-    return {"images": LazyTensor(shape, torch.uint8, rows), "labels": as_lazy(labels)}, raws[0].classes
+    read = partial(_rows, images, f"converting {name}", progress)
+    return {"images": LazyArray(shape, "uint8", read), "labels": labels}, raws[0].classes
 
 
 def _read(name: str, family: str, piece: Piece, folder: Path, progress: Progress | None) -> Raw:
@@ -218,15 +216,17 @@ def _unpack_cifar10(folder: Path, destination: Path) -> None:
     extract_archive(folder / file.name, destination)
 
 
-def _rows(images: Sequence[Any], what: str, progress: Progress | None, rows: slice) -> Tensor:
+def _rows(
+    images: Sequence[npt.NDArray[np.uint8]], what: str, progress: Progress | None, rows: slice
+) -> npt.NDArray[np.uint8]:
     """Rows of several arrays laid end to end."""
-    found, start = [], 0
+    pieces, start = [], 0
     for array in images:
-        found.append(array[max(0, rows.start - start) : max(0, rows.stop - start)])
+        pieces.append(array[max(0, rows.start - start) : max(0, rows.stop - start)])
         start += len(array)
     if progress:
         progress(what, rows.stop, start)
-    return torch.from_numpy(np.ascontiguousarray(np.concatenate(found)))
+    return np.ascontiguousarray(np.concatenate(pieces))
 
 
 def file_of(name: str, piece: Piece) -> str:

@@ -13,7 +13,7 @@ from genssl.data import cache as cache_module
 from genssl.data import load as module
 from genssl.data import torchvision_sets, writer
 from genssl.data.cache import split_path, write_split
-from genssl.data.catalogue import catalogue
+from genssl.data.registry import catalogue
 from genssl.data.load import load
 from genssl.data.split import Split
 from genssl.data.synthetic import render

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from genssl.config import Config, DSSLConfig, SelfSupervisedConfig
 from genssl.data.augment import color, geometry, randaugment
+from genssl.data.registry import allows_flips
 from genssl.errors import UserError
 from genssl.pixels import BIN_WIDTH, HALF, to_model
 from genssl.runtime import Randomness, uniform
@@ -48,7 +49,7 @@ def choose_views(config: Config, classes: tuple[str, ...] = ()) -> Views:
 
     Args:
         config: a method's.
-        classes: names of the data's classes; where they are all digits, flip = auto mirrors nothing.
+        classes: names of the data's classes; flip = auto mirrors nothing where they are digits.
 
     Raises:
         UserError: no views have that name, or the config lacks their settings.
@@ -77,8 +78,7 @@ class Standard:
     def __init__(self, config: SelfSupervisedConfig, classes: tuple[str, ...] = ()) -> None:
         """The views of a config; `classes` are the data's, for flip = auto."""
         self.config = config
-        digits = bool(classes) and all(name.isdigit() for name in classes)
-        self.flips = config.flip == "on" or (config.flip == "auto" and not digits)
+        self.flips = config.flip == "on" or (config.flip == "auto" and allows_flips(config.data, classes))
 
     def draws(self, n: int, generator: Randomness) -> dict[str, Tensor]:
         """Chances, each (n, 2, ...): crop, flip, jitter, order, grayscale, blur.
