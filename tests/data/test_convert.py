@@ -1,5 +1,6 @@
 import io
 import multiprocessing
+import os
 import signal
 import subprocess
 import sys
@@ -119,60 +120,65 @@ def test_an_interrupted_conversion_leaves_nothing(
     assert is_right(folder, pictures, path)
 
 
-def built(path: Path, progress: Callable[..., object] | None = None) -> Split | None:
+def built(path: Path, part: str = "train", progress: Callable[..., object] | None = None) -> Split | None:
     """What `load` does with a path."""
     prefix, key = module.cache_keys(path, 8, False)
     return load_or_build(
-        key, ["train"], lambda: module.read(path, 8, False, None, key), prefix=prefix, progress=progress
+        key, [part], lambda: module.read(path, 8, False, None, key), prefix=prefix, progress=progress
     )
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from genssl.data import cache, image_folder
+def kill_at(path: Path, owner: object, name: str, k: int) -> None:
+    """Convert in another process, which is killed at the k-th call of a function, from 0 on."""
+    original, calls = getattr(owner, name), iter(range(1000))
 
-path, when, k = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-owner, name = (image_folder, "decode") if when == "reading" else (cache, "_write_npy")
-original, calls = getattr(owner, name), iter(range(1000))
+    def last(*arguments: object) -> object:
+        if next(calls) == k:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments)
 
-def last(*arguments):
-    if next(calls) == k:
-        print(*os.listdir(os.environ["GENSSL_CACHE"]), flush=True)
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(*arguments)
+    def work() -> None:
+        setattr(owner, name, last)
+        built(path)
 
-setattr(owner, name, last)
-prefix, key = image_folder.cache_keys(path, 8, False)
-cache.load_or_build(key, ["train"], lambda: image_folder.read(path, 8, False, None, key), prefix=prefix)
-"""
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize(("when", "k"), [("reading", 7), ("writing", 0), ("writing", 3)])
+@pytest.mark.parametrize(
+    ("owner", "name", "k"),
+    [(module, "decode", 7), (cache_module, "_write_npy", 0), (cache_module, "_write_npy", 3)],
+)
 @pytest.mark.parametrize("changes", [False, True])
 def test_the_next_conversion_cleans_up_after_a_killed_one(
-    when: str, k: int, changes: bool, tmp_path: Path, put: Put, pictures: dict[str, bytes], cache: Path
+    owner: object,
+    name: str,
+    k: int,
+    changes: bool,
+    tmp_path: Path,
+    put: Put,
+    pictures: dict[str, bytes],
+    cache: Path,
 ) -> None:
     path = put(tmp_path / "set.tar", pictures)
-    child = subprocess.run(
-        [sys.executable, "-c", KILLED, str(path), when, str(k)], capture_output=True, text=True, check=False
-    )
-    assert child.returncode == -signal.SIGKILL
-    assert any(name.endswith(".tmp") for name in child.stdout.split())
+    kill_at(path, owner, name, k)
     assert any(name.endswith(".tmp") for name in left(cache))
-    if changes:  # under another key of the same source then
+    if changes:  # then the key is another one, of the same source
         put(path, pictures | {"set/train/cat/3.png": pictures["set/train/cat/0.png"]})
-    split = built(path)
-    assert split is not None
-    assert torch.equal(split.images[:3], reference(pictures, path)["train"].images[:3])
-    assert len(split) == 6 + changes
+    for part, expected in reference(pictures, path).items():
+        split = built(path, part)
+        assert split is not None
+        assert torch.equal(split.images[:3], expected.images[:3])
+        assert len(split) == 6 + (changes and part == "train")
     key = module.cache_keys(path, 8, False)[1]
     assert [name for name in left(cache) if not name.endswith(".lock")] == [f"{key}-test", f"{key}-train"]
 
 
 def build_in_turn(path: Path, results: "multiprocessing.SimpleQueue[list[object]]") -> None:
     waiting: list[str] = []
-    split = built(path, lambda text, *_: waiting.append(text))
+    split = built(path, progress=lambda text, *_: waiting.append(text))
     results.put([len(waiting), split is not None and split.digest])
 
 

@@ -183,8 +183,8 @@ def test_orders_are_uniform() -> None:
 def test_digits_are_not_mirrored_unless_asked(config: type) -> None:
     images = photos(40, 8, 8)
 
-    def mirrored(flip: str, classes: tuple[str, ...]) -> bool:
-        views = choose_views(config(**OFF | {"flip": flip}), classes)
+    def mirrored(flip: str, classes: tuple[str, ...], data: str = "photos") -> bool:
+        views = choose_views(config(**OFF | {"flip": flip, "data": data}), classes)
         view = views(images, views.draws(40, generator(0, "views")))[0]
         return bool((view - to_model(images).flip(3)).abs().amax((1, 2, 3)).min() < 1e-5)
 
@@ -194,6 +194,8 @@ def test_digits_are_not_mirrored_unless_asked(config: type) -> None:
     assert mirrored("auto", (*DIGITS, "ten"))
     assert mirrored("auto", ())
     assert not mirrored("off", ("cat", "dog"))
+    assert not mirrored("auto", (), "svhn")
+    assert mirrored("auto", (), "cifar10")
 
 
 @pytest.mark.parametrize("kind", [SimSiamConfig, DSSLConfig])
