@@ -125,7 +125,7 @@ REMIX_SEED = 0  # one remix for everybody, whatever the seed of a run
 
 
 def remix(train: Split, test: Split, part: str, progress: Progress | None = None) -> Split:
-    """One part of the pool of both parts, split anew; as large as the part was, with as many of each class.
+    """One part of the pool of both parts, split again; as large as the part was, with as many of each class.
 
     The pool is train, then test. The pooled rows of each class are permuted by the stream (REMIX_SEED,
     "remix", label), and the first of them, as many as train had, become train. Within a part, rows keep the

@@ -60,7 +60,7 @@ def check_copies(source: str, path: Path, progress: Progress | None = None) -> P
     Args:
         source: as for `official_files`.
         path: one of the files, the others beside it, or the folder that contains them.
-        progress: told which file is checked.
+        progress: called with the file that is checked.
 
     Raises:
         UserError: a file is missing, or its MD5 is not the official one.
@@ -138,11 +138,11 @@ def read_official(
         name: "svhn", "svhn-extra" (whose train part is SVHN's with the extra digits after it) or "cifar10".
         part: "train" or "test".
         folder: where the official files are, or shall be.
-        progress: told which file is read, then which rows are asked for.
+        progress: called with the file that is read, then with the rows that are converted.
         download: False: `folder` belongs to the user; nothing is downloaded or written there.
 
     Returns:
-        Images (N, 3, 32, 32) and labels (N,), laid out anew as their rows are asked for, so that there is
+        Images (N, 3, 32, 32) and labels (N,), laid out again as their rows are asked for, so that there is
         no second copy of what torchvision holds; and the classes.
 
     Raises:
@@ -171,7 +171,7 @@ def _read(name: str, family: str, piece: Piece, folder: Path, progress: Progress
         try:
             return READERS[family](folder, piece, False)
         except RuntimeError:  # of torchvision: no file, or one with another MD5
-            require_answer(next(each.url for each in official_files(name) if each.name == file.name))
+            require_answer(next(source.url for source in official_files(name) if source.name == file.name))
             with _network_timeout():
                 return READERS[family](folder, piece, True)
     except (OSError, RuntimeError, EOFError, http.client.HTTPException, tarfile.TarError) as error:

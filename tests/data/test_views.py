@@ -52,7 +52,7 @@ class Chances:
         image = peer.resized_crop(image, top, left, h, w, size, bilinear, antialias=False)
         return image.flip(2) if self.draws["flip"][0] < 0.5 else image
 
-    def colour(self, image: Tensor) -> Tensor:
+    def color(self, image: Tensor) -> Tensor:
         whether, *signed = self.draws["jitter"]
         signed = [2 * chance - 1 for chance in signed]
         operations = [
@@ -83,7 +83,7 @@ def test_views_are_torchvisions_one_after_the_other(height: int, width: int) -> 
     for i, image in enumerate(images):
         for v in range(2):
             chances = Chances({name: chance[i, v].tolist() for name, chance in draws.items()}, config)
-            expected = 255 * chances.colour(chances.crop(image / 255))
+            expected = 255 * chances.color(chances.crop(image / 255))
             levels = 128 * (found[v][i] + 1) - 0.5
             # The only difference is torchvision's weight of red, 0.2989 for 0.299, which contrast, saturation
             # and gray use: a quarter of 255 * 1e-4 each, times what follows
