@@ -7,9 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-# How often processes were started again: torchrun's count, and that of `genssl train --gpus`
-RESTART_COUNTS = ("TORCHELASTIC_RESTART_COUNT", "GENSSL_RESTARTS")
-
 _ARGUMENTS: ContextVar[tuple[str, ...] | None] = ContextVar("arguments", default=None)
 
 
@@ -33,9 +30,9 @@ def is_launched_by_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def is_restarted() -> bool:
-    """Whether torchrun or `genssl train --gpus` started this process again after one was lost."""
-    return any(int(os.environ.get(name, "0")) > 0 for name in RESTART_COUNTS)
+def restart_count() -> int:
+    """How often torchrun has started the processes again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def arguments() -> tuple[str, ...]:

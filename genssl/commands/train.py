@@ -7,7 +7,7 @@ import typer
 
 from genssl.commands import _options
 from genssl.commands._console import TrainingScreen, confirm_long, echo, show_values
-from genssl.environment import arguments, is_launched_by_torchrun, is_restarted, launched_rank
+from genssl.environment import arguments, is_launched_by_torchrun, launched_rank, restart_count
 from genssl.errors import UserError
 from genssl.run_info import progress_of
 
@@ -140,7 +140,7 @@ def _is_begun(config: "Config", how: "Options") -> bool:
 def _launch(gpus: int, device: str, max_restarts: int) -> None:
     from genssl.train.ddp import launch
 
-    launch(arguments(), gpus, device, max_restarts, echo)
+    launch(arguments(), gpus, device, max_restarts)
 
 
 def _remixed(config: "Config") -> "Config":
@@ -176,7 +176,7 @@ def _check(config: "Config", how: "Options") -> None:
     require(config.data)
     if how.out is None or (is_launched_by_torchrun() and launched_rank() > 0):
         return  # the first process may have made the folder by now
-    goes_on = how.go_on or is_restarted()
+    goes_on = how.go_on or restart_count() > 0
     if not (goes_on and (how.out / run_info.CONFIG).exists()):
         runs.check_free(how.out)
 

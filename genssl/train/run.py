@@ -15,6 +15,7 @@ from genssl.data.loader import Loader, make_loader
 from genssl.data.registry import short_name
 from genssl.data.split import Split
 from genssl.data.subset import limit_split
+from genssl.environment import restart_count
 from genssl.errors import FAILED_RUN, Echo, UserError
 from genssl.models.build import build
 from genssl.run_info import epochs_of, progress_of
@@ -38,7 +39,7 @@ def follow(training: Training, watch: Monitor) -> Path:
         Echo: the run was stopped.
     """
     with StopSignals() as signals:
-        folder = distributed.receive_folder()
+        folder = Path(distributed.broadcast(""))
         for step in training.steps():
             whole = step.step % training.steps_per_epoch == 0
             if whole:
@@ -114,7 +115,7 @@ class RunInProgress:
         self.folder = folder
         folder.title = figures.run_title(self.config.method, short_name(self.config.data))
         folder.units = self.training.inference.units
-        distributed.broadcast_folder(folder.path)
+        distributed.broadcast(str(folder.path))
         if self.options.tensorboard:
             self.board = TensorBoardLogger(folder.path, self.history[-1]["step"] if self.history else 0)
         self._announce()
@@ -330,12 +331,12 @@ def _mention_unfinished(config: Config, options: Options, listen: Listener) -> N
 
 
 def _begun(config: Config, options: Options) -> Path | None:
-    """The run to continue, the same in every process: after a restart what was lost, else `go_on`'s."""
-    found = distributed.noted_folder() if distributed.restart_count() > 0 else None
-    if found is None and options.go_on and distributed.is_main_process():
-        found = runs.begun(config, options.tag, options.out, arm=options.arm)
-    path = distributed.broadcast(str(found or ""))
-    return Path(path) if path else None
+    """The run to continue with `go_on` or after a restart, the same in every process; None: start a new one."""
+    path = None
+    if distributed.is_main_process() and (options.go_on or restart_count() > 0):
+        path = runs.begun(config, options.tag, options.out, arm=options.arm)
+    text = distributed.broadcast(str(path or ""))
+    return Path(text) if text else None
 
 
 def resume(path: Path, changes: Mapping[str, Any], options: Options, listen: Listener = silent) -> Path:
