@@ -66,8 +66,8 @@ def check_batch_divides(batch_size: int) -> None:
 def launch(arguments: Sequence[str], count: int, device: str, max_restarts: int) -> None:
     """Carry out `genssl ARGUMENTS` in `count` processes under torchrun, and wait for them.
 
-    When a process dies, torchrun ends the others, and starts all of them again up to `max_restarts` times; they
-    go on from the last saved state.
+    When a process dies, torchrun ends the others, and starts all of them again up to `max_restarts` times;
+    they go on from the last saved state.
 
     Args:
         arguments: those of the command, as typed.

@@ -331,7 +331,7 @@ def _mention_unfinished(config: Config, options: Options, listen: Listener) -> N
 
 
 def _begun(config: Config, options: Options) -> Path | None:
-    """The run to continue with `go_on` or after a restart, the same in every process; None: start a new one."""
+    """The run to continue (`go_on`, or a restart), the same in every process; None: start a new one."""
     path = None
     if distributed.is_main_process() and (options.go_on or restart_count() > 0):
         path = runs.begun(config, options.tag, options.out, arm=options.arm)
