@@ -46,7 +46,7 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Optimizer groups. A group may set `constant_rate`: True to stay out of the schedule."""
+        """Optimizer groups. A group may set `fix_lr`: True to stay out of the schedule."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
     def after_step(self, progress: float) -> None:
