@@ -75,7 +75,7 @@ class Config(BaseModel):
         return data
 
     def rate_for(self, batch_size: int) -> float:
-        """The learning rate for a batch size: with `base_batch_size`, proportional to it (Goyal et al. 2017)."""
+        """The learning rate for a batch size: proportional to it (Goyal et al. 2017) if a base is given."""
         if self.base_batch_size is None:
             return self.learning_rate
         return self.learning_rate * batch_size / self.base_batch_size

@@ -47,7 +47,7 @@ def lr_factor(config: Config, step: int, steps_per_epoch: int) -> float:
         return (step + 1) / (warmup + 1)
     if config.schedule == "constant":
         return 1.0
-    # Half a cosine from 1 to 0 over the steps after the warm-up (Loshchilov and Hutter 2017, without restarts)
+    # Half a cosine from 1 to 0 over the steps after the warm-up (Loshchilov and Hutter 2017)
     progress = (step - warmup) / max(1.0, config.epochs * steps_per_epoch - warmup)
     return 0.5 * (1 + math.cos(math.pi * progress))
 
@@ -64,8 +64,8 @@ class Guard:
     """Keeps a step whose loss or gradient is not finite from reaching anything, without a host read.
 
     The flag is a tensor on the device. Once raised it stays up: the fused optimizer skips every further
-    update, and what the forward pass or `after_step` wrote (batch-norm statistics, an EMA target) is put back,
-    so that the method is exactly as it was before the first bad step when the host reads the flag.
+    update, and what the forward pass or `after_step` wrote (batch-norm statistics, an EMA target) is put
+    back, so that the method is exactly as it was before the first bad step when the host reads the flag.
     """
 
     def __init__(self, method: nn.Module, device: torch.device) -> None:
@@ -112,8 +112,9 @@ def optimizer_step(optimizer: torch.optim.Optimizer, guard: Guard) -> None:
 class EMA(nn.Module):
     """Exponential moving average of a method's weights, by torch's AveragedModel.
 
-    ema <- ema + (1 - d) (weights - ema), with the decay d = min(decay, (1 + k) / (10 + k)) after k updates: it
-    warms up, so that the average of a short run does not hold the initial weights. A raised guard stops it.
+    ema <- ema + (1 - d) (weights - ema), with the decay d = min(decay, (1 + k) / (10 + k)) after k updates:
+    it warms up, so that the average of a short run does not hold the initial weights. A raised guard stops
+    it.
     """
 
     def __init__(self, method: nn.Module, decay: float, guard: Guard) -> None:
