@@ -215,7 +215,7 @@ def gathered_width(config: Config) -> int:
 def state(training: Training) -> list[Tensor]:
     """Weights, gradients, the optimiser's moments, the average, and the guard's copies."""
     weights = list(training.method.parameters())
-    averages = [] if training.average is None else list(training.average.parameters())
+    averages = [] if training.ema is None else list(training.ema.parameters())
     moments = tensors(training.optimizer.state_dict()["state"])
     return [*weights, *(p for p in weights if p.requires_grad), *moments, *averages, *training.guard.copies]
 

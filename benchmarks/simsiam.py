@@ -173,7 +173,7 @@ def own_epochs(device: torch.device) -> None:
         start = time.perf_counter()
         take_epoch(training, steps)
         plain.append(time.perf_counter() - start)
-        watch.neighbours(training.inference)  # returns floats, so that it waits
+        watch.knn(training.inference)  # returns floats, so that it waits
         both.append(time.perf_counter() - start)
     print(f"seconds an epoch, {TRAIN:,} images, batch {EPOCH_BATCH}, {training.precision}, {EPOCHS} epochs")
     print(f"  without kNN {spread(plain[1:])}; 100 epochs {statistics.median(plain[1:]) / 0.6:.1f} min")

@@ -1,7 +1,4 @@
-"""Checkpoints: safetensors and JSON, never pickle. Save, load, inspect, verify.
-
-`inspect` reads headers, and does so without torch, which takes seconds to import.
-"""
+"""Weights on disk: safetensors and JSON, never pickle."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from genssl import files
 from genssl.errors import FAILED_RUN, UserError
-from genssl.run_info import FORMAT, MODEL, STATE, _config_in, _model_file
+from genssl.run_info import FORMAT, MODEL, STATE, _config_in, _model_file, epochs_trained
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +46,8 @@ def load(path: Path, device: "torch.device | str" = "cpu") -> "Method":
     method = build(config)
     _check_fit(method, tensors, file)
     method.load_state_dict(tensors)
-    method.epoch = int(metadata["epoch"])
+    metrics = json.loads(metadata.get("metrics", "{}"))
+    method.epoch = epochs_trained(int(metadata["epoch"]), metrics)
     return method.to(device).eval().requires_grad_(False)
 
 

@@ -21,6 +21,8 @@ from pydantic import (
 from genssl.errors import UserError
 
 SHORT = {"lr": "learning_rate", "bs": "batch_size", "wd": "weight_decay"}  # what people type
+# Names of earlier versions, still read everywhere: in files, and from the command line
+RENAMED = {"rate_batch_size": "base_batch_size", "constant_predictor_rate": "fix_predictor_lr"}
 AnyConfig = TypeVar("AnyConfig", bound="Config")
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -37,16 +39,16 @@ class Config(BaseModel):
 
     # Data
     data: str = "svhn"  # svhn, svhn-extra, cifar10, synthetic, or a path; with -remix after it, split anew
-    limit: PositiveInt | None = None  # train on the first so many images of the shuffled train split
+    limit: PositiveInt | None = None  # train on this many images of the shuffled train split
     skip_bad: bool = False  # leave unreadable files out
     image_size: PositiveInt = 32  # pixels a side
 
-    # Optimisation
+    # Optimization
     epochs: PositiveInt = 70
     batch_size: int = Field(64, ge=2)  # batch norm has no use for one image
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: PositiveFloat = 1e-4
-    rate_batch_size: PositiveInt | None = None  # learning_rate is for steps of so many images; none: of any
+    base_batch_size: PositiveInt | None = None  # learning_rate is for this batch size; none: for any
     momentum: Fraction = 0.9  # of SGD
     weight_decay: NonNegativeFloat = 0.0
     schedule: Literal["constant", "cosine"] = "constant"  # of the learning rate over the whole run
@@ -58,7 +60,7 @@ class Config(BaseModel):
     seed: NonNegativeInt = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
-    # What is looked at while training
+    # What is measured and drawn while training
     sample_every: NonNegativeInt = 5  # epochs between pictures; 0: none
     knn_every: NonNegativeInt = 0  # epochs between nearest-neighbour accuracies of the features; 0: none
 
@@ -73,10 +75,10 @@ class Config(BaseModel):
         return data
 
     def rate_for(self, batch_size: int) -> float:
-        """The learning rate for steps of so many images: scaled linearly (Goyal et al. 2017) if asked for."""
-        if self.rate_batch_size is None:
+        """The learning rate for a batch size: proportional to it (Goyal et al. 2017) if a base is given."""
+        if self.base_batch_size is None:
             return self.learning_rate
-        return self.learning_rate * batch_size / self.rate_batch_size
+        return self.learning_rate * batch_size / self.base_batch_size
 
     def to_json(self) -> str:
         """Indented JSON that `read` turns into the same config."""
@@ -118,7 +120,7 @@ def parse_repeated_settings(settings: list[str]) -> dict[str, list[Any]]:
         if not equals or not name.strip():
             raise UserError(f"--set takes key=value, not {setting!r}")
         name = name.strip().replace("-", "_")
-        values = parsed.setdefault(SHORT.get(name, name), [])
+        values = parsed.setdefault((SHORT | RENAMED).get(name, name), [])
         value = _parse_value(text.strip())
         if value not in values:
             values.append(value)
@@ -160,14 +162,18 @@ def _parse_value(value: str) -> Any:
 
 
 def checked_names(kind: type[Config], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of `changes` whose names are all settings of `kind`; else a UserError with the closest name."""
+    """A copy of `changes` whose names are all settings of `kind`; else a UserError with the closest name.
+
+    Settings with names of earlier versions get those of this one.
+    """
+    changes = {RENAMED.get(name, name): value for name, value in changes.items()}
     for name in changes:
         if name not in kind.model_fields:
             raise UserError(
                 f"unknown setting {name!r}{hint(name, kind.model_fields)}; "
                 f"`genssl train {kind.model_fields['method'].default} --dry-run` lists them"
             )
-    return dict(changes)
+    return changes
 
 
 def validated(kind: type[AnyConfig], values: Mapping[str, Any]) -> AnyConfig:
@@ -252,7 +258,7 @@ class SelfSupervisedConfig(Config):
     batch_size: int = Field(512, ge=2)
     optimizer: Literal["adam", "adamw", "sgd"] = "sgd"
     learning_rate: PositiveFloat = 0.03
-    rate_batch_size: PositiveInt | None = 256
+    base_batch_size: PositiveInt | None = 256
     weight_decay: NonNegativeFloat = 5e-4
     schedule: Literal["constant", "cosine"] = "cosine"
     knn_every: NonNegativeInt = 5
@@ -288,7 +294,7 @@ class _SiameseConfig(SelfSupervisedConfig):
     output_norm: bool = True  # a batch norm after the projector's last layer, without scale and offset
     predictor: Literal["mlp", "identity", "fixed"] = "mlp"  # fixed: an MLP that keeps its initial weights
     predictor_hidden: PositiveInt = 512
-    constant_predictor_rate: bool = True  # the predictor stays out of the learning rate's schedule
+    fix_predictor_lr: bool = True  # keep the predictor's learning rate out of the schedule
 
 
 class SimSiamConfig(_SiameseConfig):

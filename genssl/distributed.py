@@ -7,10 +7,8 @@ import contextlib
 import gc
 import importlib
 import os
-import tempfile
 import traceback
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,43 +17,41 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from genssl.environment import RESTART_COUNTS
+from genssl.environment import restart_count
 from genssl.errors import LOST_PROCESS, Echo, UserError
 
-LAUNCHER = (
-    "GENSSL_LAUNCHER"  # set by `genssl train --gpus`, which itself tells that a process was lost: a file
-)
+# Set by `genssl train --gpus`, which reports the loss of a process itself
+LAUNCHER = "GENSSL_LAUNCHER"
 LOST = ("closed by peer", "connection reset", "connection refused", "broken pipe", "remote process")
 
 
 def launched_world_size() -> int:
-    """How many processes torchrun started; 1 without it."""
+    """Number of processes that torchrun started; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def restart_count() -> int:
-    """How often the processes were started again, by torchrun or by `genssl train --gpus`."""
-    return sum(int(os.environ.get(name, "0")) for name in RESTART_COUNTS)
-
-
 def world_size() -> int:
-    """How many processes have joined; 1 outside `joined`."""
+    """Number of processes in the group; 1 outside of one."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Rank of this process; 0 outside of a group."""
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def is_main_process() -> bool:
     """Whether this process writes, draws and reports: that of rank 0, or the only one."""
-    return not dist.is_initialized() or dist.get_rank() == 0
+    return rank() == 0
 
 
 def shard(n: int) -> slice:
     """This process's rows of n, in the order of the ranks: nothing is padded, nothing dropped."""
-    rank = dist.get_rank() if dist.is_initialized() else 0
-    return slice(n * rank // world_size(), n * (rank + 1) // world_size())
+    return slice(n * rank() // world_size(), n * (rank() + 1) // world_size())
 
 
 def init(device: torch.device) -> bool:
-    """Join the processes that torchrun started; whether that was to be done.
+    """Join the processes that torchrun started; whether there was a group to join.
 
     Tensors of the host travel by gloo, those of CUDA devices by NCCL.
     """
@@ -66,12 +62,12 @@ def init(device: torch.device) -> bool:
     # DistributedDataParallel imports it, and its functions take the group of that moment as a default:
     # imported after the group is made, it would keep the group and its threads until the interpreter ends
     importlib.import_module("torch.distributed.nn.functional")
-    store, rank, size = next(rendezvous("env://"))
-    # torchrun keeps its store over restarts: without a name of its own, an attempt may read the addresses of
+    store, number, size = next(rendezvous("env://"))
+    # torchrun keeps its store over restarts: without a prefix, an attempt may read the addresses of
     # processes that are dead
     store = dist.PrefixStore(f"genssl/{restart_count()}", store)  # type: ignore[attr-defined]
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    dist.init_process_group(backend, store=store, rank=number, world_size=size)
     return True
 
 
@@ -90,32 +86,33 @@ def shutdown() -> None:
 def process_group(device: torch.device) -> Iterator[None]:
     """Join the other processes for as long as the context is open; inside of another one, nothing.
 
-    The method in training must not outlive the context (see `leave`): keep it in a function called inside.
-    After an error the local variables of such functions are dropped here, from the error's traceback.
+    The method in training must not outlive the context (see `shutdown`): keep it in a function called
+    inside. After an error the local variables of such functions are dropped here, from the traceback.
 
     Where another process is lost, one that uses NCCL ends without leaving, which would wait for the lost one.
 
     Raises:
-        UserError: another process was lost; told once for all of them. In others than the first one, and
-            where `genssl train --gpus` waits for all of them and tells it, an Echo.
+        UserError: another process was lost; said once for all of them. In others than the first one, and
+            under `genssl train --gpus`, which says it, an Echo.
     """
     if dist.is_initialized():
         yield
         return
-    mine = False
+    joined = False
     try:
-        mine = init(device)
+        joined = init(device)
         yield
     except BaseException as error:
-        if mine:
+        if joined:
             traceback.clear_frames(error.__traceback__)
         if not _is_loss(error):
             raise
-        mine = mine and device.type != "cuda"
+        joined = joined and device.type != "cuda"
         kind = UserError if is_main_process() and LAUNCHER not in os.environ else Echo
-        raise kind(f"another process of this run has ended; {_advice()}", LOST_PROCESS) from error
+        message = "another process of this run has ended; `genssl train --resume RUN` continues it"
+        raise kind(message, LOST_PROCESS) from error
     finally:
-        if mine:
+        if joined:
             shutdown()
 
 
@@ -129,7 +126,7 @@ def _is_loss(error: BaseException) -> bool:
 
 
 def all_reduce_max(code: int) -> int:
-    """The largest of all processes' codes: what one wants, all do. A host read; none of the device."""
+    """The largest of all processes' codes. A read by the host of the host; none of the device."""
     if world_size() == 1:
         return code
     largest = torch.tensor(code)
@@ -141,43 +138,9 @@ def broadcast(text: str) -> str:
     """The first process's text, in every process."""
     if world_size() == 1:
         return text
-    content = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8)
-    length = torch.tensor(len(content))
-    dist.broadcast(length, 0)
-    received = content if is_main_process() else torch.empty(int(length), dtype=torch.uint8)
-    dist.broadcast(received, 0)
-    return bytes(received.tolist()).decode().strip()
-
-
-def broadcast_folder(path: Path) -> None:
-    """Tell the other processes where the run is kept, and make a note for those that follow a restart."""
-    broadcast(str(path))
-    if note := _note():
-        note.write_text(str(path), encoding="utf-8")
-
-
-def receive_folder() -> Path:
-    """The other side of `tell_folder`."""
-    return Path(broadcast(""))
-
-
-def noted_folder() -> Path | None:
-    """Where the run is kept that these processes, or those before a restart, have begun; None if none is."""
-    note = _note()
-    return Path(note.read_text(encoding="utf-8")) if note and note.exists() else None
-
-
-def _note() -> Path | None:
-    """The launcher's file, else one for this start of torchrun; on several computers there is none."""
-    if launcher := os.environ.get(LAUNCHER):
-        return Path(launcher)
-    start = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    return None if start == "none" else Path(tempfile.gettempdir()) / f"genssl-{start}"
-
-
-def _advice() -> str:
-    folder = noted_folder()
-    return f"`genssl train --resume {folder}` continues" if folder else "start the command again"
+    texts = [text]
+    dist.broadcast_object_list(texts, src=0, device=torch.device("cpu"))
+    return texts[0]
 
 
 def all_reduce_mean(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -185,47 +148,45 @@ def all_reduce_mean(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     detached = {name: value.detach() for name, value in values.items()}
     if world_size() == 1:
         return detached
-    together = torch.stack(
+    stacked = torch.stack(
         [value.to(torch.promote_types(value.dtype, torch.float32)) for value in detached.values()]
     )
-    dist.all_reduce(together)
-    return dict(zip(detached, together / world_size(), strict=True))
+    dist.all_reduce(stacked)
+    return dict(zip(detached, stacked / world_size(), strict=True))
 
 
 class _AllReduceSum(torch.autograd.Function):
-    """The sum over processes. Its adjoint is the sum over processes of the gradients."""
+    """The sum over processes, whose adjoint is the sum over processes of the gradients.
+
+    torch 2.14 deprecates its own, torch.distributed.nn.functional.all_reduce, and refuses to compile it; what
+    it names instead is private.
+    """
 
     @staticmethod
-    def forward(ctx: Any, mine: Tensor) -> Tensor:
-        found = mine.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(found)
-        return found
+    def forward(ctx: Any, local: Tensor) -> Tensor:
+        total = local.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        found = gradients[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(found)
-        return found
+        return _AllReduceSum.forward(ctx, gradients[0])
 
 
-def all_reduce_sum(mine: Tensor) -> Tensor:
-    """The sum over processes of a tensor that has the same shape in each, with gradients."""
-    found: Tensor = mine if world_size() == 1 else _AllReduceSum.apply(mine)
-    return found
-
-
-def all_gather(mine: Tensor, n: int | None = None) -> Tensor:
-    """The rows of all processes in the order of their ranks, with gradients: (n, D).
+def all_gather(local: Tensor, n: int | None = None) -> Tensor:
+    """The rows of all processes in the order of their ranks, with gradients: (n, ...).
 
     Each process adds its rows, surrounded by zeros, so that the result is the same to the bit whoever holds
-    which row.
+    which row, and shards need not be equal.
 
     Args:
-        mine: (share of n, D), this process's rows.
-        n: how many rows there are in all; `count()` times as many as here when None.
+        local: (shard of n, ...), this process's rows.
+        n: how many rows there are in all; as many in each process as here when None.
     """
     if world_size() == 1:
-        return mine
-    n = n or world_size() * len(mine)
+        return local
+    n = n or world_size() * len(local)
     rows = shard(n)
-    return all_reduce_sum(F.pad(mine, (0, 0, rows.start, n - rows.stop)))
+    padding = (0, 0) * (local.ndim - 1) + (rows.start, n - rows.stop)
+    gathered: Tensor = _AllReduceSum.apply(F.pad(local, padding))
+    return gathered

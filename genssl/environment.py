@@ -1,21 +1,28 @@
-"""The command line that is carried out, and the rank that torchrun gave this process. No torch."""
+"""What a result depends on besides its settings: command line, processes, versions. No torch."""
 
 import os
+import platform
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from importlib import metadata
+from pathlib import Path
+from typing import Any
 
-# How often processes were started again: torchrun's count, and that of `genssl train --gpus`
-RESTART_COUNTS = ("TORCHELASTIC_RESTART_COUNT", "GENSSL_RESTARTS")
-
+PACKAGES = (
+    "genssl", "torch", "torchvision", "numpy", "scipy", "scikit-learn", "pillow", "safetensors", "pydantic",
+    "typer", "rich", "filelock", "psutil",
+)  # fmt: skip
+SOURCE = Path(__file__).parent
 _ARGUMENTS: ContextVar[tuple[str, ...] | None] = ContextVar("arguments", default=None)
 
 
 @contextmanager
 def record_arguments(arguments: Sequence[str]) -> Iterator[None]:
-    """What happens inside is done by `genssl` with these arguments; one command may carry out another."""
+    """Inside, `genssl` runs with these arguments; one command may run another."""
     token = _ARGUMENTS.set(tuple(arguments))
     try:
         yield
@@ -24,7 +31,7 @@ def record_arguments(arguments: Sequence[str]) -> Iterator[None]:
 
 
 def launched_rank() -> int:
-    """Which of the processes of a run this one is; 0 where there is one."""
+    """Rank that torchrun gave this process; 0 where there is one process."""
     return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
 
 
@@ -33,18 +40,54 @@ def is_launched_by_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def is_restarted() -> bool:
-    """Whether torchrun or `genssl train --gpus` started this process again after one was lost."""
-    return any(int(os.environ.get(name, "0")) > 0 for name in RESTART_COUNTS)
+def restart_count() -> int:
+    """How often torchrun has started the processes again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def arguments() -> tuple[str, ...]:
-    """What is being carried out; the Python program's own arguments outside of any command."""
-    found = _ARGUMENTS.get()
-    return tuple(sys.argv[1:]) if found is None else found
+    """Arguments of the running command; those of the Python program outside of any."""
+    recorded = _ARGUMENTS.get()
+    return tuple(sys.argv[1:]) if recorded is None else recorded
 
 
 def command_line() -> str:
-    """What a person types to do the same again; the Python program's own line outside of any command."""
-    found = _ARGUMENTS.get()
-    return shlex.join(sys.argv) if found is None else shlex.join(["genssl", *found])
+    """The running command as typed; the Python program's line outside of any."""
+    recorded = _ARGUMENTS.get()
+    return shlex.join(sys.argv) if recorded is None else shlex.join(["genssl", *recorded])
+
+
+def system() -> dict[str, Any]:
+    """Versions of Python, the system and the packages, and the number of CPU cores."""
+    return {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cores": os.cpu_count(),
+        "versions": {package: _version(package) for package in PACKAGES},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def git_revision(source: Path = SOURCE) -> str | None:
+    """Revision of the checkout that this package runs from, with + when it was changed.
+
+    None where the package was installed, be it within somebody's repository.
+    """
+    try:
+        root = Path(_git(source, "rev-parse", "--show-toplevel"))
+        if not (root / "pyproject.toml").is_file() or (root / "genssl").resolve() != source.resolve():
+            return None
+        return _git(source, "describe", "--always", "--dirty=+", "--abbrev=12") or None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(folder: Path, *words: str) -> str:
+    command = ["git", "-C", str(folder), *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()

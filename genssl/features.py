@@ -21,14 +21,14 @@ def extract(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """What `function` makes of each image. Memory beyond the result is that of one batch.
+    """Features of each image. Memory beyond the result is that of one batch.
 
     Args:
         function: images (B, 3, H, W), float in the model's range and channels_last, to (B, D); in eval
             mode and without gradients, if it is a network's.
         images: uint8 (N, 3, H, W), at least one.
         batch_size: images at a time.
-        tick: told how many of the N are done.
+        tick: called with (images done, N).
         device: where the result goes; that of the images when None.
         dtype: of the result.
 
@@ -63,18 +63,19 @@ def extract_sharded(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """What `extract` gives, of which each of several processes extracts its share; all get the whole.
+    """As `extract`, each process its shard of the images; all get the whole result.
 
     Args:
         function: as there.
         images: as there, the same in every process.
         batch_size: as there.
-        tick: told of this process's share.
+        tick: called with the progress of this process's shard.
         device: where the images are taken to, and the result; where they are when None.
         dtype: of the result.
     """
     n = len(images)
-    alone = n < distributed.world_size()  # too few to share
-    mine = images if alone else images[distributed.shard(n)]
-    found = extract(function, mine.to(device or images.device), batch_size, tick, dtype=dtype)
-    return found if alone else distributed.all_gather(found, n)
+    # Fewer images than processes: each process extracts them all
+    is_whole = n < distributed.world_size()
+    local = images if is_whole else images[distributed.shard(n)]
+    features = extract(function, local.to(device or images.device), batch_size, tick, dtype=dtype)
+    return features if is_whole else distributed.all_gather(features, n)

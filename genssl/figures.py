@@ -112,9 +112,9 @@ def _wrapped(text: str, width: float) -> list[str]:
     return lines
 
 
-def run_title(method: str, data: str, epoch: int | None = None) -> str:
+def run_title(method: str, data: str, epoch: float | None = None) -> str:
     """Whose picture it is: "vae on svhn, epoch 70"."""
-    return f"{method} on {data}{'' if epoch is None else f', epoch {epoch}'}"
+    return f"{method} on {data}{'' if epoch is None else f', epoch {epoch:g}'}"
 
 
 def preview(kind: str, images: Tensor, header: str = "") -> Image.Image:

@@ -162,9 +162,16 @@ def begun(
     same = [
         file
         for file in parent.glob(f"*/{run_info.CONFIG}")
-        if numbered.fullmatch(file.parent.name) and files.read_text(file) == config.to_json()
+        if numbered.fullmatch(file.parent.name) and _read_config(file) == config
     ]
     return max(same, key=lambda file: file.stat().st_mtime).parent if same else None
+
+
+def _read_config(file: Path) -> Config | None:
+    try:
+        return configs.read(files.read_text(file), str(file))
+    except UserError:
+        return None
 
 
 def check_free(out: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 from genssl import checkpoint, paths, run_info, runs
 from genssl.config import VAEConfig
 from genssl.errors import UserError
+from genssl.eval.result import header_of
 from genssl.models.build import build
 
 CONFIG = VAEConfig(data="synthetic", width=4, z_dim=3, epochs=3)
@@ -36,6 +37,13 @@ def test_what_is_loaded_is_what_was_saved(root: Path) -> None:
     info = run_info.inspect(folder)
     assert (info.epoch, info.finished, info.metrics, info.name) == (3, True, {"loss": 1.5}, "a")
     assert run_info.verify(folder) == []
+
+
+def test_the_header_of_a_picture_has_the_part_of_an_epoch(root: Path) -> None:
+    folder = root / "cut"
+    folder.mkdir(parents=True)
+    checkpoint.save(build(CONFIG), folder, epoch=1, finished=True, metrics={"epoch": 1.55})
+    assert header_of(checkpoint.load(folder), "8 samples") == "vae on synthetic, epoch 1.55: 8 samples"
 
 
 def test_a_method_is_its_newest_finished_run(root: Path) -> None:

@@ -1,6 +1,9 @@
+from pathlib import Path
+
 import pytest
 
 from genssl import config as configs
+from genssl import run_info, runs
 from genssl.config import Config, VAEConfig, differences, parse_settings
 from genssl.errors import UserError
 
@@ -75,3 +78,36 @@ def test_defaults_are_the_courses() -> None:
     config = VAEConfig()
     assert isinstance(config, Config)
     assert (config.epochs, config.batch_size, config.learning_rate, config.z_dim) == (70, 64, 1e-4, 32)
+
+
+def old_names(config: Config) -> str:
+    """The config's JSON as earlier versions wrote it."""
+    text = config.to_json()
+    for old, new in configs.RENAMED.items():
+        assert f'"{new}"' in text
+        text = text.replace(f'"{new}"', f'"{old}"')
+    return text
+
+
+def test_names_of_earlier_versions_are_read() -> None:
+    config = configs.make("simsiam", {"base_batch_size": 128, "fix_predictor_lr": False})
+    assert configs.read(old_names(config), "here") == config
+    changes = parse_settings(["rate_batch_size=128", "constant-predictor-rate=false"])
+    assert changes == {"base_batch_size": "128", "fix_predictor_lr": "false"}
+    assert configs.make("simsiam", changes) == config
+    assert config.updated({"rate_batch_size": None}).base_batch_size is None
+    with pytest.raises(UserError, match="base_batch_size has 2 values"):
+        parse_settings(["rate_batch_size=128", "base_batch_size=256"])
+
+
+def test_a_run_of_an_earlier_version_is_the_begun_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GENSSL_CHECKPOINTS", str(tmp_path))
+    config = configs.make("simsiam", {"base_batch_size": 128})
+    folder = runs.new_folder(config)
+    (folder / run_info.CONFIG).write_text(old_names(config))
+    damaged = runs.new_folder(config)
+    (damaged / run_info.CONFIG).write_text("{")
+    assert runs.begun(config) == folder
+    assert runs.begun(config.updated({"seed": 1})) is None

@@ -35,8 +35,7 @@ def register(app: typer.Typer) -> None:
 @data_app.command("list")
 def data_list(as_json: _options.Json = False) -> None:
     """List the data sets, and which are downloaded."""
-    from genssl.data.catalogue import catalogue
-    from genssl.data.registry import REMIX_SUFFIX
+    from genssl.data.registry import REMIX_SUFFIX, catalogue
 
     rows = [vars(entry) for entry in catalogue()]
     if as_json:

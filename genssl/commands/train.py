@@ -7,7 +7,7 @@ import typer
 
 from genssl.commands import _options
 from genssl.commands._console import TrainingScreen, confirm_long, echo, show_values
-from genssl.environment import arguments, is_launched_by_torchrun, is_restarted, launched_rank
+from genssl.environment import arguments, is_launched_by_torchrun, launched_rank, restart_count
 from genssl.errors import UserError
 from genssl.run_info import progress_of
 
@@ -138,7 +138,7 @@ def _is_begun(config: "Config", options: "Options") -> bool:
 def _launch(gpus: int, device: str, max_restarts: int) -> None:
     from genssl.train.ddp import launch
 
-    launch(arguments(), gpus, device, max_restarts, echo)
+    launch(arguments(), gpus, device, max_restarts)
 
 
 def _with_remix(config: "Config") -> "Config":
@@ -174,7 +174,7 @@ def _check(config: "Config", options: "Options") -> None:
     require(config.data)
     if options.out is None or (is_launched_by_torchrun() and launched_rank() > 0):
         return  # the main process may have made the folder already
-    continues = options.auto_resume or is_restarted()
+    continues = options.auto_resume or restart_count() > 0
     if not (continues and (options.out / run_info.CONFIG).exists()):
         runs.check_free(options.out)
 

@@ -42,8 +42,8 @@ class Member:
 def members(path: Path) -> Iterator[Member]:
     """The image files of a folder, .tar, .tar.gz or .zip in stored order, in one pass over an archive.
 
-    Hidden files, __MACOSX and files that are not images by their suffix are passed over. Names that are
-    absolute or climb out with .. are cut down to what is left of them: they are labels here, not places.
+    Hidden files, __MACOSX and files that are not images by their suffix are skipped. Names that are
+    absolute or climb out with .. are cut down to what is left of them: they are labels here, not paths.
 
     Raises:
         UserError: nothing is there, it is neither folder nor archive, or the archive is damaged.
@@ -68,7 +68,7 @@ def clean(name: str) -> str | None:
 
 
 def printable(name: str) -> str:
-    """The name with what no terminal and no file of text would take spelt out."""
+    """The name with what no terminal and no file of text would take spelled out."""
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in name)
 
 

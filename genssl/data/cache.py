@@ -1,27 +1,55 @@
-"""Converted splits on disk: written once, under a lock, and memory-mapped from then on."""
+"""Converted splits on disk: written once, under a lock, and memory-mapped from then on.
+
+An entry is a folder `<key>-<part>/` with images.npy, labels.npy and masks.npy (the latter two where there are
+any) and split.json, which says the rest. It is written beside its final name and renamed when it is complete.
+"""
 
 import contextlib
+import hashlib
 import json
 import os
+import shutil
+import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from genssl.errors import UserError
-from genssl.files import read_header, read_tensors
+from genssl.files import write_json
 
 if TYPE_CHECKING:
-    from filelock import BaseFileLock
+    import numpy.typing as npt
     from torch import Tensor
 
     from genssl.data.split import Split
-    from genssl.data.writer import LazyTensor
-
 
 Progress = Callable[[str, int, int | None], None]  # what, how many done, of how many if known
-FORMAT = "1"
-SUFFIX = ".safetensors"
+FORMAT = "2"
+HEADER = "split.json"
+TEMPORARY = ".tmp"  # suffix of a folder that is still being written
+PIECE = 4 * 2**20  # bytes that are computed and written at a time
+
+
+@dataclass(frozen=True)
+class LazyArray:
+    """An array whose rows are computed when they are read.
+
+    Attributes:
+        shape: the first axis counts the rows.
+        dtype: "uint8" or "int64".
+        read: computes the rows of a slice.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    read: "Callable[[slice], npt.NDArray[Any]]"
+
+    def __getitem__(self, rows: slice) -> "npt.NDArray[Any]":
+        return self.read(rows)
+
+
+Arrays = Mapping[str, "LazyArray | npt.NDArray[Any]"]  # images, and labels and masks where there are any
 
 
 def cache_folder() -> Path:
@@ -34,8 +62,8 @@ def cache_folder() -> Path:
 
 
 def split_path(key: str, part: str) -> Path:
-    """Where a part is kept under a key."""
-    return cache_folder() / f"{key}-{part}{SUFFIX}"
+    """The folder of an entry."""
+    return cache_folder() / f"{key}-{part}"
 
 
 def load_or_build(
@@ -44,120 +72,233 @@ def load_or_build(
     build: "Callable[[], Mapping[str, Split]]",
     *,
     source: str = "",
-    place: str = "",
+    prefix: str = "",
     progress: Progress | None = None,
 ) -> "Split | None":
-    """The first of `parts` that is kept under `key`; else build, keep all that was built, and look again.
+    """The first of `parts` that is cached under `key`; else build, write all that was built, and read again.
 
     A hit takes no lock. Of two processes that miss at once the second waits and then reads. A damaged
-    file counts as absent. Where the folder cannot be written, what was built stays in memory, with a
-    warning.
+    entry counts as missing. Where the folder cannot be written, the built splits are returned as they are,
+    with a warning.
 
     Args:
-        key: of everything that decides the content, fit for a file name.
+        key: a function of everything that decides the content, fit for a file name.
         parts: in order of preference.
-        build: gives every part that there is; may give none of `parts`. What it has written to its place
-            itself is not written again.
-        source: where it came from, kept as a note.
-        place: what all keys of this source begin with; files and journals of its other keys are out of date,
-            and go.
-        progress: told when another process is waited for.
+        build: returns every part that exists, maybe none of `parts`. A part that it has written to its
+            entry itself is not written again.
+        source: where the data came from, recorded as a note.
+        prefix: what all keys of this source begin with; entries of its other keys are outdated, and removed.
+        progress: called when another process is waited for.
 
     Returns:
-        The split, memory-mapped where possible; None when the build gave none of `parts`.
+        The split, memory-mapped where possible; None when the build returned none of `parts`.
     """
-    if found := _first(key, parts):
-        return found
-    from genssl.data import writer
-
-    with _lock(cache_folder() / f"{place or key}.lock", progress):
-        if found := _first(key, parts):
-            return found
-        if place:
-            _remove_stale(place, key, writer.JOURNAL)  # they may be what fills the disk
+    if split := _first(key, parts):
+        return split
+    with _lock(cache_folder() / f"{prefix or key}.lock", progress) as locked:
+        if split := _first(key, parts):
+            return split
+        if locked:  # so nobody else is writing: what a killed process has left may be what fills the disk
+            _remove(cache_folder().glob(f".{prefix or key}-*{TEMPORARY}"))
         built = build()
-        _keep(key, built, source)
-        if place:
-            _remove_stale(place, key, (SUFFIX,))
+        _write_missing(key, built, source)
+        if prefix:
+            entries = cache_folder().glob(f"{prefix}-*")
+            _remove(entry for entry in entries if not entry.name.startswith(key))
         return _first(key, parts) or next((built[part] for part in parts if part in built), None)
 
 
 def read_split(path: Path) -> "Split | None":
-    """Read a kept split, memory-mapped; None when the file is missing, damaged or of another format.
+    """Read an entry, memory-mapped; None when it is missing, damaged or of another format.
 
     The content is not hashed: that would take longer than the rest of the start.
     """
+    from genssl.data.split import Split
+
+    header = _header(path)
+    if header is None:
+        return None
     try:
-        tensors, metadata = read_tensors(path, verify=False)
-        split = _from_file(tensors, metadata)
-        usable = metadata["format"] == FORMAT and _consistent(split)
-    except (UserError, KeyError, TypeError, ValueError, OSError):
+        tensors = {name: _mapped(path / f"{name}.npy") for name in header["bytes"]}
+        split = Split(
+            images=tensors["images"],
+            labels=tensors.get("labels"),
+            classes=tuple(header["classes"]),
+            name=header["name"],
+            part=header["part"],
+            digest=header["digest"],
+            masks=tensors.get("masks"),
+        )
+        usable = _consistent(split)
+    except (KeyError, TypeError, ValueError, OSError):
         return None
     return split if usable else None
 
 
 def describe(path: Path) -> tuple[tuple[int, int, int, int], str] | None:
-    """What the header of a kept split says: the shape (N, 3, H, W) of its images, and where it came from.
+    """What the header of an entry says: the shape (N, 3, H, W) of its images, and where they came from.
 
-    None when the file is missing, damaged or of another format; what labels say is not looked at.
+    None when the entry is missing, damaged or of another format. Needs neither torch nor numpy.
     """
-    try:
-        entries, metadata = read_header(path)
-        n, channels, height, width = entries["images"]["shape"]
-        usable = metadata["format"] == FORMAT and entries["images"]["dtype"] == "U8" and n > 0
-    except (UserError, KeyError, TypeError, ValueError):
+    header = _header(path)
+    if header is None:
         return None
-    return ((n, channels, height, width), metadata.get("source", "")) if usable else None
+    try:
+        n, channels, height, width = header["shape"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return (n, channels, height, width), str(header.get("source", ""))
+
+
+def entry_bytes(path: Path) -> int:
+    """What an entry takes on the disk."""
+    return sum(file.stat().st_size for file in path.glob("*"))
 
 
 def write_split(path: Path, split: "Split", source: str = "") -> None:
-    """Write a split atomically as one safetensors file: images, labels, masks; the rest as metadata."""
-    from genssl.data.writer import as_lazy
+    """Write a split as an entry.
 
+    Raises:
+        OSError: the folder cannot be written, or the disk is full.
+    """
     optional = {"labels": split.labels, "masks": split.masks}
-    tensors = {"images": split.images} | {k: v for k, v in optional.items() if v is not None}
-    lazies = {name: as_lazy(tensor) for name, tensor in tensors.items()}
-    write_rows(path, lazies, split.classes, split.name, split.part, split.digest, source)
+    tensors = {"images": split.images} | {name: t for name, t in optional.items() if t is not None}
+    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+    write_arrays(path, arrays, split.classes, split.name, split.part, split.digest, source)
 
 
-def write_rows(
+def write_arrays(
     path: Path,
-    tensors: "Mapping[str, LazyTensor]",
+    arrays: Arrays,
     classes: Sequence[str],
     name: str,
     part: str,
     digest: str | None = None,
     source: str = "",
 ) -> None:
-    """Write a split whose rows are made while they are written; without a digest, it is of the content."""
-    from genssl.data.writer import write_lazy
+    """Write an entry with about PIECE bytes in memory; the digest is that of the content if None.
 
-    metadata = {
-        "format": FORMAT,
-        "name": name,
-        "part": part,
-        "classes": json.dumps(classes),
-        "source": source,
-    }
-    write_lazy(path, tensors, lambda sha256: metadata | {"digest": digest or sha256, "sha256": sha256})
+    Raises:
+        OSError: the folder cannot be written, or the disk is full.
+        ValueError: rows have another shape or type than announced.
+    """
+    temporary = temporary_folder(path)
+    try:
+        content = hashlib.sha256()
+        for kind in sorted(arrays):
+            _write_npy(temporary / f"{kind}.npy", kind, arrays[kind], content.update)
+        header = {
+            "format": FORMAT,
+            "name": name,
+            "part": part,
+            "classes": list(classes),
+            "source": source,
+            "digest": digest or content.hexdigest(),
+            "shape": list(arrays["images"].shape),
+            "bytes": {kind: (temporary / f"{kind}.npy").stat().st_size for kind in sorted(arrays)},
+        }
+        write_json(temporary / HEADER, header)
+        _publish(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def temporary_folder(path: Path) -> Path:
+    """Make a hidden folder beside `path` to write to; the next build of its key removes a leftover."""
+    folder = path.with_name(f".{path.name}-{uuid.uuid4().hex[:12]}{TEMPORARY}")
+    folder.mkdir(parents=True)
+    return folder
+
+
+def store(
+    key: str, part: str, arrays: Arrays, classes: Sequence[str], name: str, digest: str | None = None
+) -> "Split":
+    """Write an entry and return it, memory-mapped; in memory where the cache cannot be written."""
+    import numpy as np
+    import torch
+
+    from genssl.data.split import Split
+    from genssl.files import tensor_digest
+
+    path = split_path(key, part)
+    with contextlib.suppress(OSError):  # load_or_build warns, when it cannot write either
+        write_arrays(path, arrays, classes, name, part, digest)
+    if split := read_split(path):
+        return split
+    whole = {kind: torch.from_numpy(np.concatenate([*_pieces(array)])) for kind, array in arrays.items()}
+    digest = digest or tensor_digest(whole)
+    return Split(whole["images"], whole.get("labels"), tuple(classes), name, part, digest, whole.get("masks"))
+
+
+def _write_npy(
+    path: Path, kind: str, array: "LazyArray | npt.NDArray[Any]", update: Callable[[bytes], None]
+) -> None:
+    """Write an array piece by piece, and hash it as `files.tensor_digest` does.
+
+    The file is written and not memory-mapped: on a full disk a write raises, a mapped page ends the process.
+    """
+    import numpy as np
+
+    shape, dtype = tuple(array.shape), np.dtype(array.dtype)
+    update(f"{kind}|torch.{dtype}|{shape}|".encode())
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for piece in _pieces(array):
+            data = piece.tobytes()
+            update(data)
+            file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _pieces(array: "LazyArray | npt.NDArray[Any]") -> "Iterator[npt.NDArray[Any]]":
+    """The array in pieces of PIECE bytes, each checked against the announced shape and type."""
+    import numpy as np
+
+    n, *rest = array.shape
+    dtype = np.dtype(array.dtype)
+    rows = max(1, PIECE // max(1, dtype.itemsize * int(np.prod(rest))))
+    for start in range(0, n, rows):
+        stop = min(start + rows, n)
+        piece = np.ascontiguousarray(array[start:stop])
+        if piece.dtype != dtype or piece.shape != (stop - start, *rest):
+            raise ValueError(f"rows of shape {piece.shape} and type {piece.dtype} do not fit")
+        yield piece
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    """Rename a complete folder to its final name, where another process may have been quicker."""
+    _remove([path])
+    try:
+        temporary.rename(path)
+    except OSError:
+        if read_split(path) is None:
+            raise
 
 
 def _first(key: str, parts: Sequence[str]) -> "Split | None":
-    return next((found for part in parts if (found := read_split(split_path(key, part)))), None)
+    return next((split for part in parts if (split := read_split(split_path(key, part)))), None)
 
 
-def _from_file(tensors: "dict[str, Tensor]", metadata: dict[str, str]) -> "Split":
-    from genssl.data.split import Split
+def _header(path: Path) -> dict[str, Any] | None:
+    """The content of split.json; None unless its files are there, in full length."""
+    try:
+        header: dict[str, Any] = json.loads((path / HEADER).read_bytes())
+        complete = all((path / f"{kind}.npy").stat().st_size == n for kind, n in header["bytes"].items())
+        usable = complete and header["format"] == FORMAT and "images" in header["bytes"]
+    except (OSError, KeyError, TypeError, ValueError, AttributeError):
+        return None
+    return header if usable else None
 
-    return Split(
-        images=tensors["images"],
-        labels=tensors.get("labels"),
-        classes=tuple(json.loads(metadata["classes"])),
-        name=metadata["name"],
-        part=metadata["part"],
-        digest=metadata["digest"],
-        masks=tensors.get("masks"),
-    )
+
+def _mapped(file: Path) -> "Tensor":
+    """A .npy file as a tensor, copy-on-write: torch has no read-only tensors."""
+    import numpy as np
+    import torch
+
+    array: np.memmap[Any, Any] = np.load(file, mmap_mode="c")
+    return torch.from_numpy(array)
 
 
 def _consistent(split: "Split") -> bool:
@@ -177,59 +318,47 @@ def _consistent(split: "Split") -> bool:
     return int(labels.min()) >= 0 and int(labels.max()) < len(split.classes)
 
 
-def _keep(key: str, built: "Mapping[str, Split]", source: str) -> None:
+def _write_missing(key: str, built: "Mapping[str, Split]", source: str) -> None:
     try:
         for part, split in built.items():
-            remove_orphans(split_path(key, part))
             if read_split(split_path(key, part)) is None:
                 write_split(split_path(key, part), split, source)
     except OSError as error:
-        _warn(error)
+        warnings.warn(
+            f"cannot write to the cache {cache_folder()} ({error.strerror or error}), so the data are "
+            "prepared again at every start; set GENSSL_CACHE to a folder with space",
+            stacklevel=3,
+        )
 
 
-def remove_orphans(path: Path) -> None:
-    """What a killed writer left behind: under the lock nobody else is writing this file."""
-    for orphan in path.parent.glob(f".{path.name}.*.tmp"):
-        orphan.unlink(missing_ok=True)
-
-
-def _remove_stale(place: str, key: str, suffixes: Sequence[str]) -> None:
-    for file in cache_folder().glob(f"{place}-*"):
-        if not file.name.startswith(key) and file.suffix in suffixes:
+def _remove(paths: Iterator[Path] | Sequence[Path]) -> None:
+    """Remove entries and files, as far as that is possible; locks stay."""
+    for path in list(paths):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.suffix != ".lock":
             with contextlib.suppress(OSError):
-                file.unlink()
-
-
-def _warn(error: OSError) -> None:
-    warnings.warn(
-        f"cannot write to the cache {cache_folder()} ({error.strerror or error}), so the data are prepared "
-        "anew at every start; set GENSSL_CACHE to a folder with space",
-        stacklevel=3,
-    )
+                path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def _lock(path: Path, progress: Progress | None) -> Iterator[None]:
-    """Hold a lock between processes, as far as the place has one; files are replaced whole in any case."""
-    from filelock import FileLock
+def _lock(path: Path, progress: Progress | None) -> Iterator[bool]:
+    """Hold a lock between processes; yields whether the folder has locks and can be written.
+
+    Without one nothing breaks: entries appear whole in any case.
+    """
+    from filelock import FileLock, Timeout
 
     lock = FileLock(path, thread_local=False)
-    # A folder that is not to be written, which _keep will say, or one without locks
     with contextlib.suppress(OSError):
-        _acquire(lock, progress)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if progress:
+                progress("waiting for another process that prepares the same data", 0, None)
+            lock.acquire()
     try:
-        yield
+        yield lock.is_locked
     finally:
-        lock.release()  # the file stays, for a name removed is a lock that two may hold
-
-
-def _acquire(lock: "BaseFileLock", progress: Progress | None) -> None:
-    from filelock import Timeout
-
-    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        if progress:
-            progress("waiting for another process that prepares the same data", 0, None)
-        lock.acquire()
+        lock.release()  # the file stays: two processes may hold the lock of a removed one

@@ -23,7 +23,7 @@ class BadImage(ValueError):
 def decode(content: bytes, image_size: int) -> Bytes:
     """Decode an image of any mode and size: uint8 (image_size, image_size, 3).
 
-    EXIF orientation is applied, alpha is laid over white, 16 bits become 8, the centre square is cut out
+    EXIF orientation is applied, alpha is laid over white, 16 bits become 8, the center square is cut out
     and resized with antialiasing. A square of the right size keeps its pixels bit for bit.
 
     Raises:

@@ -1,10 +1,12 @@
 """Splits from a folder or an archive of images: from file names to classes, and from files to the cache."""
 
+import contextlib
 import functools
 import hashlib
+import shutil
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -14,21 +16,11 @@ import numpy.typing as npt
 import torch
 
 from genssl.data import cache
-from genssl.data.archive import BadFile, Member, count, members, printable
-from genssl.data.cache import FORMAT, Progress, cache_folder
+from genssl.data.archive import BadFile, count, members, printable
+from genssl.data.cache import FORMAT, LazyArray, Progress, cache_folder
 from genssl.data.decode import BadImage, Bytes, decode
 from genssl.data.split import Split
 from genssl.data.subset import select_rows
-from genssl.data.writer import (
-    PIECE,
-    Damaged,
-    Journal,
-    LazyTensor,
-    Unwritable,
-    as_lazy,
-    with_progress,
-    writing,
-)
 from genssl.errors import UserError
 from genssl.files import tensor_digest
 from genssl.runtime import generator
@@ -71,18 +63,17 @@ def lay_out(names: Iterable[str]) -> Layout:
     inside, outside = _descend({name: _components(*name.rpartition("/")[:2]) for name in names})
     groups = _parts(inside)
     outside += [name for name in inside if not any(name in group for group in groups.values())]
-    labelled = {part: _classes_of(group, outside) for part, group in groups.items()}
-    _drop_foreign_classes(labelled)
-    found = {label for group in labelled.values() for label in group.values() if label is not None}
-    classes = natural(found)
+    labeled = {part: _classes_of(group, outside) for part, group in groups.items()}
+    _drop_foreign_classes(labeled)
+    classes = natural({name for group in labeled.values() for name in group.values() if name is not None})
     rank = {name: i for i, name in enumerate(classes)}
-    parts = {part: _sorted(group, rank) for part, group in labelled.items()}
+    parts = {part: _sorted(group, rank) for part, group in labeled.items()}
     return Layout(parts, classes, sorted(outside))
 
 
 @functools.lru_cache(maxsize=65536)
 def _components(folder: str, slash: str) -> Components:
-    """The folders above a file, and a place for its name: one object for all the files of a folder."""
+    """The folders above a file, and an empty one for its name: one object for all the files of a folder."""
     return (*folder.split("/"), "") if slash else ("",)
 
 
@@ -131,17 +122,17 @@ def _classes_of(group: Names, outside: list[str]) -> dict[str, str | None]:
     return {name: path[0] for name, path in group.items() if len(path) > 1}
 
 
-def _drop_foreign_classes(labelled: dict[str, dict[str, str | None]]) -> None:
+def _drop_foreign_classes(labeled: dict[str, dict[str, str | None]]) -> None:
     """A test folder that shares no class with the training folder has no labels (test/images/*)."""
-    known = {label for label in labelled.get("train", {}).values() if label is not None}
-    test = labelled.get("test", {})
+    known = {label for label in labeled.get("train", {}).values() if label is not None}
+    test = labeled.get("test", {})
     if known and known.isdisjoint(test.values()):
-        labelled["test"] = dict.fromkeys(test)
+        labeled["test"] = dict.fromkeys(test)
 
 
 def _sorted(group: dict[str, str | None], rank: dict[str, int]) -> list[tuple[str, int | None]]:
-    places = [(name, None if label is None else rank[label]) for name, label in group.items()]
-    return sorted(places, key=lambda place: (place[1] or 0, place[0]))
+    images = [(name, None if label is None else rank[label]) for name, label in group.items()]
+    return sorted(images, key=lambda image: (image[1] or 0, image[0]))
 
 
 NAMED = 3  # bad files that a message names
@@ -155,7 +146,7 @@ class Conversion:
     Attributes:
         path: a folder or an archive.
         name: of the splits.
-        key: of the files.
+        key: of the entries.
         image_size: pixels on a side.
         skip_bad: leave out files that are no usable images.
         progress: called with (what, how many done, of how many or None).
@@ -169,36 +160,37 @@ class Conversion:
     progress: Progress | None
 
 
-@dataclass(frozen=True)
-class Rows:
-    """One part: which rows of the journal, int64 (N,), and their labels, int64 (N,), or None."""
+class Unwritable(Exception):
+    """The disk is full, or the folder cannot be written."""
 
-    rows: npt.NDArray[np.int64]
-    labels: npt.NDArray[np.int64] | None
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    """Tell an error of writing from those of reading."""
+    try:
+        yield
+    except OSError as error:
+        raise Unwritable(str(error)) from error
 
 
 def convert(task: Conversion, folder: Path | None) -> dict[str, Split]:
-    """Convert to files in `folder`, named after the key; to a temporary one where there is no writing.
+    """Convert to entries in `folder`; in a temporary one where that cannot be written, or where it is None.
 
-    The first pass decodes every image to a journal, the second writes the splits from it, in their order,
-    and removes it; for a while the disk holds both. An interruption leaves the journal, and the next
-    conversion of the same key goes on from there. Pixels are in memory piece by piece; of an image only
-    its name and its label are held, and what it takes to sort them: some hundred bytes.
+    The first pass decodes every image to a scratch file, in the order of reading; the second writes the
+    splits from it, in their order. For a while the disk holds both. Pixels are in memory piece by piece; of
+    an image only its name, its row and its label are held, and what it takes to sort them: some hundred
+    bytes. A killed conversion leaves a hidden folder, which the next build of its key removes.
 
     Returns:
         The splits by part, memory-mapped.
 
     Raises:
-        UserError: no image is there; a file is bad and is not to be skipped; the archive is damaged.
-            Nothing is left of the journal then.
+        UserError: no image is there; a file is bad and is not to be skipped; the archive is damaged; there
+            is no room for the images.
     """
-    for place in [folder, folder] if folder else []:
-        try:
-            return _convert(task, place)
-        except Damaged:
-            pass  # to be started over, once
-        except Unwritable:
-            break
+    if folder is not None:
+        with contextlib.suppress(Unwritable):
+            return _convert(task, folder)
     try:
         with tempfile.TemporaryDirectory(prefix="genssl-", ignore_cleanup_errors=True) as temporary:
             return _convert(task, Path(temporary))
@@ -209,103 +201,131 @@ def convert(task: Conversion, folder: Path | None) -> dict[str, Split]:
 
 
 def _convert(task: Conversion, folder: Path) -> dict[str, Split]:
-    with Journal(folder, task.key, task.image_size) as journal:
-        try:
-            _read(task, journal)
-            parts, classes = _arrange(task, journal)
-            splits = _write(task, journal, folder, parts, classes)
-        except (UserError, Damaged, Unwritable):
-            journal.remove()
-            raise
-        journal.remove()
-    return splits
-
-
-def _read(task: Conversion, journal: Journal) -> None:
-    """The first pass: bring the journal to its end."""
-    start, done = len(journal), 0
-    total = count(task.path) if task.progress else None
-    for done, member in enumerate(members(task.path), 1):
-        if task.progress and (done == 1 or (done > start + 1 and done % PERIOD == 1)):
-            task.progress(f"reading {task.path.name}", max(done - 1, start), total)
-        if done > start:
-            journal.append(member.name, _decoded(member, task.image_size))
-        elif journal.names[done - 1] != member.name:
-            raise Damaged
-    if done < start:
-        raise Damaged
-    journal.commit()
-
-
-def _decoded(member: Member, image_size: int) -> Bytes | str:
+    with _writing():
+        scratch = cache.temporary_folder(folder / task.key)
     try:
-        return decode(member.read(), image_size)
-    except (BadFile, BadImage) as error:
-        return str(error)
+        rows, bad, n = _decode_all(task, scratch / "pixels")
+        parts, classes = _arrange(task, rows, bad)
+        shape = (n, 3, task.image_size, task.image_size)
+        return _write(task, np.memmap(scratch / "pixels", np.uint8, "r", shape=shape), folder, parts, classes)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _arrange(task: Conversion, journal: Journal) -> tuple[dict[str, Rows], tuple[str, ...]]:
+def _decode_all(task: Conversion, path: Path) -> tuple[dict[str, int], dict[str, str], int]:
+    """The first pass: the pixels of all usable images, one after the other, to a file.
+
+    The file is written and not memory-mapped: on a full disk a write raises, a mapped page ends the process,
+    and how many images a .tar holds is not known before its end.
+
+    Returns:
+        By name, the row of each usable image in the file; by name, why each other one is bad; and how many
+        rows there are.
+    """
+    rows: dict[str, int] = {}
+    bad: dict[str, str] = {}
+    total = count(task.path) if task.progress else None
+    row = 0
+    with _appending(path) as append:
+        for i, member in enumerate(members(task.path)):
+            if task.progress and i % PERIOD == 0:
+                task.progress(f"reading {task.path.name}", i, total)
+            # An archive may hold a name twice, when it was appended to: the last one counts
+            rows.pop(member.name, None)
+            bad.pop(member.name, None)
+            try:
+                pixels = decode(member.read(), task.image_size)
+            except (BadFile, BadImage) as error:
+                bad[member.name] = str(error)
+                continue
+            append(pixels.transpose(2, 0, 1).tobytes())
+            rows[member.name] = row
+            row += 1
+    return rows, bad, row
+
+
+@contextlib.contextmanager
+def _appending(path: Path) -> Iterator[Callable[[bytes], object]]:
+    """A function that appends to a new file."""
+    with _writing():
+        file = path.open("wb")
+
+    def append(data: bytes) -> None:
+        with _writing():
+            file.write(data)
+
+    try:
+        yield append
+        with _writing():
+            file.flush()
+    finally:
+        with contextlib.suppress(OSError):  # what could not be written before cannot be written now
+            file.close()
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One part: its rows of the scratch file, int64 (N,), and their labels, int64 (N,), or None."""
+
+    rows: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64] | None
+
+
+def _arrange(
+    task: Conversion, rows: Mapping[str, int], bad: Mapping[str, str]
+) -> tuple[dict[str, _Part], tuple[str, ...]]:
     """Parts and classes, by the names alone."""
-    # An archive may hold a name twice, when it was appended to: the last one counts.
-    good = {name: row for row, name in enumerate(journal.names)}
-    total = len(good)
+    total = len(rows) + len(bad)
     if task.progress:
         task.progress(f"reading {task.path.name}", total, total)
-    reasons = [(journal.names[row], row, reason) for row, reason in journal.reasons.items()]
-    bad = {name: reason for name, row, reason in reasons if good[name] == row}
-    for name in bad:
-        del good[name]
     _refuse(task, bad, total)
-    layout = lay_out(good)
-    _tell_left_out(task.path, bad, layout, total)
-    parts = {part: _rows(places, good) for part, places in layout.parts.items() if places}
+    layout = lay_out(rows)
+    _warn_left_out(task.path, bad, layout, total)
+    parts = {}
+    for part, images in layout.parts.items():
+        labels = [label for _, label in images if label is not None]
+        if images:
+            parts[part] = _Part(
+                np.fromiter((rows[name] for name, _ in images), np.int64, len(images)),
+                np.array(labels, np.int64) if len(labels) == len(images) else None,
+            )
     return parts, layout.classes
 
 
-def _rows(places: list[tuple[str, int | None]], row_of: Mapping[str, int]) -> Rows:
-    rows = np.fromiter((row_of[name] for name, _ in places), np.int64, len(places))
-    if any(label is None for _, label in places):
-        return Rows(rows, None)
-    return Rows(rows, np.fromiter((label for _, label in places), np.int64, len(places)))
-
-
 def _write(
-    task: Conversion, journal: Journal, folder: Path, parts: Mapping[str, Rows], classes: tuple[str, ...]
+    task: Conversion,
+    pixels: npt.NDArray[np.uint8],
+    folder: Path,
+    parts: Mapping[str, _Part],
+    classes: tuple[str, ...],
 ) -> dict[str, Split]:
-    """The second pass: every part to its file, in its order."""
-    splits, done = {}, 0
+    """The second pass: each part to its entry, in its order."""
     total = sum(len(part.rows) for part in parts.values())
-    for part, chosen in parts.items():
-        path = folder / f"{task.key}-{part}{cache.SUFFIX}"
-        images = _images(task, journal, chosen.rows, done, total)
-        tensors = {"images": images}
-        if chosen.labels is not None:
-            tensors["labels"] = as_lazy(torch.from_numpy(chosen.labels))
-        with writing():
-            if cache.read_split(path) is None:
-                cache.remove_orphans(path)
-                source = printable(str(task.path.resolve()))
-                cache.write_rows(path, tensors, classes, task.name, part, source=source)
-        split = cache.read_split(path)
+    # A small data set is done at once
+    progress = task.progress if total * pixels[0].size > cache.PIECE else None
+    splits, done = {}, 0
+    for name, part in parts.items():
+
+        def read(piece: slice, rows: npt.NDArray[np.int64] = part.rows, done: int = done) -> Bytes:
+            if progress:
+                progress(f"writing {task.path.name} to the cache", done + piece.stop, total)
+            return np.asarray(pixels[rows[piece]])
+
+        arrays: dict[str, LazyArray | npt.NDArray[np.int64]] = {
+            "images": LazyArray((len(part.rows), *pixels.shape[1:]), "uint8", read)
+        }
+        if part.labels is not None:
+            arrays["labels"] = part.labels
+        entry = folder / f"{task.key}-{name}"
+        with _writing():
+            source = printable(str(task.path.resolve()))
+            cache.write_arrays(entry, arrays, classes, task.name, name, source=source)
+        split = cache.read_split(entry)
         if split is None:
-            raise Unwritable(f"{path} cannot be read back")
-        splits[part] = split
-        done += len(chosen.rows)
+            raise Unwritable(f"{entry} cannot be read back")
+        splits[name] = split
+        done += len(part.rows)
     return splits
-
-
-def _images(
-    task: Conversion, journal: Journal, rows: npt.NDArray[np.int64], before: int, total: int
-) -> LazyTensor:
-    """The images of a part, read from the journal when they are asked for."""
-    size, progress = task.image_size, task.progress
-    shape = (len(rows), 3, size, size)
-    images = LazyTensor(shape, torch.uint8, lambda piece: torch.from_numpy(journal.pixels(rows[piece])))
-    if progress is None or total * images.row_bytes <= PIECE:  # done at once
-        return images
-    return with_progress(
-        images, lambda done: progress(f"writing {task.path.name} to the cache", before + done, total)
-    )
 
 
 def _refuse(task: Conversion, bad: Mapping[str, str], total: int) -> None:
@@ -328,7 +348,7 @@ def _some(reasons: Mapping[str, str]) -> str:
     return ", ".join(named) + (f" and {more:,} more" if more else "")
 
 
-def _tell_left_out(path: Path, bad: Mapping[str, str], layout: Layout, total: int) -> None:
+def _warn_left_out(path: Path, bad: Mapping[str, str], layout: Layout, total: int) -> None:
     reasons = dict.fromkeys(layout.outside, "in no part or class") | dict(bad)
     if reasons:
         text = f"{len(reasons):,} of {total:,} images in {path} are left out: {_some(reasons)}"
@@ -349,14 +369,14 @@ def data_name(path: Path) -> str:
 
 
 def cache_keys(path: Path, image_size: int, skip_bad: bool) -> tuple[str, str]:
-    """File names: one for the path and the options, one that also changes whenever a file there does."""
+    """(prefix, key): one for the path and the options, one that also changes whenever a file there does."""
     name = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in data_name(path))
-    place = f"path-{name[:60]}-{_hash((str(path.resolve()), str(image_size), str(skip_bad)))}"
-    return place, f"{place}-{_hash(chain((FORMAT,), _state(path)))}"
+    prefix = f"path-{name[:60]}-{_hash((str(path.resolve()), str(image_size), str(skip_bad)))}"
+    return prefix, f"{prefix}-{_hash(chain((FORMAT,), _state(path)))}"
 
 
 def _hash(words: Iterable[str]) -> str:
-    """Of the words, one a line."""
+    """A hash of the words, one per line."""
     digest, line_end = hashlib.sha256(), ""
     for word in words:
         digest.update((line_end + word).encode("utf-8", "surrogateescape"))
@@ -379,8 +399,7 @@ def read(
 ) -> dict[str, Split]:
     """Read every image in one pass: "train" and "test", or "all" where the path knows no parts.
 
-    Under a key, what is read goes to the cache while it is read, and an interrupted reading goes on where
-    it ended. Without one it goes to a temporary place.
+    Under a key, the parts are written to the cache; without one, to a temporary folder.
 
     Raises:
         UserError: no image is there; a file is bad and `skip_bad` is not set; the archive is damaged.
@@ -403,7 +422,7 @@ def hold_out(everything: Split, part: str, seed: int, progress: Progress | None 
 def read_unlabeled(
     path: Path, image_size: int, skip_bad: bool = False, progress: Progress | None = None
 ) -> Split:
-    """Every image of a folder or an archive, without parts and labels; not kept in the cache.
+    """Every image of a folder or an archive, without parts and labels; not cached.
 
     Raises:
         UserError: there is no image, or a file is bad and `skip_bad` is not set.

@@ -1,30 +1,27 @@
 """`load`: from what --data says to a split in memory."""
 
-import contextlib
 import hashlib
-from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from genssl.data import cache
-from genssl.data.cache import Progress
-from genssl.data.registry import NATIVE_SIZE, SOURCES, base_name, is_remix, key_of, official_sources, path_of
+from genssl.data.cache import LazyArray, Progress
+from genssl.data.registry import (
+    NATIVE_SIZE,
+    SOURCES,
+    Part,
+    base_name,
+    is_remix,
+    key_of,
+    official_sources,
+    path_of,
+)
 from genssl.data.split import Split
 from genssl.data.subset import remix
-from genssl.data.writer import LazyTensor, as_lazy
 from genssl.errors import UserError
-from genssl.files import tensor_digest
-from genssl.runtime import chunks
-
-Part = Literal["train", "test"]
-
-CHUNK = 4096  # images
-SYNTHETIC_SEED = 0  # one data set for everybody, whatever the seed of a run
 
 
 def load(
@@ -36,15 +33,15 @@ def load(
     skip_bad: bool = False,
     progress: Progress | None = None,
 ) -> Split:
-    """Load a part of a data set; what is slow about it is done once and kept in the cache.
+    """Load a part of a data set; what is slow about it is done once and cached.
 
     Args:
-        data: a name in KNOWN, the path of a folder, .tar, .tar.gz, .zip or official file, or one of these
-            with -remix after it: both parts pooled and split anew. A name goes before a path, and a path
+        data: a name in SOURCES, the path of a folder, .tar, .tar.gz, .zip or official file, or one of these
+            with -remix after it: both parts pooled and split again. A name goes before a path, and a path
             before a remix.
         part: "train" or "test".
         image_size: pixels on a side.
-        seed: of the 90/10 split of a path that has no parts; of no influence elsewhere.
+        seed: of the 90/10 split of a path that has no parts; not used elsewhere.
         skip_bad: leave out files of a path that are no usable images, with a warning.
         progress: called with (what, how many done, of how many or None).
 
@@ -85,63 +82,28 @@ def _load_copies(
 def _load_known(
     name: str, part: Part, image_size: int, progress: Progress | None, copies: Path | None = None
 ) -> Split:
+    source, key = SOURCES[name], key_of(name, image_size)
+
     def build() -> dict[str, Split]:
-        return {part: _build_known(name, part, image_size, progress, copies)}
+        if source.native_size in {None, image_size}:
+            arrays, classes = source.read(part, image_size, copies, progress)
+            return {part: cache.store(key, part, arrays, classes, name)}
+        native = _load_known(name, part, source.native_size or image_size, progress, copies)
+        return {part: _store_resized(key, native, image_size)}
 
-    found = cache.load_or_build(key_of(name, image_size), [part], build, progress=progress)
-    assert found is not None
-    return found
-
-
-def _build_known(
-    name: str, part: Part, image_size: int, progress: Progress | None, copies: Path | None
-) -> Split:
-    if name == "synthetic":
-        from genssl.data.synthetic.render import make
-
-        return make(part, SYNTHETIC_SEED, image_size, progress=_counted("rendering digits", progress))
-    if image_size != NATIVE_SIZE:
-        return _resized(_load_known(name, part, NATIVE_SIZE, progress, copies), image_size)
-    from genssl.data import torchvision_sets
-
-    folder = copies or cache.cache_folder() / "downloads"
-    tensors, classes = torchvision_sets.read_official(name, part, folder, progress, download=copies is None)
-    return _converted(name, part, image_size, tensors, classes)
+    split = cache.load_or_build(key, [part], build, progress=progress)
+    assert split is not None
+    return split
 
 
-def _converted(
-    name: str,
-    part: str,
-    image_size: int,
-    tensors: Mapping[str, LazyTensor],
-    classes: tuple[str, ...],
-    digest: str | None = None,
-) -> Split:
-    """Written piece by piece to where `recall` looks; where that cannot be written, in memory."""
-    path = cache.split_path(key_of(name, image_size), part)
-    with contextlib.suppress(OSError):  # recall says so, when it cannot write either
-        cache.remove_orphans(path)
-        cache.write_rows(path, tensors, classes, name, part, digest)
-    if found := cache.read_split(path):
-        return found
-    whole = {
-        kind: torch.cat([tensor.rows(rows) for rows in chunks(tensor.shape[0], CHUNK)])
-        for kind, tensor in tensors.items()
-    }
-    return Split(whole["images"], whole["labels"], classes, name, part, digest or tensor_digest(whole))
-
-
-def _counted(what: str, progress: Progress | None) -> Callable[[int, int], None] | None:
-    return None if progress is None else lambda done, total: progress(what, done, total)
-
-
-def _resized(split: Split, size: int) -> Split:
+def _store_resized(key: str, split: Split, size: int) -> Split:
     assert split.labels is not None
-    shape = (len(split), 3, size, size)
-    images = LazyTensor(shape, torch.uint8, lambda rows: _resize(split.images[rows], size))
+    images = LazyArray(
+        (len(split), 3, size, size), "uint8", lambda rows: _resize(split.images[rows], size).numpy()
+    )
     digest = hashlib.sha256(f"{split.digest}|{size}".encode()).hexdigest()
-    tensors = {"images": images, "labels": as_lazy(split.labels)}
-    return _converted(split.name, split.part, size, tensors, split.classes, digest)
+    arrays = {"images": images, "labels": split.labels.numpy()}
+    return cache.store(key, split.part, arrays, split.classes, split.name, digest)
 
 
 def _resize(images: Tensor, size: int) -> Tensor:
@@ -155,17 +117,17 @@ def _load_path(
     from genssl.data import image_folder
     from genssl.data.archive import printable
 
-    place, key = image_folder.cache_keys(path, image_size, skip_bad)
-    found = cache.load_or_build(
+    prefix, key = image_folder.cache_keys(path, image_size, skip_bad)
+    split = cache.load_or_build(
         key,
         [part, "all"],
         lambda: image_folder.read(path, image_size, skip_bad, progress, key),
         source=printable(str(path.resolve())),
-        place=place,
+        prefix=prefix,
         progress=progress,
     )
-    if found is not None and found.part == "all":
-        found = image_folder.hold_out(found, part, seed, progress)
-    if not found:
+    if split is not None and split.part == "all":
+        split = image_folder.hold_out(split, part, seed, progress)
+    if not split:
         raise UserError(f"{path} has no images for the {part} part; add some")
-    return found
+    return split

@@ -1,31 +1,114 @@
-"""What --data may be called: data sets that are known by a name, paths, and remixes of both. No torch."""
+"""What --data may be called: known data sources, paths, and remixes of both; and what is cached. No torch."""
 
 import difflib
 import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
+from genssl.data import cache
+from genssl.data.cache import Progress
 from genssl.errors import UserError
 
-SOURCES = {  # what each is, and how many images, train and test together
-    "svhn": ("house numbers photographed from the street (SVHN, cropped digits)", 73_257 + 26_032),
-    "svhn-extra": ("SVHN with its extra training digits, which are easier", 73_257 + 531_131 + 26_032),
-    "cifar10": ("animals and vehicles in ten classes (CIFAR-10)", 60_000),
-    "synthetic": ("rendered digits with exact masks; needs no network", 24_000),
-}
+if TYPE_CHECKING:
+    from genssl.data.cache import Arrays
+
+Part = Literal["train", "test"]
+PARTS: tuple[Part, ...] = ("train", "test")
+Read = Callable[[Part, int, Path | None, Progress | None], "tuple[Arrays, tuple[str, ...]]"]
+
 REMIX_SUFFIX = "-remix"
-EXTRA_FILE = "extra_32x32.mat"
-OFFICIAL = {  # the names of the official files
-    "svhn": ("train_32x32.mat", "test_32x32.mat"),
-    "cifar10": ("cifar-10-python.tar.gz",),
-}
 NATIVE_SIZE = 32
 SYNTHETIC_VERSION = 1  # to be raised when the renderer draws other pixels
 
 
+@dataclass(frozen=True)
+class DataSource:
+    """A data set that is known by a name.
+
+    Attributes:
+        name: what --data takes.
+        read: called with a part, an image size, a user's folder of official files (None: they are downloaded)
+            and a progress callback; returns images, labels and masks if any, and the class names. It imports
+            what it needs when it is called.
+        native_size: pixels a side that `read` gives, other sizes are resized from it; None: `read` gives any.
+        flips: whether a mirrored image keeps its class.
+        about: one line on it.
+        images: how many, train and test together.
+        files: names of the official files by which a user's copy is recognized.
+        version: part of the cache key.
+    """
+
+    name: str
+    read: Read
+    native_size: int | None
+    flips: bool
+    about: str
+    images: int
+    files: tuple[str, ...] = ()
+    version: str = ""
+
+
+def _read_official(
+    name: str, part: Part, image_size: int, folder: Path | None, progress: Progress | None
+) -> "tuple[Arrays, tuple[str, ...]]":
+    from genssl.data import torchvision_sets
+
+    downloads = cache.cache_folder() / "downloads"
+    return torchvision_sets.read_official(name, part, folder or downloads, progress, download=folder is None)
+
+
+def _render(
+    part: Part, image_size: int, folder: Path | None, progress: Progress | None
+) -> "tuple[Arrays, tuple[str, ...]]":
+    from genssl.data.synthetic import render
+
+    report = None if progress is None else partial(progress, "rendering digits")
+    # One data set for everybody, whatever the seed of a run
+    split = render.make(part, 0, image_size, progress=report)
+    assert split.labels is not None
+    assert split.masks is not None
+    arrays = {"images": split.images.numpy(), "labels": split.labels.numpy(), "masks": split.masks.numpy()}
+    return arrays, split.classes
+
+
+SOURCES = {
+    source.name: source
+    for source in (
+        DataSource(
+            "svhn", partial(_read_official, "svhn"), NATIVE_SIZE, flips=False, images=73_257 + 26_032,
+            about="house numbers photographed from the street (SVHN, cropped digits)",
+            files=("train_32x32.mat", "test_32x32.mat"),
+        ),
+        DataSource(
+            "svhn-extra", partial(_read_official, "svhn-extra"), NATIVE_SIZE, flips=False,
+            about="SVHN with its extra training digits, which are easier",
+            images=73_257 + 531_131 + 26_032, files=("extra_32x32.mat",),
+        ),
+        DataSource(
+            "cifar10", partial(_read_official, "cifar10"), NATIVE_SIZE, flips=True, images=60_000,
+            about="animals and vehicles in ten classes (CIFAR-10)", files=("cifar-10-python.tar.gz",),
+        ),
+        DataSource(
+            "synthetic", _render, None, flips=False, images=24_000,
+            about="rendered digits with exact masks; needs no network", version=f"-v{SYNTHETIC_VERSION}",
+        ),
+    )
+}  # fmt: skip
+
+
 def key_of(name: str, image_size: int = NATIVE_SIZE) -> str:
     """The cache key of a known data set."""
-    version = f"-v{SYNTHETIC_VERSION}" if name == "synthetic" else ""
-    return f"{name}{version}-{image_size}"
+    return f"{name}{SOURCES[name].version}-{image_size}"
+
+
+def allows_flips(data: str, classes: tuple[str, ...]) -> bool:
+    """Whether mirrored images keep their class: as the source says, else unless all classes are digits."""
+    if source := SOURCES.get(base_name(data)):
+        return source.flips
+    return not classes or not all(name.isdigit() for name in classes)
 
 
 def path_of(data: str) -> Path:
@@ -92,13 +175,12 @@ def official_sources(path: Path) -> list[str]:
     The extra digits of SVHN are used only where their file itself is named.
     """
     # os.path, since pathlib raises where a folder may not be looked into
-    if os.path.isdir(path):
-        return [
-            name for name, files in OFFICIAL.items() if any(os.path.isfile(path / file) for file in files)
-        ]
-    if path.name == EXTRA_FILE:
-        return ["svhn-extra"]
-    return [name for name, files in OFFICIAL.items() if path.name in files]
+    if not os.path.isdir(path):
+        return [name for name, source in SOURCES.items() if path.name in source.files]
+    present = [
+        name for name, source in SOURCES.items() if any(os.path.isfile(path / file) for file in source.files)
+    ]
+    return [name for name in present if name != "svhn-extra"]
 
 
 def short_name(data: str) -> str:
@@ -113,3 +195,50 @@ def short_name(data: str) -> str:
     official = official_sources(path)
     name = official[0] if len(official) == 1 else path.name.split(".")[0] or path.resolve().name
     return name + REMIX_SUFFIX if source != data else name
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A data set in the list of those that are known or cached.
+
+    Attributes:
+        name: what --data takes, or the path that was read.
+        what: one line on it.
+        cached: whether all of it is in the cache.
+        images: how many, train and test together.
+        size: bytes in the cache.
+    """
+
+    name: str
+    what: str
+    cached: bool
+    images: int
+    size: int
+
+
+def catalogue() -> list[Entry]:
+    """Every known data set, then every path in the cache; read from the headers of the entries."""
+    return [_known_entry(source) for source in SOURCES.values()] + _path_entries()
+
+
+def _known_entry(source: DataSource) -> Entry:
+    folders = [cache.split_path(key_of(source.name), part) for part in PARTS]
+    headers = [header for folder in folders if (header := cache.describe(folder))]
+    cached = len(headers) == len(PARTS)
+    images = sum(shape[0] for shape, _ in headers) if cached else source.images
+    return Entry(source.name, source.about, cached, images, sum(map(cache.entry_bytes, folders)))
+
+
+def _path_entries() -> list[Entry]:
+    entries: dict[str, Entry] = {}
+    for folder in sorted(cache.cache_folder().glob("path-*")):
+        header = cache.describe(folder)
+        if header is None:
+            continue
+        (n, _, _, width), source = header
+        key = folder.name.rpartition("-")[0]
+        what = f"images of {width} x {width} pixels from a path"
+        entry = entries.get(key, Entry(source, what, True, 0, 0))
+        size = entry.size + cache.entry_bytes(folder)
+        entries[key] = replace(entry, images=entry.images + n, size=size)
+    return list(entries.values())

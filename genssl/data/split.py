@@ -1,4 +1,4 @@
-"""A split of a data set: one uint8 tensor of images and what is known of them."""
+"""A split of a data set: one uint8 tensor of images, with labels, masks and class names."""
 
 import hashlib
 from dataclasses import dataclass, replace

@@ -5,24 +5,25 @@ remix makes them so (Xiao, Zenn and Bamler, arXiv 2312.02168). The recipe is the
 published a list of indices, and here a fixed seed decides.
 """
 
-import contextlib
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from genssl.data import cache
-from genssl.data.cache import Progress
+from genssl.data.cache import LazyArray, Progress
 from genssl.data.registry import REMIX_SUFFIX
 from genssl.data.split import Split
-from genssl.data.writer import LazyTensor, with_progress
 from genssl.errors import UserError
 from genssl.runtime import generator
 
 LARGE = 2**30  # bytes of images from which on the processes of a computer share one copy
+DTYPES = {torch.uint8: "uint8", torch.int64: "int64"}
 
 
 def select_rows(
@@ -36,8 +37,8 @@ def select_rows(
 ) -> Split:
     """The rows of the sources, laid end to end.
 
-    Up to LARGE bytes of images are copied in memory. More are written once, piece by piece, to a file of
-    the cache that is named after the digest, and memory-mapped from then on; where the cache cannot be
+    Up to LARGE bytes of images are copied in memory. More are written once, piece by piece, to an entry
+    of the cache that is named after the digest, and memory-mapped from then on; where the cache cannot be
     written, they are copied in memory, too, with a warning.
 
     Args:
@@ -46,7 +47,7 @@ def select_rows(
         digest: of the result; no other content may have it.
         name: of the result.
         part: of the result.
-        progress: told of the writing, as (what, how many done, of how many).
+        progress: called while a large result is written, with (what, how many done, of how many).
 
     Returns:
         M images in the order of `rows`; with labels, and with masks, where all sources have them.
@@ -60,14 +61,30 @@ def select_rows(
         raise ValueError("rows can be selected from splits of the same classes only")
     if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < total:
         raise IndexError(f"rows are to be chosen from {total:,}")
-    like = replace(sources[0], digest=digest, name=name, part=part)
-    tensors = _choose(sources, rows)
-    if tensors["images"].bytes <= LARGE or sources[0].images.is_cuda:
-        return _copied(tensors, like)
-    build = partial(_build, tensors, like, progress)
-    found = cache.load_or_build(_key(digest), [part], build, progress=progress)
-    assert found is not None
-    return replace(found, name=name)
+    pools, classes = _pools(sources), sources[0].classes
+    if len(rows) * sources[0].images.shape[1:].numel() <= LARGE or sources[0].images.is_cuda:
+        chosen = {kind: _gather(pool, rows) for kind, pool in pools.items()}
+        labels, masks = chosen.get("labels"), chosen.get("masks")
+        return Split(chosen["images"], labels, classes, name, part, digest, masks)
+
+    def read(kind: str, piece: slice) -> npt.NDArray[Any]:
+        if progress and kind == "images":
+            progress(f"writing {name} to the cache", piece.stop, len(rows))
+        return _gather(pools[kind], rows[piece]).numpy()
+
+    arrays = {
+        kind: LazyArray((len(rows), *pool[0].shape[1:]), DTYPES[pool[0].dtype], partial(read, kind))
+        for kind, pool in pools.items()
+    }
+    key = f"rows-{digest[:16]}"
+    split = cache.load_or_build(
+        key,
+        [part],
+        lambda: {part: cache.store(key, part, arrays, classes, name, digest)},
+        progress=progress,
+    )
+    assert split is not None
+    return replace(split, name=name)
 
 
 def limit_split(split: Split, limit: int | None, seed: int, progress: Progress | None = None) -> Split:
@@ -81,69 +98,44 @@ def limit_split(split: Split, limit: int | None, seed: int, progress: Progress |
     )
 
 
-def _choose(sources: Sequence[Split], rows: Tensor) -> dict[str, LazyTensor]:
-    """The chosen images, labels and masks, as far as all sources have them; nothing is copied yet."""
-    chosen = {}
-    for kind in ("images", "labels", "masks"):
-        tensors = [tensor for source in sources if (tensor := getattr(source, kind)) is not None]
-        if len(tensors) == len(sources):
-            shape = (len(rows), *tensors[0].shape[1:])
-            chosen[kind] = LazyTensor(shape, tensors[0].dtype, partial(_piece, tensors, rows))
-    return chosen
+def _pools(sources: Sequence[Split]) -> dict[str, list[Tensor]]:
+    """Images, labels and masks of the sources, as far as all of them have them."""
+    pools = {
+        kind: [tensor for source in sources if (tensor := getattr(source, kind)) is not None]
+        for kind in ("images", "labels", "masks")
+    }
+    return {kind: pool for kind, pool in pools.items() if len(pool) == len(sources)}
 
 
-def _piece(tensors: Sequence[Tensor], rows: Tensor, piece: slice) -> Tensor:
-    """The rows rows[piece] of the concatenation of the tensors."""
-    rows = rows[piece].to(tensors[0].device)
-    if len(tensors) == 1:
-        return tensors[0][rows]
-    chosen = tensors[0].new_empty((len(rows), *tensors[0].shape[1:]))
+def _gather(pool: Sequence[Tensor], rows: Tensor) -> Tensor:
+    """The rows of the concatenation of the tensors, which is not made."""
+    rows = rows.to(pool[0].device)
+    if len(pool) == 1:
+        return pool[0][rows]
+    chosen = pool[0].new_empty((len(rows), *pool[0].shape[1:]))
     start = 0
-    for tensor in tensors:
+    for tensor in pool:
         here = (rows >= start) & (rows < start + len(tensor))
         chosen[here] = tensor[rows[here] - start]
         start += len(tensor)
     return chosen
 
 
-def _build(tensors: Mapping[str, LazyTensor], like: Split, progress: Progress | None) -> dict[str, Split]:
-    path = cache.split_path(_key(like.digest), like.part)
-    told, n = dict(tensors), tensors["images"].shape[0]
-    if progress:
-        told["images"] = with_progress(
-            told["images"], lambda done: progress(f"writing {like.name} to the cache", done, n)
-        )
-    with contextlib.suppress(OSError):  # `recall` will say so, when it cannot write either
-        cache.remove_orphans(path)
-        cache.write_rows(path, told, like.classes, like.name, like.part, like.digest)
-    return {like.part: cache.read_split(path) or _copied(tensors, like)}
-
-
-def _key(digest: str) -> str:
-    return f"rows-{digest[:16]}"
-
-
-def _copied(tensors: Mapping[str, LazyTensor], like: Split) -> Split:
-    """In memory, beside what `like` says."""
-    whole = {kind: tensor.rows(slice(0, tensor.shape[0])) for kind, tensor in tensors.items()}
-    return replace(like, images=whole["images"], labels=whole.get("labels"), masks=whole.get("masks"))
-
-
 REMIX_SEED = 0  # one remix for everybody, whatever the seed of a run
 
 
 def remix(train: Split, test: Split, part: str, progress: Progress | None = None) -> Split:
-    """One part of the pool of both parts, split anew; as large as the part was, with as many of each class.
+    """One part of the pool of both parts, split again; as large as the part was, with as many of each class.
 
-    The pool is train, then test. The pooled rows of each class are permuted by the stream (SEED, "remix",
-    label) and the first so many of them, as train had, become train. Within a part, rows keep the order
-    of the pool.
+    The pool is train, then test. The pooled rows of each class are permuted by the stream (REMIX_SEED,
+    "remix", label), and the first of them, as many as train had, become train. Within a part, rows keep the
+    order of the pool.
 
     Args:
-        train: labelled.
-        test: labelled, with images of the same size and the same classes.
+        train: labeled.
+        test: labeled, with images of the same size and the same classes.
         part: "train" or "test".
-        progress: told of the writing, where the part is large.
+        progress: called while a large part is written.
 
     Raises:
         UserError: there are no labels.
@@ -168,6 +160,6 @@ def _rows(train: Tensor, test: Tensor, part: str) -> Tensor:
     for label in pool.unique().tolist():
         rows = (pool == label).nonzero().flatten()
         shuffled = rows[torch.randperm(len(rows), generator=generator(REMIX_SEED, "remix", label))]
-        kept = int((train == label).sum())
-        chosen.append(shuffled[:kept] if part == "train" else shuffled[kept:])
+        n_train = int((train == label).sum())
+        chosen.append(shuffled[:n_train] if part == "train" else shuffled[n_train:])
     return torch.cat(chosen).sort().values

@@ -17,11 +17,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
+import numpy.typing as npt
 
-from genssl.data.cache import Progress
-from genssl.data.writer import LazyTensor, as_lazy
+from genssl.data.cache import Arrays, LazyArray, Progress
 from genssl.errors import FAILED_RUN, UserError
 
 EXTRA = "svhn-extra"
@@ -62,7 +60,7 @@ def check_copies(source: str, path: Path, progress: Progress | None = None) -> P
     Args:
         source: as for `official_files`.
         path: one of the files, the others beside it, or the folder that contains them.
-        progress: told which file is checked.
+        progress: called with the file that is checked.
 
     Raises:
         UserError: a file is missing, or its MD5 is not the official one.
@@ -130,7 +128,7 @@ def read_official(
     progress: Progress | None = None,
     *,
     download: bool = True,
-) -> tuple[dict[str, LazyTensor], tuple[str, ...]]:
+) -> tuple[Arrays, tuple[str, ...]]:
     """Read the official files of a part from `folder`, downloading what is missing.
 
     Every file is compared with its official MD5 at each reading, also one that was put there by hand:
@@ -140,11 +138,11 @@ def read_official(
         name: "svhn", "svhn-extra" (whose train part is SVHN's with the extra digits after it) or "cifar10".
         part: "train" or "test".
         folder: where the official files are, or shall be.
-        progress: told which file is read, then which rows are asked for.
+        progress: called with the file that is read, then with the rows that are converted.
         download: False: `folder` belongs to the user; nothing is downloaded or written there.
 
     Returns:
-        Images (N, 3, 32, 32) and labels (N,), laid out anew as their rows are asked for, so that there is
+        Images (N, 3, 32, 32) and labels (N,), laid out again as their rows are asked for, so that there is
         no second copy of what torchvision holds; and the classes.
 
     Raises:
@@ -157,10 +155,10 @@ def read_official(
     else:
         raws = [_read_copy(family, piece, folder, progress) for piece in pieces]
     images = [raw.images for raw in raws]
-    labels = torch.from_numpy(np.concatenate([np.asarray(raw.labels, np.int64) for raw in raws]))
+    labels = np.concatenate([np.asarray(raw.labels, np.int64) for raw in raws])
     shape = (len(labels), *images[0].shape[1:])
-    rows = partial(_rows, images, f"converting {name}", progress)
-    return {"images": LazyTensor(shape, torch.uint8, rows), "labels": as_lazy(labels)}, raws[0].classes
+    read = partial(_rows, images, f"converting {name}", progress)
+    return {"images": LazyArray(shape, "uint8", read), "labels": labels}, raws[0].classes
 
 
 def _read(name: str, family: str, piece: Piece, folder: Path, progress: Progress | None) -> Raw:
@@ -173,7 +171,7 @@ def _read(name: str, family: str, piece: Piece, folder: Path, progress: Progress
         try:
             return READERS[family](folder, piece, False)
         except RuntimeError:  # of torchvision: no file, or one with another MD5
-            require_answer(next(each.url for each in official_files(name) if each.name == file.name))
+            require_answer(next(source.url for source in official_files(name) if source.name == file.name))
             with _network_timeout():
                 return READERS[family](folder, piece, True)
     except (OSError, RuntimeError, EOFError, http.client.HTTPException, tarfile.TarError) as error:
@@ -218,15 +216,17 @@ def _unpack_cifar10(folder: Path, destination: Path) -> None:
     extract_archive(folder / file.name, destination)
 
 
-def _rows(images: Sequence[Any], what: str, progress: Progress | None, rows: slice) -> Tensor:
+def _rows(
+    images: Sequence[npt.NDArray[np.uint8]], what: str, progress: Progress | None, rows: slice
+) -> npt.NDArray[np.uint8]:
     """Rows of several arrays laid end to end."""
-    found, start = [], 0
+    pieces, start = [], 0
     for array in images:
-        found.append(array[max(0, rows.start - start) : max(0, rows.stop - start)])
+        pieces.append(array[max(0, rows.start - start) : max(0, rows.stop - start)])
         start += len(array)
     if progress:
         progress(what, rows.stop, start)
-    return torch.from_numpy(np.ascontiguousarray(np.concatenate(found)))
+    return np.ascontiguousarray(np.concatenate(pieces))
 
 
 def file_of(name: str, piece: Piece) -> str:

@@ -1,21 +1,15 @@
 """What a bug report needs to say about a machine; torch takes seconds to import, so only on demand."""
 
-import os
-import platform
 import runpy
 import shutil
 import subprocess
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 from typing import Any
 
-from genssl import __version__, paths, runs
+from genssl import __version__, environment, paths, runs
 from genssl.data.cache import cache_folder
 
-PACKAGES = (
-    "torch", "torchvision", "numpy", "pillow", "safetensors", "pydantic", "typer", "rich", "filelock",
-    "psutil",
-)  # fmt: skip
 PATIENCE = 10.0  # seconds that the NVIDIA driver may take to list its devices
 
 
@@ -29,12 +23,9 @@ def collect(*, with_torch: bool = False) -> dict[str, Any]:
     root = paths.runs_root()
     return {
         "genssl": __version__,
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        **environment.system(),
         "cuda": _cuda_version() or "none in this build of torch",
         "gpus": _gpus(),
-        "cores": os.cpu_count(),
         **(_ask_torch() if with_torch else {}),
         "cache": str(cache),
         "cache_free_gib": round(_free(cache), 1),
@@ -54,13 +45,6 @@ def _ask_torch() -> dict[str, Any]:
         "bf16": "in hardware" if has_fast_bf16(device) else "not in hardware: fp32 is used",
         "threads": torch.get_num_threads(),
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _cuda_version() -> str | None:

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from genssl import figures
-from genssl.config import SelfSupervisedConfig, SimSiamConfig
+from genssl.config import SelfSupervisedConfig
 from genssl.data.augment import geometry
-from genssl.data.augment.views import Standard
+from genssl.data.registry import allows_flips
 from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.eval.feature_cache import extract_features, require_labels
@@ -67,7 +67,7 @@ def linear_eval(
         def so_far(done: int, total: int) -> None:
             tick(epoch * total + done, settings.epochs * total)
 
-        mirror = may_mirror(method, train.classes)
+        mirror = may_mirror(method, train.name, train.classes)
         images = cropped(train.images, mirror, seed, epoch)
         return extract(method.features, images, batch_size, so_far)
 
@@ -81,10 +81,11 @@ def linear_eval(
     return _result(method, train, test, settings, augment, probe, queries.shape[1]), probe
 
 
-def may_mirror(method: Method, classes: tuple[str, ...]) -> bool:
-    """Whether a mirrored image keeps its class: as the method's own views have it, else not for digits."""
+def may_mirror(method: Method, data: str, classes: tuple[str, ...]) -> bool:
+    """Whether images are mirrored: as the method's own views have it, else where that keeps their class."""
     config = method.config
-    return Standard(config if isinstance(config, SelfSupervisedConfig) else SimSiamConfig(), classes).flips
+    flip = config.flip if isinstance(config, SelfSupervisedConfig) else "auto"
+    return flip == "on" or (flip == "auto" and allows_flips(data, classes))
 
 
 def cropped(images: Tensor, mirror: bool, seed: int, epoch: int) -> Tensor:

@@ -39,7 +39,7 @@ class BYOL(Predicting):
         tau_schedule: Literal["constant", "cosine"] = "cosine",
     ) -> None:
         head: dict[str, Any] = {"predictor": predictor, "predictor_hidden": predictor_hidden}
-        super().__init__(encoder, projector_sizes, output_norm=False, constant_rate=False, **head)
+        super().__init__(encoder, projector_sizes, output_norm=False, fix_predictor_lr=False, **head)
         self.tau, self.tau_schedule = tau, tau_schedule
         self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
         self.target_projector = copy.deepcopy(self.projector).requires_grad_(False)

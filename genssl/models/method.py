@@ -21,7 +21,7 @@ class Method(nn.Module):
     """
 
     config: Config  # set by `build`
-    epoch: int | None = None  # that the weights are of; set by `checkpoint.load`
+    epoch: float | None = None  # how many epochs the weights were trained; set by `checkpoint.load`
     units: Mapping[str, str] = {}  # of the terms of `loss`, by name, e.g. {"kl": "nats per image"}
 
     @classmethod
@@ -46,7 +46,7 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Optimizer groups. A group may set `constant_rate`: True to stay out of the schedule."""
+        """Optimizer groups. A group may set `fix_lr`: True to stay out of the schedule."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
     def after_step(self, progress: float) -> None:

@@ -73,7 +73,7 @@ class Predicting(Siamese):
         predictor_hidden: width of its hidden layer.
         stop_gradient: treat the targets z as constants in the loss.
         output_norm: end the projector with a batch norm without scale and offset.
-        constant_rate: keep the predictor's learning rate constant (Chen and He 2021, section 4.2).
+        fix_predictor_lr: keep the predictor's learning rate constant (Chen and He 2021, section 4.2).
     """
 
     units = dict.fromkeys(("loss", "symmetric", "directional"), "negative cosine similarity")
@@ -87,14 +87,14 @@ class Predicting(Siamese):
         predictor_hidden: int = 512,
         stop_gradient: bool = True,
         output_norm: bool = True,
-        constant_rate: bool = True,
+        fix_predictor_lr: bool = True,
     ) -> None:
         super().__init__(encoder, projector_sizes, norm_last=output_norm)
         dim = self.projector_dim
         # A bottleneck (2048-512-2048 in the paper): the prediction cannot be the identity
         self.predictor = nn.Identity() if predictor == "identity" else mlp([dim, predictor_hidden, dim])
         self.predictor.requires_grad_(predictor != "fixed")
-        self.stop_gradient, self.constant_rate = stop_gradient, constant_rate
+        self.stop_gradient, self.fix_predictor_lr = stop_gradient, fix_predictor_lr
 
     @classmethod
     def settings_of(cls, config: Any) -> dict[str, Any]:
@@ -104,16 +104,16 @@ class Predicting(Siamese):
             "predictor_hidden": config.predictor_hidden,
             "stop_gradient": config.stop_gradient,
             "output_norm": config.output_norm,
-            "constant_rate": config.constant_predictor_rate,
+            "fix_predictor_lr": config.fix_predictor_lr,
         }
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Everything that learns; the predictor in a group of its own where its rate stays constant."""
         groups = super().parameter_groups()
         predictor = [p for p in self.predictor.parameters() if p.requires_grad]
-        if not self.constant_rate or not predictor:
+        if not self.fix_predictor_lr or not predictor:
             return groups
         # By identity: == compares tensors entry by entry
         ids = {id(p) for p in predictor}
         rest = [p for p in groups[0]["params"] if id(p) not in ids]
-        return [{"params": rest}, {"params": predictor, "constant_rate": True}]
+        return [{"params": rest}, {"params": predictor, "fix_lr": True}]

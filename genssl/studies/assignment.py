@@ -207,7 +207,7 @@ ON_A_CPU: dict[str, dict[str, Any]] = {
     "ddpm": {"network": "tiny", "learning_rate": 4e-4},
     "simsiam": {
         "encoder": "small", "batch_size": 64, "optimizer": "adam", "learning_rate": 1e-3,
-        "rate_batch_size": None, "weight_decay": 0.0,
+        "base_batch_size": None, "weight_decay": 0.0,
     },
 }  # fmt: skip
 SHARES = {"vae": 0.06, "ddpm": 0.3, "simsiam": 0.075}  # of a budget; four SimSiams are trained

@@ -1,4 +1,4 @@
-"""What a run would cost, measured on a few real steps that leave nothing behind."""
+"""Time and memory of a run, measured on a few real steps that leave nothing behind."""
 
 import math
 import time
@@ -20,19 +20,18 @@ from genssl.train.signals import peak_memory
 
 WARM_STEPS = 3
 TIMED_STEPS = 10
-TRIAL_SECONDS = 10.0  # after which a slow machine takes no further step of either kind
-# Of a quick look at the speed, which on a CPU hardly depends on the batch
-QUICK_WARM_STEPS, QUICK_BATCH = 1, 32
-QUICK_SECONDS = 1.0  # after which no further step is timed
+TRIAL_SECONDS = 10.0  # time limit of the warm steps, and of the timed ones
+# The same for a quick measurement, and its largest batch on a CPU, whose speed hardly depends on the batch
+QUICK_WARM_STEPS, QUICK_SECONDS, QUICK_BATCH = 1, 1.0, 32
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run would cost on this machine.
+    """Time and memory of a run on this machine.
 
     Attributes:
-        parameters: how many numbers are trained.
-        memory_bytes: the most that was in use during the trial steps.
+        parameters: number of trained parameters.
+        memory_bytes: peak memory of the trial steps.
         images_per_second: over the trial steps.
         seconds: for the whole run, pictures left out.
         images: in the train split.
@@ -64,23 +63,23 @@ class Pace:
     images: int
 
 
-def count_images(config: Config, listen: Listener = silent) -> int:
-    """How many images a run of `config` trains on.
+def count_images(config: Config, listener: Listener = silent) -> int:
+    """Number of images that a run of `config` trains on.
 
     Raises:
-        UserError: the data are not to be had.
+        UserError: the data are missing.
     """
-    return len(load_splits(config, listen)[0])
+    return len(load_splits(config, listener)[0])
 
 
-def pace(config: Config, options: Options, listen: Listener = silent) -> Pace:
-    """A quick look at the speed of the run that `config` describes, on a CPU in batches of 32 or fewer.
+def pace(config: Config, options: Options, listener: Listener = silent) -> Pace:
+    """A quick measurement of the speed of a run; on a CPU in batches of 32 or fewer.
 
     Raises:
-        UserError: the data or the device is not to be had.
+        UserError: the data or the device is missing.
     """
     device = choose_device(options.device)
-    train, _ = load_splits(config, listen)
+    train, _ = load_splits(config, listener)
     if device.type == "cpu":
         config = config.updated({"batch_size": min(config.batch_size, QUICK_BATCH)})
     training = _training(config, train, device, options)
@@ -88,14 +87,14 @@ def pace(config: Config, options: Options, listen: Listener = silent) -> Pace:
     return Pace(training.batch_size / seconds, len(train))
 
 
-def estimate(config: Config, options: Options, listen: Listener = silent) -> Estimate:
-    """Take a few steps of the run that `config` describes, and scale.
+def estimate(config: Config, options: Options, listener: Listener = silent) -> Estimate:
+    """Take a few steps of the run that `config` describes, and extrapolate.
 
     Raises:
-        UserError: the data or the device is not to be had.
+        UserError: the data or the device is missing.
     """
     device = choose_device(options.device)
-    train, _ = load_splits(config, listen)
+    train, _ = load_splits(config, listener)
     training = _training(config, train, device, options)
     seconds = _step_seconds(training, WARM_STEPS, TIMED_STEPS, TRIAL_SECONDS)
     return Estimate(
@@ -115,20 +114,19 @@ def _training(config: Config, train: Split, device: torch.device, options: Optio
     return Training(build(config).to(device), choose_views(config, train.classes), data, config)
 
 
-def _step_seconds(training: Training, warm: int, timed: int, most: float = math.inf) -> float:
-    """The mean seconds of a step after `warm` others, over `timed` of them, as many as there are, or those
-    that begin within `most` seconds.
-    """
+def _step_seconds(training: Training, warm: int, timed: int, limit: float = math.inf) -> float:
+    """Mean seconds per step of up to `timed` steps that begin within `limit` seconds, after `warm` others."""
     steps = training.steps()
     start = time.perf_counter()
     for _ in range(min(warm, training.total_steps - 1)):
         next(steps)
-        if time.perf_counter() - start > most:
+        if time.perf_counter() - start > limit:
             break
     start, taken = time.perf_counter(), 0
     for step in steps:
-        step.losses["loss"].item()  # waits for the device
+        # Waits for the device
+        step.losses["loss"].item()
         taken += 1
-        if taken == timed or time.perf_counter() - start > most:
+        if taken == timed or time.perf_counter() - start > limit:
             break
     return (time.perf_counter() - start) / taken

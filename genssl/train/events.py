@@ -1,4 +1,4 @@
-"""What a run tells whoever listens: the loop never prints, and the command decides how to show it."""
+"""Events of a run: it never prints, and the command decides how to show them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Loading:
-    """Data is being fetched or converted; `total` is None while it is unknown."""
+    """Progress of fetching or converting data; `total` is None while it is unknown."""
 
     text: str
     done: int
@@ -33,7 +33,7 @@ class Started:
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """Where the run stands; sent about once a second."""
+    """Progress of training; sent about once a second."""
 
     epoch: int
     epochs: int
@@ -54,7 +54,7 @@ class EpochEnded:
 
 @dataclass(frozen=True)
 class Note:
-    """A sentence for the person watching."""
+    """A message to show."""
 
     text: str
 

@@ -18,45 +18,10 @@ from genssl.data.split import Split
 from genssl.models.method import Method
 from genssl.runtime import autocast, choose_precision, epoch_permutation, generator
 from genssl.train.ddp import check_batch_divides, convert_batch_norm, wrap_ddp
-from genssl.train.optim import EMA, Guard, build_optimizer, gradients_of, optimizer_step, set_lr
+from genssl.train.optim import EMA, Guard, build_optimizer, optimizer_step, set_lr
 
-PREFIX = "sum."  # of their names in a saved state
-
-
-class LossMeter:
-    """The losses of an epoch's steps so far, weighted by their images. Nothing is read before `means`."""
-
-    def __init__(self) -> None:
-        self.totals: dict[str, Tensor] = {}
-        self.images = 0
-
-    def add(self, losses: Mapping[str, Tensor], images: int, fine: Tensor) -> None:
-        """Add a step; one that the guard kept out, where `fine` is false, adds nothing to the losses."""
-        for name, value in losses.items():
-            share = torch.where(fine, value * images, 0.0)
-            self.totals[name] = self.totals[name] + share if name in self.totals else share
-        self.images += images
-
-    def means(self) -> dict[str, float]:
-        """Over the images; reads from the device."""
-        return {name: float(total) / self.images for name, total in self.totals.items()}
-
-    def reset(self) -> None:
-        """Begin an epoch."""
-        self.totals, self.images = {}, 0
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """What resuming in the middle of an epoch needs: (tensors, texts)."""
-        return {PREFIX + name: total for name, total in self.totals.items()}, {"images": str(self.images)}
-
-    def restore(self, tensors: Mapping[str, Tensor], texts: Mapping[str, str], device: torch.device) -> None:
-        """Continue from a `state`."""
-        self.images = int(texts["images"])
-        self.totals = {
-            name.removeprefix(PREFIX): value.to(device)
-            for name, value in tensors.items()
-            if name.startswith(PREFIX)
-        }
+# Prefixes of the names of tensors in a saved state; part of the file format
+METHOD, AVERAGE, OPTIMIZER, LOSSES = "method.", "average.", "optimizer.", "sum."
 
 
 @dataclass(frozen=True)
@@ -65,9 +30,9 @@ class Step:
 
     Attributes:
         epoch: one-based.
-        step: how many steps the run has taken, this one included.
+        step: number of steps that the run has taken, with this one.
         losses: the method's named terms, scalars still on the device; means over all processes.
-        images: how many images the step saw, in all processes together.
+        images: number of images in the step, in all processes together.
         seconds: wall clock since the loop was entered.
     """
 
@@ -79,7 +44,7 @@ class Step:
 
 
 class Objective(nn.Module):
-    """Views and loss in one forward: the one thing that is compiled."""
+    """Views and loss in one forward: the one thing that is compiled, and wrapped by DDP."""
 
     def __init__(self, method: Method, views: Views) -> None:
         super().__init__()
@@ -89,22 +54,23 @@ class Objective(nn.Module):
     def forward(
         self, images: Tensor, view_draws: dict[str, Tensor], method_draws: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """uint8 images (B, 3, H, W) and everything random -> named scalar losses."""
+        """uint8 images (B, 3, H, W) and all random draws -> named scalar losses."""
         views = self.views(images, view_draws)
+        # Convolutions are fastest on channels_last, on GPUs and on CPUs
         views = tuple(view.contiguous(memory_format=torch.channels_last) for view in views)
         return self.method.loss(views, method_draws)
 
 
 class Training:
-    """A method in training: its optimiser, its guard, its average and how far it has come.
+    """A method in training: its optimizer, guard and EMA, and the number of steps taken.
 
     Batch size, order and draws are those of the global batch; each of several processes takes its rows of
     them, so that their number changes nothing.
 
     Args:
         method: on the device.
-        views: what turns images into the method's views.
-        data: the train split, on the device; or placed, where it may be streamed to the device.
+        views: turns images into the method's views.
+        data: the train split on the device, or a loader that may stream it there.
         config: the run's settings.
 
     Raises:
@@ -118,11 +84,12 @@ class Training:
         self.precision = choose_precision(config.precision, self.device)
         self.batch_size = min(config.batch_size, len(self.split))
         check_batch_divides(self.batch_size)
-        self.steps_per_epoch = len(self.split) // self.batch_size  # the rest waits for the next shuffle
+        # Only whole batches: the images that are left over wait for the next epoch's order
+        self.steps_per_epoch = len(self.split) // self.batch_size
         self.total_steps = config.epochs * self.steps_per_epoch
         self.optimizer = build_optimizer(method.parameter_groups(), config, self.batch_size)
         self.guard = Guard(method, self.device)
-        self.average = None if config.ema_decay is None else EMA(method, config.ema_decay, self.guard)
+        self.ema = None if config.ema_decay is None else EMA(method, config.ema_decay, self.guard)
         self.step = 0
         self.views = views
         self.objective = wrap_ddp(Objective(method, views))
@@ -133,77 +100,83 @@ class Training:
 
     @property
     def inference(self) -> Method:
-        """The method to evaluate and to keep: the average where there is one."""
-        return self.method if self.average is None else self.average.averaged.module  # type: ignore[return-value]
+        """The method to evaluate and to save: the EMA where there is one."""
+        return self.method if self.ema is None else self.ema.averaged.module  # type: ignore[return-value]
 
     def steps(self) -> Iterator[Step]:
-        """Train from where the run stands to its end, yielding after each step."""
+        """Train from the present step to the end, yielding after each step."""
         start = time.perf_counter()
         while self.step < self.total_steps:
-            epoch, first = divmod(self.step, self.steps_per_epoch)
-            with contextlib.closing(self._images(epoch, first)) as batches:
+            # A resumed run begins inside an epoch, at the batch that it had come to
+            epoch, batch = divmod(self.step, self.steps_per_epoch)
+            with contextlib.closing(self._batches(epoch, batch)) as batches:
                 for images in batches:
                     losses = self._take_step(images)
                     yield Step(epoch + 1, self.step, losses, self.batch_size, time.perf_counter() - start)
 
-    def _images(self, epoch: int, first: int) -> Generator[Tensor]:
-        """This process's images of zero-based `epoch`, from batch `first` on, a batch at a time."""
-        # A function of (seed, epoch) alone: a resumed run goes on in the middle of the same order
-        shuffled = epoch_permutation(self.config.seed, epoch, len(self.split))
-        whole = shuffled[: self.steps_per_epoch * self.batch_size].view(-1, self.batch_size)
-        return self.data.batches(whole[first:, distributed.shard(self.batch_size)])
+    def _batches(self, epoch: int, first: int) -> Generator[Tensor]:
+        """This process's batches of zero-based `epoch`, from number `first` on: uint8 (B, 3, H, W)."""
+        # A function of (seed, epoch) alone, so that a resumed run goes on in the same order
+        order = epoch_permutation(self.config.seed, epoch, len(self.split))
+        batches = order[: self.steps_per_epoch * self.batch_size].view(-1, self.batch_size)
+        return self.data.batches(batches[first:, distributed.shard(self.batch_size)])
 
     def _take_step(self, images: Tensor) -> dict[str, Tensor]:
-        # The order of these lines is the training step: rate, forward, backward, guard, optimizer, EMA
+        # Batch norms use the batch's statistics; pictures between epochs have left the method in eval mode
         self.method.train()
         set_lr(self.optimizer, self.config, self.step, self.steps_per_epoch)
+        # The forward pass moves running statistics: keep them, in case the loss is not finite
         self.guard.remember()
         losses = self._forward(images)
         # None instead of zeros: the backward pass then writes gradients and need not add to them
         self.optimizer.zero_grad(set_to_none=True)
+        # DDP averages the gradients over the processes meanwhile
         losses["loss"].backward()
         # Means over the processes, still on the device: every process sees the same loss, and decides alike
-        reduced = distributed.all_reduce_mean(losses)
-        self._update(reduced["loss"])
-        return reduced
+        means = distributed.all_reduce_mean(losses)
+        self._update(means["loss"])
+        return means
 
     def _forward(self, images: Tensor) -> dict[str, Tensor]:
         # All randomness is drawn for the global batch, so that the number of processes changes nothing, and
         # outside the graph: a generator inside a full graph does not compile
         rows = distributed.shard(self.batch_size)
-        view_draws = self.views.draws(self.batch_size, self._stream("views"))
-        method_draws = self.method.draws(self.batch_size, self._stream("method"))
-        view_draws, method_draws = (
-            {name: value[rows] for name, value in draws.items()} for draws in (view_draws, method_draws)
+        draws = (
+            self.views.draws(self.batch_size, self._stream("views")),
+            self.method.draws(self.batch_size, self._stream("method")),
         )
+        view_draws, method_draws = ({name: value[rows] for name, value in drawn.items()} for drawn in draws)
         # bf16 where the hardware multiplies it; losses and statistics leave autocast themselves
         with autocast(self.device, self.precision):
             losses: dict[str, Tensor] = self.objective(images, view_draws, method_draws)
         return losses
 
     def _update(self, loss: Tensor) -> None:
-        gradients = gradients_of(self.optimizer)
-        norm = torch.nn.utils.get_total_norm(gradients)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         # The flag for a non-finite step stays on the device: asking for it here would wait for the device
         self.guard.check(loss, norm, self.step)
         if self.config.gradient_clip is not None:
-            # Clipping by the norm that is there already; torch's own function would compute it again
-            torch._foreach_mul_(gradients, (self.config.gradient_clip / (norm + 1e-6)).clamp(max=1.0))
+            # g <- g * min(1, clip / |g|), where |g| is the norm of all gradients together
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.gradient_clip, norm)
         optimizer_step(self.optimizer, self.guard)
+        # For instance BYOL's target network, whose momentum depends on the progress, in (0, 1]
         self.method.after_step((self.step + 1) / self.total_steps)
+        # After all that writes: a bad step has changed nothing
         self.guard.restore()
-        if self.average is not None:
-            self.average.update(self.method)
+        if self.ema is not None:
+            self.ema.update(self.method)
         self.step += 1
 
     def _stream(self, name: str) -> torch.Generator:
+        # Seeded by (seed, name, step): resuming needs no saved generator state
         return generator(self.config.seed, name, self.step, device=self.device)
 
     def rewind(self, step: int) -> None:
         """Count as if the steps from zero-based `step` on had not been taken; the guard let none through."""
         self.step = step
-        if self.average is not None:
-            self.average.averaged.n_averaged.fill_(step)
+        if self.ema is not None:
+            self.ema.averaged.n_averaged.fill_(step)
 
     def is_finite(self) -> bool:
         """Whether every weight and statistic is finite; reads from the device."""
@@ -212,35 +185,76 @@ class Training:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Everything that resuming needs: (tensors, texts)."""
-        tensors = {f"method.{name}": value for name, value in self.method.state_dict().items()}
-        if self.average is not None:
-            averaged = self.average.averaged.state_dict()
-            tensors |= {f"average.{name}": value for name, value in averaged.items()}
+        tensors = _with_prefix(METHOD, self.method.state_dict())
+        if self.ema is not None:
+            tensors |= _with_prefix(AVERAGE, self.ema.averaged.state_dict())
         saved = self.optimizer.state_dict()
-        for index, entries in saved["state"].items():
-            tensors |= {f"optimizer.{index}.{k}": v for k, v in entries.items() if isinstance(v, Tensor)}
+        for i, entries in saved["state"].items():
+            moments = {name: value for name, value in entries.items() if isinstance(value, Tensor)}
+            tensors |= _with_prefix(f"{OPTIMIZER}{i}.", moments)
         return tensors, {"step": str(self.step), "groups": json.dumps(saved["param_groups"])}
 
-    def restore(self, tensors: dict[str, Tensor], texts: dict[str, str]) -> None:
+    def restore(self, tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> None:
         """Continue from a `state`: the next step is the one that would have followed it."""
-        self.method.load_state_dict(_under("method.", tensors))
-        if self.average is not None:
-            self.average.averaged.load_state_dict(_under("average.", tensors))
+        self.method.load_state_dict(_without_prefix(METHOD, tensors))
+        if self.ema is not None:
+            self.ema.averaged.load_state_dict(_without_prefix(AVERAGE, tensors))
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         entries: dict[int, dict[str, Any]] = {}
-        for name, value in _under("optimizer.", tensors).items():
-            index, key = name.split(".", 1)
-            entries.setdefault(int(index), {})[key] = _laid_out_like(parameters[int(index)], value)
-        self.optimizer.load_state_dict({"state": entries, "param_groups": json.loads(texts["groups"])})
+        for name, value in _without_prefix(OPTIMIZER, tensors).items():
+            i, key = name.split(".", 1)
+            entries.setdefault(int(i), {})[key] = _with_strides_of(parameters[int(i)], value)
+        groups = json.loads(texts["groups"])
+        for group in groups:
+            # The key's name in states of earlier versions
+            if "constant_rate" in group:
+                group["fix_lr"] = group.pop("constant_rate")
+        self.optimizer.load_state_dict({"state": entries, "param_groups": groups})
         self.step = int(texts["step"])
 
 
-def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
-    """A copy of a saved tensor with the parameter's strides, which fused optimisers take for granted."""
+class LossMeter:
+    """The losses of an epoch's steps so far, weighted by their images. Nothing is read before `means`."""
+
+    def __init__(self) -> None:
+        self.totals: dict[str, Tensor] = {}
+        self.images = 0
+
+    def add(self, losses: Mapping[str, Tensor], images: int, is_finite: Tensor) -> None:
+        """Add a step. One that is not finite adds nothing to the losses."""
+        for name, value in losses.items():
+            term = torch.where(is_finite, value * images, 0.0)
+            self.totals[name] = self.totals[name] + term if name in self.totals else term
+        self.images += images
+
+    def means(self) -> dict[str, float]:
+        """Means over the images; reads from the device."""
+        return {name: float(total) / self.images for name, total in self.totals.items()}
+
+    def reset(self) -> None:
+        """Begin an epoch."""
+        self.totals, self.images = {}, 0
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """What resuming in the middle of an epoch needs: (tensors, texts)."""
+        return _with_prefix(LOSSES, self.totals), {"images": str(self.images)}
+
+    def restore(self, tensors: Mapping[str, Tensor], texts: Mapping[str, str], device: torch.device) -> None:
+        """Continue from a `state`."""
+        self.images = int(texts["images"])
+        self.totals = {name: total.to(device) for name, total in _without_prefix(LOSSES, tensors).items()}
+
+
+def _with_strides_of(parameter: Tensor, value: Tensor) -> Tensor:
+    """A copy of a saved tensor with the parameter's strides, which fused optimizers take for granted."""
     if value.shape != parameter.shape:
         return value.clone()
     return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: value for name, value in tensors.items()}
+
+
+def _without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

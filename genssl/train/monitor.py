@@ -20,22 +20,21 @@ from genssl.models.method import Method
 from genssl.pixels import to_model
 from genssl.runtime import chunks, generator, generators, measuring
 
-TEST_IMAGES = 1024  # how many test images a test loss is the mean of
-PICTURES = 32  # how many images a preview shows
-KNN_K = 200  # of the nearest-neighbour accuracy, with these many images for a quick look
-KNN_BANK = 10_000
+TEST_IMAGES = 1024  # images that a test loss is the mean of
+PREVIEW_IMAGES = 32
 SHARPNESS_IMAGES = 1024
-KNN_QUERIES = 2_000
+# Neighbors, training images and test images of the kNN accuracy: few, since it is measured while training
+KNN_K, KNN_BANK, KNN_QUERIES = 200, 10_000, 2_000
 CHUNK = 256  # images at a time
 # Collapsed: an output std below this (1 is healthy, 0 is the same output for every image), or an effective
 # rank below this: a batch norm at the end forbids one and the same output, but not one direction
 COLLAPSED_STD = 0.1
 COLLAPSED_RANK = 2.0
-SETTLED = 50  # steps before which no verdict is given: running statistics still hold what they began with
+COLLAPSE_AFTER = 50  # steps; before, running statistics still hold their initial values
 
 
 class Monitor:
-    """Looks at a method between epochs, always with the same test images and the same noise.
+    """Measures and draws a method between epochs, always with the same test images and the same noise.
 
     Args:
         views: the method's training views.
@@ -56,7 +55,7 @@ class Monitor:
         self.views, self.config = views, config
         self.device = device or train.images.device
         self.test = None if test is None else test.take(TEST_IMAGES, config.seed).to(self.device)
-        self.train, self.all_tests = train, test
+        self.train, self.whole_test = train, test
 
     def pictures_due(self, epoch: int, *, last: bool) -> bool:
         """Whether pictures are drawn after one-based `epoch`: every `sample_every`, and the last."""
@@ -66,44 +65,44 @@ class Monitor:
         return every > 0 and (epoch % every == 0 or epoch == self.config.epochs or last)
 
     def observe(self, method: Method, epoch: int, *, steps: int, last: bool) -> dict[str, Any]:
-        """What the history keeps of one-based `epoch`: test losses, collapse, neighbours, each when due.
+        """The measurements of one-based `epoch` for the history: test losses, collapse, kNN, each when due.
 
-        Of several processes all take part in finding neighbours; the rest is found by the first alone.
+        All processes take part in the kNN accuracy; the first one alone measures the rest.
 
         Args:
-            method: the one to look at.
+            method: the one to measure.
             epoch: one-based.
-            steps: how many steps the run has taken.
-            last: whether the run ends here, before its time.
+            steps: number of steps that the run has taken.
+            last: whether the run ends here, before its last epoch.
         """
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         if distributed.is_main_process():
-            found |= self.measure(method) if self._due(self.config.sample_every, epoch, last) else {}
-            found |= self.collapse(method, steps)
+            values |= self.test_losses(method) if self._due(self.config.sample_every, epoch, last) else {}
+            values |= self.collapse(method, steps)
         if not self._due(self.config.knn_every, epoch, last):
-            return found
-        distributed.all_reduce_max(
-            0
-        )  # on the host: where the first process has failed, no device is to wait for it
-        return found | self.neighbours(method)
+            return values
+        # A barrier on the host: where the first process has failed, no device is to wait for it
+        distributed.all_reduce_max(0)
+        return values | self.knn(method)
 
     @measuring()
-    def measure(self, method: Method) -> dict[str, float]:
+    def test_losses(self, method: Method) -> dict[str, float]:
         """The losses on test images, as test_<name>."""
         if self.test is None:
             return {}
         method.eval()
         totals: dict[str, Tensor] = {}
         size = min(self.config.batch_size, len(self.test))
-        whole = len(self.test) - len(self.test) % size  # some losses mean nothing for a few images
-        for number, rows in enumerate(chunks(whole, size)):
+        # Whole batches: some losses mean nothing for a few images
+        whole = len(self.test) - len(self.test) % size
+        for i, rows in enumerate(chunks(whole, size)):
             images = self.test.images[rows]
-            for name, value in self._losses(method, images, number).items():
+            for name, value in self._losses(method, images, i).items():
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value * len(images)
         return {f"test_{name}": float(total) / whole for name, total in totals.items()}
 
-    def _losses(self, method: Method, images: Tensor, number: int) -> dict[str, Tensor]:
-        stream = generator(self.config.seed, "eval", number, device=images.device)
+    def _losses(self, method: Method, images: Tensor, batch: int) -> dict[str, Tensor]:
+        stream = generator(self.config.seed, "eval", batch, device=images.device)
         views = self.views(images, self.views.draws(len(images), stream))
         return method.loss(views, method.draws(len(images), stream))
 
@@ -115,56 +114,55 @@ class Monitor:
         method.eval()
         if method.outputs(to_model(self.test.images[:1])) is None:
             return {}
-        found = extract(cast(FeatureFunction, method.outputs), self.test.images, CHUNK)
-        spread = output_std(found)
-        rank = rankme(found)
-        flat = spread < COLLAPSED_STD or rank < min(COLLAPSED_RANK, found.shape[1] / 4)
-        return {"output_std": spread, "rankme": rank, "collapsed": flat and steps >= SETTLED}
+        outputs = extract(cast(FeatureFunction, method.outputs), self.test.images, CHUNK)
+        std, rank = output_std(outputs), rankme(outputs)
+        collapsed = std < COLLAPSED_STD or rank < min(COLLAPSED_RANK, outputs.shape[1] / 4)
+        return {"output_std": std, "rankme": rank, "collapsed": collapsed and steps >= COLLAPSE_AFTER}
 
     @measuring()
-    def neighbours(self, method: Method) -> dict[str, float]:
-        """knn_accuracy: of the features of up to 2,000 test images against 10,000 training images."""
-        if not self._is_labelled():
+    def knn(self, method: Method) -> dict[str, float]:
+        """knn_accuracy of up to 2,000 test images among up to 10,000 training images, by their features."""
+        if not self._is_labeled():
             return {}
         return {"knn_accuracy": self._accuracy(method.eval().features)}
 
-    def about_data(self, method: Method) -> dict[str, float]:
-        """train_sharpness: of up to 1,024 training images, where the method draws images to compare."""
+    def data_statistics(self, method: Method) -> dict[str, float]:
+        """train_sharpness of up to 1,024 training images, to compare with a method's samples."""
         if not hasattr(method, "sample"):
             return {}
         return {SHARPNESS: mean_sharpness(self.train.take(SHARPNESS_IMAGES, self.config.seed).images)}
 
     @measuring()
-    def references(self, method: Method, known: float | None) -> dict[str, float]:
-        """What a run that watches its neighbours is to be judged by at its end; nothing of another run.
+    def baselines(self, method: Method, known: float | None) -> dict[str, float]:
+        """kNN accuracies to compare a trained method's with; none where `knn_every` is 0.
 
-        Of several processes all take part.
+        All processes take part.
 
         Args:
             method: the trained one.
-            known: the first process's accuracy of these weights; None: it is measured.
+            known: kNN accuracy of these weights in the first process; measured when None.
 
         Returns:
             knn_accuracy, knn_accuracy_untrained (the same architecture with the initial weights of another
-            seed) and knn_accuracy_pixels, on the same images; knn_images, how many were classified.
+            seed) and knn_accuracy_pixels, on the same images; knn_images, the number of test images.
         """
-        if self.config.knn_every == 0 or not self._is_labelled():
+        if self.config.knn_every == 0 or not self._is_labeled():
             return {}
         missing = distributed.all_reduce_max(int(distributed.is_main_process() and known is None))
-        found = self.neighbours(method) if missing else {} if known is None else {"knn_accuracy": known}
+        values = self.knn(method) if missing else {} if known is None else {"knn_accuracy": known}
         untrained = build(self.config.updated({"seed": self.config.seed + 1})).to(self.device).eval()
-        found["knn_accuracy_untrained"] = self._accuracy(untrained.features)
+        values["knn_accuracy_untrained"] = self._accuracy(untrained.features)
         # (2 u - 255) / 256 is exact in float16
-        found["knn_accuracy_pixels"] = self._accuracy(lambda images: images.flatten(1), torch.float16)
-        return found | {"knn_images": min(KNN_QUERIES, len(cast(Split, self.all_tests)))}
+        values["knn_accuracy_pixels"] = self._accuracy(lambda images: images.flatten(1), torch.float16)
+        return values | {"knn_images": min(KNN_QUERIES, len(cast(Split, self.whole_test)))}
 
-    def _is_labelled(self) -> bool:
-        return self.all_tests is not None and None not in (self.train.labels, self.all_tests.labels)
+    def _is_labeled(self) -> bool:
+        return self.whole_test is not None and None not in (self.train.labels, self.whole_test.labels)
 
     def _accuracy(self, function: FeatureFunction, dtype: torch.dtype = torch.float32) -> float:
-        """Of nearest neighbours in what `function` makes of the watched images, with labels."""
+        """kNN accuracy of the features that `function` gives."""
         train = self.train.take(KNN_BANK, self.config.seed)
-        test = cast(Split, self.all_tests).take(KNN_QUERIES, self.config.seed)
+        test = cast(Split, self.whole_test).take(KNN_QUERIES, self.config.seed)
         bank, queries = (
             extract_sharded(function, split.images, CHUNK, device=self.device, dtype=dtype)
             for split in (train, test)
@@ -180,28 +178,28 @@ class Monitor:
         if self.test is None:
             return {}
         method.eval()
-        images = to_model(self.test.images[:PICTURES])
+        images = to_model(self.test.images[:PREVIEW_IMAGES])
         return method.previews(images, generators(self.config.seed, "sample", range(len(images))))
 
 
-def judged(accuracies: Mapping[str, float]) -> str | None:
-    """What to say of features that are no better than what needs no training; None of better ones.
+def baseline_warning(accuracies: Mapping[str, float]) -> str | None:
+    """A warning for features that are not better than raw pixels and an untrained encoder; else None.
 
     Better means by more than two standard errors of the difference, as if the accuracies were of different
     images.
 
     Args:
-        accuracies: as from `Watch.references`.
+        accuracies: as from `Monitor.baselines`.
     """
     if not accuracies:
         return None
-    own, n = accuracies["knn_accuracy"], accuracies["knn_images"]
+    trained, n = accuracies["knn_accuracy"], accuracies["knn_images"]
     others = {
         "an untrained encoder": accuracies["knn_accuracy_untrained"],
         "raw pixels": accuracies["knn_accuracy_pixels"],
     }
     better = {
-        name: own - other > 2 * math.sqrt((own * (1 - own) + other * (1 - other)) / n)
+        name: trained - other > 2 * math.sqrt((trained * (1 - trained) + other * (1 - other)) / n)
         for name, other in others.items()
     }
     if all(better.values()):
@@ -209,6 +207,6 @@ def judged(accuracies: Mapping[str, float]) -> str | None:
     worse = " or ".join(name for name, is_better in better.items() if not is_better)
     beside = ", ".join(f"{name} {other:.1%}" for name, other in others.items())
     return (
-        f"the features are no better than {worse}: kNN accuracy {own:.1%} on {n:,} test images ({beside}); "
-        "train longer, or with other views"
+        f"the features are no better than {worse}: kNN accuracy {trained:.1%} on {n:,} test images "
+        f"({beside}); train longer, or with other views"
     )

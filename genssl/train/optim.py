@@ -1,4 +1,4 @@
-"""Optimiser, learning-rate schedule, and the guard that keeps a non-finite step out."""
+"""Optimizer, learning-rate schedule, and the guard that keeps a non-finite step out."""
 
 import math
 from typing import Any
@@ -12,26 +12,24 @@ from genssl.config import Config
 def build_optimizer(
     groups: list[dict[str, Any]], config: Config, batch_size: int | None = None
 ) -> torch.optim.Optimizer:
-    """The config's optimiser over a method's parameter groups, for steps of `batch_size` images.
+    """The config's optimizer over a method's parameter groups, for steps of `batch_size` images.
 
-    Fused, since only the fused kernels can be told on the device to skip a step (`found_inf`), and
-    since they are the fastest ones.
+    Fused, since only the fused kernels take a flag on the device to skip a step (`found_inf`), and since they
+    are the fastest ones.
     """
-    rate, decay = config.rate_for(batch_size or config.batch_size), config.weight_decay
+    lr, decay = config.rate_for(batch_size or config.batch_size), config.weight_decay
     match config.optimizer:
         case "adam":
-            return torch.optim.Adam(groups, lr=rate, weight_decay=decay, fused=True)
+            return torch.optim.Adam(groups, lr=lr, weight_decay=decay, fused=True)
         case "adamw":
-            return torch.optim.AdamW(groups, lr=rate, weight_decay=decay, fused=True)
+            return torch.optim.AdamW(groups, lr=lr, weight_decay=decay, fused=True)
         case "sgd":
-            descent = torch.optim.SGD(
-                groups, lr=rate, weight_decay=decay, momentum=config.momentum, fused=True
-            )
-            return _with_momenta(descent) if config.momentum > 0 else descent
+            sgd = torch.optim.SGD(groups, lr=lr, weight_decay=decay, momentum=config.momentum, fused=True)
+            return _with_momenta(sgd) if config.momentum > 0 else sgd
 
 
 def _with_momenta(optimizer: torch.optim.SGD) -> torch.optim.SGD:
-    """Momenta of zero, with which the first step is the same.
+    """Start from momenta of zero, with which the first step is the same.
 
     Otherwise the fused kernel allocates them in the first step and, where that step is skipped
     (`found_inf`), leaves them as whatever the memory held.
@@ -43,58 +41,59 @@ def _with_momenta(optimizer: torch.optim.SGD) -> torch.optim.SGD:
 
 
 def lr_factor(config: Config, step: int, steps_per_epoch: int) -> float:
-    """What the learning rate is multiplied by at zero-based `step`: linear warm-up, then the schedule."""
+    """Factor of the learning rate at zero-based `step`: linear warm-up, then the schedule."""
     warmup = config.warmup_epochs * steps_per_epoch
     if step < warmup:
         return (step + 1) / (warmup + 1)
     if config.schedule == "constant":
         return 1.0
-    share = (step - warmup) / max(1.0, config.epochs * steps_per_epoch - warmup)
-    return 0.5 * (1 + math.cos(math.pi * share))
+    # Half a cosine from 1 to 0 over the steps after the warm-up (Loshchilov and Hutter 2017)
+    progress = (step - warmup) / max(1.0, config.epochs * steps_per_epoch - warmup)
+    return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def set_lr(optimizer: torch.optim.Optimizer, config: Config, step: int, steps_per_epoch: int) -> None:
-    """Set every group's rate for zero-based `step`; a `constant_rate` group keeps its own."""
+    """Set every group's learning rate for zero-based `step`; that of a `fix_lr` group stays."""
     factor = lr_factor(config, step, steps_per_epoch)
     for group in optimizer.param_groups:
         base = group.setdefault("initial_lr", group["lr"])
-        group["lr"] = base if group.get("constant_rate") else base * factor
+        group["lr"] = base if group.get("fix_lr") else base * factor
 
 
 class Guard:
     """Keeps a step whose loss or gradient is not finite from reaching anything, without a host read.
 
-    The flag lives on the device. Once raised it stays up: the fused optimiser skips every further update,
-    and what the forward pass or `after_step` wrote (batch-norm statistics, an EMA target) is put back, so
-    that the method is exactly as it was before the first bad step when the host comes to look.
+    The flag is a tensor on the device. Once raised it stays up: the fused optimizer skips every further
+    update, and what the forward pass or `after_step` wrote (batch-norm statistics, an EMA target) is put
+    back, so that the method is exactly as it was before the first bad step when the host reads the flag.
     """
 
     def __init__(self, method: nn.Module, device: torch.device) -> None:
         frozen = [p for p in method.parameters() if not p.requires_grad]
-        self.kept: list[Tensor] = [*method.buffers(), *frozen]
-        self.copies = [torch.empty_like(tensor) for tensor in self.kept]
+        self.written: list[Tensor] = [*method.buffers(), *frozen]
+        self.copies = [torch.empty_like(tensor) for tensor in self.written]
         self.bad = torch.zeros((), device=device)
         self.first = torch.full((), -1, dtype=torch.int64, device=device)
 
     @torch.no_grad()
     def remember(self) -> None:
-        """Before the forward pass: copy what it may write."""
-        if self.kept:
-            torch._foreach_copy_(self.copies, self.kept)
+        """Copy what a step may write besides the weights; before the forward pass."""
+        if self.written:
+            torch._foreach_copy_(self.copies, self.written)
 
     @torch.no_grad()
     def check(self, loss: Tensor, norm: Tensor, step: int) -> None:
-        """After the backward pass: raise the flag if the loss or the gradient's norm is not finite."""
-        fine = torch.isfinite(loss) & torch.isfinite(norm)
-        now_bad = torch.maximum(self.bad, (~fine).to(self.bad.dtype))
-        self.first.copy_(torch.where((now_bad > 0) & (self.first < 0), step, self.first))
-        self.bad.copy_(now_bad)
+        """Raise the flag if the loss or the gradient's norm is not finite; after the backward pass."""
+        is_finite = torch.isfinite(loss) & torch.isfinite(norm)
+        bad = torch.maximum(self.bad, (~is_finite).to(self.bad.dtype))
+        self.first.copy_(torch.where((bad > 0) & (self.first < 0), step, self.first))
+        self.bad.copy_(bad)
 
     @torch.no_grad()
     def restore(self) -> None:
-        """After the step: put back what was copied, where the flag is up."""
+        """Put back what was copied if the flag is up; after the step."""
         bad = self.bad > 0
-        for tensor, copy in zip(self.kept, self.copies, strict=True):
+        for tensor, copy in zip(self.written, self.copies, strict=True):
             tensor.copy_(torch.where(bad, copy, tensor))
 
     def first_bad_step(self) -> int | None:
@@ -104,34 +103,31 @@ class Guard:
 
 
 def optimizer_step(optimizer: torch.optim.Optimizer, guard: Guard) -> None:
-    """Take the optimiser's step unless the guard's flag is up."""
+    """Take the optimizer's step unless the guard's flag is up."""
     optimizer.grad_scale = None  # type: ignore[attr-defined]
     optimizer.found_inf = guard.bad  # type: ignore[attr-defined]
     optimizer.step()
 
 
-def gradients_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """The gradients of every parameter that has one."""
-    return [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-
-
 class EMA(nn.Module):
-    """Exponential moving average of a method's weights, through torch's own tool.
+    """Exponential moving average of a method's weights, by torch's AveragedModel.
 
-    The decay warms up as min(decay, (1 + k) / (10 + k)) after k updates, so that short runs do not keep
-    their initial weights. A raised guard stops it.
+    ema <- ema + (1 - d) (weights - ema), with the decay d = min(decay, (1 + k) / (10 + k)) after k updates:
+    it warms up, so that the average of a short run does not hold the initial weights. A raised guard stops
+    it.
     """
 
     def __init__(self, method: nn.Module, decay: float, guard: Guard) -> None:
         super().__init__()
         self.decay = decay
-        self._guard = [guard]  # in a list: the guard's tensors are no part of this module's state
+        # In a list: the guard's tensors are no part of this module's state
+        self._guard = [guard]
         self.averaged = torch.optim.swa_utils.AveragedModel(
             method, multi_avg_fn=self._blend, use_buffers=True
         )
 
     def update(self, method: nn.Module) -> None:
-        """Move the average towards the method's present weights."""
+        """Move the average towards the method's weights."""
         self.averaged.update_parameters(method)
 
     @torch.no_grad()
@@ -139,8 +135,8 @@ class EMA(nn.Module):
         if not averages[0].is_floating_point():
             torch._foreach_copy_(averages, current)
             return
-        warm = torch.as_tensor((1 + count) / (10 + count), device=averages[0].device)
-        weight = (1 - warm.clamp(max=self.decay)) * (1 - self._guard[0].bad)
-        steps = torch._foreach_sub(current, averages)
-        torch._foreach_mul_(steps, weight)
-        torch._foreach_add_(averages, steps)
+        warmup = torch.as_tensor((1 + count) / (10 + count), device=averages[0].device)
+        weight = (1 - warmup.clamp(max=self.decay)) * (1 - self._guard[0].bad)
+        differences = torch._foreach_sub(current, averages)
+        torch._foreach_mul_(differences, weight)
+        torch._foreach_add_(averages, differences)

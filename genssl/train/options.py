@@ -19,15 +19,15 @@ class Options:
     Attributes:
         device: auto, cpu, cuda, cuda:1, mps.
         save_every: seconds between saved states; 0 saves after every step.
-        max_minutes: end the run cleanly after so long.
+        max_minutes: end the run cleanly after this many minutes.
         compile: one graph for views, network and losses; auto: on one GPU, for runs long enough to pay.
         tag: added to the run's name.
         out: the run folder, instead of a new one in checkpoints/.
-        arm: the run is an ablation's, kept in checkpoints/arms/.
-        resident_limit: GiB up to which the train split lies on the device; larger ones are streamed from
+        arm: the run is an ablation's, and its folder is in checkpoints/arms/.
+        resident_limit: GiB up to which the train split is held on the device; larger ones are streamed from
             the cache. Half of the free memory when None.
         tensorboard: write events for TensorBoard, too.
-        auto_resume: continue the run of these settings that was begun, if there is one.
+        auto_resume: continue the run of these settings if there is one.
     """
 
     device: str = "auto"
@@ -43,7 +43,7 @@ class Options:
 
 
 def continuing(folder: Path, options: Options) -> str:
-    """What to say of a run that was stopped: the command that continues it in the same way."""
+    """How to continue a run that was stopped: the command, on the same devices."""
     from genssl import distributed
 
     words = ["genssl", "train", "--resume", str(folder)]
@@ -55,7 +55,7 @@ def continuing(folder: Path, options: Options) -> str:
 
 
 def should_compile(options: Options, device: "torch.device", steps: int) -> bool:
-    """Whether compiling is asked for, or pays; several processes were never tried compiled."""
+    """Whether to compile: if asked for, or where it pays; several processes were never tried compiled."""
     from genssl import distributed
 
     if options.compile == "auto":

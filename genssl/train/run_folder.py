@@ -1,25 +1,18 @@
 """A run folder and everything that is written to it."""
 
 import json
-import os
-import platform
-import subprocess
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from genssl import checkpoint, config, distributed, figures, files, run_info
+from genssl import checkpoint, config, distributed, environment, figures, files, run_info
 from genssl.config import Config
-from genssl.environment import command_line
 from genssl.errors import FAILED_RUN, UserError
 from genssl.models.method import Method
 from genssl.runtime import describe
-
-PACKAGES = ("genssl", "torch", "torchvision", "numpy", "safetensors", "pillow", "scikit-learn", "scipy")
 
 
 class RunFolder:
@@ -137,39 +130,16 @@ def is_complete(path: Path, epochs: int) -> bool:
 
 
 def run_environment(device: torch.device) -> dict[str, Any]:
-    """Versions, device, command line and git revision."""
+    """Command line, device, versions and git revision."""
     return {
-        "command": command_line(),
+        "command": environment.command_line(),
         "device": describe(device),
         "processes": distributed.world_size(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "versions": {package: _version(package) for package in PACKAGES},
-        "git": _git_revision(),
+        **environment.system(),
+        "git": environment.git_revision(),
     }
 
 
 def _epoch_of(preview: Path) -> float:
     number = preview.stem.removeprefix("epoch-")
     return float(number) if number.replace(".", "", 1).isdigit() else 0.0
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _git_revision() -> str | None:
-    """The revision of this source tree, with + when it was changed; None outside a checkout."""
-    here = Path(__file__).parent
-    try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],
-            cwd=here, capture_output=True, text=True, timeout=5, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.strip() or None

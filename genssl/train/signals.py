@@ -1,4 +1,4 @@
-"""One sitting of a run: its clock, its stop signals, and what the process uses."""
+"""The clock, the stop signals and the memory of a process that trains."""
 
 import signal
 import sys
@@ -12,61 +12,45 @@ import torch
 
 from genssl.errors import INTERRUPTED, TERMINATED
 
-PATIENCE = 1.0  # seconds
+PATIENCE = 1.0  # seconds in which a second signal is the same key press
 
 
 class Clock:
-    """Counts seconds, steps and images of this sitting."""
+    """Counts seconds, steps and images since training was started or resumed."""
 
     def __init__(self) -> None:
         self.steps = 0
-        self._started = self._read = self._saved = self._drawn = time.perf_counter()
-        self._window = self._started
+        self._start = self._window = time.perf_counter()
+        self._marks: dict[str, float] = {}
         self._images = 0
         self._rate = 1.0
 
-    def total(self) -> float:
-        """Seconds since the sitting began."""
-        return time.perf_counter() - self._started
+    def since_start(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self._start
 
-    def count(self, images: int) -> None:
-        """A step on so many images was taken."""
+    def mark(self, event: str) -> None:
+        """Remember that `event` has just happened."""
+        self._marks[event] = time.perf_counter()
+
+    def since(self, event: str) -> float:
+        """Seconds since the last `mark(event)`, or since the start."""
+        return time.perf_counter() - self._marks.get(event, self._start)
+
+    def add_step(self, images: int) -> None:
+        """Count a step on this many images."""
         self.steps += 1
         self._images += images
 
+    def restart_window(self) -> None:
+        """Measure the speed from here on."""
+        self._window, self._images = time.perf_counter(), 0
+
     def images_per_second(self) -> float:
-        """The speed of training since the last `open_window`, time for pictures left out."""
+        """The speed of training since the last `restart_window`, time for pictures left out."""
         if self._images:
             self._rate = self._images / max(1e-9, time.perf_counter() - self._window)
         return self._rate
-
-    def open_window(self) -> None:
-        """Measure speed from now on."""
-        self._window, self._images = time.perf_counter(), 0
-
-    def since_read(self) -> float:
-        """Seconds since the losses were last read."""
-        return time.perf_counter() - self._read
-
-    def since_save(self) -> float:
-        """Seconds since the state was last saved."""
-        return time.perf_counter() - self._saved
-
-    def since_drawn(self) -> float:
-        """Seconds since the curves were last drawn."""
-        return time.perf_counter() - self._drawn
-
-    def mark_drawn(self) -> None:
-        """The curves were just drawn."""
-        self._drawn = time.perf_counter()
-
-    def mark_read(self) -> None:
-        """The losses were just read."""
-        self._read = time.perf_counter()
-
-    def mark_saved(self) -> None:
-        """The state was just saved."""
-        self._saved = time.perf_counter()
 
 
 class StopSignals:
@@ -75,8 +59,8 @@ class StopSignals:
     Signals can be caught in the main thread alone; elsewhere this does nothing.
     """
 
-    code: int | None = None  # the exit code asked for
-    _asked = 0.0  # when
+    code: int | None = None  # exit code to stop with
+    _received = 0.0  # seconds on the monotonic clock
 
     def __enter__(self) -> Self:
         self._before = {}
@@ -90,16 +74,16 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _request(self, number: int, _: FrameType | None) -> None:
-        if self.code is not None and time.monotonic() - self._asked < PATIENCE:
-            return  # the same key press, or one before the state could be saved
+        if self.code is not None and time.monotonic() - self._received < PATIENCE:
+            return
         if self.code is not None:
             raise KeyboardInterrupt
         self.code = INTERRUPTED if number == signal.SIGINT else TERMINATED
-        self._asked = time.monotonic()
+        self._received = time.monotonic()
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most memory used so far, in bytes: of the CUDA device, else of the process."""
+    """Peak memory in bytes: that of the CUDA device, else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:

@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from genssl import cli, distributed, run_info
 from genssl import config as configs
 from genssl.data import loader
-from genssl.environment import RESTART_COUNTS
 from genssl.errors import FAILED_RUN, INTERRUPTED, LOST_PROCESS, WRONG_INPUT, Echo, UserError
 from genssl.runtime import choose_device
 from genssl.train import ddp
@@ -97,35 +96,23 @@ def test_going_on_takes_the_newest_of_several(
     assert f"run folder: {tmp_path / 'vae-digits-2'}\n" in result.output
 
 
-@pytest.mark.parametrize("counter", RESTART_COUNTS)
+@pytest.mark.parametrize("named", [True, False], ids=["--out", "by its settings"])
 def test_a_restart_goes_on_with_what_was_begun_before_it(
-    counter: str, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    named: bool, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = ["train", "vae", "--data", digits, *SHORT, "--out", tmp_path / "run", "--max-minutes", 0]
+    monkeypatch.setenv("GENSSL_CHECKPOINTS", str(tmp_path))
+    command = ["train", "vae", "--data", digits, *SHORT, "--max-minutes", 0]
+    command += ["--out", tmp_path / "run"] if named else []
     assert call(*command).exit_code == 0
-    monkeypatch.setenv(counter, "1")
-    assert call(*command).exit_code == WRONG_INPUT  # somebody else's: it was not begun by these processes
-    monkeypatch.setenv(distributed.LAUNCHER, str(tmp_path / "note"))
-    (tmp_path / "note").write_text(str(tmp_path / "run"))
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     result = call(*command)
     assert result.exit_code == 0, result.output
     assert "resumed at step 1" in result.output
-    monkeypatch.delenv(counter)
-    assert call(*command).exit_code == WRONG_INPUT
-
-
-def test_the_note_of_where_a_run_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert distributed.noted_folder() is None
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # several computers share no such file
-    distributed.broadcast_folder(tmp_path)
-    assert distributed.noted_folder() is None
-    monkeypatch.setattr(distributed.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "some-start")
-    assert distributed.noted_folder() is None
-    distributed.broadcast_folder(tmp_path / "run")
-    assert distributed.noted_folder() == tmp_path / "run"
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another-start")
-    assert distributed.noted_folder() is None
+    assert len(list(tmp_path.glob("*/config.json"))) == 1
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    again = call(*command)  # a run of its own, which needs a folder of its own
+    assert again.exit_code == (WRONG_INPUT if named else 0)
+    assert len(list(tmp_path.glob("*/config.json"))) == 2 - named
 
 
 def test_a_remix_is_said_everywhere(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,17 +175,15 @@ def test_each_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
             choose_device("cuda")
 
 
-def test_what_exit_codes_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(distributed.LAUNCHER, str(tmp_path / "note"))
-    killed = ddp._explained({0: -15, 1: -9, 2: LOST_PROCESS}, 3, "auto")
-    assert str(killed) == "process 1 of 3 was killed (SIGKILL); start the command again"
-    (tmp_path / "note").write_text("check points/x")
-    killed = ddp._explained({0: -15}, 2, "cpu")
-    again = "`genssl train --resume 'check points/x' --gpus 2 --device cpu` continues"
-    assert str(killed) == f"process 0 of 2 was killed (SIGTERM); {again}"
+def test_what_exit_codes_mean() -> None:
+    killed = ddp._explained({0: -15, 1: -9, 2: LOST_PROCESS}, 3, ["train", "vae"])
+    again = "the same command with --go-on continues the run"
+    assert str(killed) == f"process 1 of 3 was killed (SIGKILL); {again}"
     assert killed.code == FAILED_RUN
-    lost = ddp._explained({0: LOST_PROCESS, 1: LOST_PROCESS}, 2, "auto")
-    assert str(lost).startswith("a process ended; `genssl train --resume")
+    killed = ddp._explained({0: -15}, 2, ["train", "--resume", "x"])
+    assert str(killed) == "process 0 of 2 was killed (SIGTERM); the same command continues the run"
+    lost = ddp._explained({0: LOST_PROCESS, 1: LOST_PROCESS}, 2, ["train", "vae"])
+    assert str(lost) == f"a process ended; {again}"
 
 
 @pytest.mark.parametrize(
@@ -211,44 +196,26 @@ def test_what_exit_codes_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     ],
 )
 def test_what_a_process_has_said_is_not_said_again(codes: dict[int, int], code: int) -> None:
-    told = ddp._explained(codes, len(codes), "auto")
-    assert isinstance(told, Echo)
-    assert told.code == code
+    error = ddp._explained(codes, len(codes), ["train"])
+    assert isinstance(error, Echo)
+    assert error.code == code
 
 
-@pytest.mark.parametrize("restarts", [0, 1, 3])
-def test_a_killed_process_is_a_reason_to_start_again(
-    restarts: int, digits: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    attempts: list[int] = []
+def test_torchrun_is_told_how_often_to_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.distributed import run as torchrun
 
-    def attempt(*_: object) -> UserError | None:
-        attempts.append(distributed.restart_count())
-        return UserError("killed", FAILED_RUN) if len(attempts) < 3 else None
+    launched: list[Any] = []
 
-    monkeypatch.setattr(ddp, "_attempt", attempt)
-    said: list[str] = []
-    if restarts < 2:
-        with pytest.raises(UserError, match="killed"):
-            ddp.launch(["train"], 2, "cpu", restarts, said.append)
-    else:
-        ddp.launch(["train"], 2, "cpu", restarts, said.append)
-    assert attempts == list(range(min(restarts, 2) + 1))
-    assert said == [f"killed; starting again, {place} of {restarts}" for place in range(1, len(attempts))]
-    assert distributed.LAUNCHER not in ddp.os.environ
+    def record(arguments: Any) -> None:
+        launched.append((arguments, os.environ[distributed.LAUNCHER]))
 
-
-def test_an_error_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    attempts: list[int] = []
-
-    def attempt(*_: object) -> UserError:
-        attempts.append(1)
-        return Echo("told", WRONG_INPUT)
-
-    monkeypatch.setattr(ddp, "_attempt", attempt)
-    with pytest.raises(Echo):
-        ddp.launch(["train"], 2, "cpu", 5, lambda _: None)
-    assert attempts == [1]
+    monkeypatch.setattr(torchrun, "run", record)
+    ddp.launch(["train", "vae", "--max-restarts", "7"], 2, "cpu", 3)
+    ((arguments, _),) = launched
+    assert (arguments.max_restarts, arguments.nproc_per_node) == (3, "2")
+    assert arguments.training_script == "genssl"
+    assert arguments.training_script_args == ["train", "vae", "--max-restarts", "7"]
+    assert distributed.LAUNCHER not in os.environ
 
 
 def test_a_dry_run_is_of_one_process(digits: Path) -> None:

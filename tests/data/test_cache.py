@@ -1,25 +1,34 @@
+import contextlib
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from genssl.data import cache as module
-from genssl.data import writer
-from genssl.data.cache import cache_folder, load_or_build, read_split, split_path, write_split
+from genssl.data.cache import (
+    LazyArray,
+    cache_folder,
+    load_or_build,
+    read_split,
+    split_path,
+    write_arrays,
+    write_split,
+)
 from genssl.data.split import Split
 from genssl.errors import UserError
-from genssl.files import read_tensors
+from genssl.files import tensor_digest
 
 
 def split(part: str = "train", n: int = 5) -> Split:
@@ -83,25 +92,37 @@ def test_a_hit_is_memory_mapped_and_private() -> None:
     found = load_or_build("k", ["train"], never)
     assert found is not None
     if Path("/proc/self/maps").exists():
-        assert "k-train.safetensors" in Path("/proc/self/maps").read_text()
+        assert "k-train/images.npy" in Path("/proc/self/maps").read_text()
     found.images.zero_()
     assert same(load_or_build("k", ["train"], never), split())
 
 
 def damage(path: Path, how: str) -> None:
-    data = path.read_bytes()
+    images = path / "images.npy"
     if how == "cut":
-        path.write_bytes(data[:-1])
-    elif how == "empty":
-        path.write_bytes(b"")
-    elif how == "text":
-        path.write_text("hello")
+        images.write_bytes(images.read_bytes()[:-1])
     elif how == "longer":
-        path.write_bytes(data + b"1")
+        images.write_bytes(images.read_bytes() + b"1")
+    elif how == "text":
+        images.write_bytes(b"x" * images.stat().st_size)
+    elif how == "without images":
+        images.unlink()
+    elif how == "without masks":
+        (path / "masks.npy").unlink()
+    elif how == "empty header":
+        (path / "split.json").write_bytes(b"")
+    elif how == "without header":
+        (path / "split.json").unlink()
+    elif how == "a file":
+        shutil.rmtree(path)
+        path.write_text("hello")
 
 
-@pytest.mark.parametrize("how", ["cut", "empty", "text", "longer"])
-def test_a_damaged_file_is_built_again(how: str) -> None:
+@pytest.mark.parametrize(
+    "how",
+    ["cut", "longer", "text", "without images", "without masks", "empty header", "without header", "a file"],
+)
+def test_a_damaged_entry_is_built_again(how: str) -> None:
     load_or_build("k", ["train"], building("train"))
     damage(split_path("k", "train"), how)
     assert read_split(split_path("k", "train")) is None
@@ -109,65 +130,87 @@ def test_a_damaged_file_is_built_again(how: str) -> None:
     assert same(load_or_build("k", ["train"], never), split())
 
 
-GOOD = {"images": torch.zeros(2, 3, 4, 4, dtype=torch.uint8), "labels": torch.tensor([0, 1])}
-METADATA = {"format": module.FORMAT, "name": "n", "part": "train", "classes": '["a", "b"]', "digest": "d"}
+GOOD = {"images": np.zeros((2, 3, 4, 4), np.uint8), "labels": np.array([0, 1])}
+
+
+def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    write_arrays(path, arrays, ("a", "b"), "n", "train", "d")
 
 
 @pytest.mark.parametrize(
-    "tensors",
+    "arrays",
     [
-        {"images": torch.zeros(2, 3, 4, 4)},
-        {"images": torch.zeros(2, 4, 4, 3, dtype=torch.uint8)},
-        {"images": torch.zeros(2, 3, dtype=torch.uint8)},
-        {"images": torch.zeros(0, 3, 4, 4, dtype=torch.uint8), "labels": torch.zeros(0, dtype=torch.int64)},
-        {"labels": torch.tensor([0, 1, 1])},
-        {"labels": torch.tensor([0, 2])},
-        {"labels": torch.tensor([0, -1])},
-        {"labels": torch.tensor([0.0, 1.0])},
-        {"masks": torch.zeros(2, 4, 5, dtype=torch.uint8)},
-        {"masks": torch.zeros(2, 4, 4)},
+        {"images": np.zeros((2, 3, 4, 4), np.float32)},
+        {"images": np.zeros((2, 4, 4, 3), np.uint8)},
+        {"images": np.zeros((2, 3), np.uint8)},
+        {"images": np.zeros((0, 3, 4, 4), np.uint8), "labels": np.zeros(0, np.int64)},
+        {"labels": np.array([0, 1, 1])},
+        {"labels": np.array([0, 2])},
+        {"labels": np.array([0, -1])},
+        {"labels": np.array([0.0, 1.0])},
+        {"masks": np.zeros((2, 4, 5), np.uint8)},
+        {"masks": np.zeros((2, 4, 4), np.float32)},
     ],
 )
-def test_inconsistent_tensors_are_not_a_split(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    save_file(GOOD, tmp_path / "a", METADATA)
+def test_inconsistent_arrays_are_not_a_split(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
+    write(tmp_path / "a", GOOD)
     assert read_split(tmp_path / "a") is not None
-    save_file(GOOD | tensors, tmp_path / "a", METADATA)
+    write(tmp_path / "a", GOOD | arrays)
     assert read_split(tmp_path / "a") is None
 
 
-@pytest.mark.parametrize("changes", [{"format": "0"}, {"classes": "["}, {"classes": "5"}])
-def test_inconsistent_metadata_are_not_a_split(tmp_path: Path, changes: dict[str, str]) -> None:
-    save_file(GOOD, tmp_path / "a", METADATA | changes)
+@pytest.mark.parametrize(
+    "changes", [{"format": "0"}, {"classes": 5}, {"classes": None}, {"bytes": {}}, {"bytes": 3}]
+)
+def test_an_inconsistent_header_is_not_a_split(tmp_path: Path, changes: dict[str, object]) -> None:
+    write(tmp_path / "a", GOOD)
+    header = json.loads((tmp_path / "a/split.json").read_text())
+    (tmp_path / "a/split.json").write_text(json.dumps(header | changes))
     assert read_split(tmp_path / "a") is None
-    save_file(GOOD, tmp_path / "a")
+    (tmp_path / "a/split.json").write_text("[]")
     assert read_split(tmp_path / "a") is None
 
 
 def test_other_versions_of_a_source_are_removed(cache: Path) -> None:
-    load_or_build("a-1", ["train"], building("train", "test"), place="a")
-    load_or_build("ab-1", ["train"], building("train"), place="ab")
-    load_or_build("a-2", ["train"], building("train", "test"), place="a")
-    assert sorted(path.name for path in cache.glob("*.safetensors")) == [
-        "a-2-test.safetensors",
-        "a-2-train.safetensors",
-        "ab-1-train.safetensors",
-    ]
+    load_or_build("a-1", ["train"], building("train", "test"), prefix="a")
+    load_or_build("ab-1", ["train"], building("train"), prefix="ab")
+    (cache / "a-0-train.safetensors").write_text("of the first edition")
+    load_or_build("a-2", ["train"], building("train", "test"), prefix="a")
+    assert entries(cache) == ["a-2-test", "a-2-train", "ab-1-train"]
 
 
-def test_journals_of_other_versions_are_removed_before_the_building(cache: Path) -> None:
-    cache.mkdir()
-    names = [f"{key}{suffix}" for key in ("a-1", "a-2", "ab-1") for suffix in (".names", ".pixels")]
-    for name in [*names, "a-1-train.safetensors"]:
-        (cache / name).write_text("half")
+def entries(cache: Path) -> list[str]:
+    return sorted(path.name for path in cache.iterdir() if path.suffix != ".lock")
+
+
+def test_what_a_killed_process_left_is_removed_before_the_building(cache: Path) -> None:
+    for name in (".a-1-x.tmp", ".a-2-x.tmp", ".a-2-train-x.tmp", ".ab-1-x.tmp", "a-1-train"):
+        (cache / name).mkdir(parents=True)
+        (cache / name / "pixels").write_text("half")
     left: list[str] = []
 
     def build() -> dict[str, Split]:
-        left.extend(sorted(path.name for path in cache.iterdir() if path.suffix != ".lock"))
+        left.extend(entries(cache))
         return {"train": split()}
 
-    load_or_build("a-2", ["train"], build, place="a")
-    assert left.pop(0) == "a-1-train.safetensors"  # what was whole goes when there is something new
-    assert left == ["a-2.names", "a-2.pixels", "ab-1.names", "ab-1.pixels"]
+    load_or_build("a-2", ["train"], build, prefix="a")
+    # The whole entry of another version goes only when there is something new
+    assert left == [".ab-1-x.tmp", "a-1-train"]
+    assert entries(cache) == [".ab-1-x.tmp", "a-2-train"]
+
+
+def test_without_a_lock_nothing_of_another_process_is_removed(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (cache / ".k-train-x.tmp").mkdir(parents=True)
+    monkeypatch.setattr(module, "_lock", without_lock)
+    load_or_build("k", ["train"], building("train"))
+    assert entries(cache) == [".k-train-x.tmp", "k-train"]
+
+
+@contextlib.contextmanager
+def without_lock(*_: object) -> Iterator[bool]:
+    yield False
 
 
 def test_what_the_build_has_written_itself_is_not_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,20 +222,62 @@ def test_what_the_build_has_written_itself_is_not_written_again(monkeypatch: pyt
     assert same(load_or_build("k", ["train"], build), split())
 
 
-def test_a_split_is_written_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "PIECE", 100)
-    write_split(tmp_path / "a", split(n=7))
-    assert same(read_split(tmp_path / "a"), split(n=7))
-    _, metadata = read_tensors(tmp_path / "a")  # which compares the SHA-256
-    assert metadata["digest"] == "the digest"
+@pytest.mark.parametrize("piece", [1, 100, 2**24])
+@pytest.mark.parametrize("names", [["images"], ["images", "labels"], ["images", "labels", "masks"]])
+def test_an_entry_is_written_in_pieces(
+    names: list[str], piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PIECE", piece)
+    tensors = {name: getattr(split(n=7), name) for name in reversed(names)}  # in no order
+    asked: list[slice] = []
+
+    def read(rows: slice) -> np.ndarray:
+        asked.append(rows)
+        return tensors["images"][rows].numpy()
+
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    arrays["images"] = LazyArray((7, 3, 4, 4), "uint8", read)
+    write_arrays(tmp_path / "a", arrays, ("ä", "b"), "n", "p")
+    found = read_split(tmp_path / "a")
+    assert found is not None
+    assert all(torch.equal(getattr(found, name), tensor) for name, tensor in tensors.items())
+    assert found.digest == tensor_digest(tensors)
+    for name, tensor in tensors.items():
+        assert np.array_equal(np.load(tmp_path / "a" / f"{name}.npy"), tensor.numpy())
+    rows = min(7, max(1, piece // 48))
+    assert asked == [slice(i, min(i + rows, 7)) for i in range(0, 7, rows)]
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
 
 
-def test_what_a_killed_writer_left_is_removed(cache: Path) -> None:
-    cache.mkdir()
-    (cache / ".k-train.safetensors.abc.tmp").write_text("half")
-    (cache / ".l-train.safetensors.abc.tmp").write_text("of somebody at work")
-    load_or_build("k", ["train"], building("train"))
-    assert [path.name for path in cache.glob(".*.tmp")] == [".l-train.safetensors.abc.tmp"]
+def test_strides_do_not_matter(tmp_path: Path) -> None:
+    turned = np.arange(96, dtype=np.uint8).reshape(2, 4, 4, 3).transpose(0, 3, 1, 2)
+    write(tmp_path / "a", GOOD | {"images": turned})
+    found = read_split(tmp_path / "a")
+    assert found is not None
+    assert np.array_equal(found.images.numpy(), turned)
+    assert found.images.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    "change", [lambda rows: rows[1:], lambda rows: rows.astype(int), lambda rows: rows[..., 1:]]
+)
+def test_other_rows_than_announced_are_refused(
+    change: Callable[[np.ndarray], np.ndarray], tmp_path: Path
+) -> None:
+    lazy = LazyArray((2, 3, 4, 4), "uint8", lambda rows: change(GOOD["images"][rows]))
+    with pytest.raises(ValueError, match="do not fit"):
+        write(tmp_path / "a", {"images": lazy})
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_entry_may_be_shared_as_the_umask_says(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        write(tmp_path / "a", GOOD)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o755
+    assert (tmp_path / "a/images.npy").stat().st_mode & 0o777 == 0o644
 
 
 def slow_build(log: Path) -> dict[str, Split]:
@@ -237,7 +322,7 @@ def test_of_two_processes_one_builds_and_the_other_waits(tmp_path: Path) -> None
 
 
 def test_two_processes_without_locks_do_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_acquire", lambda *_: None)
+    monkeypatch.setattr(module, "_lock", without_lock)
     results = both(tmp_path / "log")
     assert (tmp_path / "log").read_text() == "built\nbuilt\n"
     assert [right for right, _ in results] == [True, True]
@@ -273,7 +358,7 @@ def test_a_full_disk_is_told_of_and_done_without(cache: Path, monkeypatch: pytes
     def full(*_: object) -> NoReturn:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(writer, "write_lazy", full)
+    monkeypatch.setattr(module, "_write_npy", full)
     with pytest.warns(UserWarning, match="No space left"):
         assert same(load_or_build("k", ["train"], building("train")), split())
 

@@ -89,7 +89,7 @@ def test_a_transparent_gif_is_white_where_it_is_transparent() -> None:
     assert (found[np.asarray(image) == 3] == 255).all()
 
 
-def test_a_transparent_colour_without_alpha_is_white() -> None:
+def test_a_transparent_color_without_alpha_is_white() -> None:
     found = decode(content(Image.fromarray(GRAY), transparency=int(GRAY[0, 0])), 32)
     assert (found[GRAY[0, 0] == GRAY] == 255).all()
     assert np.array_equal(found[GRAY[0, 0] != GRAY], tripled(GRAY)[GRAY[0, 0] != GRAY])
@@ -115,7 +115,7 @@ def png(header: bytes, pixels: bytes, transparent: bytes = b"") -> bytes:
     return b"\x89PNG\r\n\x1a\n" + body
 
 
-def test_16_bits_a_colour_are_scaled() -> None:
+def test_16_bits_a_color_are_scaled() -> None:
     wide = RANDOM.integers(0, 65536, (32, 32, 3)).astype(">u2")
     lines = b"".join(b"\0" + line.tobytes() for line in wide)
     data = png(struct.pack(">IIBBBBB", 32, 32, 16, 2, 0, 0, 0), lines)
@@ -137,7 +137,7 @@ def test_32_bit_pixels_are_refused(dtype: type) -> None:
 
 
 @pytest.mark.parametrize("size", [(40, 32), (41, 32), (32, 57)])
-def test_the_centre_square_is_cut_out(size: tuple[int, int]) -> None:
+def test_the_center_square_is_cut_out(size: tuple[int, int]) -> None:
     pixels = RANDOM.integers(0, 256, (size[1], size[0], 3), np.uint8)
     left, top = (size[0] - 32) // 2, (size[1] - 32) // 2
     expected = pixels[top : top + 32, left : left + 32]

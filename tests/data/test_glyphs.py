@@ -5,17 +5,17 @@ import torch
 from PIL import Image, ImageDraw
 
 from genssl.data.synthetic import glyphs
-from genssl.data.synthetic.rng import Draws
+from genssl.data.synthetic.rng import BatchRNG
 
 
 def numbers(count: int) -> glyphs.Numbers:
-    return glyphs.draw_numbers(Draws(count, torch.Generator().manual_seed(0)))
+    return glyphs.draw_numbers(BatchRNG(count, torch.Generator().manual_seed(0)))
 
 
 def test_choice_follows_the_weights() -> None:
     """Counts are binomial: within 5 sigma; a weight of nothing is never drawn."""
     n, weights = 20_000, (1.0, 0.0, 3.0, 4.0)
-    counts = torch.bincount(Draws(n, torch.Generator().manual_seed(0)).choice(weights), minlength=4)
+    counts = torch.bincount(BatchRNG(n, torch.Generator().manual_seed(0)).choice(weights), minlength=4)
     for count, weight in zip(counts.tolist(), weights, strict=True):
         p = weight / 8
         assert abs(count - n * p) <= 5 * math.sqrt(n * p * (1 - p))
@@ -54,10 +54,10 @@ def test_the_distance_has_slope_one_along_a_straight_edge() -> None:
 
 def test_digits_stand_side_by_side() -> None:
     drawn = numbers(500)
-    right, left = drawn.centres + drawn.widths / 2, drawn.centres - drawn.widths / 2
+    right, left = drawn.centers + drawn.widths / 2, drawn.centers - drawn.widths / 2
     assert (left[:, 1:] - right[:, :-1]).min() > 0.05
-    assert drawn.centres[:, glyphs.CENTRE].abs().max() == 0
-    assert drawn.present[:, glyphs.CENTRE].all()
+    assert drawn.centers[:, glyphs.CENTER].abs().max() == 0
+    assert drawn.present[:, glyphs.CENTER].all()
     assert set(drawn.present.sum(1).tolist()) == {1, 2, 3, 4}
 
 
@@ -66,8 +66,8 @@ def test_look_up_finds_each_digit_in_its_place() -> None:
     drawn = numbers(200)
     across = torch.linspace(-3, 3, 601).expand(200, 1, -1)
     distance, digit = glyphs.look_up(drawn, across, torch.full_like(across, 0.2))
-    for place in range(glyphs.PLACES):
-        nearby = (across[:, 0] - drawn.centres[:, place, None]).abs() < drawn.widths[:, place, None] / 2
+    for place in range(glyphs.SLOTS):
+        nearby = (across[:, 0] - drawn.centers[:, place, None]).abs() < drawn.widths[:, place, None] / 2
         ink = nearby & (distance[:, 0] > 0)
         assert torch.equal(ink.any(1), drawn.present[:, place])
         assert (digit[:, 0] == drawn.digits[:, place, None])[ink].all()

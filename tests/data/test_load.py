@@ -1,5 +1,6 @@
 import inspect
 import io
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -10,11 +11,9 @@ import torch
 from PIL import Image
 
 from genssl.data import cache as cache_module
-from genssl.data import load as module
-from genssl.data import torchvision_sets, writer
 from genssl.data.cache import split_path, write_split
-from genssl.data.catalogue import catalogue
 from genssl.data.load import load
+from genssl.data.registry import SOURCES, DataSource, allows_flips, catalogue
 from genssl.data.split import Split
 from genssl.data.synthetic import render
 from genssl.errors import UserError
@@ -23,7 +22,7 @@ RANDOM = torch.Generator().manual_seed(0)
 IMAGES = torch.randint(0, 256, (6, 3, 32, 32), generator=RANDOM).to(torch.uint8)
 
 
-def no_space(path: Path) -> NoReturn:
+def no_space(*_: object) -> NoReturn:
     raise OSError(28, "No space left on device")
 
 
@@ -133,11 +132,10 @@ def test_many_images_are_resized_piece_by_piece(
     source = Split(images, torch.arange(25) % 10, tuple("0123456789"), "svhn", "train", "d")
     write_split(split_path("svhn-32", "train"), source)
     expected = torch.nn.functional.interpolate(images, (20, 20), mode="bicubic", antialias=True)
-    monkeypatch.setattr(writer, "PIECE", 7 * 3 * 20 * 20)
-    monkeypatch.setattr(module, "CHUNK", 4)
+    monkeypatch.setattr(cache_module, "PIECE", 7 * 3 * 20 * 20)
     kept = load("svhn", "train", image_size=20)
-    split_path("svhn-20", "train").unlink()
-    monkeypatch.setattr(cache_module, "atomic", no_space)
+    shutil.rmtree(split_path("svhn-20", "train"))
+    monkeypatch.setattr(cache_module, "_write_npy", no_space)
     unkept = load("svhn", "train", image_size=20)
     assert len(recwarn) == 1
     for found in (kept, unkept):
@@ -183,14 +181,17 @@ def test_the_catalogue_says_what_is_prepared(
     load(str(put(tmp_path / "set.zip", tree)), "train")
     known, *_, path = catalogue()
     assert (known.name, known.cached, known.images) == ("svhn", True, 12)
-    assert known.size == sum(file.stat().st_size for file in cache.glob("svhn-32-*.safetensors"))
+    assert known.size == sum(file.stat().st_size for file in cache.glob("svhn-32-*/*"))
     assert (path.name, path.cached, path.images) == (str(tmp_path / "set.zip"), True, 8)
     assert "32 x 32" in path.what
 
 
 def test_the_catalogue_passes_over_what_is_damaged(svhn: Split, cache: Path) -> None:
-    (cache / "path-some-1-2-train.safetensors").write_text("hello")
-    (cache / "svhn-32-test.safetensors").write_text("hello")
+    (cache / "path-some-1-2-train.safetensors").write_text("of the first edition")
+    (cache / "path-some-1-2-train").mkdir()
+    (cache / "path-some-1-2-test").mkdir()
+    (cache / "path-some-1-2-test/split.json").write_text("hello")
+    (cache / "svhn-32-test/images.npy").write_text("hello")
     assert [(entry.name, entry.cached) for entry in catalogue()] == [
         ("svhn", False),
         ("svhn-extra", False),
@@ -200,12 +201,37 @@ def test_the_catalogue_passes_over_what_is_damaged(svhn: Split, cache: Path) -> 
 
 
 def test_half_of_a_data_set_is_not_prepared(svhn: Split) -> None:
-    split_path("svhn-32", "test").unlink()
+    shutil.rmtree(split_path("svhn-32", "test"))
     assert not catalogue()[0].cached
 
 
-def test_what_is_known_can_be_read() -> None:
-    assert set(torchvision_sets.READERS) | {torchvision_sets.EXTRA, "synthetic"} == set(module.SOURCES)
+def test_a_new_source_is_one_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(part: str, size: int, *_: object) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+        images = np.full((4, 3, size, size), 7 if part == "train" else 9, np.uint8)
+        return {"images": images, "labels": np.array([0, 1, 1, 0])}, ("1", "2")
+
+    source = DataSource("toys", read, native_size=16, flips=True, about="toys", images=8)
+    monkeypatch.setitem(SOURCES, "toys", source)
+    assert load("toys", "train", image_size=16).images.eq(7).all()
+    assert load("toys", "test", image_size=24).images.shape == (4, 3, 24, 24)  # resized
+    assert load("toys-remix", "test", image_size=16).name == "toys-remix"
+    assert allows_flips("toys-remix", ("1", "2"))
+    assert catalogue()[4].name == "toys"
+
+
+@pytest.mark.parametrize(
+    ("data", "classes", "flips"),
+    [
+        ("svhn", (), False),
+        ("synthetic-remix", (), False),
+        ("cifar10", ("1", "2"), True),
+        ("photos", ("1", "2"), False),
+        ("photos", ("1", "two"), True),
+        ("photos", (), True),
+    ],
+)
+def test_digits_are_not_mirrored(data: str, classes: tuple[str, ...], flips: bool) -> None:
+    assert allows_flips(data, classes) == flips
 
 
 def test_a_jpeg_folder_is_what_pillow_reads(tmp_path: Path) -> None:

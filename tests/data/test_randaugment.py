@@ -20,7 +20,7 @@ SIZES = [(32, 32), (24, 40)]
 # a whole number. Blends: both cut to a whole number, and torchvision its gray (or smoothed) reference before,
 # which moves the sum by less than 1; so does brightness, whose products are the same. The rest are exact.
 GEOMETRY = (ours.SHEAR_X, ours.SHEAR_Y, ours.ROTATE)
-BLENDS = (ours.BRIGHTNESS, ours.COLOUR, ours.CONTRAST, ours.SHARPNESS)
+BLENDS = (ours.BRIGHTNESS, ours.COLOR, ours.CONTRAST, ours.SHARPNESS)
 
 
 def photos(height: int = 32, width: int = 32) -> Tensor:
@@ -62,7 +62,7 @@ def reference(kind: int, amount: float, height: int, width: int) -> Callable[[Te
         ours.TRANSLATE_Y: affine(shift_y=150 / 331 * height * amount),
         ours.ROTATE: lambda x: peer.rotate(x, 30 * amount, BILINEAR),
         ours.BRIGHTNESS: lambda x: peer.adjust_brightness(x, 1 + 0.9 * amount),
-        ours.COLOUR: lambda x: peer.adjust_saturation(x, 1 + 0.9 * amount),
+        ours.COLOR: lambda x: peer.adjust_saturation(x, 1 + 0.9 * amount),
         ours.CONTRAST: lambda x: peer.adjust_contrast(x, 1 + 0.9 * amount),
         ours.SHARPNESS: lambda x: peer.adjust_sharpness(x, 1 + 0.9 * amount),
         ours.POSTERIZE: lambda x: peer.posterize(x, 8 - round(4 * abs(amount))),

@@ -60,15 +60,15 @@ def test_classes_are_balanced(train: Split) -> None:
     assert (counts - n / 10).abs().max() < 5 * math.sqrt(n * 0.1 * 0.9)
 
 
-def test_the_mask_names_the_label_in_the_centre(train: Split) -> None:
+def test_the_mask_names_the_label_in_the_center(train: Split) -> None:
     assert train.masks.max() <= 10
-    centre = train.masks[:, 8:24, 10:22].flatten(1)
-    own = (centre == 1 + train.labels[:, None]).sum(1)
+    center = train.masks[:, 8:24, 10:22].flatten(1)
+    own = (center == 1 + train.labels[:, None]).sum(1)
     assert own.min() > 8
-    assert own.sum() / (centre > 0).sum() > 0.97
+    assert own.sum() / (center > 0).sum() > 0.97
 
 
-def test_neighbours_are_in_the_mask_often_but_not_always(train: Split) -> None:
+def test_neighbors_are_in_the_mask_often_but_not_always(train: Split) -> None:
     other = (train.masks > 0) & (train.masks != 1 + train.labels[:, None, None])
     assert 0.6 < other.flatten(1).any(1).float().mean() < 0.9
     assert set(train.masks[other].tolist()) == set(range(1, 11))
@@ -76,15 +76,15 @@ def test_neighbours_are_in_the_mask_often_but_not_always(train: Split) -> None:
 
 def test_the_mask_lies_on_the_digits_of_the_picture(train: Split) -> None:
     """Ink and ground differ in brightness, far less so under the mask of another picture."""
-    grey = train.images.float().mean(1)
-    right, wrong = _contrast(grey, train.masks > 0), _contrast(grey, train.masks.roll(1, 0) > 0)
+    gray = train.images.float().mean(1)
+    right, wrong = _contrast(gray, train.masks > 0), _contrast(gray, train.masks.roll(1, 0) > 0)
     assert right.median() > 3 * wrong.median()
     assert right.quantile(0.02) > 8
 
 
-def _contrast(grey: Tensor, mask: Tensor) -> Tensor:
-    ink = (grey * mask).sum((1, 2)) / mask.sum((1, 2))
-    ground = (grey * ~mask).sum((1, 2)) / (~mask).sum((1, 2))
+def _contrast(gray: Tensor, mask: Tensor) -> Tensor:
+    ink = (gray * mask).sum((1, 2)) / mask.sum((1, 2))
+    ground = (gray * ~mask).sum((1, 2)) / (~mask).sum((1, 2))
     return (ink - ground).abs()
 
 
@@ -97,16 +97,16 @@ def test_digits_are_readable(train: Split, test: Split) -> None:
 
 
 def _edges(images: Tensor) -> np.ndarray:
-    grey = images.float().mean(1)
-    across, down = grey[:, :-1, 1:] - grey[:, :-1, :-1], grey[:, 1:, :-1] - grey[:, :-1, :-1]
+    gray = images.float().mean(1)
+    across, down = gray[:, :-1, 1:] - gray[:, :-1, :-1], gray[:, 1:, :-1] - gray[:, :-1, :-1]
     edges = torch.stack([across, down, across + down, across - down], dim=1).abs()
     return F.normalize(F.avg_pool2d(edges, 3, 2, 1).flatten(1)).numpy()
 
 
 def test_light_digits_and_dark_digits_are_as_frequent(train: Split) -> None:
-    grey, mask = train.images.float().mean(1), train.masks > 0
-    ink = (grey * mask).sum((1, 2)) / mask.sum((1, 2))
-    lighter = (ink > grey.mean((1, 2))).float().mean()
+    gray, mask = train.images.float().mean(1), train.masks > 0
+    ink = (gray * mask).sum((1, 2)) / mask.sum((1, 2))
+    lighter = (ink > gray.mean((1, 2))).float().mean()
     assert abs(lighter - 0.5) < 5 * 0.5 / math.sqrt(len(train))  # binomial, 5 sigma
 
 

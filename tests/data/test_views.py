@@ -52,7 +52,7 @@ class Chances:
         image = peer.resized_crop(image, top, left, h, w, size, bilinear, antialias=False)
         return image.flip(2) if self.draws["flip"][0] < 0.5 else image
 
-    def colour(self, image: Tensor) -> Tensor:
+    def color(self, image: Tensor) -> Tensor:
         whether, *signed = self.draws["jitter"]
         signed = [2 * chance - 1 for chance in signed]
         operations = [
@@ -83,7 +83,7 @@ def test_views_are_torchvisions_one_after_the_other(height: int, width: int) -> 
     for i, image in enumerate(images):
         for v in range(2):
             chances = Chances({name: chance[i, v].tolist() for name, chance in draws.items()}, config)
-            expected = 255 * chances.colour(chances.crop(image / 255))
+            expected = 255 * chances.color(chances.crop(image / 255))
             levels = 128 * (found[v][i] + 1) - 0.5
             # The only difference is torchvision's weight of red, 0.2989 for 0.299, which contrast, saturation
             # and gray use: a quarter of 255 * 1e-4 each, times what follows
@@ -183,8 +183,8 @@ def test_orders_are_uniform() -> None:
 def test_digits_are_not_mirrored_unless_asked(config: type) -> None:
     images = photos(40, 8, 8)
 
-    def mirrored(flip: str, classes: tuple[str, ...]) -> bool:
-        views = choose_views(config(**OFF | {"flip": flip}), classes)
+    def mirrored(flip: str, classes: tuple[str, ...], data: str = "photos") -> bool:
+        views = choose_views(config(**OFF | {"flip": flip, "data": data}), classes)
         view = views(images, views.draws(40, generator(0, "views")))[0]
         return bool((view - to_model(images).flip(3)).abs().amax((1, 2, 3)).min() < 1e-5)
 
@@ -194,6 +194,8 @@ def test_digits_are_not_mirrored_unless_asked(config: type) -> None:
     assert mirrored("auto", (*DIGITS, "ten"))
     assert mirrored("auto", ())
     assert not mirrored("off", ("cat", "dog"))
+    assert not mirrored("auto", (), "svhn")
+    assert mirrored("auto", (), "cifar10")
 
 
 @pytest.mark.parametrize("kind", [SimSiamConfig, DSSLConfig])

@@ -108,12 +108,12 @@ def test_crops_depend_on_seed_and_epoch_alone() -> None:
 
 def test_digits_are_not_mirrored() -> None:
     method = Projection()
-    assert may_mirror(method, ("cat", "7"))
-    assert not may_mirror(method, ("3", "7"))
+    assert may_mirror(method, "photos", ("cat", "7"))
+    assert not may_mirror(method, "photos", ("3", "7"))
     method.config = SimSiamConfig(flip="on")  # type: ignore[assignment]
-    assert may_mirror(method, ("3", "7"))
+    assert may_mirror(method, "photos", ("3", "7"))
     method.config = SimSiamConfig(flip="off")  # type: ignore[assignment]
-    assert not may_mirror(method, ("cat", "dog"))
+    assert not may_mirror(method, "photos", ("cat", "dog"))
 
 
 @pytest.mark.parametrize(

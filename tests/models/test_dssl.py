@@ -110,8 +110,8 @@ def test_every_setting_reaches_the_method() -> None:
     assert isinstance(method, DSSL)
     assert (method.beta, method.naive, method.stop_gradient) == (0.3, True, False)
     assert not any(p.requires_grad for p in method.predictor.parameters())
-    plain = build(settings(constant_predictor_rate=False))
-    assert (plain.beta, plain.naive, plain.stop_gradient, plain.constant_rate) == (0.1, False, True, False)
+    plain = build(settings(fix_predictor_lr=False))
+    assert (plain.beta, plain.naive, plain.stop_gradient, plain.fix_predictor_lr) == (0.1, False, True, False)
 
 
 def test_every_parameter_learns() -> None:
@@ -121,4 +121,4 @@ def test_every_parameter_learns() -> None:
         assert gradient_names(method) == {name for name, _ in method.named_parameters()}
         groups = method.parameter_groups()
         assert sum(len(group["params"]) for group in groups) == len(list(method.parameters()))
-        assert groups[1]["constant_rate"]
+        assert groups[1]["fix_lr"]

@@ -133,12 +133,12 @@ def test_an_identity_predictor_is_none() -> None:
 @pytest.mark.parametrize("predictor", ["mlp", "identity", "fixed"])
 @pytest.mark.parametrize("constant", [True, False])
 def test_the_optimiser_gets_everything_that_learns_once(predictor: str, constant: bool) -> None:
-    method = build(settings(predictor=predictor, constant_predictor_rate=constant))
+    method = build(settings(predictor=predictor, fix_predictor_lr=constant))
     groups = method.parameter_groups()
     given = [id(p) for group in groups for p in group["params"]]
     learning = [id(p) for p in method.parameters() if p.requires_grad]
     assert sorted(given) == sorted(learning)
-    own = [group for group in groups if group.get("constant_rate")]
+    own = [group for group in groups if group.get("fix_lr")]
     assert len(own) == (constant and predictor == "mlp")
     for group in own:
         assert {id(p) for p in group["params"]} == {id(p) for p in method.predictor.parameters()}  # type: ignore[union-attr,operator]
@@ -146,7 +146,7 @@ def test_the_optimiser_gets_everything_that_learns_once(predictor: str, constant
 
 @pytest.mark.parametrize("constant", [True, False])
 def test_the_predictors_rate_stays_out_of_the_schedule(constant: bool) -> None:
-    config = settings(epochs=5, batch_size=128, constant_predictor_rate=constant)
+    config = settings(epochs=5, batch_size=128, fix_predictor_lr=constant)
     method = build(config)
     optimizer = build_optimizer(method.parameter_groups(), config)
     last = next(reversed(list(method.predictor.parameters())))  # type: ignore[union-attr,operator]
@@ -163,7 +163,7 @@ def test_the_predictors_rate_stays_out_of_the_schedule(constant: bool) -> None:
 def test_the_rate_grows_with_the_batch() -> None:
     rates = {size: settings().rate_for(size) for size in (64, 256, 512, 1024)}
     assert rates == pytest.approx({64: 0.0075, 256: 0.03, 512: 0.06, 1024: 0.12})
-    assert settings(rate_batch_size=None).rate_for(64) == 0.03
+    assert settings(base_batch_size=None).rate_for(64) == 0.03
     optimizer = build_optimizer(build(settings(batch_size=64)).parameter_groups(), settings(batch_size=64))
     assert {group["lr"] for group in optimizer.param_groups} == {0.0075}
 

@@ -29,7 +29,7 @@ from ..conftest import call
 PARTS = (
     Part("vae", "svhn", {"epochs": 70, "seed": 1}),
     Part("ddpm", "svhn", {"epochs": 70, "seed": 1, "network": "tiny"}),
-    Part("simsiam", "cifar10", {"epochs": 10, "seed": 1, "limit": 600, "rate_batch_size": None}),
+    Part("simsiam", "cifar10", {"epochs": 10, "seed": 1, "limit": 600, "base_batch_size": None}),
 )
 
 
@@ -90,7 +90,7 @@ def test_settings_become_options() -> None:
     words = PARTS[2].options("--base")
     assert words == [
         "--data", "cifar10", "--epochs", "10", "--seed", "1", "--limit", "600",
-        "--base", "rate_batch_size=none",
+        "--base", "base_batch_size=none",
     ]  # fmt: skip
 
 

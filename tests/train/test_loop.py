@@ -52,6 +52,22 @@ def test_a_resumed_run_is_the_same_run(optimizer: str, stop: int) -> None:
     assert_same(weights(whole), weights(continued))
 
 
+def test_a_state_of_an_earlier_version_resumes() -> None:
+    config = ToyConfig()
+    whole = training(config)
+    steps = whole.steps()
+    next(steps)
+    tensors, texts = copy.deepcopy(whole.state())
+    assert '"fix_lr": true' in texts["groups"]
+    texts["groups"] = texts["groups"].replace('"fix_lr"', '"constant_rate"')
+    list(steps)
+    continued = training(config)
+    continued.restore(tensors, texts)
+    list(continued.steps())
+    assert continued.optimizer.param_groups[1]["lr"] == 0.5
+    assert_same(weights(whole), weights(continued))
+
+
 def test_every_step_has_its_own_draws_and_is_followed_by_after_step() -> None:
     seen: list[Tensor] = []
     shares: list[float] = []
@@ -155,7 +171,7 @@ def test_rates_follow_their_schedule() -> None:
 
 
 def test_a_scaled_rate_is_that_of_the_batches_there_are() -> None:
-    loop = training(ToyConfig(batch_size=64, learning_rate=0.1, rate_batch_size=32), n=16)
+    loop = training(ToyConfig(batch_size=64, learning_rate=0.1, base_batch_size=32), n=16)
     assert loop.optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
 
 

@@ -165,7 +165,7 @@ def constant(method: Method) -> Method:
 def test_a_run_that_collapses_says_so_and_goes_on(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(monitor, "SETTLED", 2)
+    monkeypatch.setattr(monitor, "COLLAPSE_AFTER", 2)
     settled = config("vicreg", digits, variance=0.0, covariance=0.0, weight_decay=0.0)
     monkeypatch.setattr(run, "build", lambda config: constant(build(config)))
     events = train(settled, tmp_path / "run")
@@ -182,7 +182,7 @@ def test_a_run_that_collapses_says_so_and_goes_on(
 def test_a_collapse_is_told_again_after_a_recovery(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(monitor, "SETTLED", 0)
+    monkeypatch.setattr(monitor, "COLLAPSE_AFTER", 0)
     spreads, ranks = iter([0.5, 0.05, 0.04, 0.3, 0.9]), iter([9.0, 9.0, 1.5, 9.0, 1.2])
     monkeypatch.setattr(monitor, "output_std", lambda outputs: next(spreads))
     monkeypatch.setattr(monitor, "rankme", lambda outputs: next(ranks))
@@ -203,7 +203,7 @@ def test_no_verdict_is_given_before_the_statistics_have_settled(
     events = train(settled, tmp_path / "run")
     ended = [event.record for event in events if isinstance(event, EpochEnded)]
     assert not any(record["collapsed"] for record in ended)
-    monkeypatch.setattr(monitor, "SETTLED", ended[1]["step"])
+    monkeypatch.setattr(monitor, "COLLAPSE_AFTER", ended[1]["step"])
     events = train(settled, tmp_path / "again")
     told = [event.record["collapsed"] for event in events if isinstance(event, EpochEnded)]
     assert told == [False, True, True]
@@ -287,7 +287,7 @@ def test_time_that_ends_with_an_epoch_leaves_an_accuracy_to_judge_by(
     ],
 )
 def test_what_is_said_of_features(own: float, untrained: float, pixels: float, words: str | None) -> None:
-    found = monitor.judged(
+    found = monitor.baseline_warning(
         {
             "knn_accuracy": own, "knn_accuracy_untrained": untrained, "knn_accuracy_pixels": pixels,
             "knn_images": 2000,
@@ -296,7 +296,7 @@ def test_what_is_said_of_features(own: float, untrained: float, pixels: float, w
     assert (found is None) if words is None else (found is not None and words in found)
     if found is not None:
         assert f"(an untrained encoder {untrained:.1%}, raw pixels {pixels:.1%})" in found
-    assert monitor.judged({}) is None
+    assert monitor.baseline_warning({}) is None
 
 
 @pytest.mark.usefixtures("_no_curves")

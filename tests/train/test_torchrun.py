@@ -114,8 +114,7 @@ def test_a_killed_process_ends_the_run_with_one_line(digits: Path, undisturbed: 
     assert running.end() == 1
     lines = [line for line in running.errors.read_text().splitlines() if line.startswith("genssl: ")]
     assert lines == [
-        "genssl: process 1 of 2 was killed (SIGKILL); "
-        f"`genssl train --resume {run} --gpus 2 --device cpu` continues"
+        "genssl: process 1 of 2 was killed (SIGKILL); the same command with --auto-resume continues the run"
     ]
     assert "Traceback" not in running.errors.read_text()
     assert 4 <= saved(run) < STEPS
@@ -212,3 +211,15 @@ def test_a_run_with_everything_in_two_processes(digits: Path, tmp_path: Path) ->
     lines = [line for line in running.errors.read_text().splitlines() if line.startswith("genssl: ")]
     assert len(lines) == 1, lines
     assert "damaged" in lines[0]
+
+
+def test_torchrun_restarts_the_processes_of_the_command(
+    digits: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    words = [*RUN, "--data", digits, "--out", run, "--gpus", 2, "--max-restarts", 1]
+    running = Running(genssl(*words), tmp_path)
+    running.kill(1, run=run, step=4)
+    assert running.end() == 0, running.errors.read_text()
+    assert "resumed at step" in running.errors.read_text()
+    assert same(undisturbed, run)

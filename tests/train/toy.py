@@ -55,7 +55,7 @@ class Toy(Method):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         body = {"params": list(self.body.parameters())}
-        return [body, {"params": list(self.head.parameters()), "lr": 0.5, "constant_rate": True}]
+        return [body, {"params": list(self.head.parameters()), "lr": 0.5, "fix_lr": True}]
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:

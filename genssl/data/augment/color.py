@@ -1,4 +1,4 @@
-"""Colour jitter, grayscale and blur of a batch at once, each image with parameters of its own.
+"""Color jitter, grayscale and blur of a whole batch, with separate parameters for each image.
 
 Images are three planes, float32 (3, N, H, W) in [0, 1].
 """
@@ -10,7 +10,7 @@ from torch import Tensor
 WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue in gray (ITU-R BT.601)
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 KERNEL = 5  # pixels that a blur sees in each direction: a sixth of an image of 32
-SIGMAS = (0.1, 2.0)  # of blurs, in pixels
+SIGMAS = (0.1, 2.0)  # range of the blur's deviation, in pixels
 
 
 def gray(planes: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ def gray(planes: Tensor) -> Tensor:
 
 
 def blend(planes: Tensor, kind: Tensor, factor: Tensor) -> Tensor:
-    """Brightness, contrast or saturation: factor * image + (1 - factor) * reference, held in [0, 1].
+    """Brightness, contrast or saturation: factor * image + (1 - factor) * reference, clamped to [0, 1].
 
     The reference is black, the image's mean gray, or its gray: whichever `kind` says, per image.
 
@@ -30,24 +30,28 @@ def blend(planes: Tensor, kind: Tensor, factor: Tensor) -> Tensor:
         factor: (N,), 1 changes nothing, exactly.
     """
     shades = gray(planes)
+    # Black needs no term: what is neither contrast nor saturation has the reference 0
     rest = 1 - factor
     mean = shades.mean((1, 2)) * rest * (kind == CONTRAST)
     reference = shades.mul_((rest * (kind == SATURATION))[:, None, None]).add_(mean[:, None, None])
+    # Clamped after each blend and not once at the end, as in torchvision: the next one takes an image again
     return torch.addcmul(reference, planes, factor[:, None, None]).clamp_(0, 1)
 
 
 def turn_hue(planes: Tensor, turn: Tensor) -> Tensor:
-    """Turn each image's hue on the colour circle, keeping saturation and value (HSV).
+    """Turn each image's hue on the color circle, keeping saturation and value (HSV).
 
     Args:
         planes: (3, N, H, W).
         turn: (N,), in whole circles.
     """
+    # In floats: on bytes, as in Pillow, the hue would have 256 steps, and a small turn would be none
     red, green, blue = planes.unbind(0)
     value = planes.amax(0)
     chroma = value - planes.amin(0)
     hue = _sextants(red, green, blue, value, chroma).add_(6 * turn[:, None, None])
     hue = hue.remainder_(6)
+    # With the hue h in sixths of the circle, value v and chroma c (all that saturation is besides v):
     # A channel falls by c clamp(2 - d, 0, 1), d the distance on the circle from the hue opposite to it: 3, 5
     # and 1 for red, green and blue. For the latter two, which may wrap around, d = 3 - |3 - |h - opposite||
     falls = (2 - (hue - 3).abs_(), _wrapped(hue - 5), _wrapped(hue - 1))
@@ -61,6 +65,7 @@ def _wrapped(difference: Tensor) -> Tensor:
 
 def _sextants(red: Tensor, green: Tensor, blue: Tensor, value: Tensor, chroma: Tensor) -> Tensor:
     """The hue in sixths of the circle, in [-1, 5]; 0 for gray."""
+    # Gray has no hue; any will do, since its chroma of 0 multiplies what comes of it
     safe = chroma.clamp(min=1e-12)
     from_green = torch.where(
         value == green, (blue - red).div_(safe).add_(2), (red - green).div_(safe).add_(4)
@@ -69,7 +74,7 @@ def _sextants(red: Tensor, green: Tensor, blue: Tensor, value: Tensor, chroma: T
 
 
 def jitter(planes: Tensor, order: Tensor, factors: Tensor, turn: Tensor | None) -> Tensor:
-    """Brightness, contrast, saturation and hue, in an order of its own for each image.
+    """Brightness, contrast, saturation and hue, in a separate order for each image.
 
     Hue costs the most, so it is evaluated once: three blends before it and three after, of which an image
     uses those that its order asks for; the others have factor 1.
@@ -83,6 +88,7 @@ def jitter(planes: Tensor, order: Tensor, factors: Tensor, turn: Tensor | None) 
     factor = F.pad(factors, (0, 1), value=1.0).gather(1, order)  # (N, 4), in the order of application
     if turn is None:
         return _blends(planes, order, factor)
+    # Blends before the hue keep their factor in the first pass, those after it in the second; else it is 1
     after = torch.arange(4, device=order.device) > (order == HUE).float().argmax(1, keepdim=True)
     planes = _blends(planes, order[:, :3], torch.where(after, 1, factor)[:, :3])
     planes = turn_hue(planes, turn)
@@ -90,7 +96,7 @@ def jitter(planes: Tensor, order: Tensor, factors: Tensor, turn: Tensor | None) 
 
 
 def _blends(planes: Tensor, kinds: Tensor, factors: Tensor) -> Tensor:
-    """One blend after the other: column after column of `kinds` and `factors`, (N, K) both."""
+    """Apply the blends of `kinds` and `factors`, both (N, K), column by column."""
     for kind, factor in zip(kinds.unbind(1), factors.unbind(1), strict=True):
         planes = blend(planes, kind, factor)
     return planes
@@ -110,6 +116,7 @@ def blur(planes: Tensor, sigma: Tensor, chosen: Tensor, kernel: int = KERNEL) ->
         chosen: (N,) bool.
         kernel: odd number of pixels at which the Gaussian is cut off.
     """
+    # A Gaussian is separable: one matrix blurs the columns, another one the rows (N, S, S)
     rows = blurring(sigma, chosen, planes.shape[2], kernel)
     columns = blurring(sigma, chosen, planes.shape[3], kernel)
     return torch.stack([torch.bmm(torch.bmm(rows, plane), columns.mT) for plane in planes.unbind(0)])
@@ -124,6 +131,7 @@ def blurring(sigma: Tensor, chosen: Tensor, size: int, kernel: int) -> Tensor:
     weights = weights / weights.sum(1, keepdim=True)
     pixels = torch.arange(size, device=sigma.device)
     last = size - 1
-    seen = last - (last - (pixels[:, None] + offsets).abs()).abs()  # (S, K): mirrored at 0 and at the last
-    where = (seen[:, :, None] == pixels).float()  # (S, K, S)
-    return torch.einsum("nk,skt->nst", weights, where)
+    # Which pixel each tap k reads, mirrored at 0 and at the last one: (S, K)
+    source = last - (last - (pixels[:, None] + offsets).abs()).abs()
+    taps = (source[:, :, None] == pixels).float()  # (S, K, S)
+    return torch.einsum("nk,skt->nst", weights, taps)

@@ -1,11 +1,11 @@
-"""Random resized crops with flips, of a batch at once, as a pair of matrix products."""
+"""Random resized crops with flips, of a whole batch, as a pair of matrix products."""
 
 import math
 
 import torch
 from torch import Tensor
 
-TRIES = 10  # boxes drawn for each crop, of which the first that fits is used
+TRIES = 10  # boxes drawn for each crop; the first that fits is used
 CROP_CHANCES = 2 * TRIES + 2
 RATIO = 4 / 3  # of the longer side to the shorter, at most
 
@@ -17,7 +17,7 @@ def crop_boxes(chances: Tensor, height: int, width: int, smallest: float) -> Ten
     none does, the largest central one with an allowed ratio.
 
     Args:
-        chances: (N, CROP_CHANCES) uniform in [0, 1): ten shares, ten ratios, and the place.
+        chances: (N, CROP_CHANCES) uniform in [0, 1): ten shares, ten ratios, and the position.
         height: of the image, in pixels.
         width: of the image, in pixels.
         smallest: share of the area, in (0, 1].
@@ -25,23 +25,24 @@ def crop_boxes(chances: Tensor, height: int, width: int, smallest: float) -> Ten
     Returns:
         (N, 4), whole numbers as float: top, left, height, width.
     """
+    # All ten are drawn for every image: no shape, and no later random number, depends on which one fits
     area = height * width * (smallest + (1 - smallest) * chances[:, :TRIES])
     ratio = ((2 * chances[:, TRIES : 2 * TRIES] - 1) * math.log(RATIO)).exp()  # width over height
     widths, heights = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
     fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
     first = fits.float().argmax(1, keepdim=True)  # of several ones the first
     central = (min(height, round(width * RATIO)), min(width, round(height * RATIO)))
-    some = fits.any(1)
-    h = torch.where(some, heights.gather(1, first)[:, 0], central[0])
-    w = torch.where(some, widths.gather(1, first)[:, 0], central[1])
-    top = torch.where(some, _place(chances[:, -2], height - h), ((height - h) / 2).floor())
-    left = torch.where(some, _place(chances[:, -1], width - w), ((width - w) / 2).floor())
+    any_fits = fits.any(1)
+    h = torch.where(any_fits, heights.gather(1, first)[:, 0], central[0])
+    w = torch.where(any_fits, widths.gather(1, first)[:, 0], central[1])
+    top = torch.where(any_fits, _uniform_integer(chances[:, -2], height - h), ((height - h) / 2).floor())
+    left = torch.where(any_fits, _uniform_integer(chances[:, -1], width - w), ((width - w) / 2).floor())
     return torch.stack([top, left, h, w], 1)
 
 
-def _place(chance: Tensor, room: Tensor) -> Tensor:
-    """A whole number uniform in 0..room. With chances of 24 bits, no product rounds up to room + 1."""
-    return (chance * (room + 1)).floor()
+def _uniform_integer(chance: Tensor, largest: Tensor) -> Tensor:
+    """Uniform in 0..largest. With chances of 24 bits, no product rounds up to largest + 1."""
+    return (chance * (largest + 1)).floor()
 
 
 def resized_crop(images: Tensor, boxes: Tensor, flips: Tensor | None = None) -> Tensor:
@@ -56,10 +57,11 @@ def resized_crop(images: Tensor, boxes: Tensor, flips: Tensor | None = None) -> 
         flips: (N,) bool, or None for none.
 
     Returns:
-        float32 (3, N, H, W), in the units of `images`: three planes, which is how colours are computed fast.
+        float32 (3, N, H, W), in the units of `images`: three planes, which is how colors are computed fast.
     """
     _, channels, height, width = images.shape
     top, left, h, w = boxes.unbind(1)
+    # Bilinear weights are products: R (N, H, H) image (N, H, W) C^T (N, W, W)
     rows = interpolation(top, h, height)
     columns = interpolation(left, w, width, flips)
     wide = torch.bmm(images.float().flatten(1, 2), columns.mT)  # (N, 3 H, W)
@@ -70,9 +72,8 @@ def resized_crop(images: Tensor, boxes: Tensor, flips: Tensor | None = None) -> 
 def interpolation(start: Tensor, length: Tensor, size: int, flips: Tensor | None = None) -> Tensor:
     """The matrices that stretch `length` pixels from `start` on to all `size` pixels.
 
-    Pixel o of the result looks at start + (o + 1/2) length / size - 1/2 (centres lie at halves), held within
-    the outermost centres of the crop, so that nothing from outside it shows; the weight of pixel i falls
-    linearly from 1 there to 0 one pixel away.
+    Pixel o of the result reads the image at x(o) = start + (o + 1/2) length / size - 1/2, since pixel centers
+    lie at halves; pixel i of the image has the weight max(0, 1 - |x(o) - i|).
 
     Args:
         start: (N,).
@@ -85,8 +86,10 @@ def interpolation(start: Tensor, length: Tensor, size: int, flips: Tensor | None
     """
     pixels = torch.arange(size, dtype=start.dtype, device=start.device)
     inside = (pixels + 0.5) * (length / size)[:, None] - 0.5
+    # Clamped to the outermost centers of the crop: where it is enlarged, the first and last x(o) lie beyond
+    # them, and would mix in pixels from outside the crop
     inside = inside.clamp_(min=0).minimum((length - 1)[:, None])
     if flips is not None:
         inside = torch.where(flips[:, None], inside.flip(1), inside)
-    places = inside + start[:, None]
-    return (1 - (places[:, :, None] - pixels).abs_()).clamp_(min=0)
+    x = inside + start[:, None]
+    return (1 - (x[:, :, None] - pixels).abs_()).clamp_(min=0)

@@ -1,4 +1,4 @@
-"""RandAugment (Cubuk et al. 2020) of a batch at once: each image gets operations of its own.
+"""RandAugment (Cubuk et al. 2020) of a whole batch, with separate operations for each image.
 
 The fourteen operations and ranges are those of torchvision's RandAugment, which fit small images: it takes
 translations as a share of the side, not as the paper's pixels of ImageNet; magnitude 9 of 30 moves an image
@@ -17,13 +17,13 @@ from torch import Tensor
 from genssl.data.augment.color import gray
 
 (
-    IDENTITY, SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y, ROTATE, BRIGHTNESS, COLOUR, CONTRAST, SHARPNESS,
+    IDENTITY, SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y, ROTATE, BRIGHTNESS, COLOR, CONTRAST, SHARPNESS,
     POSTERIZE, SOLARIZE, AUTOCONTRAST, EQUALIZE,
 ) = range(14)  # fmt: skip
 OPERATIONS = 14
 MAGNITUDES = 30
-# What the largest magnitude means: either way, but for what posterize cuts
-LARGEST_SHEAR = 0.3  # pixels sideways a pixel
+# What the largest magnitude means; in both directions, except for the bits of posterize
+LARGEST_SHEAR = 0.3  # pixels sideways per pixel
 LARGEST_SHIFT = 150 / 331  # of the side
 LARGEST_ANGLE = math.radians(30)
 LARGEST_BLEND = 0.9  # factors 0.1 and 1.9
@@ -49,7 +49,7 @@ def randaugment(planes: Tensor, kinds: Tensor, signs: Tensor, magnitude: int) ->
 
 
 def warp(planes: Tensor, kind: Tensor, amount: Tensor) -> Tensor:
-    """Shear (from the top left corner), shift by whole pixels, or rotate (about the centre).
+    """Shear (from the top left corner), shift by whole pixels, or rotate (about the center).
 
     Args:
         planes: (3, N, H, W) bytes.
@@ -63,13 +63,15 @@ def warp(planes: Tensor, kind: Tensor, amount: Tensor) -> Tensor:
 
 
 def _sources(kind: Tensor, amount: Tensor, height: int, width: int) -> Tensor:
-    """The matrices (N, 2, 3) from a place in the result to its source; places run from -1 to 1."""
+    """The matrices (N, 2, 3) from a position in the result to its source; positions run from -1 to 1."""
+    # Where another operation was drawn its parameter is 0, and the matrix that of the identity
     angle = LARGEST_ANGLE * amount * (kind == ROTATE)
     shear_x = LARGEST_SHEAR * amount * (kind == SHEAR_X) * height / width
     shear_y = LARGEST_SHEAR * amount * (kind == SHEAR_Y) * width / height
     shift_x = _whole_pixels(amount, width) * (kind == TRANSLATE_X)
     shift_y = _whole_pixels(amount, height) * (kind == TRANSLATE_Y)
     cos, sin = angle.cos(), angle.sin()
+    # Rotations are in pixels, and positions in half sides: hence height / width where the two mix
     x = torch.stack([cos, shear_x - sin * height / width, shear_x - shift_x], 1)
     y = torch.stack([shear_y + sin * width / height, cos, shear_y - shift_y], 1)
     return torch.stack([x, y], 1)
@@ -81,7 +83,7 @@ def _whole_pixels(amount: Tensor, side: int) -> Tensor:
 
 
 def enhance(planes: Tensor, kind: Tensor, amount: Tensor) -> Tensor:
-    """Brightness, colour, contrast or sharpness: factor * image + (1 - factor) * reference.
+    """Brightness, color, contrast or sharpness: factor * image + (1 - factor) * reference.
 
     The reference is black, gray, the mean gray, or the image smoothed.
 
@@ -94,14 +96,14 @@ def enhance(planes: Tensor, kind: Tensor, amount: Tensor) -> Tensor:
     rest = -LARGEST_BLEND * amount * blends  # 1 - factor
     shades = gray(planes)
     mean = shades.mean((1, 2)) * rest * (kind == CONTRAST)
-    reference = shades.mul_((rest * (kind == COLOUR))[:, None, None]).add_(mean[:, None, None])
+    reference = shades.mul_((rest * (kind == COLOR))[:, None, None]).add_(mean[:, None, None])
     smooth = smoothed(planes).mul_((rest * (kind == SHARPNESS))[:, None, None]).add_(reference)
     # Cut to whole numbers, as Pillow and torchvision do; the margin is for sums that miss one by rounding
     return smooth.addcmul_(planes, (1 - rest)[:, None, None]).add_(1e-3).floor_().clamp_(0, LEVELS - 1)
 
 
 def smoothed(planes: Tensor) -> Tensor:
-    """Pillow's SMOOTH: 5 parts a pixel, 1 part each of its eight neighbours; border pixels stay."""
+    """Pillow's SMOOTH: 5 parts a pixel, 1 part each of its eight neighbors; border pixels stay."""
     across = planes[..., :-2] + planes[..., 1:-1]
     across += planes[..., 2:]
     inner = across[:, :, :-2] + across[:, :, 1:-1]
@@ -119,15 +121,16 @@ def remap(planes: Tensor, kind: Tensor, magnitude: int) -> Tensor:
         kind: (N,); other operations than these four leave the image as it is.
         magnitude: 0..30: bits that posterize clears, and how far down from white solarize begins.
     """
+    # Each operation maps a level to a level whatever its neighbors are, so a table of 256 says it all
     levels = planes.long().flatten(2)
     ramp = torch.arange(LEVELS, dtype=planes.dtype, device=planes.device)
     step = 2 ** round(LARGEST_CUT * magnitude / MAGNITUDES)
     threshold = (LEVELS - 1) * (1 - magnitude / MAGNITUDES)
-    own = kind[:, None]
-    table = torch.where(own == POSTERIZE, (ramp / step).floor() * step, ramp)  # (N, 256)
-    table = torch.where(own == SOLARIZE, torch.where(ramp >= threshold, LEVELS - 1 - ramp, ramp), table)
-    tables = torch.where(own == AUTOCONTRAST, _stretching(planes, ramp), table)  # (3, N, 256)
-    tables = torch.where(own == EQUALIZE, _equalising(levels, ramp), tables)
+    kind = kind[:, None]
+    table = torch.where(kind == POSTERIZE, (ramp / step).floor() * step, ramp)  # (N, 256)
+    table = torch.where(kind == SOLARIZE, torch.where(ramp >= threshold, LEVELS - 1 - ramp, ramp), table)
+    tables = torch.where(kind == AUTOCONTRAST, _stretching(planes, ramp), table)  # (3, N, 256)
+    tables = torch.where(kind == EQUALIZE, _equalizing(levels, ramp), tables)
     return tables.gather(2, levels).view_as(planes)
 
 
@@ -140,7 +143,7 @@ def _stretching(planes: Tensor, ramp: Tensor) -> Tensor:
     return torch.where(flat, ramp, stretched)
 
 
-def _equalising(levels: Tensor, ramp: Tensor) -> Tensor:
+def _equalizing(levels: Tensor, ramp: Tensor) -> Tensor:
     """Tables (3, N, 256) that make a plane's levels about equally frequent, as Pillow's equalize does.
 
     A level goes to the number of pixels below it over a 255th of all pixels but those of the brightest level

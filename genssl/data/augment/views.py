@@ -7,6 +7,7 @@ from torch import Tensor
 
 from genssl.config import Config, DSSLConfig, SelfSupervisedConfig
 from genssl.data.augment import color, geometry, randaugment
+from genssl.data.registry import allows_flips
 from genssl.errors import UserError
 from genssl.pixels import BIN_WIDTH, HALF, to_model
 from genssl.runtime import Randomness, uniform
@@ -48,7 +49,7 @@ def choose_views(config: Config, classes: tuple[str, ...] = ()) -> Views:
 
     Args:
         config: a method's.
-        classes: names of the data's classes; where they are all digits, flip = auto mirrors nothing.
+        classes: names of the data's classes; flip = auto mirrors nothing where they are digits.
 
     Raises:
         UserError: no views have that name, or the config lacks their settings.
@@ -66,10 +67,9 @@ VIEWS = 2
 
 
 class Standard:
-    """Two views of each image: crop and flip, colour jitter, grayscale, blur (Chen and He 2021, appendix D).
+    """Two views of each image: crop and flip, color jitter, grayscale, blur (Chen and He 2021, appendix D).
 
-    All chances are uniform in [0, 1) and drawn for every image, whatever the config switches off, so that
-    changing one setting leaves the rest of the views as they were.
+    All chances are uniform in [0, 1) and drawn for every image, whatever the config switches off.
     """
 
     names: tuple[str, ...] = ("view 1", "view 2")
@@ -77,22 +77,24 @@ class Standard:
     def __init__(self, config: SelfSupervisedConfig, classes: tuple[str, ...] = ()) -> None:
         """The views of a config; `classes` are the data's, for flip = auto."""
         self.config = config
-        digits = bool(classes) and all(name.isdigit() for name in classes)
-        self.flips = config.flip == "on" or (config.flip == "auto" and not digits)
+        self.flips = config.flip == "on" or (config.flip == "auto" and allows_flips(config.data, classes))
 
     def draws(self, n: int, generator: Randomness) -> dict[str, Tensor]:
         """Chances, each (n, 2, ...): crop, flip, jitter, order, grayscale, blur.
 
-        Jitter: whether, then brightness, contrast, saturation and hue. Order: of those four, by rank. Blur:
-        whether, and how much.
+        Jitter: whether to apply it, then brightness, contrast, saturation and hue. Order: of those four, by
+        rank. Blur: whether to apply it, and how much.
         """
+        # Always all of them: switching one augmentation off leaves the others as they were, so that an
+        # ablation changes one thing; and an image's views do not depend on what was drawn for its neighbors
         sizes = {"crop": geometry.CROP_CHANCES, "flip": 1, "jitter": 5, "order": 4, "grayscale": 1, "blur": 2}
         chances = uniform((n, VIEWS, sum(sizes.values())), generator)
         return dict(zip(sizes, chances.split(list(sizes.values()), 2), strict=True))
 
     def __call__(self, images: Tensor, draws: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """uint8 (B, 3, H, W) -> two views, each float32 (B, 3, H, W) in the model's range."""
-        with torch.autocast(images.device.type, enabled=False):  # bf16 keeps no 8 bits of a pixel
+        # bf16 has 8 significant bits, and would round the pixels
+        with torch.autocast(images.device.type, enabled=False):
             first, second = _to_model(self.planes(images, draws)).chunk(VIEWS)
         return first, second
 
@@ -103,27 +105,29 @@ class Standard:
         boxes = geometry.crop_boxes(chances["crop"], height, width, self.config.crop_scale)
         flips = chances["flip"][:, 0] < 0.5 if self.flips else None
         planes = geometry.resized_crop(images.repeat(VIEWS, 1, 1, 1), boxes, flips).mul_(1 / 255)
-        return self._recoloured(planes, chances)
+        return self._change_colors(planes, chances)
 
-    def _recoloured(self, planes: Tensor, chances: dict[str, Tensor]) -> Tensor:
+    def _change_colors(self, planes: Tensor, chances: dict[str, Tensor]) -> Tensor:
         config = self.config
         if config.jitter > 0:
             planes = self._jittered(planes, chances)
         if config.grayscale > 0:
             planes = color.make_gray(planes, chances["grayscale"][:, 0] < config.grayscale)
         if config.blur > 0:
-            whether, sigma = chances["blur"].unbind(1)
+            apply, sigma = chances["blur"].unbind(1)
             low, high = color.SIGMAS
-            planes = color.blur(planes, low + (high - low) * sigma, whether < config.blur)
+            planes = color.blur(planes, low + (high - low) * sigma, apply < config.blur)
         return planes
 
     def _jittered(self, planes: Tensor, chances: dict[str, Tensor]) -> Tensor:
         config = self.config
-        whether = (chances["jitter"][:, :1] < config.jitter).float()
-        signed = (2 * chances["jitter"][:, 1:] - 1) * whether  # (N, 4)
+        apply = (chances["jitter"][:, :1] < config.jitter).float()
+        # Uniform in [-1, 1); 0 where an image is not jittered, which makes its factors exactly 1: (N, 4)
+        signed = (2 * chances["jitter"][:, 1:] - 1) * apply
         ranges = (config.brightness, config.contrast, config.saturation)
         factors = torch.stack([1 + most * signed[:, i] for i, most in enumerate(ranges)], 1)
         turn = config.hue * signed[:, 3] if config.hue > 0 else None
+        # The ranks of uniform numbers are a uniform permutation
         return color.jitter(planes, chances["order"].argsort(1), factors, turn)
 
 
@@ -147,6 +151,7 @@ class Directional:
         with torch.autocast(images.device.type, enabled=False):
             planes = self.standard.planes(images, draws)
             which, sign = draws["heavy"].transpose(0, 1).flatten(0, 1).unbind(2)  # (2 B, K)
+            # Byte levels, since posterize, equalize and the like are defined on those
             kinds = (which * randaugment.OPERATIONS).long()
             signs = torch.where(sign < 0.5, -1.0, 1.0)
             levels = (planes * 255).round_().clamp_(0, 255)

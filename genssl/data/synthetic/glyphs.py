@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from genssl.data.synthetic.rng import Draws
+from genssl.data.synthetic.rng import BatchRNG
 
 # How often each font is drawn. Every matplotlib release brings these; "" is the font of Pillow, the nearest
 # to what is nailed to houses. Dotted zeros (DejaVu Sans Mono) are left out: blurred, they read as eights.
@@ -33,8 +33,8 @@ FONTS = {
     "cmss10": 1.5,
     "cmtt10": 0.6,
 }
-PLACES = 5  # digits of a number that can reach into the picture: the centre and two on either side
-CENTRE = PLACES // 2
+SLOTS = 5  # digits of a number that can reach into the picture: the center and two on either side
+CENTER = SLOTS // 2
 LENGTHS = (0.14, 0.40, 0.32, 0.14)  # of numbers with 1, 2, 3 and 4 digits
 CELL = 80  # pixels on a side of one digit's field
 HEIGHT = 48  # pixels of the digit in it
@@ -93,8 +93,8 @@ def _field(font: ImageFont.FreeTypeFont, digit: int) -> Tensor:
     side = CELL * DETAIL
     left, _, right, _ = font.getbbox(str(digit), anchor="ls")
     picture = Image.new("L", (side, side))
-    place = ((side - left - right) / 2, (CELL + HEIGHT) / 2 * DETAIL)
-    ImageDraw.Draw(picture).text(place, str(digit), fill=255, font=font, anchor="ls")
+    baseline = ((side - left - right) / 2, (CELL + HEIGHT) / 2 * DETAIL)
+    ImageDraw.Draw(picture).text(baseline, str(digit), fill=255, font=font, anchor="ls")
     inside = np.asarray(picture) >= 128
     distance = distance_transform_edt(inside) - distance_transform_edt(~inside)
     field = torch.from_numpy(distance).float() / (HEIGHT * DETAIL)
@@ -103,42 +103,42 @@ def _field(font: ImageFont.FreeTypeFont, digit: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Numbers:
-    """House numbers, one a row; lengths in heights of a digit, zero at the middle of the centre digit.
+    """House numbers, one per row; lengths in heights of a digit, zero at the middle of the center digit.
 
     Attributes:
         fonts: int64 (N,).
-        digits: int64 (N, PLACES).
-        present: bool (N, PLACES), false where the number has ended.
-        centres: float32 (N, PLACES), where each digit's middle stands.
-        widths: float32 (N, PLACES).
+        digits: int64 (N, SLOTS).
+        present: bool (N, SLOTS), false where the number has ended.
+        centers: float32 (N, SLOTS), where each digit's middle stands.
+        widths: float32 (N, SLOTS).
     """
 
     fonts: Tensor
     digits: Tensor
     present: Tensor
-    centres: Tensor
+    centers: Tensor
     widths: Tensor
 
     def ends(self) -> tuple[Tensor, Tensor]:
         """The left and right end of the ink, each (N,)."""
-        left = torch.where(self.present, self.centres - self.widths / 2, torch.inf).amin(1)
-        right = torch.where(self.present, self.centres + self.widths / 2, -torch.inf).amax(1)
+        left = torch.where(self.present, self.centers - self.widths / 2, torch.inf).amin(1)
+        right = torch.where(self.present, self.centers + self.widths / 2, -torch.inf).amax(1)
         return left, right
 
 
-def draw_numbers(dice: Draws) -> Numbers:
-    """Numbers of random length with every digit equally likely; the centre may be any of their digits."""
-    fonts = dice.choice(tuple(FONTS.values()))
-    digits = dice.choice((1.0,) * 10, PLACES)
-    length = 1 + dice.choice(LENGTHS)
-    first = -(length * dice.uniform(0, 1)).floor()  # place of the first digit, counted from the centre
-    place = torch.arange(PLACES) - CENTRE
-    present = (place >= first[:, None]) & (place < (first + length)[:, None])
+def draw_numbers(rng: BatchRNG) -> Numbers:
+    """Numbers of random length with every digit equally likely; the center may be any of their digits."""
+    fonts = rng.choice(tuple(FONTS.values()))
+    digits = rng.choice((1.0,) * 10, SLOTS)
+    length = 1 + rng.choice(LENGTHS)
+    first = -(length * rng.uniform(0, 1)).floor()  # slot of the first digit, counted from the center
+    slot = torch.arange(SLOTS) - CENTER
+    present = (slot >= first[:, None]) & (slot < (first + length)[:, None])
     widths = atlas().widths[fonts[:, None], digits]
-    gap = dice.uniform(0.06, 0.24, 1)
+    gap = rng.uniform(0.06, 0.24, 1)
     steps = (widths[:, 1:] + widths[:, :-1]) / 2 + gap
-    centres = F.pad(steps.cumsum(1), (1, 0))
-    return Numbers(fonts, digits, present, centres - centres[:, CENTRE : CENTRE + 1], widths)
+    centers = F.pad(steps.cumsum(1), (1, 0))
+    return Numbers(fonts, digits, present, centers - centers[:, CENTER : CENTER + 1], widths)
 
 
 def look_up(numbers: Numbers, across: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,33 +149,33 @@ def look_up(numbers: Numbers, across: Tensor, down: Tensor) -> tuple[Tensor, Ten
 
     Args:
         numbers: N of them.
-        across: (N, H, W), along the line, in heights from the middle of the centre digit.
+        across: (N, H, W), along the line, in heights from the middle of the center digit.
         down: (N, H, W), in heights from the middle of the line.
 
     Returns:
         Signed distance in heights, positive inside a digit, and the digit's value, int64; each (N, H, W).
     """
-    right, left = numbers.centres + numbers.widths / 2, numbers.centres - numbers.widths / 2
+    right, left = numbers.centers + numbers.widths / 2, numbers.centers - numbers.widths / 2
     borders = (right[:, :-1] + left[:, 1:]) / 2
-    place = (across[:, None] > borders[:, :, None, None]).sum(1)
-    digit, centre = _at(numbers.digits, place), _at(numbers.centres, place)
+    slot = (across[:, None] > borders[:, :, None, None]).sum(1)
+    digit, center = _at(numbers.digits, slot), _at(numbers.centers, slot)
     reach = (CELL / 2 - 1) / HEIGHT
-    near_across, near_down = (across - centre).clamp(-reach, reach), down.clamp(-reach, reach)
+    near_across, near_down = (across - center).clamp(-reach, reach), down.clamp(-reach, reach)
     distance = _sample(
         digit * CELL + CELL / 2 + near_across * HEIGHT,
         numbers.fonts[:, None, None] * CELL + CELL / 2 + near_down * HEIGHT,
     )
-    beyond = (across - centre - near_across).abs() + (down - near_down).abs()
-    return torch.where(_at(numbers.present, place), distance - beyond, -1.0), digit
+    beyond = (across - center - near_across).abs() + (down - near_down).abs()
+    return torch.where(_at(numbers.present, slot), distance - beyond, -1.0), digit
 
 
-def _at(values: Tensor, place: Tensor) -> Tensor:
-    """Each point's own entry: values (N, PLACES), place (N, H, W) -> (N, H, W)."""
-    return values.gather(1, place.flatten(1)).view_as(place)
+def _at(values: Tensor, slot: Tensor) -> Tensor:
+    """Each point's own entry: values (N, SLOTS), slot (N, H, W) -> (N, H, W)."""
+    return values.gather(1, slot.flatten(1)).view_as(slot)
 
 
 def _sample(column: Tensor, row: Tensor) -> Tensor:
-    """Read the atlas between its pixels, whose centres lie at halves; column and row (N, H, W)."""
+    """Read the atlas between its pixels, whose centers lie at halves; column and row (N, H, W)."""
     field = atlas().distance
     grid = torch.stack([2 * column / field.shape[1] - 1, 2 * row / field.shape[0] - 1], dim=-1)
     flat = grid.reshape(1, -1, column.shape[-1], 2)  # one picture with all rows of all images

@@ -9,9 +9,9 @@ from torch import Tensor
 from genssl import runtime
 from genssl.data.split import Split
 from genssl.data.synthetic.camera import photograph
-from genssl.data.synthetic.glyphs import CENTRE, draw_numbers
+from genssl.data.synthetic.glyphs import CENTER, draw_numbers
 from genssl.data.synthetic.paint import Plane, draw_scene
-from genssl.data.synthetic.rng import Draws
+from genssl.data.synthetic.rng import BatchRNG
 from genssl.errors import UserError
 from genssl.files import tensor_digest
 
@@ -40,7 +40,7 @@ def make(
 
     Returns:
         images (N, 3, image_size, image_size), labels (N,), and masks (N, image_size, image_size) that are 0
-        on the ground and 1 + digit on the pixels at least half covered by a digit, neighbours included.
+        on the ground and 1 + digit on the pixels at least half covered by a digit, neighbors included.
 
     Raises:
         UserError: no images are asked for, or too small ones.
@@ -53,7 +53,7 @@ def make(
     chunks = []
     for start in range(0, total, CHUNK):
         random = runtime.generator(seed, f"synthetic-{part}", start // CHUNK)
-        chunks.append(_chunk(Draws(CHUNK, random), image_size))
+        chunks.append(_chunk(BatchRNG(CHUNK, random), image_size))
         if progress is not None:
             progress(min(start + CHUNK, total), total)
     images, labels, masks = (torch.cat(column)[:total] for column in zip(*chunks, strict=True))
@@ -61,28 +61,28 @@ def make(
     return Split(images, labels, CLASSES, "synthetic", part, digest, masks)
 
 
-def _chunk(dice: Draws, size: int) -> tuple[Tensor, Tensor, Tensor]:
+def _chunk(rng: BatchRNG, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Images, labels and masks of one stream."""
-    numbers = draw_numbers(dice)
-    height = dice.normal(0.74, 0.075, 1, 1)  # of a digit, in heights of the image
-    plane = _plane(size, height, dice)
-    scene, masks = draw_scene(numbers, plane, 1 / (size * height), dice)
-    return photograph(scene, dice), numbers.digits[:, CENTRE], masks
+    numbers = draw_numbers(rng)
+    height = rng.normal(0.74, 0.075, 1, 1)  # of a digit, in heights of the image
+    plane = _plane(size, height, rng)
+    scene, masks = draw_scene(numbers, plane, 1 / (size * height), rng)
+    return photograph(scene, rng), numbers.digits[:, CENTER], masks
 
 
-def _plane(size: int, height: Tensor, dice: Draws) -> Plane:
+def _plane(size: int, height: Tensor, rng: BatchRNG) -> Plane:
     """Where each pixel lies on the plane of its number, (across, down) in heights of a digit.
 
     Args:
         size: pixels on a side.
         height: (N, 1, 1), of a digit in heights of the image.
-        dice: the random numbers.
+        rng: the random numbers.
     """
     line = (torch.arange(size) + 0.5) / size - 0.5
-    x = line - dice.normal(0, 0.02, 1, 1)
-    y = line[:, None] - dice.normal(0, 0.03, 1, 1)
-    angle, shear = dice.normal(0, 0.08, 1, 1), dice.normal(0, 0.10, 1, 1)
-    stretch = dice.lognormal(0.63, 0.17, 1, 1)
+    x = line - rng.normal(0, 0.02, 1, 1)
+    y = line[:, None] - rng.normal(0, 0.03, 1, 1)
+    angle, shear = rng.normal(0, 0.08, 1, 1), rng.normal(0, 0.10, 1, 1)
+    stretch = rng.lognormal(0.63, 0.17, 1, 1)
     down = (y * angle.cos() - x * angle.sin()) / height
     across = (x * angle.cos() + y * angle.sin()) / height
     return (across + shear * down) / stretch, down

@@ -1,4 +1,4 @@
-"""Random numbers for a batch of scenes: one row an image."""
+"""Random numbers for a batch of scenes: one row per image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from genssl import runtime
 
 
 @dataclass(frozen=True)
-class Draws:
+class BatchRNG:
     """Draws for `count` images at a time from one generator, so that the order of the calls is the stream."""
 
     count: int
@@ -35,5 +35,5 @@ class Draws:
     def choice(self, weights: Sequence[float], *shape: int) -> Tensor:
         """Index into `weights`, drawn in proportion to them: int64 (count, *shape)."""
         edges = torch.tensor(weights, dtype=torch.float64).cumsum(0)
-        place = edges[-1] * runtime.uniform((self.count, *shape), self.generator).double()
-        return torch.bucketize(place, edges[:-1], right=True)
+        point = edges[-1] * runtime.uniform((self.count, *shape), self.generator).double()
+        return torch.bucketize(point, edges[:-1], right=True)

@@ -1,7 +1,4 @@
-"""A streamed split gives the batches of a resident one, and its thread ends with it."""
-
-import threading
-from collections.abc import Iterator
+"""A streamed split gives the batches of a resident one."""
 
 import psutil
 import pytest
@@ -18,15 +15,8 @@ ROWS = torch.randperm(50, generator=torch.Generator().manual_seed(1))[:48].view(
 SPLIT = Split(IMAGES, None, (), "noise", "train", "digest")
 
 
-@pytest.fixture(autouse=True)
-def _no_thread_is_left() -> Iterator[None]:
-    before = threading.active_count()
-    yield
-    assert threading.active_count() == before
-
-
-def batches(placed: loader.Loader, rows: Tensor = ROWS) -> list[Tensor]:
-    return [batch.clone() for batch in placed.batches(rows)]
+def batches(data: loader.Loader, rows: Tensor = ROWS) -> list[Tensor]:
+    return list(data.batches(rows))
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -36,7 +26,7 @@ def test_batches_are_the_rows_in_their_order(stream: bool) -> None:
     assert all(torch.equal(batch, IMAGES[rows]) for batch, rows in zip(found, ROWS, strict=True))
 
 
-def test_a_share_of_each_batch(cache: object) -> None:
+def test_a_shard_of_each_batch(cache: object) -> None:
     write_split(split_path("feed", "train"), SPLIT)
     kept = read_split(split_path("feed", "train"))
     assert kept is not None
@@ -48,23 +38,34 @@ def test_no_batches() -> None:
     assert batches(loader.Loader(SPLIT, CPU, stream=True), ROWS[:0]) == []
 
 
-def test_a_batch_stays_until_the_next_one_is_asked_for() -> None:
-    for batch, rows in zip(loader.streamed(IMAGES, ROWS, CPU), ROWS, strict=True):
-        for _ in range(200):  # time for the thread to do wrong
-            assert torch.equal(batch, IMAGES[rows])
-
-
-def test_two_buffers_are_all_there_are() -> None:
-    places = [batch.data_ptr() for batch in loader.streamed(IMAGES, ROWS, CPU)]
-    assert places == [places[0], places[1]] * 3
-    assert places[0] != places[1]
-
-
-def test_stopping_early_ends_the_thread() -> None:
+def test_it_may_be_stopped_early() -> None:
     stream = loader.streamed(IMAGES, ROWS, CPU)
     next(stream)
     stream.close()
     assert next(loader.streamed(IMAGES, ROWS, CPU)).shape == (8, 3, 4, 4)
+
+
+def test_the_global_generator_is_left_alone() -> None:
+    before = torch.get_rng_state()
+    batches(loader.Loader(SPLIT, CPU, stream=True))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_split_stays_on_the_disk(cache: object) -> None:
+    """A batch is a copy, and what is streamed is the memory-mapped file itself."""
+    write_split(split_path("feed", "train"), SPLIT)
+    split = read_split(split_path("feed", "train"))
+    assert split is not None
+    streaming = loader.make_loader(split, CPU, 0)
+    assert streaming.split.images.data_ptr() == split.images.data_ptr()
+    next(streaming.batches(ROWS)).zero_()
+    assert torch.equal(split.images, IMAGES)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_workers_give_a_gpu_the_same_batches_in_the_same_order() -> None:
+    found = batches(loader.Loader(SPLIT, torch.device("cuda"), stream=True))
+    assert torch.equal(torch.stack(found).cpu(), IMAGES[ROWS])
 
 
 def test_what_reading_raises_is_raised_in_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,9 +79,9 @@ def test_what_reading_raises_is_raised_in_the_loop(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(("limit", "streams"), [(0.0, True), (50 * 48 / 2**30, False), (2399 / 2**30, True)])
 def test_the_limit_decides(limit: float, streams: bool) -> None:
-    placed = loader.make_loader(SPLIT, CPU, limit)
-    assert placed.stream == streams
-    assert placed.split.images is SPLIT.images
+    data = loader.make_loader(SPLIT, CPU, limit)
+    assert data.stream == streams
+    assert data.split.images is SPLIT.images
 
 
 def test_half_of_what_is_free_is_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:

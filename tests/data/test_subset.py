@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from genssl.data import cache as keeping
+from genssl.data import cache as cache_module
 from genssl.data import subset as module
-from genssl.data import writer
 from genssl.data.split import Split
 from genssl.data.subset import limit_split, select_rows
 
@@ -52,7 +51,7 @@ def select(sources: Sequence[Split], rows: Tensor) -> Split:
 def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "file":
         monkeypatch.setattr(module, "LARGE", 0)
-        monkeypatch.setattr(writer, "PIECE", 100)  # two images
+        monkeypatch.setattr(cache_module, "PIECE", 100)  # two images
     return str(request.param)
 
 
@@ -61,8 +60,8 @@ def test_rows_of_the_sources_laid_end_to_end(sizes: list[int], place: str, cache
     sources = [split(n) for n in sizes]
     rows = torch.tensor([11, 0, 5, 4, 4, 10, 1])
     assert same(select(sources, rows), expected(sources, rows))
-    kept = [file.name for file in cache.glob("*.safetensors")]
-    assert kept == (["rows-0123456789abcdef-p.safetensors"] if place == "file" else [])
+    entries = [file.name for file in cache.glob("rows-*-p")]
+    assert entries == (["rows-0123456789abcdef-p"] if place == "file" else [])
 
 
 def test_how_the_sources_are_cut_is_of_no_matter(
@@ -107,17 +106,17 @@ def test_a_large_result_is_written_once_and_memory_mapped(
     def never(*_: object) -> NoReturn:
         raise AssertionError("written again")
 
-    monkeypatch.setattr(keeping, "write_rows", never)
+    monkeypatch.setattr(cache_module, "write_arrays", never)
     found = select_rows(sources, rows, digest="0123456789abcdef|", name="another", part="p")
     assert same(replace(found, name="chosen"), expected(sources, rows))
     assert found.name == "another"
     if Path("/proc/self/maps").exists():
-        assert "rows-0123456789abcdef-p.safetensors" in Path("/proc/self/maps").read_text()
+        assert "rows-0123456789abcdef-p/images.npy" in Path("/proc/self/maps").read_text()
 
 
 def test_progress_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LARGE", 0)
-    monkeypatch.setattr(writer, "PIECE", 2 * 48)
+    monkeypatch.setattr(cache_module, "PIECE", 2 * 48)
     told: list[tuple[str, int, int | None]] = []
     limit_split(split(5), 3, 0, lambda *what: told.append(what))
     assert told == [("writing some to the cache", 2, 3), ("writing some to the cache", 3, 3)]
@@ -137,12 +136,12 @@ def test_a_full_disk_is_told_of_and_done_without(cache: Path, monkeypatch: pytes
     def full(*_: object) -> NoReturn:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(keeping, "write_lazy", full)
+    monkeypatch.setattr(cache_module, "_write_npy", full)
     monkeypatch.setattr(module, "LARGE", 0)
     sources, rows = [split(3), split(4)], torch.tensor([6, 0, 2])
     with pytest.warns(UserWarning, match="No space left"):
         assert same(select(sources, rows), expected(sources, rows))
-    assert not list(cache.glob("*.safetensors"))
+    assert [file.suffix for file in cache.iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize("limit", [None, 1, 7, 12, 100])

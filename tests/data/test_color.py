@@ -29,8 +29,8 @@ WEIGHTS_DIFFER = 1.1e-4
 def planes(n: int = 6, height: int = 32, width: int = 32, key: int = 0) -> Tensor:
     """Noise, with a gray image, a black, a white and a saturated one among them."""
     images = uniform((n, 3, height, width), generator(key, "photos"))
-    for i, colour in enumerate([(0.4, 0.4, 0.4), (0, 0, 0), (1, 1, 1), (0, 1, 0.5)][: n - 1]):
-        images[i] = torch.tensor(colour)[:, None, None]
+    for i, color in enumerate([(0.4, 0.4, 0.4), (0, 0, 0), (1, 1, 1), (0, 1, 0.5)][: n - 1]):
+        images[i] = torch.tensor(color)[:, None, None]
     return images.transpose(0, 1).contiguous()
 
 
