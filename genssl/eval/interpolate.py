@@ -10,7 +10,7 @@ from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.eval.result import EvalResult, check_size, header_of, require_ability
 from genssl.eval.sample import Tick
-from genssl.models.diffusion import Keep, NoisePredictor, extract, predict_x_start, q_sample
+from genssl.models.diffusion import NoisePredictor, StepCallback, extract, predict_x_start, q_sample
 from genssl.models.method import CanDenoise, CanInterpolate, Method
 from genssl.models.samplers import ddim, ddim_invert
 from genssl.pixels import to_model
@@ -203,15 +203,15 @@ def _deterministic(
     model = _clipped(diffusion)
     latents = []
     for batch in chunks(len(ends), batch_size):
-        keep = _progress_callback(tick, batch, nfe, total)
-        latents.append(ddim_invert(model, diffusion.schedule, ends[batch], nfe, t, keep=keep))
+        callback = _progress_callback(tick, batch, nfe, total)
+        latents.append(ddim_invert(model, diffusion.schedule, ends[batch], nfe, t, callback=callback))
     z = torch.cat(latents).flatten(1)
     circle = spherical_path(z[0::2], z[1::2], steps).transpose(0, 1)  # (rows, steps, D)
     points = circle.reshape(rows * steps, *ends.shape[1:])
     decoded = []
     for batch in chunks(len(points), batch_size):
-        keep = _progress_callback(tick, batch, nfe, total, len(ends))
-        decoded.append(ddim(model, diffusion.schedule, points[batch], nfe, t, keep=keep))
+        callback = _progress_callback(tick, batch, nfe, total, len(ends))
+        decoded.append(ddim(model, diffusion.schedule, points[batch], nfe, t, callback=callback))
     return torch.cat(decoded).view(rows, steps, *ends.shape[1:])
 
 
@@ -243,12 +243,12 @@ def _stochastic(
     denoised = []
     for batch in chunks(len(points), batch_size):
         fresh = generators(seed, "sample", [i // steps for i in range(batch.start, batch.stop)])
-        keep = _progress_callback(tick, batch, t + 1, len(points))
-        denoised.append(diffusion.denoise(points[batch], t, fresh, "ancestral", keep=keep))
+        callback = _progress_callback(tick, batch, t + 1, len(points))
+        denoised.append(diffusion.denoise(points[batch], t, fresh, "ancestral", callback=callback))
     return torch.cat(denoised).view(rows, steps, *ends.shape[1:])
 
 
-def _progress_callback(tick: Tick, batch: slice, nfe: int, total: int, before: int = 0) -> Keep:
+def _progress_callback(tick: Tick, batch: slice, nfe: int, total: int, before: int = 0) -> StepCallback:
     """A sampler callback that reports progress after each network call of a batch."""
     calls = 0
 

@@ -13,7 +13,7 @@ from genssl.eval.result import EvalResult, check_size, header_of, require_abilit
 from genssl.eval.sample import Tick
 from genssl.metrics.reconstruction import mean_squared_error, psnr
 from genssl.models.ddpm import FAST_STEPS, Sampler
-from genssl.models.diffusion import Keep, q_sample
+from genssl.models.diffusion import StepCallback, q_sample
 from genssl.models.method import CanDenoise, CanReconstruct, Method
 from genssl.pixels import to_model
 from genssl.runtime import chunks, generators, measuring, normal
@@ -88,7 +88,7 @@ class Reverse:
         return t_prime if self.sampler == "ancestral" else min(FAST_STEPS, t_prime)
 
     def __call__(
-        self, x: Tensor, t_prime: int, noise: list[torch.Generator], keep: Keep | None = None
+        self, x: Tensor, t_prime: int, noise: list[torch.Generator], callback: StepCallback | None = None
     ) -> tuple[Tensor, Tensor]:
         """Noise images x (B, C, H, W) to t' and denoise them: (noised, reconstructed).
 
@@ -103,7 +103,7 @@ class Reverse:
         noised = q_sample(self.diffusion.schedule, x, times, normal(x.shape, noise, x.device))
         steps = self.steps_from(t_prime)
         try:
-            return noised, self.diffusion.denoise(noised, t, noise, self.sampler, steps, keep=keep)
+            return noised, self.diffusion.denoise(noised, t, noise, self.sampler, steps, callback=callback)
         except ValueError as error:
             raise UserError(f"cannot denoise from t' = {t_prime}: {error}") from error
 
@@ -127,7 +127,7 @@ class Snapshots:
         states: (noising steps left, x), at most `n`.
     """
 
-    def __init__(self, steps: int, n: int, count: Keep) -> None:
+    def __init__(self, steps: int, n: int, count: StepCallback) -> None:
         n = min(n, steps - 1)
         self._chosen = {i * steps // (n + 1) for i in range(1, n + 1)}
         self._count, self._step = count, 0

@@ -169,18 +169,16 @@ def trajectory(method: Method, *, seed: int, options: Mapping[str, Any]) -> Eval
         UserError: the method makes its images in one step.
     """
     sample = sampler_of(method, options)
-    if "keep" not in inspect.signature(sample).parameters:
-        raise UserError(
-            f"a {method.config.method} makes its images in one step; choose a diffusion model for --trajectory"
-        )
+    if "callback" not in inspect.signature(sample).parameters:
+        raise UserError(f"a {method.config.method} samples in one step; --trajectory needs a diffusion model")
     states: list[Tensor] = []
     left: list[int] = []  # noising steps
 
-    def keep(t: int, x: Tensor) -> None:
+    def callback(t: int, x: Tensor) -> None:
         states.append(to_bytes(x).cpu())  # bytes: a thousand steps of eight images are 25 MB
         left.append(t + 1)
 
-    sample(FOLLOWED, generators(seed, "sample", range(FOLLOWED)), **options, keep=keep)
+    sample(FOLLOWED, generators(seed, "sample", range(FOLLOWED)), **options, callback=callback)
     indices = torch.linspace(0, len(states) - 1, min(SNAPSHOTS, len(states))).round().int().tolist()
     rows = torch.stack([states[i] for i in indices], 1).flatten(0, 1)
     how = _in_words({**_how(method, options), "seed": seed, "nfe": len(states)})
