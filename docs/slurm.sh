@@ -26,7 +26,7 @@ export GENSSL_CACHE="${GENSSL_CACHE:-$SLURM_SUBMIT_DIR/genssl-cache}"
 trap : TERM
 
 # The same command every time: it begins the run, continues it, or finds it complete
-srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" genssl train "$@" --go-on
+srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" genssl train "$@" --auto-resume
 code=$?
 
 # 143: a TERM was heeded, everything is saved. While the job still counts as running, that was the coming time

@@ -21,6 +21,19 @@ from genssl.errors import FAILED_RUN, INTERRUPTED, TERMINATED, WRONG_INPUT, Echo
 # Commands that make runs or read none; all others are refused a --checkpoints that does not exist
 NEEDS_NO_RUNS = {"train", "ablate", "assignment", "demo", "data", "doctor"}
 
+# The option names of version 0.1, accepted for one more version and hidden from the help. `export --part`
+# (of a network) is another option, and keeps its name
+RENAMED = {
+    "--part": "--split",
+    "--originals": "--memorization",
+    "--no-originals": "--no-memorization",
+    "--floors": "--baselines",
+    "--no-floors": "--no-baselines",
+    "--way": "--method",
+    "--calls": "--nfe",
+    "--go-on": "--auto-resume",
+}
+
 
 class Terminated(KeyboardInterrupt):
     """A terminate signal outside a training loop, which catches it itself."""
@@ -39,7 +52,7 @@ class Program(TyperGroup):
         **extra: Any,
     ) -> Any:
         """Run the program; a wrong command line is one line, too."""
-        arguments = sys.argv[1:] if args is None else list(args)
+        arguments = self.rename(sys.argv[1:] if args is None else list(args))
         try:
             with record_arguments(arguments):
                 code = super().main(arguments, prog_name, complete_var, False, windows_expand_args, **extra)
@@ -53,6 +66,18 @@ class Program(TyperGroup):
             _on_terminate(signal.SIG_DFL)  # all is said and written: nothing to be told of the way out
             sys.exit(code if isinstance(code, int) else 0)
         return code
+
+    def rename(self, arguments: list[str]) -> list[str]:
+        """The arguments with the present names of their options; a note for each old one."""
+        if next((word for word in arguments if word in self.commands), None) == "export":
+            return arguments
+        renamed = []
+        for argument in arguments:
+            name, separator, value = argument.partition("=")
+            if name in RENAMED:
+                _tell(f"note: {name} is deprecated; use {RENAMED[name]}", 0)
+            renamed.append(RENAMED.get(name, name) + separator + value)
+        return renamed
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; a traceback appears only when GENSSL_DEBUG is set."""
@@ -70,10 +95,10 @@ class Program(TyperGroup):
         except Exception as error:
             if hasattr(error, "exit_code") or os.environ.get("GENSSL_DEBUG"):
                 raise
-            told = explain(error) or _unexpected(error)
-            if not isinstance(told, Echo):
-                _tell(str(told), told.code)
-            raise typer.Exit(told.code) from error
+            failure = explain(error) or _unexpected(error)
+            if not isinstance(failure, Echo):
+                _tell(str(failure), failure.code)
+            raise typer.Exit(failure.code) from error
 
 
 def _usage(error: Any) -> int:
@@ -150,7 +175,7 @@ def program(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
     checkpoints: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where runs live; ./checkpoints by default.")
+        Path | None, typer.Option(metavar="DIR", help="Folder of the runs; default: ./checkpoints.")
     ] = None,
 ) -> None:
     """Train, sample and measure small image models."""

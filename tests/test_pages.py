@@ -117,7 +117,7 @@ def test_a_job_is_queued_again_until_its_run_is_complete(cluster: Path) -> None:
     assert requeued(cluster) == ["requeue 7"]
     assert submit(cluster, 0, "RUNNING", *arguments) == 0
     assert requeued(cluster) == ["requeue 7"]
-    call = "train|vae|--data|two words.zip|--out|runs/vae|--go-on|/submitted/here/genssl-cache"
+    call = "train|vae|--data|two words.zip|--out|runs/vae|--auto-resume|/submitted/here/genssl-cache"
     assert (cluster / "calls").read_text().splitlines() == [call, call]
 
 
@@ -153,4 +153,4 @@ def test_the_lines_for_several_nodes_tell_every_process_which_one_it_is(
         ["bash", "-c", lines, "script", "vae", "--data", "two words.zip"],
         cwd=cluster, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert result.stdout == "5 1 8 a 24567\ntrain|vae|--data|two words.zip|--go-on|"
+    assert result.stdout == "5 1 8 a 24567\ntrain|vae|--data|two words.zip|--auto-resume|"

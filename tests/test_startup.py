@@ -65,7 +65,7 @@ WRONG = [
     (["reconstruct", "ddpm"], "needs --t-prime"),
     (["reconstruct", "ddpm", "--sweep", "many"], "cannot read the levels"),
     (["reconstruct", "ddpm", "--sweep", "16", "--features", "nothing"], "no run 'nothing'"),
-    (["interpolate", "RUN", "--way", "ddim"], "--way is not for a vae"),
+    (["interpolate", "RUN", "--method", "ddim"], "--method is not for a vae"),
     (["interpolate", "RUN", "--steps", "1"], "'--steps'"),
     (["latent-profile", "RUN", "--out", "picture"], "has no suffix"),
     (["importance-ll", "RUN", "-k", "0"], "'-k'"),

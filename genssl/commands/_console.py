@@ -1,4 +1,4 @@
-"""What a person sees on the terminal: lines, tables, progress, and a question before hours of work."""
+"""Terminal output: lines, tables, progress bars, and the confirmation before long trainings."""
 
 import contextlib
 import os
@@ -27,33 +27,39 @@ PLAIN_EVERY = 30.0  # seconds between plain lines of progress
 
 
 def echo(text: str) -> None:
-    """A line for the person watching, on stderr; of several processes the first one says it."""
+    """Print a line on stderr, in the main process only."""
     if launched_rank() == 0:
         Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
 
 
 def is_live() -> bool:
-    """Whether a line can be drawn over; the cell of a notebook calls itself a terminal and is none."""
+    """Whether stderr is a terminal with a cursor; a notebook cell claims to be one and is not."""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and "JPY_PARENT_PID" not in os.environ
 
 
 def is_rows(value: Any) -> bool:
-    """Whether a value is a table of its own: a list of mappings."""
+    """Whether a value is a table: a list of mappings."""
     return isinstance(value, list) and bool(value) and all(isinstance(row, Mapping) for row in value)
 
 
 def stdout() -> Console:
-    """Where results go: stdout, as wide as they are where it is no terminal."""
+    """The console for results; 240 columns wide where stdout is not a terminal."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else 240)
 
 
-def show_values(title: str, values: Mapping[str, Any], notes: Sequence[str] = ()) -> None:
-    """A table of names and numbers on stdout; nested mappings as dotted names, lists of them as tables."""
+def show_values(
+    title: str,
+    values: Mapping[str, Any],
+    notes: Sequence[str] = (),
+    units: Mapping[str, str] | None = None,
+) -> None:
+    """Print names, values and units; nested mappings get dotted names, lists of mappings tables."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 2))
     tables = {name: value for name, value in values.items() if is_rows(value)}
     for name, value in flatten({name: value for name, value in values.items() if name not in tables}):
         if value is not None:
-            table.add_row(Text(name), Text(format_value(value)))
+            unit = (units or {}).get(name, "")
+            table.add_row(Text(name), Text(f"{format_value(value)} {unit}".rstrip()))
     console = stdout()
     console.print(title, style="bold", markup=False)
     console.print(table)
@@ -85,7 +91,7 @@ def format_value(value: Any) -> str:
 
 @contextlib.contextmanager
 def progress(text: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal that goes when it is done; elsewhere a plain line at most every 30 s."""
+    """A transient progress bar on a terminal; elsewhere a plain line at most every 30 s."""
     if is_live():
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -112,7 +118,7 @@ def progress(text: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def show_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A table with one line a row on stdout; the first row's names are the header."""
+    """Print a table, one line per row; the names in the first row are the header."""
     table = Table(box=None, padding=(0, 2, 0, 2))
     for name in rows[0]:
         table.add_column(Text(name))
@@ -127,12 +133,12 @@ HIDDEN = {"epoch", "step", "seconds", "learning_rate", "images_per_second"}
 
 
 class TrainingScreen:
-    """Listens to a run and shows it."""
+    """An event listener that shows the progress of a training."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
         self._live: Live | None = None
-        self._told = 0.0  # when the last plain line was written
+        self._last_line = 0.0  # time of the last plain line
 
     def __enter__(self) -> Self:
         if is_live() and not self.quiet:
@@ -180,8 +186,8 @@ class TrainingScreen:
             self._live.update(Text(text))
 
     def _plain(self, text: str) -> None:
-        if self._live is None and time.monotonic() - self._told >= PLAIN_EVERY:
-            self._told = time.monotonic()
+        if self._live is None and time.monotonic() - self._last_line >= PLAIN_EVERY:
+            self._last_line = time.monotonic()
             echo(text)
 
     def _line(self, text: str) -> None:
@@ -192,7 +198,7 @@ class TrainingScreen:
 
 
 def describe_start(event: "Started") -> str:
-    """What is trained, on what, where, and where to."""
+    """The method, data, device and folder of a training, as text."""
     again = f", resumed at step {event.step:,}" if event.step else ""
     return (
         f"training {event.method} ({event.parameters:,} parameters) on {event.data} "
@@ -212,7 +218,7 @@ def describe_progress(event: "TrainingProgress") -> str:
 
 
 def describe_epoch(event: "EpochEnded") -> str:
-    """An epoch's numbers."""
+    """The numbers of an epoch, as text."""
     record = event.record
     terms = [
         f"{name} {value:.5g}" for name, value in record.items() if name not in HIDDEN and value is not None
@@ -222,7 +228,7 @@ def describe_epoch(event: "EpochEnded") -> str:
 
 
 def readable_seconds(seconds: float) -> str:
-    """Seconds as a person says them."""
+    """Seconds as text, e.g. "3 min 20 s"."""
     from genssl.train.signals import format_seconds
 
     return format_seconds(seconds)
@@ -234,27 +240,27 @@ SMALLER = 10 * 60.0  # seconds that the smaller command may train
 PIXELS = 32  # a side
 
 
-def confirm_long(configs: Sequence["Config"], how: "Options", option: str = "--set") -> None:
-    """Where `configs` take long to train, say so and name a smaller command; on a terminal, ask.
+def confirm_long(configs: Sequence["Config"], options: "Options", option: str = "--set") -> None:
+    """Where `configs` take long to train, print the time and a smaller command; on a terminal, ask.
 
-    Without a terminal the command goes on. Nothing happens in one of several processes.
+    Without a terminal the command continues. A process of a multi-process run does nothing.
 
     Args:
-        configs: one a training.
-        how: how they are carried out; max_minutes limits each of them.
-        option: how this command takes a setting that has no option of its own.
+        configs: one per training.
+        options: of the trainings; max_minutes limits each of them.
+        option: the option by which this command takes arbitrary settings.
 
     Raises:
-        UserError: the answer was not yes; or the data or the device is not to be had.
+        UserError: the answer was not yes, or the data or the device is not available.
     """
-    most = LONG if how.max_minutes is None else 60 * how.max_minutes
+    most = LONG if options.max_minutes is None else 60 * options.max_minutes
     if is_launched_by_torchrun() or most * len(configs) < LONG:
         return
     with TrainingScreen() as screen:
-        seconds = _expected(configs, how, screen)
+        seconds = _expected(configs, options, screen)
         if seconds < LONG:
             return
-        smaller = _smaller(configs, how, option, screen)
+        smaller = _smaller(configs, options, option, screen)
     trainings = "this training" if len(configs) == 1 else f"these {len(configs)} trainings"
     echo(f"expected: about {readable_seconds(seconds)} for {trainings}\n{smaller}")
     if sys.stdin.isatty() and is_live() and not _agreed():
@@ -266,8 +272,8 @@ def _agreed() -> bool:
     return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
 
-def _expected(configs: Sequence["Config"], how: "Options", listen: "Listener") -> float:
-    """Seconds for all trainings together; 0 for few images. What differs in its seed alone is tried once."""
+def _expected(configs: Sequence["Config"], options: "Options", listen: "Listener") -> float:
+    """Seconds of all trainings; 0 for few images. Configs that differ only in their seed are timed once."""
     from genssl.train.estimate import Pace, count_images, pace
 
     seen = [config.epochs * count_images(config, listen) for config in configs]
@@ -278,14 +284,14 @@ def _expected(configs: Sequence["Config"], how: "Options", listen: "Listener") -
     for config, images in zip(configs, seen, strict=True):
         key = config.updated({"seed": 0}).to_json()
         if key not in paces:
-            paces[key] = pace(config, how, listen)
+            paces[key] = pace(config, options, listen)
         seconds = images / paces[key].images_per_second
-        total += seconds if how.max_minutes is None else min(seconds, 60 * how.max_minutes)
+        total += seconds if options.max_minutes is None else min(seconds, 60 * options.max_minutes)
     return total
 
 
-def _smaller(configs: Sequence["Config"], how: "Options", option: str, listen: "Listener") -> str:
-    """The same command on a smaller network, for fewer epochs and images, with the time that it takes."""
+def _smaller(configs: Sequence["Config"], options: "Options", option: str, listen: "Listener") -> str:
+    """The same command with a smaller network, fewer epochs and images, and its expected time."""
     from genssl.studies.assignment import ON_A_CPU
     from genssl.studies.plan import fit
     from genssl.train.estimate import pace
@@ -293,7 +299,7 @@ def _smaller(configs: Sequence["Config"], how: "Options", option: str, listen: "
     first = configs[0]
     usual = ON_A_CPU.get(first.method, ON_A_CPU["simsiam"])
     changes = {name: value for name, value in usual.items() if getattr(first, name) != value}
-    trial = pace(first.updated(changes), how, listen)
+    trial = pace(first.updated(changes), options, listen)
     length = fit(trial.images_per_second, trial.images, first.epochs, SMALLER / len(configs))
     words = ["genssl", *_without(arguments(), {"--epochs", "--limit", "--batch-size"})]
     for name, value in changes.items():
@@ -306,7 +312,7 @@ def _smaller(configs: Sequence["Config"], how: "Options", option: str, listen: "
 
 def _without(words: Iterable[str], options: set[str]) -> list[str]:
     """A command line without some of its options and their values."""
-    kept: list[str] = []
+    remaining: list[str] = []
     skip = False
     for word in words:
         if skip:
@@ -314,5 +320,5 @@ def _without(words: Iterable[str], options: set[str]) -> list[str]:
         elif word in options:
             skip = True
         elif word.split("=")[0] not in options:
-            kept.append(word)
-    return kept
+            remaining.append(word)
+    return remaining

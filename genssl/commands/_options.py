@@ -10,7 +10,7 @@ from genssl.errors import UserError
 
 
 def checked_device(device: str) -> str:
-    """The name of a device, which may not be there.
+    """Check the name of a device; whether the machine has it is seen later.
 
     Raises:
         UserError: no device has such a name.
@@ -21,10 +21,10 @@ def checked_device(device: str) -> str:
 
 
 def checked_data(data: str | None) -> str | None:
-    """The data, which are known by this name or there; known before anything takes time.
+    """Check that a data set has this name or path, before anything takes time.
 
     Raises:
-        UserError: they are neither.
+        UserError: it is neither.
     """
     from genssl.data.registry import require
 
@@ -34,10 +34,10 @@ def checked_data(data: str | None) -> str | None:
 
 
 def checked_picture(out: Path | None) -> Path | None:
-    """A picture that can be written, or a folder for it.
+    """Check that --out names a folder, or a picture in a format that can be written.
 
     Raises:
-        UserError: it has no suffix, or one of no picture.
+        UserError: it has no suffix, or one of no picture format.
     """
     from genssl.files import picture_format
 
@@ -52,48 +52,70 @@ def checked_picture(out: Path | None) -> Path | None:
 Run = Annotated[
     str,
     typer.Argument(
-        metavar="REF", help="A method (its newest run, finished ones first), a run's name, or a path."
+        metavar="REF", help="A method (its newest run, finished ones first), the name of a run, or a path."
     ),
 ]
 Checkpoint = Annotated[
-    str | None, typer.Option(metavar="REF", help="Take this run of the method: its name or path.")
+    str | None, typer.Option(metavar="REF", help="Use this run of the method: its name or path.")
 ]
 Data = Annotated[
     str | None,
     typer.Option(
-        help="svhn, svhn-extra, cifar10, synthetic or a path, or its -remix; the run's own by default.",
+        help="svhn, svhn-extra, cifar10, synthetic, a path, or NAME-remix; default: the data of the run.",
         callback=checked_data,
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", callback=checked_device)]
-Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
+Seed = Annotated[int, typer.Option(min=0, help="Random seed.")]
 Out = Annotated[
     Path | None,
     typer.Option(
-        help="The picture, without a file of numbers; by default both go to the run's eval/.",
+        help="Write the figure here, without a JSON file; default: both in eval/ of the run.",
         callback=checked_picture,
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON and nothing else.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Start without asking, however long it takes.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Use so many images of the split, shuffled.")]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable files of a path out.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images at a time.")]
-# How a generative model draws images: handed on to its `sample`, which refuses what the method does not have
+Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON, and nothing else.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Start without asking for confirmation.")]
+Limit = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Use at most N images of the split, shuffled.")
+]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Skip unreadable files.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Batch size of the evaluation, in images.")]
+SplitName = Literal["train", "test"]
+SPLITS: tuple[SplitName, SplitName] = ("train", "test")
+ImageSize = Annotated[int, typer.Option(min=1, help="Image size, in pixels per side.")]
+# Settings of a training; None: the default of the method
+TrainingData = Annotated[
+    str | None, typer.Option(help="svhn, svhn-extra, cifar10, synthetic, a path, or NAME-remix.")
+]
+Epochs = Annotated[int | None, typer.Option(help="Number of epochs.")]
+TrainingBatchSize = Annotated[int | None, typer.Option("--batch-size", help="Batch size, in images.")]
+LearningRate = Annotated[float | None, typer.Option("--learning-rate", "--lr", help="Learning rate.")]
+TrainingLimit = Annotated[
+    int | None, typer.Option("--limit", metavar="N", help="Train on at most N images, shuffled.")
+]
+KnnEvery = Annotated[int | None, typer.Option(help="Epochs between kNN accuracies; 0: none.")]
+TrainingSeed = Annotated[int | None, typer.Option("--seed", help="Random seed.")]
+MaxMinutes = Annotated[
+    float | None, typer.Option(min=0, metavar="N", help="Stop each training after N minutes.")
+]
+# Sampling options are passed on to `sample` of the method; those that it does not have are refused
 Prior = Annotated[
     Literal["normal", "mixture"] | None,
-    typer.Option(help="Of a VAE: N(0, I), or the mixture fitted to its latents."),
+    typer.Option(help="VAE prior: normal (N(0, I)), or the mixture fitted to the latents."),
 ]
 Sampler = Annotated[
-    Literal["dpm++", "ddim", "ancestral"] | None, typer.Option(help="Of a DDPM; dpm++ by default.")
+    Literal["dpm++", "ddim", "ancestral"] | None, typer.Option(help="DDPM sampler; default: dpm++.")
 ]
-Steps = Annotated[int | None, typer.Option(min=1, help="Network calls of a DDPM's sampler.")]
-Eta = Annotated[float | None, typer.Option(help="Fresh noise of ddim: 0 none, 1 ancestral.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Number of sampler steps (DDPM).")]
+Eta = Annotated[
+    float | None, typer.Option(help="Noise of the ddim sampler: 0 is deterministic, 1 ancestral.")
+]
 Variance = Annotated[
-    Literal["posterior", "large"] | None, typer.Option(help="Of the ancestral sampler's steps.")
+    Literal["posterior", "large"] | None, typer.Option(help="Variance of the ancestral sampler.")
 ]
 
 
 def given(**values: Any) -> dict[str, Any]:
-    """Those options that were given."""
+    """The options that are not None."""
     return {name: value for name, value in values.items() if value is not None}

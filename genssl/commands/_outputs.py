@@ -1,8 +1,7 @@
-"""Where results go. Nothing is replaced that this same command line did not make.
+"""Output paths. No file is replaced unless this same command line made it.
 
-What --out names is refused where another file exists, before the work. A further picture beside it, and what
-goes to the current folder by default, takes a number. A run's folder eval/ is the program's: there, options
-that matter are in the names.
+An --out that exists is refused before the work starts. Further figures beside it, and files in the current
+folder, get a number. In eval/ of a run, the options that matter are part of the file name.
 """
 
 import re
@@ -27,12 +26,12 @@ IMAGE = re.compile(r"\d{5,}\.png")  # in a folder of images
 
 @dataclass(frozen=True)
 class Target:
-    """Where an evaluation's results go.
+    """The output paths of an evaluation.
 
     Attributes:
-        picture: the first of its pictures.
-        with_numbers: a JSON file of the numbers goes beside it; not beside a file that --out names.
-        replaces: pictures of other commands may be replaced, in a run's folder eval/.
+        picture: the main figure.
+        with_numbers: write a JSON file beside it; not beside a file that --out names.
+        replaces: figures of other commands may be replaced, in eval/ of a run.
     """
 
     picture: Path
@@ -40,20 +39,20 @@ class Target:
     replaces: bool
 
     def further(self, name: str) -> Path:
-        """Where another picture goes."""
+        """The path of a further figure."""
         path = self.picture.with_stem(f"{self.picture.stem}-{name.replace(' ', '-')}")
         return path if self.replaces else unused(path)
 
 
 def evaluation_name(context: typer.Context) -> str:
-    """What the files of the command that is carried out are called."""
+    """The file name, without suffix, of the current command."""
     defaults = {parameter.name: parameter.default for parameter in context.command.params}
     changed = {name: value for name, value in context.params.items() if value != defaults[name]}
     return file_name(str(context.command.name), changed)
 
 
 def target_of_run(folder: Path, name: str, out: Path | None) -> Target:
-    """Where the results of a run go: `out`, else <run>/eval/, else here where the run's folder takes none.
+    """The target for a run: `out`, else <run>/eval/, else the current folder where the run is read-only.
 
     Raises:
         UserError: as in `target`.
@@ -64,10 +63,10 @@ def target_of_run(folder: Path, name: str, out: Path | None) -> Target:
 
 
 def target(usual: Path, name: str, out: Path | None) -> Target:
-    """`out`, or a picture called `name` in it where it is a folder; else `usual`, with a number if need be.
+    """`out`, or `name`.png in it where it is a folder; else `usual`, numbered if it exists.
 
     Raises:
-        UserError: --out has no suffix of a picture, or names what is not to be replaced.
+        UserError: --out has no picture suffix, or names a file that must not be replaced.
     """
     from genssl.files import picture_format
 
@@ -84,7 +83,7 @@ def target_of_study(usual: Path, kind: str, out: Path | None) -> Target:
     """The picture `out`, or <kind>.png and <kind>.json in the folder `out`; else in `usual`.
 
     Raises:
-        UserError: --out is a file that is no picture, or names what is not to be replaced.
+        UserError: --out is a file that is no picture, or names a file that must not be replaced.
     """
     if out is not None and out.suffix in PICTURES and not out.is_dir():
         return Target(claim(out), with_numbers=False, replaces=False)
@@ -102,23 +101,23 @@ def target_of_study(usual: Path, kind: str, out: Path | None) -> Target:
 
 
 def claim(path: Path) -> Path:
-    """`path`, which --out names.
+    """Check that --out may be written.
 
     Raises:
-        UserError: it exists and was not made by this command, or is a place where a run keeps its own.
+        UserError: it exists and was not made by this command, or belongs to the files of a run.
     """
-    _refuse_place_of_run(path)
+    _refuse_run_files(path)
     if path.exists() and not made_by(path, command_line()):
         raise UserError(f"{path} exists and was not made by this command; choose another --out")
     return path
 
 
 def unused(path: Path, *suffixes: str) -> Path:
-    """`path`, or -2, -3, ... before its suffix: where nothing lies but what this command made.
+    """`path`, or with -2, -3, ... before its suffix: the first that is free or was made by this command.
 
     Args:
-        path: the wish.
-        suffixes: of all files that are to be written under its name; its own when there are none.
+        path: the preferred path.
+        suffixes: of all files that will be written under its name; default: its own.
     """
     stem, number = path.stem, 1
     while not all(_is_free(path.with_suffix(suffix)) for suffix in suffixes or (path.suffix,)):
@@ -128,15 +127,15 @@ def unused(path: Path, *suffixes: str) -> Path:
 
 
 def claim_folder(out: Path) -> Path:
-    """A folder for images one by one: new, empty, or with nothing but images that this command made.
+    """Check a folder for single images: new, empty, or only with images that this command made.
 
     Raises:
-        UserError: it is a file, holds something else, whose images would be counted, or is in a run's folder.
+        UserError: it is a file, holds other files, or is in the folder of a run.
     """
     folder = out.resolve()
     if folder.is_file():
         raise UserError(f"{out} is a file; choose a new folder for the images")
-    _refuse_place_of_run(folder)
+    _refuse_run_files(folder)
     command = command_line()
     for file in folder.iterdir() if folder.is_dir() else ():
         if not (IMAGE.fullmatch(file.name) and made_by(file, command)):
@@ -150,8 +149,8 @@ def _is_free(path: Path) -> bool:
     return not path.exists() or made_by(path, command_line())
 
 
-def _refuse_place_of_run(path: Path) -> None:
-    """Keep --out from the files of a run, those that are not there yet included."""
+def _refuse_run_files(path: Path) -> None:
+    """Refuse an --out that is, or would become, one of the files of a run."""
     folder = path.resolve().parent
     of_run = path.name in RUN_FILES or path.name.endswith(RUN_PICTURES)
     if (of_run and load.is_run(folder)) or load.is_run(folder.parent):

@@ -1,4 +1,4 @@
-"""What a command works on: a loaded run, its data, its samples; and how results are written and shown."""
+"""The loaded run of a command, its data and samples; writing and printing of results."""
 
 import atexit
 import io
@@ -7,9 +7,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from genssl.commands._console import echo, progress, show_values
+from genssl.commands._options import SplitName
 from genssl.commands._outputs import Target
 from genssl.data.registry import base_name
 from genssl.environment import command_line, launched_rank
@@ -29,44 +30,48 @@ if TYPE_CHECKING:
     from genssl.models.method import Method
     from genssl.run_info import RunInfo
 
-Part = Literal["train", "test"]
-PARTS: tuple[Part, Part] = ("train", "test")
-
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A loaded run."""
+    """A run, loaded on its device."""
 
     method: "Method"
     info: "RunInfo"
     device: "torch.device"
 
     def split(
-        self, data: str | None, part: Part, limit: int | None = None, seed: int = 0, skip_bad: bool = False
+        self,
+        data: str | None,
+        split: SplitName,
+        limit: int | None = None,
+        seed: int = 0,
+        skip_bad: bool = False,
     ) -> "Split":
-        """A part of `data`, else of the run's own data, on the device."""
+        """A split of `data` (default: the data of the run), on the device."""
         from genssl.data.subset import limit_split
 
         config = self.method.config
         if data and data != config.data and base_name(data) == base_name(config.data):
             echo(
-                f"note: {data} and {config.data}, which the run learnt from, are split differently: "
-                f"images of its {part} part may be ones that it was trained on"
+                f"note: {data} and {config.data}, on which the run was trained, are split differently: "
+                f"images of the {split} split may be among its training images"
             )
-        split = read_split(
-            data or config.data, part, config.image_size, config.seed, skip_bad or config.skip_bad
+        images = read_split(
+            data or config.data, split, config.image_size, config.seed, skip_bad or config.skip_bad
         )
-        return limit_split(split, limit, seed).to(self.device)
+        return limit_split(images, limit, seed).to(self.device)
 
 
-def read_split(data: str, part: Part, image_size: int = 32, seed: int = 0, skip_bad: bool = False) -> "Split":
-    """Load a part of a data set, showing what takes long."""
+def read_split(
+    data: str, split: SplitName, image_size: int = 32, seed: int = 0, skip_bad: bool = False
+) -> "Split":
+    """Load a split of a data set, with a progress bar."""
     from genssl.data.load import load
 
     with progress(f"reading {data}") as tick:
         return load(
             data,
-            part,
+            split,
             image_size=image_size,
             seed=seed,
             skip_bad=skip_bad,
@@ -75,7 +80,7 @@ def read_split(data: str, part: Part, image_size: int = 32, seed: int = 0, skip_
 
 
 def find_run(reference: str, named: str | None, data: str | None = None) -> "tuple[Path, RunInfo]":
-    """The run folder or model file that REF and --checkpoint name, and what it says of itself. No torch.
+    """Find the run folder or model file of REF and --checkpoint, and read its metadata. No torch.
 
     Raises:
         UserError: there is none, or it is damaged.
@@ -88,13 +93,13 @@ def find_run(reference: str, named: str | None, data: str | None = None) -> "tup
 
 
 def load_run(reference: str, named: str | None, device: str, data: str | None = None) -> LoadedRun:
-    """Load the run that REF and --checkpoint name, and say which it is.
+    """Load the run of REF and --checkpoint, and print which one it is.
 
     Args:
-        reference: the command's REF; with --checkpoint, a method that must be the run's.
+        reference: REF; with --checkpoint, the method that the run must have.
         named: --checkpoint.
         device: --device.
-        data: take a method's newest run on these data.
+        data: use the newest run of the method on these data.
     """
     path, info = find_run(reference, named, data)
     from genssl import checkpoint, distributed, paths
@@ -112,137 +117,145 @@ def load_run(reference: str, named: str | None, device: str, data: str | None = 
 
 
 def save_and_print(
-    subject: LoadedRun,
-    title: str,
-    outcome: "EvalResult",
+    loaded: LoadedRun,
+    result: "EvalResult",
     target: Target,
     as_json: bool,
     split: "Split | None" = None,
 ) -> None:
-    """Write the picture and the numbers of a run, and show the numbers under `title`."""
-    write_result(f"{title} {subject.info.name}", provenance(subject, split), outcome, target, as_json)
+    """Write the figures and the numbers of a run, and print the numbers."""
+    write_result(loaded.info.name, provenance(loaded, split), result, target, as_json)
 
 
 def write_result(
-    title: str, about: Mapping[str, Any], outcome: "EvalResult", target: Target, as_json: bool
+    name: str, details: Mapping[str, Any], result: "EvalResult", target: Target, as_json: bool
 ) -> None:
-    """Write the pictures, and the numbers with what they are `about`; show the numbers."""
+    """Write the figures, and a JSON file of the numbers with their provenance; print the numbers.
+
+    Args:
+        name: of the run or folder that was evaluated.
+        details: the provenance, see `provenance`.
+        result: the evaluation's.
+        target: where the files go.
+        as_json: print JSON instead of a table.
+    """
     from genssl import files
 
-    if launched_rank() > 0:  # the first process has the same ones
+    # All processes have the same result; the main one writes it
+    if launched_rank() > 0:
         return
-    values = {"command": command_line(), **about, **outcome.values, "notes": list(outcome.notes)}
-    values = finite(values)
-    for place, (name, figure) in enumerate(outcome.figures.items()):
-        path = target.picture if place == 0 else target.further(name)
+    values = finite({"command": command_line(), **details, **result.to_json()})
+    for i, (title, figure) in enumerate(result.figures.items()):
+        path = target.picture if i == 0 else target.further(title)
         files.write_picture(path, figure, origin_of(values))
-        echo(f"{name}: {path}")
+        echo(f"{title}: {path}")
     if target.with_numbers:
         files.write_json(target.picture.with_suffix(".json"), values)
     if as_json:
         print(json.dumps(values, indent=2))
     else:
-        show_values(title, outcome.values, outcome.notes)
+        show_values(f"{result.title}: {name}", result.values, result.notes, result.units)
 
 
 def origin_of(values: Mapping[str, Any]) -> dict[str, str]:
-    """What a picture says of itself: the command, and the run and weights where it is of one."""
+    """The metadata of a figure: the command, and the run and its weights, if any."""
     return {name: str(values[name]) for name in ("command", "run", "weights_sha256") if name in values}
 
 
 def finite(value: Any) -> Any:
-    """The same JSON value with null for numbers that are not finite, which JSON does not have."""
+    """The same JSON value with null in place of numbers that are not finite."""
     if isinstance(value, dict):
-        return {name: finite(each) for name, each in value.items()}
+        return {name: finite(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [finite(each) for each in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def provenance(subject: LoadedRun, split: "Split | None") -> dict[str, Any]:
-    """What a number was measured on."""
+def provenance(loaded: LoadedRun, split: "Split | None") -> dict[str, Any]:
+    """The run, weights, device and data that a number was measured on."""
     from genssl.runtime import describe
 
-    about: dict[str, Any] = {
-        "run": subject.info.name,
-        "method": subject.info.config.method,
-        "epoch": subject.info.epochs_trained,
-        "weights_sha256": subject.info.digest,
-        "device": describe(subject.device),
+    details: dict[str, Any] = {
+        "run": loaded.info.name,
+        "method": loaded.info.config.method,
+        "epoch": loaded.info.epochs_trained,
+        "weights_sha256": loaded.info.digest,
+        "device": describe(loaded.device),
     }
-    return about if split is None else about | origin(split)
+    return details if split is None else details | origin(split)
 
 
 def origin(split: "Split") -> dict[str, str]:
-    """Which images a number was measured on."""
+    """The images that a number was measured on."""
     return {"data": split.name, "part": split.part, "data_digest": split.digest}
 
 
-FEW, MANY = 512, 10_000  # samples by default on a CPU, on a GPU
-PIXELS_SIZE = 32  # that a folder's images are compared in by their pixels
+# Default number of samples on a CPU and on a GPU
+FEW, MANY = 512, 10_000
+PIXELS_SIZE = 32  # image size of a folder of samples that is compared in pixels
 
 
 def default_samples(device: "torch.device") -> int:
-    """As many samples as the device can bear."""
+    """The default number of samples on a device."""
     return MANY if device.type == "cuda" else FEW
 
 
 def default_samples_reason(device: "torch.device") -> str:
-    """Why there are as many samples as `usual_number`."""
+    """The reason for `default_samples`."""
     return f"what a {'GPU' if device.type == 'cuda' else 'CPU'} can bear"
 
 
 @dataclass(frozen=True)
 class SampleSource:
-    """Where samples come from.
+    """The source of samples: a run that generates them, or a folder of images.
 
     Attributes:
-        subject: the run that makes them, or None.
-        folder: that holds them, or None.
-        device: where they are measured.
-        space: what they are compared in.
-        image_size: pixels a side.
+        loaded: the run, or None.
+        folder: the folder, or None.
+        device: of the measurement.
+        space: the feature extractor.
+        image_size: pixels per side.
         data: the real images.
-        learnt: the data that the samples' maker learnt from.
-        limit: how many of their train part it learnt from.
-        seed: of the choice of these, and of a split that has no parts.
-        skip_bad: leave unreadable files out.
+        training_data: the data that the generator was trained on.
+        limit: number of training images; None: all.
+        seed: random seed of the limit, and of data without splits.
+        skip_bad: skip unreadable files.
     """
 
-    subject: LoadedRun | None
+    loaded: LoadedRun | None
     folder: Path | None
     device: "torch.device"
     space: "FeatureSpace"
     image_size: int
     data: str
-    learnt: str
+    training_data: str
     limit: int | None
     seed: int
     skip_bad: bool
 
-    def real(self, part: Part, most: int, seed: int) -> "Split":
-        """Up to `most` real images, shuffled, on the device."""
-        return self._read(self.data, part).take(most, seed).to(self.device)
+    def real(self, split: SplitName, n: int, seed: int) -> "Split":
+        """At most `n` real images, shuffled, on the device."""
+        return self._read(self.data, split).take(n, seed).to(self.device)
 
     def training_images(self) -> "Split":
-        """What the run learnt from, on the device."""
-        return self._read(self.learnt, "train").take(self.limit, self.seed).to(self.device)
+        """The training images of the run, on the device."""
+        return self._read(self.training_data, "train").take(self.limit, self.seed).to(self.device)
 
-    def _read(self, data: str, part: Part) -> "Split":
-        return read_split(data, part, self.image_size, self.seed, self.skip_bad)
+    def _read(self, data: str, split: SplitName) -> "Split":
+        return read_split(data, split, self.image_size, self.seed, self.skip_bad)
 
     def images(
         self, n: int, options: Mapping[str, Any], seed: int, batch_size: int
     ) -> "tuple[Tensor, dict[str, Any]]":
-        """Up to `n` samples, uint8 (n, 3, H, W), and how they were made."""
-        if self.subject is not None:
+        """At most `n` samples, uint8 (n, 3, H, W), and how they were generated."""
+        if self.loaded is not None:
             from genssl.eval.sample import sample
 
             with progress("sampling") as tick:
-                outcome, images = sample(
-                    self.subject.method, n, seed=seed, batch_size=batch_size, tick=tick, options=options
+                result, images = sample(
+                    self.loaded.method, n, seed=seed, batch_size=batch_size, tick=tick, options=options
                 )
-            return images, {name: value for name, value in outcome.values.items() if name != "images"}
+            return images, {name: value for name, value in result.values.items() if name != "images"}
         assert self.folder is not None
         for name in options:
             raise UserError(f"--{name} is for a run, and {self.folder} is a folder of images; leave it away")
@@ -259,27 +272,27 @@ class SampleSource:
 def open_samples(
     reference: str, named: str | None, features: str | None, data: str | None, device: str, skip_bad: bool
 ) -> SampleSource:
-    """Find what REF, --checkpoint, --features and --data mean, before anything takes time.
+    """Resolve REF, --checkpoint, --features and --data, before anything takes time.
 
     Raises:
-        UserError: something is not there, or does not go together.
+        UserError: one of them does not exist, or they do not fit each other.
     """
     folder = None if named else folder_of_samples(reference)
     if folder is None:
         find_run(reference, named)
     elif data is None:
-        raise UserError(f"what is {reference} to be compared with? name the real images with --data")
+        raise UserError(f"{reference} is a folder of images; name the real images with --data")
     if features not in {None, "pixels"}:
         find_run(features, None)
     from genssl.runtime import choose_device
 
     if folder is None:
-        subject = load_run(reference, named, device)
-        config = subject.info.config
+        loaded = load_run(reference, named, device)
+        config = loaded.info.config
         space, _ = feature_space(features, config.image_size, device)
         skip = skip_bad or config.skip_bad
         return SampleSource(
-            subject, None, subject.device, space, config.image_size, data or config.data, config.data,
+            loaded, None, loaded.device, space, config.image_size, data or config.data, config.data,
             config.limit, config.seed, skip,
         )  # fmt: skip
     assert data is not None
@@ -289,13 +302,13 @@ def open_samples(
 
 
 def folder_of_samples(reference: str) -> Path | None:
-    """The folder that REF names, unless it names a run or a method."""
+    """REF as a folder of images; None where it is a run or a method."""
     from genssl import config, paths, run_info
 
     path = Path(reference).expanduser()
     held = [
-        place / name
-        for place in (path, paths.runs_root() / reference)
+        folder / name
+        for folder in (path, paths.runs_root() / reference)
         for name in (run_info.MODEL, run_info.CONFIG)
     ]
     if not path.is_dir() or any(file.exists() for file in held):
@@ -306,10 +319,10 @@ def folder_of_samples(reference: str) -> Path | None:
 def feature_space(
     reference: str | None, image_size: int | None, device: str
 ) -> "tuple[FeatureSpace, int | None]":
-    """What --features means, and the size of images that it takes; None: any.
+    """The feature extractor of --features, and its image size; None: any size.
 
     Raises:
-        UserError: it is a run for images of another size, or was left away and there is none.
+        UserError: the run is for images of another size, or there is no run to default to.
     """
     from genssl.eval.feature_cache import PIXELS, FeatureSpace, choose_encoder, encoder_reason
 
@@ -319,32 +332,32 @@ def feature_space(
         chosen = choose_encoder(image_size)
         echo(f"features of {encoder_reason(chosen)}; --features names another")
         reference = str(chosen.folder)
-    subject = load_run(reference, None, device)
-    size = subject.info.config.image_size
+    loaded = load_run(reference, None, device)
+    size = loaded.info.config.image_size
     if image_size not in {None, size}:
         raise UserError(
-            f"{subject.info.name} takes images of {size} pixels, and these have {image_size}; "
+            f"{loaded.info.name} takes images of {size} pixels, and these have {image_size}; "
             "choose other --features, or pixels"
         )
-    return FeatureSpace(subject.info.name, subject.method.features, subject.info.digest), size
+    return FeatureSpace(loaded.info.name, loaded.method.features, loaded.info.digest), size
 
 
 def write_each(images: "Tensor", folder: Path) -> None:
     """Write uint8 images (N, 3, H, W) as 00000.png, 00001.png, ... into a folder from `claim_folder`.
 
-    What this command wrote there before goes: leftovers would be counted as images.
+    Files of an earlier run of this command are deleted, since other tools count all images.
     """
     from genssl import figures
 
     folder.mkdir(parents=True, exist_ok=True)
-    about = {"command": command_line()}
+    details = {"command": command_line()}
     for i, image in enumerate(images):
         content = io.BytesIO()
         figures.one(image).save(content, "png")
         # no flush to disk for each of thousands
-        (folder / f"{i:05d}.png").write_bytes(mark_png(content.getvalue(), about))
+        (folder / f"{i:05d}.png").write_bytes(mark_png(content.getvalue(), details))
     written = {f"{i:05d}.png" for i in range(len(images))}
     for file in folder.glob("*.png"):
-        if file.name not in written and made_by(file, about["command"]):
+        if file.name not in written and made_by(file, details["command"]):
             file.unlink()
     echo(f"{len(images)} images: {folder}")

@@ -27,20 +27,20 @@ def register(app: typer.Typer) -> None:
 
 def assignment(
     context: typer.Context,
-    out: Annotated[Path, typer.Option(help="Where everything goes; begun before, it is continued.")],
-    data: Annotated[str, typer.Option(help="What the VAE and the DDPM learn: svhn or a path.")] = "svhn",
-    ssl_data: Annotated[str, typer.Option(help="What SimSiam learns: cifar10 or a path.")] = "cifar10",
+    out: Annotated[Path, typer.Option(help="Output folder; an unfinished one is continued.")],
+    data: Annotated[str, typer.Option(help="Data of the VAE and the DDPM: svhn or a path.")] = "svhn",
+    ssl_data: Annotated[str, typer.Option(help="Data of SimSiam: cifar10 or a path.")] = "cifar10",
     budget: Annotated[
         float | None,
         typer.Option(
             min=0.1,
-            help="Minutes for everything: epochs, images and networks are made to fit as time goes by.",
+            help="Total time in minutes: epochs, images and networks are scaled to fit.",
         ),
     ] = None,
     seed: _options.Seed = 0,
     device: _options.Device = "auto",
 ) -> None:
-    """Train and measure all that the assignment asks for; the same command goes on after a stop."""
+    """Run the course assignment: train, evaluate and report. The same command resumes it."""
     from genssl.data.registry import require
     from genssl.studies.plan import begin
 
@@ -63,12 +63,12 @@ def assignment(
 
 def demo(
     context: typer.Context,
-    out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("demo"),
-    minutes: Annotated[float, typer.Option(min=0.01, help="How long to train.")] = 2.0,
+    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("demo"),
+    minutes: Annotated[float, typer.Option(min=0.01, help="Training time in minutes.")] = 2.0,
     seed: _options.Seed = 0,
     device: _options.Device = "auto",
 ) -> None:
-    """Train a VAE on rendered digits, show what the weights that ship can do, and write a report."""
+    """Train a VAE on rendered digits, evaluate the shipped weights, and write a report."""
     from genssl.studies import demo as study
     from genssl.studies.plan import begin
 

@@ -10,7 +10,6 @@ from genssl.commands import _options, _outputs
 from genssl.commands._console import echo, progress
 from genssl.commands._run import (
     LoadedRun,
-    Part,
     SampleSource,
     default_samples,
     default_samples_reason,
@@ -53,21 +52,21 @@ def latent_profile(
     device: _options.Device = "auto",
     as_json: _options.Json = False,
 ) -> None:
-    """Draw the mean latent code of each class over training images."""
-    subject = load_run(run, checkpoint, device)
+    """Plot the mean latent code of each class over the training images."""
+    loaded = load_run(run, checkpoint, device)
     from genssl.eval import latent_profile as evaluation
 
-    target = _outputs.target_of_run(subject.info.folder, _outputs.evaluation_name(context), out)
-    split = subject.split(data, "train", limit, seed, skip_bad)
+    target = _outputs.target_of_run(loaded.info.folder, _outputs.evaluation_name(context), out)
+    split = loaded.split(data, "train", limit, seed, skip_bad)
     with progress("encoding") as tick:
-        outcome = evaluation.latent_profile(subject.method, split, batch_size=batch_size, tick=tick)
-    save_and_print(subject, "latent-profile", outcome, target, as_json, split)
+        result = evaluation.latent_profile(loaded.method, split, batch_size=batch_size, tick=tick)
+    save_and_print(loaded, result, target, as_json, split)
 
 
 def importance_ll(
     context: typer.Context,
     run: _options.Run,
-    k: Annotated[int, typer.Option("-k", min=1, help="Importance samples an image.")] = 100,
+    k: Annotated[int, typer.Option("-k", min=1, help="Importance samples per image.")] = 100,
     checkpoint: _options.Checkpoint = None,
     data: _options.Data = None,
     skip_bad: _options.SkipBad = False,
@@ -78,24 +77,24 @@ def importance_ll(
     as_json: _options.Json = False,
 ) -> None:
     """Estimate log p(x) of test images under a VAE, in nats and bits/dim."""
-    subject = load_run(run, checkpoint, device)
+    loaded = load_run(run, checkpoint, device)
     from genssl.eval import importance_ll as evaluation
 
-    target = _outputs.target_of_run(subject.info.folder, _outputs.evaluation_name(context), out)
-    split = subject.split(data, "test", limit, seed, skip_bad)
+    target = _outputs.target_of_run(loaded.info.folder, _outputs.evaluation_name(context), out)
+    split = loaded.split(data, "test", limit, seed, skip_bad)
     with progress("weighing samples") as tick:
-        outcome = evaluation.importance_ll(subject.method, split, k, seed=seed, tick=tick)
-    save_and_print(subject, "importance-ll", outcome, target, as_json, split)
+        result = evaluation.importance_ll(loaded.method, split, k, seed=seed, tick=tick)
+    save_and_print(loaded, result, target, as_json, split)
 
 
 def bits_per_dim(
     context: typer.Context,
     run: _options.Run,
     t_samples: Annotated[
-        int | None, typer.Option(min=1, help="Times an image, stratified; all of them when not given.")
+        int | None, typer.Option(min=1, help="Stratified timesteps per image; default: all.")
     ] = None,
     variance: Annotated[
-        Literal["posterior", "large"], typer.Option(help="Of the reverse process.")
+        Literal["posterior", "large"], typer.Option(help="Variance of the reverse process.")
     ] = "posterior",
     checkpoint: _options.Checkpoint = None,
     data: _options.Data = None,
@@ -107,36 +106,38 @@ def bits_per_dim(
     device: _options.Device = "auto",
     as_json: _options.Json = False,
 ) -> None:
-    """Measure the variational bound of a DDPM on test images, term by term."""
-    subject = load_run(run, checkpoint, device)
+    """Measure the variational bound (VLB) of a DDPM on test images, term by term, in bits/dim."""
+    loaded = load_run(run, checkpoint, device)
     from genssl.eval import bits_per_dim as evaluation
 
-    target = _outputs.target_of_run(subject.info.folder, _outputs.evaluation_name(context), out)
-    split = subject.split(data, "test", limit, seed, skip_bad)
+    target = _outputs.target_of_run(loaded.info.folder, _outputs.evaluation_name(context), out)
+    split = loaded.split(data, "test", limit, seed, skip_bad)
     with progress("bounding") as tick:
-        outcome = evaluation.bits_per_dim(
-            subject.method, split, t_samples=t_samples, seed=seed, batch_size=batch_size, tick=tick,
+        result = evaluation.bits_per_dim(
+            loaded.method, split, t_samples=t_samples, seed=seed, batch_size=batch_size, tick=tick,
             variance=variance,
         )  # fmt: skip
-    save_and_print(subject, "bits-per-dim", outcome, target, as_json, split)
+    save_and_print(loaded, result, target, as_json, split)
 
 
 FILE = ".safetensors"
 TrainLimit = Annotated[
-    int | None, typer.Option("--limit", min=1, help="Use so many of the train images, shuffled.")
+    int | None, typer.Option("--limit", min=1, metavar="N", help="Use at most N train images, shuffled.")
 ]
 TestLimit = Annotated[
-    int | None, typer.Option("--test-limit", min=1, help="Use so many of the test images, shuffled.")
+    int | None, typer.Option("--test-limit", min=1, metavar="N", help="Use at most N test images, shuffled.")
 ]
 
 
 def knn_eval(
     context: typer.Context,
     run: _options.Run,
-    k: Annotated[int, typer.Option("-k", min=1, help="Neighbours that vote.")] = 200,
-    temperature: Annotated[float, typer.Option(help="A vote weighs exp(cosine / temperature).")] = 0.1,
-    floors: Annotated[
-        bool, typer.Option(help="Classify raw pixels and an untrained encoder's features, too.")
+    k: Annotated[int, typer.Option("-k", min=1, help="Number of neighbors.")] = 200,
+    temperature: Annotated[
+        float, typer.Option(help="Temperature of the votes, exp(cosine / temperature).")
+    ] = 0.1,
+    baselines: Annotated[
+        bool, typer.Option(help="Also classify raw pixels and the features of an untrained encoder.")
     ] = True,
     checkpoint: _options.Checkpoint = None,
     data: _options.Data = None,
@@ -149,27 +150,27 @@ def knn_eval(
     device: _options.Device = "auto",
     as_json: _options.Json = False,
 ) -> None:
-    """Classify test images by their nearest train images in the features of a run."""
-    subject = load_run(run, checkpoint, device)
+    """kNN accuracy of the features of a run: test images against the train images."""
+    loaded = load_run(run, checkpoint, device)
     from genssl.eval import knn_eval as evaluation
 
-    target = _outputs.target_of_run(subject.info.folder, _outputs.evaluation_name(context), out)
-    train, test = _splits(subject, data, limit, test_limit, seed, skip_bad)
+    target = _outputs.target_of_run(loaded.info.folder, _outputs.evaluation_name(context), out)
+    train, test = _splits(loaded, data, limit, test_limit, seed, skip_bad)
     with progress("comparing") as tick:
-        outcome = evaluation.knn_eval(
-            subject.method, train, test, k=k, temperature=temperature, batch_size=batch_size, tick=tick,
-            floors=floors,
+        result = evaluation.knn_eval(
+            loaded.method, train, test, k=k, temperature=temperature, batch_size=batch_size, tick=tick,
+            baselines=baselines,
         )  # fmt: skip
-    save_and_print(subject, "knn-eval", outcome, target, as_json, test)
+    save_and_print(loaded, result, target, as_json, test)
 
 
 def linear_eval(
     context: typer.Context,
     run: _options.Run,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the train images.")] = 100,
-    lr: Annotated[float, typer.Option("--lr", help="The learning rate at the start.")] = 30.0,
+    epochs: Annotated[int, typer.Option(min=1, help="Number of epochs.")] = 100,
+    lr: Annotated[float, typer.Option("--lr", help="Initial learning rate.")] = 30.0,
     augment: Annotated[
-        bool, typer.Option("--augment", help="Crop and mirror the images anew in each epoch; slow.")
+        bool, typer.Option("--augment", help="Crop and flip the train images in each epoch; slow.")
     ] = False,
     checkpoint: _options.Checkpoint = None,
     data: _options.Data = None,
@@ -182,24 +183,24 @@ def linear_eval(
     device: _options.Device = "auto",
     as_json: _options.Json = False,
 ) -> None:
-    """Train a linear classifier on the frozen features of a run, and test it after each epoch."""
+    """Train a linear classifier on the frozen features of a run; test it after each epoch."""
     import json
 
     if not 0 < lr < float("inf"):
         raise UserError(f"--lr must be above 0, not {lr:g}")
-    subject = load_run(run, checkpoint, device)
+    loaded = load_run(run, checkpoint, device)
     from genssl import files
     from genssl.eval import linear_eval as evaluation
     from genssl.metrics.linear_probe import ProbeSettings
 
-    target = _outputs.target_of_run(subject.info.folder, _outputs.evaluation_name(context), out)
-    train, test = _splits(subject, data, limit, test_limit, seed, skip_bad)
+    target = _outputs.target_of_run(loaded.info.folder, _outputs.evaluation_name(context), out)
+    train, test = _splits(loaded, data, limit, test_limit, seed, skip_bad)
     with progress("classifying") as tick:
-        outcome, probe = evaluation.linear_eval(
-            subject.method, train, test, ProbeSettings(epochs=epochs, learning_rate=lr), augment=augment,
+        result, probe = evaluation.linear_eval(
+            loaded.method, train, test, ProbeSettings(epochs=epochs, learning_rate=lr), augment=augment,
             seed=seed, batch_size=batch_size, tick=tick,
         )  # fmt: skip
-    save_and_print(subject, "linear-eval", outcome, target, as_json, test)
+    save_and_print(loaded, result, target, as_json, test)
     if target.with_numbers:
         lines = [json.dumps(record) + "\n" for record in evaluation.records(probe)]
         files.write_text(target.picture.with_suffix(".jsonl"), "".join(lines))
@@ -208,76 +209,79 @@ def linear_eval(
 def features(
     context: typer.Context,
     run: _options.Run,
-    part: Annotated[Part, typer.Option(help="Of which images.")] = "test",
+    split: Annotated[_options.SplitName, typer.Option(help="Split to encode.")] = "test",
     checkpoint: _options.Checkpoint = None,
     data: _options.Data = None,
     skip_bad: _options.SkipBad = False,
     limit: _options.Limit = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="The .safetensors file; beside the run, in eval/, by default. A picture joins it."),
+        typer.Option(help="The .safetensors file, with a figure beside it; default: in eval/ of the run."),
     ] = None,
     seed: _options.Seed = 0,
     batch_size: _options.BatchSize = 256,
     device: _options.Device = "auto",
     as_json: _options.Json = False,
 ) -> None:
-    """Write the features of a run and the labels to a file, and draw them in two dimensions."""
+    """Write the features of a run and the labels to a file, and plot two principal components."""
     if out is not None and not out.is_dir() and out.suffix != FILE:
         raise UserError(f"--out {out} is no {FILE} file; name one such as {out.with_suffix(FILE)}")
-    subject = load_run(run, checkpoint, device)
+    loaded = load_run(run, checkpoint, device)
     from genssl import files
     from genssl.eval import features as evaluation
 
     picture = out if out is None or out.is_dir() else out.with_suffix(".png")
-    target = _outputs.target_of_run(subject.info.folder, _outputs.evaluation_name(context), picture)
+    target = _outputs.target_of_run(loaded.info.folder, _outputs.evaluation_name(context), picture)
     file = target.picture.with_suffix(FILE)
     if not target.with_numbers:
         _outputs.claim(file)
-    split = subject.split(data, part, limit, seed, skip_bad)
+    images = loaded.split(data, split, limit, seed, skip_bad)
     with progress("encoding") as tick:
-        outcome, tensors = evaluation.features(subject.method, split, batch_size=batch_size, tick=tick)
-    about = {name: str(value) for name, value in provenance(subject, split).items()}
-    about["command"] = command_line()
-    files.write_tensors(file, tensors, {**about, **evaluation.metadata_of(split)})
+        result, tensors = evaluation.features(loaded.method, images, batch_size=batch_size, tick=tick)
+    details = {name: str(value) for name, value in provenance(loaded, images).items()}
+    details["command"] = command_line()
+    files.write_tensors(file, tensors, {**details, **evaluation.metadata_of(images)})
     echo(f"features: {file}")
-    save_and_print(subject, f"features-{part}", outcome, target, as_json, split)
+    save_and_print(loaded, result, target, as_json, images)
 
 
 def _splits(
-    subject: LoadedRun,
+    loaded: LoadedRun,
     data: str | None,
     limit: int | None,
     test_limit: int | None,
     seed: int,
     skip_bad: bool,
 ) -> "tuple[Split, Split]":
-    """The train and the test part, as many images of each as are wanted."""
-    train = subject.split(data, "train", limit, seed, skip_bad)
-    return train, subject.split(data, "test", test_limit, seed, skip_bad)
-
-
-NAME = "fidelity"
+    """The train and the test split, limited and shuffled."""
+    train = loaded.split(data, "train", limit, seed, skip_bad)
+    return train, loaded.split(data, "test", test_limit, seed, skip_bad)
 
 
 def fidelity(
     context: typer.Context,
     run: Annotated[
         str,
-        typer.Argument(metavar="REF", help="A method, a run's name or path, or a folder of samples."),
+        typer.Argument(metavar="REF", help="A method, the name or path of a run, or a folder of samples."),
     ],
     n: Annotated[
-        int | None, typer.Option("-n", min=1, help="Samples; 512 on a CPU, 10,000 on a GPU by default.")
+        int | None,
+        typer.Option("-n", min=1, help="Number of samples; default: 512 on a CPU, 10,000 on a GPU."),
     ] = None,
     features: Annotated[
         str | None,
-        typer.Option(metavar="REF", help="Of which run, or pixels; the newest self-supervised run."),
+        typer.Option(
+            metavar="REF",
+            help="Feature extractor: a run, or pixels; default: the newest self-supervised run.",
+        ),
     ] = None,
-    part: Annotated[Part, typer.Option(help="Which real images are compared with.")] = "test",
-    k: Annotated[int, typer.Option("-k", min=1, help="Neighbours that an image's ball reaches to.")] = 5,
-    resamples: Annotated[int, typer.Option(min=0, help="Halves drawn for the intervals; 0: none.")] = 100,
-    originals: Annotated[
-        bool, typer.Option(help="Look for the samples among the training images; all of them are encoded.")
+    split: Annotated[_options.SplitName, typer.Option(help="Split of the real images.")] = "test",
+    k: Annotated[int, typer.Option("-k", min=1, help="k of precision, recall, density and coverage.")] = 5,
+    resamples: Annotated[
+        int, typer.Option(min=0, help="Random halves for the 95 % intervals; 0: no intervals.")
+    ] = 100,
+    memorization: Annotated[
+        bool, typer.Option(help="Look for memorized training images; encodes all of them.")
     ] = True,
     prior: _options.Prior = None,
     sampler: _options.Sampler = None,
@@ -293,52 +297,52 @@ def fidelity(
     device: _options.Device = "auto",
     as_json: _options.Json = False,
 ) -> None:
-    """Measure how close samples are to real images, beside how close other real images are."""
+    """Sample quality: FD, KD, precision, recall, density, coverage and memorization."""
     chosen = _options.given(prior=prior, sampler=sampler, steps=steps, eta=eta, variance=variance)
-    if out is not None and not originals:
-        raise UserError("--no-originals leaves nothing to draw; leave --out away, or --no-originals")
+    if out is not None and not memorization:
+        raise UserError("--no-memorization leaves nothing to draw; leave --out away, or --no-memorization")
     source = open_samples(run, checkpoint, features, data, device, skip_bad)
     from genssl.eval import fidelity as evaluation
     from genssl.eval.fidelity import Settings
 
     target = _target(source, _outputs.evaluation_name(context), out)
     count = n or default_samples(source.device)
-    real = source.real(part, 2 * count, seed)
-    images, about = source.images(count, chosen, seed, batch_size)
-    train = source.training_images() if originals else None
+    real = source.real(split, 2 * count, seed)
+    images, details = source.images(count, chosen, seed, batch_size)
+    train = source.training_images() if memorization else None
     settings = Settings(k, resamples, seed, batch_size)
     with progress("measuring") as tick:
-        outcome = evaluation.fidelity(images, real, train, source.space, settings, tick)
-    notes = (*outcome.notes, f"{len(images)} samples is {_who(source)}; -n takes another number")
-    outcome = replace(
-        outcome, values={**outcome.values, "sampling": about}, notes=outcome.notes if n else notes
-    )
-    _deliver(source, outcome, target, as_json, real)
+        result = evaluation.fidelity(images, real, train, source.space, settings, tick)
+    result = replace(result, values={**result.values, "sampling": details})
+    if n is None:
+        note = f"{len(images)} samples is {_default_reason(source)}; -n takes another number"
+        result = replace(result, notes=(*result.notes, note))
+    _save_and_print(source, result, target, as_json, real)
 
 
-def _who(source: SampleSource) -> str:
-    if source.subject is None:
+def _default_reason(source: SampleSource) -> str:
+    if source.loaded is None:
         return f"what {source.folder} holds, up to {default_samples(source.device)}"
     return default_samples_reason(source.device)
 
 
 def _target(source: SampleSource, name: str, out: Path | None) -> _outputs.Target:
     """Of a run, or of a folder: by default beside that, where nothing counts as a sample."""
-    if source.subject is not None:
-        return _outputs.target_of_run(source.subject.info.folder, name, out)
+    if source.loaded is not None:
+        return _outputs.target_of_run(source.loaded.info.folder, name, out)
     assert source.folder is not None
     folder = source.folder.resolve()
     return _outputs.target(folder.with_name(f"{folder.name}-{name}.png"), name, out)
 
 
-def _deliver(
-    source: SampleSource, outcome: "EvalResult", target: _outputs.Target, as_json: bool, real: "Split"
+def _save_and_print(
+    source: SampleSource, result: "EvalResult", target: _outputs.Target, as_json: bool, real: "Split"
 ) -> None:
-    if source.subject is not None:
-        save_and_print(source.subject, NAME, outcome, target, as_json, real)
+    if source.loaded is not None:
+        save_and_print(source.loaded, result, target, as_json, real)
         return
     from genssl.runtime import describe
 
     assert source.folder is not None
-    about = {"device": describe(source.device), **origin(real)}
-    write_result(f"{NAME} {source.folder.resolve().name}", about, outcome, target, as_json)
+    details = {"device": describe(source.device), **origin(real)}
+    write_result(source.folder.resolve().name, details, result, target, as_json)

@@ -26,66 +26,67 @@ def export(
     kind: Annotated[
         Literal["torchvision", "onnx"],
         typer.Option(
-            "--format", help="torchvision: an encoder's weights under its names; onnx: a network as it runs."
+            "--format", help="torchvision: encoder weights for its ResNet-18; onnx: a network for inference."
         ),
     ],
     part: Annotated[
         Literal["encoder", "decoder", "network"] | None,
-        typer.Option(help="Of the run, for onnx; a VAE's decoder by default, otherwise what there is."),
+        typer.Option(help="Network to export (onnx); default: the decoder of a VAE, else the only one."),
     ] = None,
     checkpoint: _options.Checkpoint = None,
     out: Annotated[
-        Path | None, typer.Option(help="The file, or a folder for it; <run>-<part> here by default.")
+        Path | None,
+        typer.Option(help="File, or a folder for it; default: <run>-<part> in the current folder."),
     ] = None,
     as_json: _options.Json = False,
 ) -> None:
-    """Write a run's network to a file for torchvision or for ONNX runtimes."""
+    """Export a network of a run for torchvision or ONNX Runtime."""
     if kind == "torchvision" and part not in {None, "encoder"}:
         raise UserError(f"--format torchvision is for encoders; --part {part} goes with --format onnx")
     _check_out(kind, out)
-    subject = load_run(run, checkpoint, "cpu")
-    values = _torchvision(subject, out) if kind == "torchvision" else _onnx(subject, part, out)
+    loaded = load_run(run, checkpoint, "cpu")
+    values = _torchvision(loaded, out) if kind == "torchvision" else _onnx(loaded, part, out)
     if as_json:
         print(json.dumps(values, indent=2))
         return
-    show_values(f"export {subject.info.name}", {n: v for n, v in values.items() if n != "load"})
+    show_values(f"export {loaded.info.name}", {n: v for n, v in values.items() if n != "load"})
     stdout().print(f"\nload it with:\n\n{values['load']}", markup=False, soft_wrap=True)
 
 
-def _torchvision(subject: LoadedRun, out: Path | None) -> dict[str, Any]:
+def _torchvision(loaded: LoadedRun, out: Path | None) -> dict[str, Any]:
     from genssl import files
     from genssl.export import torchvision as evaluation
 
-    state = evaluation.torchvision_state(subject.method)
-    file = _file(subject, "torchvision", "torchvision", out)
+    state = evaluation.torchvision_state(loaded.method)
+    file = _file(loaded, "torchvision", "torchvision", out)
     interface = evaluation.torchvision_interface(state)
-    about = {"format": "torchvision", "command": command_line(), **_about(subject)}
-    files.write_tensors(file, state, {**about, **_flat(interface)})
+    metadata = {"format": "torchvision", "command": command_line(), **_provenance(loaded)}
+    files.write_tensors(file, state, {**metadata, **_flat(interface)})
     echo(f"torchvision: {file}")
-    return _values(subject, file) | interface | {"load": evaluation.torchvision_code(state, str(file))}
+    return _values(loaded, file) | interface | {"load": evaluation.torchvision_code(state, str(file))}
 
 
-def _onnx(subject: LoadedRun, part: str | None, out: Path | None) -> dict[str, Any]:
+def _onnx(loaded: LoadedRun, part: str | None, out: Path | None) -> dict[str, Any]:
     from genssl import files
     from genssl.export import onnx as evaluation
 
-    name, graph = evaluation.choose(subject.method, part)
-    file = _file(subject, name, "onnx", out)
+    name, graph = evaluation.choose(loaded.method, part)
+    file = _file(loaded, name, "onnx", out)
     evaluation.require_packages()
     echo("exporting and checking; that takes some seconds")
-    about = {"command": command_line(), "command_sha256": digest(command_line()), **_about(subject)}
-    content = evaluation.to_onnx(graph, about)
+    metadata = {"command": command_line(), "command_sha256": digest(command_line()), **_provenance(loaded)}
+    content = evaluation.to_onnx(graph, metadata)
     checked = evaluation.check(content, graph)
     files.write_bytes(file, content)
     echo(f"{name}: {file}")
-    given = ", ".join(f'"{each}": {each}' for each in graph.inputs)
+    given = ", ".join(f'"{name}": {name}' for name in graph.inputs)
     code = f"onnxruntime.InferenceSession({str(file)!r}).run(None, {{{given}}})\n"
-    return _values(subject, file) | {"part": name} | checked | {"load": code}
+    return _values(loaded, file) | {"part": name} | checked | {"load": code}
 
 
-def _file(subject: LoadedRun, name: str, kind: str, out: Path | None) -> Path:
+def _file(loaded: LoadedRun, name: str, kind: str, out: Path | None) -> Path:
     """Where the file goes: `out`, in the folder `out`, or here, with a number if need be."""
-    usual = Path(f"{subject.info.name}-{name}{SUFFIXES[kind]}")
+    usual = Path(f"{loaded.info.name}-{name}{SUFFIXES[kind]}")
     if out is None:
         return _outputs.unused(usual)
     return _outputs.claim(out / usual if out.is_dir() else out)
@@ -97,19 +98,19 @@ def _check_out(kind: str, out: Path | None) -> None:
         raise UserError(f"--out {out} is no {suffix} file; name one such as {out.with_suffix(suffix)}")
 
 
-def _values(subject: LoadedRun, file: Path) -> dict[str, Any]:
-    about: dict[str, Any] = {name: text for name, text in _about(subject).items() if name != "config"}
+def _values(loaded: LoadedRun, file: Path) -> dict[str, Any]:
+    metadata: dict[str, Any] = {name: text for name, text in _provenance(loaded).items() if name != "config"}
     return {
         "file": str(file),
         "megabytes": file.stat().st_size / 1e6,
-        **about,
-        "epoch": subject.info.epochs_trained,
+        **metadata,
+        "epoch": loaded.info.epochs_trained,
     }
 
 
-def _about(subject: LoadedRun) -> dict[str, str]:
+def _provenance(loaded: LoadedRun) -> dict[str, str]:
     """Where a file comes from, for its metadata."""
-    info = subject.info
+    info = loaded.info
     return {
         "run": info.name,
         "method": info.config.method,

@@ -53,28 +53,28 @@ def parse_levels(text: str) -> list[int]:
 def sample(
     context: typer.Context,
     run: _options.Run,
-    n: Annotated[int, typer.Option("-n", min=1, help="How many images.")] = 64,
+    n: Annotated[int, typer.Option("-n", min=1, help="Number of samples.")] = 64,
     prior: _options.Prior = None,
     sampler: _options.Sampler = None,
     steps: _options.Steps = None,
     eta: _options.Eta = None,
     variance: _options.Variance = None,
     trajectory: Annotated[
-        bool, typer.Option("--trajectory", help="Draw images on their way from noise, too.")
+        bool, typer.Option("--trajectory", help="Also draw the denoising trajectories of a few samples.")
     ] = False,
     checkpoint: _options.Checkpoint = None,
     data: Annotated[
-        str | None, typer.Option(help="Take the newest run that was trained on these data.")
+        str | None, typer.Option(help="Use the newest run that was trained on these data.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="A picture for the grid, or a folder for one PNG an image.")
+        Path | None, typer.Option(help="Figure file for the grid, or a folder for one PNG per image.")
     ] = None,
     seed: _options.Seed = 0,
     batch_size: _options.BatchSize = 256,
     device: _options.Device = "auto",
     as_json: _options.Json = False,
 ) -> None:
-    """Draw images from a generative model."""
+    """Sample images from a generative model."""
     chosen = _options.given(prior=prior, sampler=sampler, steps=steps, eta=eta, variance=variance)
     find_run(run, checkpoint, data)  # before a folder is made
     folder = None
@@ -83,22 +83,22 @@ def sample(
         out = folder.with_name(f"{folder.name}-grid.png")  # beside it: it holds nothing but samples
     else:
         _options.checked_picture(out)
-    subject = load_run(run, checkpoint, device, data)
+    loaded = load_run(run, checkpoint, device, data)
     from genssl.eval import sample as evaluation
     from genssl.metrics.sharpness import SHARPNESS
 
-    target = _outputs.target_of_run(subject.info.folder, _outputs.evaluation_name(context), out)
+    target = _outputs.target_of_run(loaded.info.folder, _outputs.evaluation_name(context), out)
     with progress("sampling") as tick:
-        outcome, images = evaluation.sample(
-            subject.method, n, seed=seed, batch_size=batch_size, tick=tick, options=chosen
+        result, images = evaluation.sample(
+            loaded.method, n, seed=seed, batch_size=batch_size, tick=tick, options=chosen
         )
-    outcome = evaluation.with_sharpness(outcome, images, subject.info.metrics.get(SHARPNESS))
+    result = evaluation.with_sharpness(result, images, loaded.info.metrics.get(SHARPNESS))
     if trajectory:
-        way = evaluation.trajectory(subject.method, seed=seed, options=chosen)
-        outcome.figures.update(way.figures)
+        way = evaluation.trajectory(loaded.method, seed=seed, options=chosen)
+        result.figures.update(way.figures)
     if folder is not None:
         write_each(images, folder)
-    save_and_print(subject, "sample", outcome, target, as_json)
+    save_and_print(loaded, result, target, as_json)
 
 
 Sampler = Literal["dpm++", "ddim", "ancestral"]
@@ -107,21 +107,22 @@ Sampler = Literal["dpm++", "ddim", "ancestral"]
 def reconstruct(
     context: typer.Context,
     run: _options.Run,
-    n: Annotated[int, typer.Option("-n", min=1, help="How many images to show.")] = 16,
-    t_prime: Annotated[
-        int | None, typer.Option(help="Of a DDPM: noise the images by so many steps, and come back.")
-    ] = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="Number of images to show.")] = 16,
+    t_prime: Annotated[int | None, typer.Option(help="Noising steps before denoising (DDPM).")] = None,
     sweep: Annotated[
         str | None,
-        typer.Option(metavar="LEVELS", help="Of a DDPM: find t*, where images are lost; e.g. 16:256:16."),
+        typer.Option(
+            metavar="LEVELS", help="Noise levels at which to measure and find t* (DDPM); e.g. 16:256:16."
+        ),
     ] = None,
-    queries: Annotated[int, typer.Option(min=1, help="Images a level of the sweep.")] = 256,
+    queries: Annotated[int, typer.Option(min=1, help="Images per noise level of the sweep.")] = 256,
     sampler: Annotated[
-        Sampler | None, typer.Option(help="The way back; ancestral, and dpm++ for the sweep's curves.")
+        Sampler | None,
+        typer.Option(help="Reverse process; default: ancestral, and dpm++ for the curves of a sweep."),
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Network calls of the sampler, at most.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Maximum number of sampler steps.")] = None,
     features: Annotated[
-        str | None, typer.Option(metavar="REF", help="Of the sweep: compare in this run's features, too.")
+        str | None, typer.Option(metavar="REF", help="Also compare in the features of this run (sweep).")
     ] = None,
     checkpoint: _options.Checkpoint = None,
     data: _options.Data = None,
@@ -133,38 +134,36 @@ def reconstruct(
     device: _options.Device = "auto",
     as_json: _options.Json = False,
 ) -> None:
-    """Show test images beside their reconstructions, and measure the error."""
-    noised = t_prime is not None or sweep is not None
+    """Reconstruct test images, and measure the error."""
     _check_noise_options(find_run(run, checkpoint)[1].config, t_prime, sweep)
     levels = None if sweep is None else parse_levels(sweep)
     if features is not None:
         find_run(features, None)
-    subject = load_run(run, checkpoint, device)
-    target = _outputs.target_of_run(subject.info.folder, _outputs.evaluation_name(context), out)
-    split = subject.split(data, "test", limit, seed, skip_bad)
+    loaded = load_run(run, checkpoint, device)
+    target = _outputs.target_of_run(loaded.info.folder, _outputs.evaluation_name(context), out)
+    split = loaded.split(data, "test", limit, seed, skip_bad)
     with progress("reconstructing") as tick:
         if levels is not None:
             from genssl.eval.noise_sweep import sweep as run_sweep
 
-            outcome = run_sweep(
-                subject.method, split, levels, queries=queries, seed=seed,
+            result = run_sweep(
+                loaded.method, split, levels, queries=queries, seed=seed,
                 batch_size=batch_size, sampler=sampler or "dpm++", steps=steps,
-                encoder=_encoder(features, subject, device), tick=tick,
-                bank_split=None if split.labels is None else subject.split(data, "train", skip_bad=skip_bad),
+                encoder=_encoder(features, loaded, device), tick=tick,
+                bank_split=None if split.labels is None else loaded.split(data, "train", skip_bad=skip_bad),
             )  # fmt: skip
         elif t_prime is not None:
             from genssl.eval.reconstruct import reconstruct_from
 
-            outcome = reconstruct_from(
-                subject.method, split, t_prime, n, seed=seed, batch_size=batch_size,
+            result = reconstruct_from(
+                loaded.method, split, t_prime, n, seed=seed, batch_size=batch_size,
                 sampler=sampler or "ancestral", steps=steps, tick=tick,
             )  # fmt: skip
         else:
             from genssl.eval.reconstruct import reconstruct as evaluate
 
-            outcome = evaluate(subject.method, split, n, seed=seed, batch_size=batch_size, tick=tick)
-    title = "reconstruct" if not noised else "noise-levels" if sweep else f"reconstruct-{t_prime}"
-    save_and_print(subject, title, outcome, target, as_json, split)
+            result = evaluate(loaded.method, split, n, seed=seed, batch_size=batch_size, tick=tick)
+    save_and_print(loaded, result, target, as_json, split)
 
 
 def _check_noise_options(config: "Config", t_prime: int | None, sweep: str | None) -> None:
@@ -179,11 +178,11 @@ def _check_noise_options(config: "Config", t_prime: int | None, sweep: str | Non
         )
 
 
-def _encoder(reference: str | None, subject: LoadedRun, device: str) -> "Callable[[Tensor], Tensor] | None":
+def _encoder(reference: str | None, loaded: LoadedRun, device: str) -> "Callable[[Tensor], Tensor] | None":
     if reference is None:
         return None
     other = load_run(reference, None, device)
-    if other.info.config.image_size != subject.info.config.image_size:
+    if other.info.config.image_size != loaded.info.config.image_size:
         raise UserError(f"{reference} was trained on images of another size; choose another --features")
     return other.method.features
 
@@ -191,20 +190,25 @@ def _encoder(reference: str | None, subject: LoadedRun, device: str) -> "Callabl
 def interpolate(
     context: typer.Context,
     run: _options.Run,
-    rows: Annotated[int, typer.Option(min=1, help="How many paths.")] = 8,
-    steps: Annotated[int, typer.Option(min=2, help="Images on a path, both ends included.")] = 10,
+    rows: Annotated[int, typer.Option(min=1, help="Number of paths.")] = 8,
+    steps: Annotated[int, typer.Option(min=2, help="Images per path, both ends included.")] = 10,
     path: Annotated[
-        Literal["linear", "spherical"] | None, typer.Option(help="Of a VAE: the path's shape; linear.")
+        Literal["linear", "spherical"] | None, typer.Option(help="Shape of the path (VAE); default: linear.")
     ] = None,
     between: Annotated[
-        Literal["prior", "test"] | None, typer.Option(help="Of a VAE: draws from the prior, or test images.")
+        Literal["prior", "test"] | None,
+        typer.Option(help="End points (VAE): draws from the prior (default), or test images."),
     ] = None,
-    way: Annotated[
+    method: Annotated[
         Literal["ddim", "noise"] | None,
-        typer.Option(help="Of a DDPM: invert by ddim, or noise both ends to t', mix and denoise."),
+        typer.Option(
+            help="DDPM: ddim inverts both ends (default); noise noises both to t', mixes and denoises."
+        ),
     ] = None,
-    t_prime: Annotated[int | None, typer.Option(help="Of a DDPM: how far the ends are noised.")] = None,
-    calls: Annotated[int, typer.Option(min=1, help="Of ddim: network calls each way.")] = 50,
+    t_prime: Annotated[int | None, typer.Option(help="Noising steps of both ends (DDPM).")] = None,
+    nfe: Annotated[
+        int, typer.Option(min=1, help="Network evaluations (NFE) of ddim in each direction.")
+    ] = 50,
     checkpoint: _options.Checkpoint = None,
     data: _options.Data = None,
     skip_bad: _options.SkipBad = False,
@@ -214,31 +218,31 @@ def interpolate(
     device: _options.Device = "auto",
     as_json: _options.Json = False,
 ) -> None:
-    """Draw paths between images."""
+    """Interpolate between images."""
     config = find_run(run, checkpoint)[1].config
     diffusion = config.has_noise_levels
     _refuse(
         config.method,
-        {"--path": path, "--between": between} if diffusion else {"--way": way, "--t-prime": t_prime},
+        {"--path": path, "--between": between} if diffusion else {"--method": method, "--t-prime": t_prime},
     )
-    subject = load_run(run, checkpoint, device)
-    target = _outputs.target_of_run(subject.info.folder, _outputs.evaluation_name(context), out)
-    split = subject.split(data, "test", 2 * rows, seed, skip_bad) if diffusion or between == "test" else None
+    loaded = load_run(run, checkpoint, device)
+    target = _outputs.target_of_run(loaded.info.folder, _outputs.evaluation_name(context), out)
+    split = loaded.split(data, "test", 2 * rows, seed, skip_bad) if diffusion or between == "test" else None
     from genssl.eval import interpolate as evaluation
 
     if diffusion:
         assert split is not None
         with progress("interpolating") as tick:
-            outcome = evaluation.interpolate_through_noise(
-                subject.method, split, rows=rows, steps=steps, seed=seed, batch_size=batch_size,
-                way=way or "ddim", t_prime=t_prime, calls=calls, tick=tick,
+            result = evaluation.interpolate_through_noise(
+                loaded.method, split, rows=rows, steps=steps, seed=seed, batch_size=batch_size,
+                noise_method=method or "ddim", t_prime=t_prime, nfe=nfe, tick=tick,
             )  # fmt: skip
     else:
-        outcome = evaluation.interpolate_latents(
-            subject.method, split, rows=rows, steps=steps, shape=path or "linear", seed=seed,
-            device=subject.device,
+        result = evaluation.interpolate_latents(
+            loaded.method, split, rows=rows, steps=steps, shape=path or "linear", seed=seed,
+            device=loaded.device,
         )  # fmt: skip
-    save_and_print(subject, "interpolate", outcome, target, as_json, split)
+    save_and_print(loaded, result, target, as_json, split)
 
 
 def _refuse(method: str, given: dict[str, object]) -> None:

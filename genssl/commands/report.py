@@ -24,28 +24,30 @@ def register(app: typer.Typer) -> None:
 def report(
     runs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="REF", help="Runs, or folders of runs and studies; all in checkpoints/."),
+        typer.Argument(
+            metavar="REF", help="Runs, or folders of runs and studies; default: all in checkpoints/."
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The page; report.html in the folder that it is about, by default.")
+        Path | None, typer.Option(help="HTML file; default: report.html in the folder of the runs.")
     ] = None,
     template: Annotated[
         Literal["runs", "assignment"],
         typer.Option(
-            help="assignment: all thirteen figures of the course, missing ones with their commands."
+            help="runs, or assignment: the thirteen figures of the course, missing ones with their commands."
         ),
     ] = "runs",
     as_json: _options.Json = False,
 ) -> None:
-    """Put runs and studies on one HTML page: figures, tables of numbers, and the commands that made them."""
+    """Write one HTML page of runs and studies: figures, tables, and the commands that made them."""
     from genssl.report import load, page
 
-    found = load.gather(runs or [])
-    written = page.write(found, _page(out, load.usual_page(found)), template)
+    gathered = load.gather(runs or [])
+    written = page.write(gathered, _page(out, load.usual_page(gathered)), template)
     for problem in written.problems:
         echo(f"warning: {problem}")
     if as_json:
-        print(json.dumps(_about(written), indent=2))
+        print(json.dumps(_record(written), indent=2))
         return
     size = f"{written.size / 1e6:.1f} MB; {len(written.runs)} runs"
     if template == "assignment":
@@ -72,7 +74,7 @@ def _page(out: Path | None, usual: Path) -> Path:
     raise UserError(f"the report is a page, and --out {out} is none; name it {out.with_suffix('.html')}")
 
 
-def _about(written: "Written") -> dict[str, Any]:
+def _record(written: "Written") -> dict[str, Any]:
     figures = [
         {
             "figure": int(figure.label.removeprefix("Figure ")),
@@ -83,5 +85,5 @@ def _about(written: "Written") -> dict[str, Any]:
         }
         for figure in written.figures
     ]
-    about = {"report": str(written.path), "bytes": written.size, "runs": written.runs}
-    return {**about, "figures": figures, "problems": written.problems}
+    record = {"report": str(written.path), "bytes": written.size, "runs": written.runs}
+    return {**record, "figures": figures, "problems": written.problems}

@@ -2,13 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from genssl.commands import _options, _outputs
 from genssl.commands._console import echo, show_rows, show_values
-from genssl.commands._run import PARTS, read_split, write_each
+from genssl.commands._run import read_split, write_each
 from genssl.environment import command_line
 from genssl.errors import FAILED_RUN, UserError
 from genssl.run_info import progress_of
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from genssl.data.split import Split
     from genssl.run_info import RunInfo
 
-DATA = "svhn, svhn-extra, cifar10, synthetic or a path, or one of them with -remix after it."
-data_app = typer.Typer(no_args_is_help=True, help="What there is to train on.")
-runs_app = typer.Typer(no_args_is_help=True, help="What was trained.")
+DATA = "svhn, svhn-extra, cifar10, synthetic, a path, or NAME-remix."
+data_app = typer.Typer(no_args_is_help=True, help="Data sets.")
+runs_app = typer.Typer(no_args_is_help=True, help="Trained runs.")
 
 
 def register(app: typer.Typer) -> None:
@@ -34,7 +34,7 @@ def register(app: typer.Typer) -> None:
 
 @data_app.command("list")
 def data_list(as_json: _options.Json = False) -> None:
-    """List the data sets, and which are ready."""
+    """List the data sets, and which are downloaded."""
     from genssl.data.registry import REMIX_SUFFIX, catalogue
 
     rows = [vars(entry) for entry in catalogue()]
@@ -48,69 +48,71 @@ def data_list(as_json: _options.Json = False) -> None:
 @data_app.command("fetch")
 def data_fetch(
     data: Annotated[str, typer.Argument(help=DATA, callback=_options.checked_data)],
-    image_size: Annotated[int, typer.Option(min=1, help="Pixels a side.")] = 32,
+    image_size: _options.ImageSize = 32,
     skip_bad: _options.SkipBad = False,
 ) -> None:
-    """Fetch and convert a data set now, so that training starts at once."""
-    for part in PARTS:
-        split = read_split(data, part, image_size, skip_bad=skip_bad)
-        echo(f"{split.name} {part}: {len(split):,} images, {len(split.classes)} classes")
+    """Download and convert a data set ahead of training."""
+    for split in _options.SPLITS:
+        images = read_split(data, split, image_size, skip_bad=skip_bad)
+        echo(f"{images.name} {split}: {len(images):,} images, {len(images.classes)} classes")
 
 
 @data_app.command("preview")
 def data_preview(
     data: Annotated[str, typer.Argument(help=DATA, callback=_options.checked_data)],
-    n: Annotated[int, typer.Option("-n", min=1, help="How many images.")] = 64,
-    part: Annotated[Literal["train", "test"], typer.Option(help="Of which split.")] = "train",
-    image_size: Annotated[int, typer.Option(min=1, help="Pixels a side.")] = 32,
+    n: Annotated[int, typer.Option("-n", min=1, help="Number of images.")] = 64,
+    split: Annotated[_options.SplitName, typer.Option(help="Split to show.")] = "train",
+    image_size: _options.ImageSize = 32,
     seed: _options.Seed = 0,
     views: Annotated[
-        str | None, typer.Option(metavar="METHOD", help="What this method's network sees of each image.")
+        str | None, typer.Option(metavar="METHOD", help="Also show the augmented views of this method.")
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method; repeatable."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Setting of the method; repeatable."),
     ] = None,
     skip_bad: _options.SkipBad = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="The picture; preview.png here by default.", callback=_options.checked_picture),
+        typer.Option(
+            help="Figure file; default: preview.png in the current folder.", callback=_options.checked_picture
+        ),
     ] = None,
 ) -> None:
-    """Draw a contact sheet of a data set, or of a method's random views of it."""
+    """Draw a grid of images, or of their augmented views."""
     if settings and views is None:
         raise UserError("--set is for the settings of a method's views; name the method with --views")
     picture_path = _outputs.target(Path("preview.png"), "preview", out).picture
     config = _config(views, settings or []) if views else None
     from genssl import figures, files
 
-    split = read_split(data, part, image_size, seed, skip_bad)
-    shown = split.take(n, seed)
-    header = f"{split.name} {part}: {len(shown)} of {len(split):,} images, random seed {seed}"
+    images = read_split(data, split, image_size, seed, skip_bad)
+    shown = images.take(n, seed)
+    header = f"{images.name} {split}: {len(shown)} of {len(images):,} images, random seed {seed}"
     if config is not None:
         picture = _views_picture(shown, config, seed, header)
     else:
         picture = figures.titled_grid(shown.images, header)
     files.write_picture(picture_path, picture, {"command": command_line()})
-    echo(f"{split.name} {part}: {len(split):,} images of {len(split.classes)} classes; {picture_path}")
+    echo(f"{images.name} {split}: {len(images):,} images of {len(images.classes)} classes; {picture_path}")
 
 
 @data_app.command("export")
 def data_export(
     data: Annotated[str, typer.Argument(help=DATA, callback=_options.checked_data)],
-    out: Annotated[Path, typer.Option(help="A new folder: one PNG an image.")],
+    out: Annotated[Path, typer.Option(help="New folder, for one PNG per image.")],
     n: Annotated[
-        int | None, typer.Option("-n", min=1, help="How many, shuffled; all when not given.")
+        int | None, typer.Option("-n", min=1, help="Number of images, shuffled; default: all.")
     ] = None,
-    part: Annotated[Literal["train", "test"], typer.Option(help="Of which split.")] = "test",
-    image_size: Annotated[int, typer.Option(min=1, help="Pixels a side.")] = 32,
+    split: Annotated[_options.SplitName, typer.Option(help="Split to write.")] = "test",
+    image_size: _options.ImageSize = 32,
     seed: _options.Seed = 0,
     skip_bad: _options.SkipBad = False,
 ) -> None:
-    """Write real images one by one, as other tools take them: beside those of `sample --out FOLDER`."""
+    """Write real images as PNG files, for other evaluation tools (see `sample --out FOLDER`)."""
     folder = _outputs.claim_folder(out)
-    split = read_split(data, part, image_size, seed, skip_bad)
-    write_each(split.take(n, seed).images, folder)
+    images = read_split(data, split, image_size, seed, skip_bad)
+    write_each(images.take(n, seed).images, folder)
 
 
 def _config(method: str, settings: list[str]) -> "Config":
@@ -168,12 +170,12 @@ def _row(info: "RunInfo | None") -> dict[str, object]:
 
 @runs_app.command("show")
 def runs_show(run: _options.Run, as_json: _options.Json = False) -> None:
-    """Show a run's settings, numbers and origin."""
+    """Show the settings, the numbers and the origin of a run."""
     from genssl import files, run_info, runs
 
     info = run_info.inspect(runs.find(run))
     origin = info.folder / run_info.ENVIRONMENT
-    about = {
+    details = {
         "run": str(info.folder),
         "epoch": info.epochs_trained,
         "epochs": info.config.epochs,
@@ -185,14 +187,14 @@ def runs_show(run: _options.Run, as_json: _options.Json = False) -> None:
         "origin": files.read_json(origin) if origin.exists() else {},
     }
     if as_json:
-        print(json.dumps(about, indent=2))
+        print(json.dumps(details, indent=2))
     else:
-        show_values(info.name, about)
+        show_values(info.name, details)
 
 
 @runs_app.command("verify")
 def runs_verify(run: _options.Run) -> None:
-    """Check every tensor of a run against its SHA-256."""
+    """Check the SHA-256 of all tensors of a run."""
     from genssl import run_info, runs
 
     path = runs.find(run)
@@ -204,15 +206,15 @@ def runs_verify(run: _options.Run) -> None:
 
 def doctor(
     with_torch: Annotated[
-        bool, typer.Option("--torch", help="Import torch, and show the device that it would train on.")
+        bool, typer.Option("--torch", help="Also import torch and show the default device.")
     ] = False,
     as_json: _options.Json = False,
 ) -> None:
-    """Show what to paste into a bug report."""
+    """Show versions and hardware, for a bug report."""
     from genssl.eval.doctor import collect
 
-    about = collect(with_torch=with_torch)
+    details = collect(with_torch=with_torch)
     if as_json:
-        print(json.dumps(about, indent=2))
+        print(json.dumps(details, indent=2))
     else:
-        show_values("genssl doctor", about)
+        show_values("genssl doctor", details)

@@ -43,62 +43,56 @@ def register(app: typer.Typer) -> None:
 
 
 def ablate(
-    method: Annotated[str, typer.Argument(help="What to train, e.g. vae.")],
+    method: Annotated[str, typer.Argument(help="Method to train, e.g. vae.")],
     timesteps: Annotated[
-        list[int] | None, typer.Option(help="Diffusion steps; repeatable, one arm a value.")
+        list[int] | None, typer.Option(help="Number of diffusion steps; repeatable, one arm per value.")
     ] = None,
     no_stopgrad: Annotated[
-        bool, typer.Option("--no-stopgrad", help="An arm that lets the gradient through the target.")
+        bool, typer.Option("--no-stopgrad", help="Add an arm without the stop-gradient.")
     ] = False,
     predictor: Annotated[
-        list[str] | None, typer.Option(help="mlp, identity or fixed; repeatable, one arm a value.")
+        list[str] | None,
+        typer.Option(help="Predictor: mlp, identity or fixed; repeatable, one arm per value."),
     ] = None,
     no_predictor: Annotated[
-        bool, typer.Option("--no-predictor", help="The same as --predictor identity.")
+        bool, typer.Option("--no-predictor", help="Same as --predictor identity.")
     ] = False,
     proj_dim: Annotated[
-        list[int] | None, typer.Option(help="Width of the projector's output; repeatable, one arm a value.")
+        list[int] | None, typer.Option(help="Output width of the projector; repeatable, one arm per value.")
     ] = None,
     naive: Annotated[
-        bool, typer.Option("--naive", help="An arm that takes heavy views for standard ones, of DSSL.")
+        bool, typer.Option("--naive", help="Add an arm that treats heavy views as standard ones (DSSL).")
     ] = False,
     settings: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="Any other change; repeatable. Different keys change one arm together; several values of a "
-            "key are one arm each, and of several keys an arm for every combination.",
+            help="Any other change; repeatable. Different keys change the same arm; several values per key "
+            "make one arm per combination.",
         ),
     ] = None,
     base: Annotated[
         list[str] | None,
-        typer.Option("--base", metavar="KEY=VALUE", help="A setting of every arm; repeatable."),
+        typer.Option("--base", metavar="KEY=VALUE", help="Setting of all arms; repeatable."),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Train each arm so often, with seed, seed + 1, ...")] = 1,
-    data: Annotated[
-        str | None,
-        typer.Option(help="svhn, svhn-extra, cifar10, synthetic, a path, or one of these with -remix."),
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the train split.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option("--learning-rate", "--lr", help="Of the optimizer.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="Train on so many images, shuffled by the seed.")] = None,
-    knn_every: Annotated[
-        int | None, typer.Option(help="Epochs between quick nearest-neighbour accuracies; 0: none.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
-    max_minutes: Annotated[float | None, typer.Option(min=0, help="End each run after so long.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds per arm: seed, seed + 1, ...")] = 1,
+    data: _options.TrainingData = None,
+    epochs: _options.Epochs = None,
+    batch_size: _options.TrainingBatchSize = None,
+    learning_rate: _options.LearningRate = None,
+    limit: _options.TrainingLimit = None,
+    knn_every: _options.KnnEvery = None,
+    seed: _options.TrainingSeed = None,
+    max_minutes: _options.MaxMinutes = None,
     yes: _options.Yes = False,
     device: _options.Device = "auto",
     out: Annotated[
-        Path | None, typer.Option(help="A folder, or a picture's name; checkpoints/ablate-... by default.")
+        Path | None, typer.Option(help="Folder, or a figure file; default: checkpoints/ablate-...")
     ] = None,
     as_json: _options.Json = False,
 ) -> None:
-    """Train a method with and without a change, and compare. The same command continues a stopped study."""
+    """Train a method with and without a change, and compare. The same command resumes a stopped study."""
     from genssl import config as configs
     from genssl.config import parse_repeated_settings
     from genssl.data.registry import require
@@ -127,16 +121,16 @@ def ablate(
     name = "-".join(["ablate", run_name(baseline, None), *changed])
     require(baseline.data)
     target = _outputs.target_of_study(runs_root() / name[:LONGEST], "ablate", out)
-    how = Options(device=device, max_minutes=max_minutes)
+    options = Options(device=device, max_minutes=max_minutes)
     if not (yes or as_json):
-        confirm_long(study.untrained(baseline, arms, seeds), how, "--base")
+        confirm_long(study.untrained(baseline, arms, seeds), options, "--base")
     with TrainingScreen(quiet=as_json) as screen:
-        outcome = study.ablate(baseline, arms, how, screen, seeds)
-    if not _written(outcome, target, as_json):
-        rows = outcome.values["rows"]
+        result = study.ablate(baseline, arms, options, screen, seeds)
+    if not _written(result, target, as_json):
+        rows = result.values["rows"]
         title = f"ablation of {baseline.method} on {baseline.data}"
         show_rows(title, _table({row["arm"]: row["numbers"] for row in rows}))
-        show_values("verdicts", {row["arm"]: row["verdict"] for row in rows}, outcome.notes)
+        show_values("verdicts", {row["arm"]: row["verdict"] for row in rows}, result.notes)
 
 
 def _parse_base(texts: list[str] | None) -> dict[str, Any]:
@@ -153,30 +147,33 @@ def _what_can_be_ablated(baseline: "Config") -> str:
 
     kind = type(baseline)
     named = [option for option, setting in NAMED.items() if setting in kind.model_fields]
-    own = ", ".join(own_settings(kind))
-    ways = [*named, f"--set KEY=VALUE (of a {baseline.method}'s own: {own}; or any other setting)"]
+    method_settings = ", ".join(own_settings(kind))
+    ways = [
+        *named,
+        f"--set KEY=VALUE (of a {baseline.method}'s settings: {method_settings}; or any other setting)",
+    ]
     return f"nothing to change; ablate a {baseline.method} with {' or '.join(ways)}"
 
 
 def compare(
     runs: Annotated[
         list[str],
-        typer.Argument(metavar="REF REF ...", help="Methods, runs' names (of ablations, too) or paths."),
+        typer.Argument(metavar="REF REF ...", help="Methods, names of runs (also of ablations) or paths."),
     ],
     n: Annotated[
         int | None,
-        typer.Option("-n", min=1, help="Samples of each vae and ddpm; 512 on a CPU, 10,000 on a GPU."),
+        typer.Option("-n", min=1, help="Samples per generative run; default: 512 on a CPU, 10,000 on a GPU."),
     ] = None,
     no_fidelity: Annotated[
-        bool, typer.Option("--no-fidelity", help="Leave out how close samples are to real images.")
+        bool, typer.Option("--no-fidelity", help="Skip the sample-quality metrics.")
     ] = False,
     device: _options.Device = "auto",
     out: Annotated[
-        Path | None, typer.Option(help="A folder, or a picture's name; checkpoints/compare-... by default.")
+        Path | None, typer.Option(help="Folder, or a figure file; default: checkpoints/compare-...")
     ] = None,
     as_json: _options.Json = False,
 ) -> None:
-    """Put any trained runs side by side: settings, numbers, curves, and the quality of samples."""
+    """Compare trained runs: settings, numbers, curves and sample quality."""
     from genssl.paths import runs_root
     from genssl.runs import find_several
 
@@ -189,16 +186,16 @@ def compare(
 
     with TrainingScreen(quiet=as_json) as screen:
         samples = None if no_fidelity else n or default_samples(choose_device(device))
-        outcome = study.compare(folders, device, screen, samples)
-    if not _written(outcome, target, as_json):
-        rows = outcome.values["runs"]
+        result = study.compare(folders, device, screen, samples)
+    if not _written(result, target, as_json):
+        rows = result.values["runs"]
         show_rows("what they are", [_identity(row) for row in rows])
-        if outcome.values["differences"]:
-            show_rows("settings that differ", outcome.values["differences"])
+        if result.values["differences"]:
+            show_rows("settings that differ", result.values["differences"])
         show_rows("numbers", _table({row["name"]: row["numbers"] for row in rows}))
-        if "fidelity" in outcome.values:
-            show_rows("sample quality [95 % interval]", table(outcome.values["fidelity"]))
-        for note in outcome.notes:
+        if "fidelity" in result.values:
+            show_rows("sample quality [95 % interval]", table(result.values["fidelity"]))
+        for note in result.notes:
             stdout().print(f"note: {note}", markup=False, soft_wrap=True)
 
 
@@ -208,13 +205,13 @@ def _identity(row: dict[str, Any]) -> dict[str, Any]:
     return {**{name: row[name] for name in names}, "state": state, "path": row["path"]}
 
 
-def _written(outcome: "EvalResult", target: _outputs.Target, as_json: bool) -> bool:
+def _written(result: "EvalResult", target: _outputs.Target, as_json: bool) -> bool:
     """Write the figures, and the numbers if they have a file; True when these were shown as JSON."""
     from genssl import files
 
-    values = {"command": command_line(), **outcome.values, "notes": list(outcome.notes)}
-    for place, (name, figure) in enumerate(outcome.figures.items()):
-        path = target.picture if place == 0 else target.further(name)
+    values = {"command": command_line(), **result.values, "notes": list(result.notes)}
+    for i, (name, figure) in enumerate(result.figures.items()):
+        path = target.picture if i == 0 else target.further(name)
         files.write_picture(path, figure, {"command": command_line()})
         echo(f"figure: {path}")
     if target.with_numbers:
@@ -230,11 +227,11 @@ def _table(numbers: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
     """One line a number and one column an arm or run, so that many numbers fit on a screen."""
     from genssl.studies.results import FIRST, REMARKS
 
-    found = dict.fromkeys(name for each in numbers.values() for name in each)
-    names = [*(name for name in FIRST if name in found), *(name for name in found if name not in FIRST)]
+    present = dict.fromkeys(name for row in numbers.values() for name in row)
+    names = [*(name for name in FIRST if name in present), *(name for name in present if name not in FIRST)]
     lines = {name: f"{name} ({REMARKS[name]})" if name in REMARKS else name for name in names}
     return [
-        {"": line, **{arm: _cell(each.get(name)) for arm, each in numbers.items()}}
+        {"": line, **{arm: _cell(row.get(name)) for arm, row in numbers.items()}}
         for name, line in lines.items()
     ]
 

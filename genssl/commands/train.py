@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from genssl.config import Config
     from genssl.train.options import Options
 
-SHIPPED = Path("shipped")  # what --config calls the settings of the weights that come with genssl
-NEXT = {"vae": "genssl sample vae -n 64 --out vae.png", "ddpm": "genssl sample ddpm -n 64 --out ddpm.png"}
+SHIPPED = Path("shipped")  # the value of --config for the settings of the shipped weights
 
 
 def register(app: typer.Typer) -> None:
@@ -28,67 +27,66 @@ def train(
     method: Annotated[
         str | None, typer.Argument(help="vae, ddpm, simsiam, byol, barlow-twins, vicreg or dssl.")
     ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(help="svhn, svhn-extra, cifar10, synthetic, a path, or one of these with -remix."),
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the train split.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option("--learning-rate", "--lr", help="Of the optimizer.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="Train on so many images, shuffled by the seed.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Pixels a side.")] = None,
-    timesteps: Annotated[int | None, typer.Option(help="Diffusion steps of a DDPM.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+    data: _options.TrainingData = None,
+    epochs: _options.Epochs = None,
+    batch_size: _options.TrainingBatchSize = None,
+    learning_rate: _options.LearningRate = None,
+    limit: _options.TrainingLimit = None,
+    image_size: Annotated[int | None, typer.Option(help="Image size, in pixels per side.")] = None,
+    timesteps: Annotated[int | None, typer.Option(help="Number of diffusion steps (DDPM).")] = None,
+    seed: _options.TrainingSeed = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
-    sample_every: Annotated[int | None, typer.Option(help="Epochs between pictures; 0: none.")] = None,
-    knn_every: Annotated[int | None, typer.Option(help="Epochs between kNN accuracies; 0: none.")] = None,
-    skip_bad: Annotated[bool | None, typer.Option("--skip-bad", help="Leave unreadable files out.")] = None,
+    sample_every: Annotated[int | None, typer.Option(help="Epochs between sample grids; 0: none.")] = None,
+    knn_every: _options.KnnEvery = None,
+    skip_bad: Annotated[bool | None, typer.Option("--skip-bad", help="Skip unreadable files.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other setting; repeatable.")
     ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
-            help="Start from the settings of a run folder or config.json; shipped: those that ship."
+            help="Settings to start from: a run folder, a config.json, or `shipped` (the shipped weights)."
         ),
     ] = None,
-    resume: Annotated[str | None, typer.Option(metavar="RUN", help="Continue an interrupted run.")] = None,
+    resume: Annotated[str | None, typer.Option(metavar="RUN", help="Resume an interrupted run.")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show settings, memory and time; then stop.")
+        bool, typer.Option("--dry-run", help="Show settings, memory and time; do not train.")
     ] = False,
-    tag: Annotated[str | None, typer.Option(help="Added to the run's name.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The run folder; checkpoints/NAME by default.")] = None,
-    save_every: Annotated[float, typer.Option(min=0, help="Seconds between saved states.")] = 60.0,
-    max_minutes: Annotated[float | None, typer.Option(min=0, help="End cleanly after so long.")] = None,
-    compile: Annotated[Literal["auto", "on", "off"], typer.Option(help="One compiled graph.")] = "auto",
+    tag: Annotated[str | None, typer.Option(help="Suffix of the run name.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default: checkpoints/NAME.")] = None,
+    save_every: Annotated[float, typer.Option(min=0, help="Seconds between checkpoints.")] = 60.0,
+    max_minutes: _options.MaxMinutes = None,
+    compile: Annotated[Literal["auto", "on", "off"], typer.Option(help="torch.compile.")] = "auto",
     remix: Annotated[
-        bool, typer.Option("--remix", help="Pool the data's train and test parts and split them anew.")
+        bool, typer.Option("--remix", help="Pool the train and test splits and split them again.")
     ] = False,
-    go_on: Annotated[
-        bool, typer.Option("--go-on", help="Continue the run of these settings if it was begun.")
+    auto_resume: Annotated[
+        bool, typer.Option("--auto-resume", help="Resume the run with these settings, if there is one.")
     ] = False,
     gpus: Annotated[
-        int, typer.Option(min=1, help="So many processes, a GPU each; with --device cpu, on the CPU.")
+        int,
+        typer.Option(min=1, help="Number of GPUs (one process each); with --device cpu, of CPU processes."),
     ] = 1,
     max_restarts: Annotated[
-        int, typer.Option(min=0, help="Start the processes again so often when one of them dies.")
+        int,
+        typer.Option(min=0, metavar="N", help="Restart the processes up to N times when one of them dies."),
     ] = 0,
     resident_limit: Annotated[
         float | None,
         typer.Option(
-            min=0, help="GiB of images kept on the device; more are streamed. Half of what is free."
+            min=0,
+            metavar="N",
+            help="Stream a train split larger than N GiB; default: half of the free device memory.",
         ),
     ] = None,
     tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write numbers and pictures for TensorBoard, too.")
+        bool, typer.Option("--tensorboard", help="Also write TensorBoard event files.")
     ] = False,
     yes: _options.Yes = False,
     device: _options.Device = "auto",
     as_json: _options.Json = False,
 ) -> None:
-    """Train a method; everything it makes goes to one run folder."""
+    """Train a method. All files go to one run folder."""
     from genssl.config import parse_settings
     from genssl.train.options import Options
 
@@ -100,41 +98,41 @@ def train(
     }  # fmt: skip
     changes = {name: value for name, value in named.items() if value is not None}
     changes |= parse_settings(settings or [])
-    how = Options(
+    options = Options(
         device=device, save_every=save_every, max_minutes=max_minutes, compile=compile, tag=tag, out=out,
-        resident_limit=resident_limit, tensorboard=tensorboard, go_on=go_on,
+        resident_limit=resident_limit, tensorboard=tensorboard, auto_resume=auto_resume,
     )  # fmt: skip
-    launches = gpus > 1 and not is_launched_by_torchrun()
-    if launches and dry_run:
+    is_launcher = gpus > 1 and not is_launched_by_torchrun()
+    if is_launcher and dry_run:
         raise UserError("--dry-run measures one process; leave --gpus away")
     if resume is not None:
         if dry_run or remix or config is not None:
             raise UserError("a resumed run has its own settings; leave --dry-run, --config and --remix away")
-        folder = _resumable(resume, method, changes, how)
-        if launches:
+        folder = _resumable(resume, method, changes, options)
+        if is_launcher:
             _launch(gpus, device, max_restarts)
         else:
-            _resume(folder, changes, how, as_json)
+            _resume(folder, changes, options, as_json)
         return
-    settled = _settle(method, config, changes)
+    resolved = _resolve(method, config, changes)
     if remix:
-        settled = _remixed(settled)
-    _check(settled, how)
-    if launches:
+        resolved = _with_remix(resolved)
+    _check(resolved, options)
+    if is_launcher:
         _launch(gpus, device, max_restarts)
         return
     if dry_run:
-        _dry_run(settled, how, as_json)
+        _dry_run(resolved, options, as_json)
         return
-    if not (yes or as_json or _is_begun(settled, how)):
-        confirm_long([settled], how)
-    _start(settled, how, as_json)
+    if not (yes or as_json or _is_begun(resolved, options)):
+        confirm_long([resolved], options)
+    _start(resolved, options, as_json)
 
 
-def _is_begun(config: "Config", how: "Options") -> bool:
+def _is_begun(config: "Config", options: "Options") -> bool:
     from genssl import runs
 
-    return how.go_on and runs.begun(config, how.tag, how.out) is not None
+    return options.auto_resume and runs.begun(config, options.tag, options.out) is not None
 
 
 def _launch(gpus: int, device: str, max_restarts: int) -> None:
@@ -143,13 +141,13 @@ def _launch(gpus: int, device: str, max_restarts: int) -> None:
     launch(arguments(), gpus, device, max_restarts)
 
 
-def _remixed(config: "Config") -> "Config":
+def _with_remix(config: "Config") -> "Config":
     from genssl.data.registry import remix_name
 
     return config.updated({"data": remix_name(config.data)})
 
 
-def _settle(method: str | None, file: Path | None, changes: dict[str, Any]) -> "Config":
+def _resolve(method: str | None, file: Path | None, changes: dict[str, Any]) -> "Config":
     from genssl import config as configs
     from genssl import files, paths
 
@@ -168,46 +166,46 @@ def _settle(method: str | None, file: Path | None, changes: dict[str, Any]) -> "
     return configs.make(method, changes)
 
 
-def _check(config: "Config", how: "Options") -> None:
-    """Refuse what cannot be started, before torch is imported: that takes seconds."""
+def _check(config: "Config", options: "Options") -> None:
+    """Check the data and the run folder before torch is imported, which takes seconds."""
     from genssl import run_info, runs
     from genssl.data.registry import require
 
     require(config.data)
-    if how.out is None or (is_launched_by_torchrun() and launched_rank() > 0):
-        return  # the first process may have made the folder by now
-    goes_on = how.go_on or restart_count() > 0
-    if not (goes_on and (how.out / run_info.CONFIG).exists()):
-        runs.check_free(how.out)
+    if options.out is None or (is_launched_by_torchrun() and launched_rank() > 0):
+        return  # the main process may have made the folder already
+    continues = options.auto_resume or restart_count() > 0
+    if not (continues and (options.out / run_info.CONFIG).exists()):
+        runs.check_free(options.out)
 
 
-def _start(config: "Config", how: "Options", as_json: bool) -> None:
+def _start(config: "Config", options: "Options", as_json: bool) -> None:
     from genssl.train import run
 
     with TrainingScreen(quiet=as_json or launched_rank() > 0) as screen:
-        folder = run.start(config, how, screen)
+        folder = run.start(config, options, screen)
     _show_result(folder, as_json)
 
 
-def _resumable(reference: str, method: str | None, changes: dict[str, Any], how: "Options") -> Path:
-    """The folder of the run to resume, found and checked before torch is imported."""
+def _resumable(reference: str, method: str | None, changes: dict[str, Any], options: "Options") -> Path:
+    """Find and check the run to resume, before torch is imported."""
     from genssl import runs
     from genssl.config import config_class, refuse_changes
 
     if method is not None:
         changes["method"] = config_class(method).model_fields["method"].default
-    if how.tag is not None or how.out is not None:
+    if options.tag is not None or options.out is not None:
         raise UserError("a resumed run keeps its folder; leave --tag and --out away")
     folder = runs.find_unfinished(reference)
     refuse_changes(runs.read_config(folder), changes)
     return folder
 
 
-def _resume(folder: Path, changes: dict[str, Any], how: "Options", as_json: bool) -> None:
+def _resume(folder: Path, changes: dict[str, Any], options: "Options", as_json: bool) -> None:
     from genssl.train import run
 
     with TrainingScreen(quiet=as_json or launched_rank() > 0) as screen:
-        folder = run.resume(folder, changes, how, screen)
+        folder = run.resume(folder, changes, options, screen)
     _show_result(folder, as_json)
 
 
@@ -215,28 +213,31 @@ def _show_result(folder: Path, as_json: bool) -> None:
     import json
 
     from genssl import run_info
+    from genssl.config import SelfSupervisedConfig
 
-    if launched_rank() > 0:  # the first process says it
+    if launched_rank() > 0:  # the main process prints it
         return
     info = run_info.inspect(folder)
     if as_json:
-        about = {"run": str(folder), "state": info.state, "epoch": info.epochs_trained}
-        print(json.dumps({**about, **info.metrics}, indent=2))
+        record = {"run": str(folder), "state": info.state, "epoch": info.epochs_trained}
+        print(json.dumps({**record, **info.metrics}, indent=2))
         return
     epochs = progress_of(info.epochs_trained, info.config.epochs)
     show_values(f"{folder.name}, epoch {epochs}, {info.state}", info.metrics)
     echo(f"pictures, curves and weights: {folder}")
-    echo(f"next: {NEXT.get(info.config.method, 'genssl knn-eval {method}').format(**vars(info.config))}")
+    name = info.config.method
+    is_encoder = isinstance(info.config, SelfSupervisedConfig)
+    echo(f"next: genssl knn-eval {name}" if is_encoder else f"next: genssl sample {name} --out {name}.png")
 
 
-def _dry_run(config: "Config", how: "Options", as_json: bool) -> None:
+def _dry_run(config: "Config", options: "Options", as_json: bool) -> None:
     import json
 
     from genssl.train.estimate import estimate
     from genssl.train.signals import format_seconds
 
     with TrainingScreen(quiet=as_json) as screen:
-        cost = estimate(config, how, screen)
+        cost = estimate(config, options, screen)
     if as_json:
         print(json.dumps({"config": config.model_dump(), "estimate": vars(cost)}, indent=2))
         return

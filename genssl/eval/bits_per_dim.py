@@ -33,16 +33,18 @@ VISIBLE = (
     "x_T still shows the image: the prior's term is {:.2g} bits/dim; more timesteps, or training with "
     "--set scale_betas=true, make it vanish"
 )
+TERMS = ("prior_bits_per_dim", "denoising_bits_per_dim", "decoder_bits_per_dim")
+UNITS = dict.fromkeys(("bits_per_dim", "standard_error", *TERMS), "bits/dim")
 VISIBLE_FROM = 1e-3  # bits/dim
 
 
 @dataclass(frozen=True)
 class Strata:
-    """Runs of times, zero-based, that together hold each time once; t = 0 is a run of its own.
+    """A partition of the timesteps into contiguous strata; t = 0 is a stratum by itself.
 
     Attributes:
-        firsts: the first time of each run, (S,) int64, rising.
-        sizes: how many times each holds, (S,) int64.
+        firsts: the first timestep (zero-based) of each stratum, (S,) int64, increasing.
+        sizes: number of timesteps in each, (S,) int64.
     """
 
     firsts: Tensor
@@ -50,13 +52,13 @@ class Strata:
 
     @classmethod
     def make(cls, timesteps: int, t_samples: int | None) -> Self:
-        """t = 0, then `t_samples` runs; a run for each time when None.
+        """t = 0, then `t_samples` strata; None: one stratum per timestep.
 
-        They grow in proportion to t. The terms fall like a power of t, and with runs of equal length the
-        first one would make all of the error: 100 times as much, for a network trained on SVHN.
+        Their sizes grow in proportion to t. The terms fall like a power of t, and with strata of equal size
+        the first one would dominate the error: 100 times as much, for a network trained on SVHN.
 
         Raises:
-            UserError: the times after t = 0 do not make so many runs.
+            UserError: there are fewer timesteps after t = 0 than `t_samples`.
         """
         later = timesteps - 1
         if t_samples is not None and not 1 <= t_samples <= later:
@@ -68,19 +70,19 @@ class Strata:
         return cls(torch.tensor(edges[:-1]), torch.tensor(edges).diff())
 
     def draw(self, chance: Tensor) -> Tensor:
-        """A time of each run, given uniform chance (B, S) in [0, 1): (B, S) int64 on the CPU."""
+        """One timestep per stratum from uniform numbers (B, S) in [0, 1): (B, S) int64 on the CPU."""
         return self.firsts + (chance.double() * self.sizes).long()
 
 
 @dataclass
 class TermSums:
-    """What is kept of the images seen, in bits/dim: nothing that grows with images times T.
+    """Running sums over the images, in bits/dim; its size does not depend on T.
 
     Attributes:
-        bounds: the bound of each image, (B,) a batch.
-        prior: the sum of their prior terms.
-        by_stratum: the sum of their terms in each stratum, (S,).
-        by_part: the sum of their denoising terms in each tenth of the times, (10,).
+        bounds: the bound per image, one (B,) tensor per batch.
+        prior: sum of the prior terms.
+        by_stratum: sum of the terms per stratum, (S,).
+        by_part: sum of the denoising terms in each tenth of the timesteps, (10,).
     """
 
     timesteps: int
@@ -114,10 +116,10 @@ def bits_per_dim(
     Args:
         method: one that denoises.
         split: images as bytes.
-        t_samples: how many times after t = 0 are drawn for each image, stratified; all of them when None.
-        seed: image i's times and noise depend on (seed, i) alone.
-        batch_size: images at once; bounds the memory.
-        tick: told how many images' work is done.
+        t_samples: stratified timesteps per image after t = 0; None: all.
+        seed: random seed; the timesteps and noise of image i depend on (seed, i) alone.
+        batch_size: in images.
+        tick: called with the images done and in total.
         variance: of the reverse process.
 
     Raises:
@@ -136,7 +138,10 @@ def bits_per_dim(
         sums.add(t, bits, _in_bits(prior_kl(diffusion.schedule, x), x))
     values = {"images": len(split), "timesteps": timesteps, "variance": variance, **_summary(sums, strata)}
     figure = _draw(sums, strata, f"{len(split)} {split.part} images of {split.name}")
-    return EvalResult(values, {"bits per dim": figure}, tuple(_notes(values)))
+    return EvalResult(
+        values, {"bits per dim": figure}, tuple(_notes(values)), name="bits-per-dim",
+        title="Variational bound", headline=("bits_per_dim", "standard_error"), units=UNITS,
+    )  # fmt: skip
 
 
 def _terms(
@@ -145,7 +150,7 @@ def _terms(
     t: Tensor,
     noise: list[torch.Generator],
     variance: Variance,
-    told: Callable[[float], None],
+    report: Callable[[float], None],
 ) -> Tensor:
     """The terms of images x (B, 3, H, W) at their times t (B, S): (B, S) bits/dim."""
     columns = []
@@ -155,17 +160,17 @@ def _terms(
             diffusion.network, diffusion.schedule, x, times.to(x.device), drawn, variance=variance
         )
         columns.append(_in_bits(terms, x))
-        told((column + 1) / t.shape[1])
+        report((column + 1) / t.shape[1])
     return torch.stack(columns, 1)
 
 
 def _in_bits(nats: Tensor, x: Tensor) -> Tensor:
-    """Nats an image (B,) as bits a dimension of x (B, ...), float64 on the CPU."""
+    """Nats per image (B,) to bits per dimension of x (B, ...), float64 on the CPU."""
     return nats.cpu().double() / (x[0].numel() * math.log(2))
 
 
 def _within(tick: Tick, rows: slice, total: int) -> Callable[[float], None]:
-    """Tells `tick` of a share of a batch: with all times, a batch alone takes minutes on a CPU."""
+    """Progress within a batch: with all timesteps, a single batch takes minutes on a CPU."""
     return lambda share: tick(rows.start + int((rows.stop - rows.start) * share), total)
 
 
@@ -185,7 +190,7 @@ def _summary(sums: TermSums, strata: Strata) -> dict[str, Any]:
 
 
 def _by_part(bits: Tensor, timesteps: int) -> dict[str, float]:
-    """The ten sums under the times they are of, counted from 1 as on the command line."""
+    """The ten sums by their range of timesteps, counted from 1 as on the command line."""
     edges = [-(-timesteps * part // PARTS) for part in range(PARTS + 1)]  # rounded up
     edges[0] = 1  # t = 0 is the decoder's
     return {
@@ -209,9 +214,9 @@ def _draw(sums: TermSums, strata: Strata, title: str) -> "Figure":
     n = sum(map(len, sums.bounds))
     bits = torch.as_tensor(sums.by_stratum) / n
     edges = torch.cat([strata.firsts, strata.firsts[-1:] + strata.sizes[-1:]]) + 1  # the paper's t
-    figure, (each, summed) = figures.new_figure(1, 2, 5.0, 3.5)
-    each.stairs(bits / strata.sizes, edges, baseline=None)
-    each.set(xscale="log", yscale="log", xlabel="noising step t", ylabel="bits/dim of the step")
+    figure, (per_step, summed) = figures.new_figure(1, 2, 5.0, 3.5)
+    per_step.stairs(bits / strata.sizes, edges, baseline=None)
+    per_step.set(xscale="log", yscale="log", xlabel="noising step t", ylabel="bits/dim of the step")
     summed.plot(edges[1:] - 1, bits.cumsum(0), drawstyle="steps-post", marker="." if len(bits) < 50 else None)
     whole = float(torch.cat(sums.bounds).mean())
     summed.axhline(whole, color="0.5", linestyle="--", label=f"the bound: {whole:.3f}")

@@ -1,4 +1,4 @@
-"""Features of whole splits, checked, and those of real images kept on disk."""
+"""Feature extraction for whole splits, and a disk cache for the features of real images."""
 
 import hashlib
 import warnings
@@ -26,19 +26,19 @@ Encoder = Callable[[Tensor], Tensor]  # images (B, 3, H, W) in the model's range
 
 
 def pixels(images: Tensor) -> Tensor:
-    """Images as vectors, (B, 3 H W)."""
+    """Flatten images to vectors, (B, 3 H W)."""
     return images.flatten(1)
 
 
 def untrained_copy(method: Method, device: torch.device) -> Method:
-    """The same method with the initial weights of another seed, in eval mode."""
+    """The same network with the initial weights of another seed, in eval mode."""
     return build(method.config.updated({"seed": method.config.seed + 1})).to(device).eval()
 
 
 def extract_features(encoder: Encoder, split: Split, batch_size: int, tick: Tick) -> Tensor:
     """The features of a whole split, (N, D) float32 on its device; pixels as exact halves.
 
-    Of several processes each extracts its share, and all get the whole: nothing is padded or dropped.
+    With several processes each extracts a shard, and all get the whole: nothing is padded or dropped.
 
     Raises:
         UserError: a feature is not finite.
@@ -91,18 +91,18 @@ def _check_classes(train: Split, labels: Tensor, test_labels: Tensor) -> None:
         )
 
 
-FORMAT = "1"
-SHIPPED = "simsiam"  # of the weights that ship, what features are compared of
+FORMAT = "1"  # of the cache
+SHIPPED = "simsiam"  # the shipped encoder
 
 
 @dataclass(frozen=True)
 class FeatureSpace:
-    """Where images are compared.
+    """The feature extractor of a comparison.
 
     Attributes:
-        name: "pixels", or the run's name.
+        name: "pixels", or the name of the run.
         encode: images (B, 3, H, W) in the model's range -> (B, D).
-        digest: of the network's weights and settings; empty for pixels.
+        digest: SHA-256 of the weights and settings; empty for pixels.
     """
 
     name: str
@@ -114,9 +114,10 @@ PIXELS = FeatureSpace("pixels", pixels)
 
 
 def choose_encoder(image_size: int | None) -> RunInfo:
-    """The run whose features are compared when nobody names one: the newest finished self-supervised run for
-    images of this size (None: any) whose outputs did not collapse, else the newest that time stopped after an
-    epoch or more, else the weights that ship.
+    """The default encoder for images of this size; None: of any size.
+
+    It is the newest finished self-supervised run without collapse, else the newest one stopped by time after
+    an epoch or more, else the shipped weights.
 
     Raises:
         UserError: there is neither.
@@ -140,7 +141,7 @@ def _is_usable(info: RunInfo) -> bool:
 
 
 def encoder_reason(encoder: RunInfo) -> str:
-    """Which encoder `choose_encoder` took, and why."""
+    """The choice of `choose_encoder` and its reason, as text."""
     if paths.is_shipped(encoder.folder):
         return f"the {encoder.config.method} that comes with genssl"
     return f"{encoder.name}, the newest self-supervised run"
@@ -151,10 +152,10 @@ def _fits(info: RunInfo, image_size: int | None) -> bool:
 
 
 def cached_features(space: FeatureSpace, split: Split, batch_size: int, tick: Tick) -> Tensor:
-    """The features of a split, (N, D) on its device: as they were kept, else made now and kept.
+    """The features of a split, (N, D) on its device, from the cache or computed and cached.
 
-    A network's features of real images are kept in the cache under the digests of both. A damaged file
-    counts as absent. Where the folder cannot be written nothing is kept, with a warning.
+    The key is the digests of the network and the images. A damaged file counts as absent; a folder that
+    cannot be written gives a warning.
 
     Raises:
         UserError: a feature is not finite.
@@ -162,13 +163,13 @@ def cached_features(space: FeatureSpace, split: Split, batch_size: int, tick: Ti
     if not space.digest:
         return extract_features(space.encode, split, batch_size, tick)
     file = _file(space, split)
-    found = _kept(file, len(split))
-    if found is not None:
-        return found.to(split.images.device)
+    cached = _read_cached(file, len(split))
+    if cached is not None:
+        return cached.to(split.images.device)
     features = extract_features(space.encode, split, batch_size, tick)
-    about = {"network": space.digest, "data": split.name, "part": split.part, "data_digest": split.digest}
+    metadata = {"network": space.digest, "data": split.name, "part": split.part, "data_digest": split.digest}
     try:
-        write_tensors(file, {"features": features}, about)
+        write_tensors(file, {"features": features}, metadata)
     except OSError as error:
         warnings.warn(f"cannot keep features in {file.parent} ({error.strerror or error})", stacklevel=2)
     return features
@@ -179,7 +180,7 @@ def _file(space: FeatureSpace, split: Split) -> Path:
     return cache_folder() / f"features-{key}.safetensors"
 
 
-def _kept(file: Path, rows: int) -> Tensor | None:
+def _read_cached(file: Path, rows: int) -> Tensor | None:
     try:
         features = read_tensors(file)[0].get("features")
     except (UserError, OSError):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MOST_POINTS = 5000  # in the picture; more of them only cover each other
 INK = 12_000  # area of all points together, in square points
-COLOURED = 20  # classes up to which each has a colour
+COLORED = 20  # classes up to which each has a color
 
 
 @measuring()
@@ -30,26 +30,30 @@ def features(
     """The features of every image of a split, and their first two principal components as a picture.
 
     Returns:
-        The outcome, and the tensors by name: "features" float32 (N, D), and "labels" int64 (N,) where the
+        The result, and the tensors by name: "features" float32 (N, D), and "labels" int64 (N,) where the
         split has labels. Rows are in the split's order.
 
     Raises:
         UserError: images of another size than the method's, or features that are not finite.
     """
     check_size(method, split)
-    found = extract_features(method.features, split, batch_size, tick)
-    points, shares = principal_components(found, 2)
+    encoded = extract_features(method.features, split, batch_size, tick)
+    points, shares = principal_components(encoded, 2)
     values = {
         "images": len(split),
-        "dimensions": found.shape[1],
+        "dimensions": encoded.shape[1],
         "explained_variance": shares.tolist(),
-        "std_on_the_sphere": output_std(found),
-        "rankme": rankme(found),
+        "std_l2_normalized": output_std(encoded),
+        "rankme": rankme(encoded),
     }
-    tensors = {"features": found}
+    tensors = {"features": encoded}
     if split.labels is not None:
         tensors["labels"] = split.labels
-    return EvalResult(values, {"principal components": draw_components(points, shares, split)}), tensors
+    result = EvalResult(
+        values, {"principal components": draw_components(points, shares, split)}, name="features",
+        title=f"Features of the {split.part} split", headline=("dimensions", "std_l2_normalized", "rankme"),
+    )  # fmt: skip
+    return result, tensors
 
 
 def metadata_of(split: Split) -> dict[str, str]:
@@ -63,21 +67,21 @@ def metadata_of(split: Split) -> dict[str, str]:
 
 
 def draw_components(points: Tensor, shares: Tensor, split: Split) -> "Figure":
-    """Up to 5,000 images as points (N, 2), coloured by class; axes on the same scale."""
+    """Up to 5,000 images as points (N, 2), colored by class; axes on the same scale."""
     from matplotlib import colormaps
 
     figure, (axis,) = figures.new_figure(1, 1, 6.5, 5.0)
     shown = torch.randperm(len(points), generator=generator(0, "eval"))[:MOST_POINTS]  # no class on top
     labels = None if split.labels is None else split.labels.cpu()[shown].tolist()
-    coloured = labels is not None and len(split.classes) <= COLOURED
-    size = 10 if len(split.classes) <= 10 else COLOURED  # of matplotlib's palettes
-    palette = [colormaps[f"tab{size}"](place) for place in range(size)]
-    colours = [palette[label] for label in labels or ()] if coloured else palette[0]
+    colored = labels is not None and len(split.classes) <= COLORED
+    size = 10 if len(split.classes) <= 10 else COLORED  # of matplotlib's palettes
+    palette = [colormaps[f"tab{size}"](i) for i in range(size)]
+    colors = [palette[label] for label in labels or ()] if colored else palette[0]
     x, y = points[shown].T.tolist()
-    axis.scatter(x, y, s=min(20.0, INK / len(shown)), color=colours, linewidths=0, alpha=0.7)
-    for name, colour in zip(split.classes if coloured else (), palette, strict=False):
-        axis.scatter([], [], s=25, color=colour, label=name)
-    if coloured:
+    axis.scatter(x, y, s=min(20.0, INK / len(shown)), color=colors, linewidths=0, alpha=0.7)
+    for name, color in zip(split.classes if colored else (), palette, strict=False):
+        axis.scatter([], [], s=25, color=color, label=name)
+    if colored:
         axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     first, second = (100 * share for share in shares.tolist())
     axis.set(

@@ -1,4 +1,4 @@
-"""How close generated images are to real ones, beside how close other real images are."""
+"""Sample quality: generated images against real ones, beside a baseline of other real images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,21 +20,26 @@ from genssl.runtime import Tick, generator, measuring
 
 PERCENT = (0.025, 0.975)
 SUBSETS, LARGEST_SUBSET = 100, 1000  # of the kernel distance
+UNITS = {
+    "frechet_distance": "squared feature units",
+    "kernel_distance": "squared feature units",
+    "sharpness": "squared gray levels",
+}
 SHARES = {"precision", "recall", "coverage", "authenticity"}  # from 0 to 1
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How it is measured.
+    """Settings of the measurement.
 
     Attributes:
-        neighbours: k of precision, recall, density and coverage.
-        resamples: halves drawn for the intervals; 0: no intervals.
-        seed: of the subsets and the halves.
-        batch_size: images encoded at a time.
+        neighbors: k of precision, recall, density and coverage.
+        resamples: random halves for the intervals; 0: no intervals.
+        seed: random seed of the subsets and the halves.
+        batch_size: of the encoder, in images.
     """
 
-    neighbours: int = 5
+    neighbors: int = 5
     resamples: int = 100
     seed: int = 0
     batch_size: int = 256
@@ -42,12 +47,12 @@ class Settings:
 
 @dataclass(frozen=True)
 class SampleSet:
-    """Images that are measured together.
+    """The statistics of a set of images.
 
     Attributes:
         features: (N, D).
         sharpness: (N,).
-        authentic: (N,) bool, which of them are no copies of training images; None: not looked at.
+        authentic: (N,) bool, False for near copies of training images; None: not measured.
     """
 
     features: Tensor
@@ -58,7 +63,7 @@ class SampleSet:
         return len(self.features)
 
     def rows(self, index: slice | Tensor) -> "SampleSet":
-        """Some of the images."""
+        """A subset of the images."""
         authentic = None if self.authentic is None else self.authentic[index]
         return SampleSet(self.features[index], self.sharpness[index], authentic)
 
@@ -70,11 +75,11 @@ class SampleSet:
 
 @dataclass(frozen=True)
 class Estimate:
-    """One measure.
+    """A number with its 95 % interval.
 
     Attributes:
-        value: of all the images.
-        low, high: of its 95 % interval; None: there is none.
+        value: over all images.
+        low, high: ends of the interval; None: no interval was computed.
     """
 
     value: float
@@ -83,36 +88,36 @@ class Estimate:
 
 
 def measure(
-    real: SampleSet, own: SampleSet, settings: Settings, tick: Tick
+    real: SampleSet, generated: SampleSet, settings: Settings, tick: Tick
 ) -> tuple[dict[str, Estimate], float]:
-    """Every measure of `own` by name, and the deviation of the kernel distance over its subsets."""
-    values = numbers(real, own, settings.neighbours)
-    size = subset_size(real, own)
-    mean, deviation = kernel_distance(real.features, own.features, SUBSETS, size, seed=settings.seed)
+    """All metrics by name, and the standard deviation of the kernel distance over its subsets."""
+    values = numbers(real, generated, settings.neighbors)
+    size = subset_size(real, generated)
+    mean, deviation = kernel_distance(real.features, generated.features, SUBSETS, size, seed=settings.seed)
     values["kernel_distance"] = mean
     halves = []
-    for place in range(settings.resamples):
-        draw = generator(settings.seed, "eval", place)
-        halves.append(numbers(real.half(draw), own.half(draw), settings.neighbours))
-        tick(place + 1, settings.resamples)
+    for i in range(settings.resamples):
+        draw = generator(settings.seed, "eval", i)
+        halves.append(numbers(real.half(draw), generated.half(draw), settings.neighbors))
+        tick(i + 1, settings.resamples)
     return {name: _with_interval(name, value, halves) for name, value in values.items()}, deviation
 
 
-def numbers(real: SampleSet, own: SampleSet, neighbours: int) -> dict[str, float]:
-    """The measures by name, the kernel distance from all pairs."""
-    found = {
-        "frechet_distance": frechet_distance(real.features, own.features),
-        "kernel_distance": squared_mmd(real.features, own.features),
-        **prdc(real.features, own.features, neighbours)._asdict(),
+def numbers(real: SampleSet, generated: SampleSet, neighbors: int) -> dict[str, float]:
+    """The metrics by name; the kernel distance is over all pairs, without subsets."""
+    values = {
+        "frechet_distance": frechet_distance(real.features, generated.features),
+        "kernel_distance": squared_mmd(real.features, generated.features),
+        **prdc(real.features, generated.features, neighbors)._asdict(),
     }
-    if own.authentic is not None:
-        found["authenticity"] = float(own.authentic.double().mean())
-    return found | {"sharpness": float(own.sharpness.mean()), "variety": diversity(own.features)}
+    if generated.authentic is not None:
+        values["authenticity"] = float(generated.authentic.double().mean())
+    return values | {"sharpness": float(generated.sharpness.mean()), "variety": diversity(generated.features)}
 
 
-def subset_size(real: SampleSet, own: SampleSet) -> int:
-    """The size of the kernel distance's subsets: a half at most, so that they differ."""
-    return min(LARGEST_SUBSET, len(real) // 2, len(own) // 2)
+def subset_size(real: SampleSet, generated: SampleSet) -> int:
+    """The size of the subsets of the kernel distance: at most a half, so that they differ."""
+    return min(LARGEST_SUBSET, len(real) // 2, len(generated) // 2)
 
 
 def _with_interval(name: str, value: float, halves: Sequence[Mapping[str, float]]) -> Estimate:
@@ -127,7 +132,7 @@ def interval(value: float, resampled: Tensor) -> tuple[float, float]:
 
     Halves drawn without replacement spread as new images of the whole number would (the delete-d jackknife of
     Shao and Wu 1989, with d = N / 2), and hold no image twice: the repeats of a bootstrap would be
-    neighbours at no distance. Being fewer, they are biased, which the move takes away.
+    neighbors at no distance. Being fewer, they are biased, which the move takes away.
     """
     ends = (resampled - resampled.mean()).quantile(torch.tensor(PERCENT, dtype=torch.float64))
     return value + float(ends[0]), value + float(ends[1])
@@ -144,36 +149,36 @@ CELL, LINE = SIDE + 2 * BORDER + GAP, SIDE + 2 * BORDER + CAPTION + GAP
 NOT_AUTHENTIC, AUTHENTIC, PLAIN = "#c8102e", "#3a7d44", "#9a9a9a"
 
 
-def draw_nearest_training(samples: Tensor, train: Tensor, originals: NearestTraining) -> Image.Image:
-    """Two blocks of rows: the samples closest to training images, and the first ones, as they come.
+def draw_nearest_training(samples: Tensor, train: Tensor, nearest: NearestTraining) -> Image.Image:
+    """Two blocks of rows: the samples closest to training images, and the first samples.
 
-    A row is a sample, its nearest training image with their distance, and that one's own nearest neighbour
+    A row is a sample, its nearest training image with their distance, and the nearest neighbor of that one
     with theirs. Below the sample is the ratio of the two: a copy has 0; up to 1 it is not authentic, framed
     red.
 
     Args:
         samples: uint8 (M, 3, H, W).
         train: uint8 (N, 3, H, W).
-        originals: of the samples.
+        nearest: of the samples.
     """
-    closest = originals.closeness.argsort()[:ROWS]
+    closest = nearest.closeness.argsort()[:ROWS]
     rows = min(ROWS, len(samples))
     width = 2 * (3 * CELL + GAP) + BETWEEN
     sheet = Image.new("RGB", (width, HEAD + rows * LINE), "white")
     titles = ("closest to training images", "the first samples")
     chosen = (closest.tolist(), list(range(rows)))
-    for block, (title, places) in enumerate(zip(titles, chosen, strict=True)):
+    for block, (title, indices) in enumerate(zip(titles, chosen, strict=True)):
         left = GAP + block * (3 * CELL + GAP + BETWEEN)
         _draw_heads(sheet, title, left)
-        for row, place in enumerate(places):
-            _draw_row(sheet, samples[place], train, _one(originals, place), (left, HEAD + row * LINE))
+        for row, i in enumerate(indices):
+            _draw_row(sheet, samples[i], train, _one(nearest, i), (left, HEAD + row * LINE))
     return sheet
 
 
-def _one(originals: NearestTraining, place: int) -> tuple[int, float, int, float]:
-    columns = (originals.index, originals.distance, originals.neighbour, originals.spacing)
-    index, distance, neighbour, spacing = (column[place].item() for column in columns)
-    return int(index), float(distance), int(neighbour), float(spacing)
+def _one(nearest: NearestTraining, i: int) -> tuple[int, float, int, float]:
+    columns = (nearest.index, nearest.distance, nearest.neighbor, nearest.spacing)
+    index, distance, neighbor, spacing = (column[i].item() for column in columns)
+    return int(index), float(distance), int(neighbor), float(spacing)
 
 
 def _draw_heads(sheet: Image.Image, title: str, left: int) -> None:
@@ -187,40 +192,41 @@ def _draw_row(
     sheet: Image.Image,
     sample: Tensor,
     train: Tensor,
-    found: tuple[int, float, int, float],
+    row: tuple[int, float, int, float],
     corner: tuple[int, int],
 ) -> None:
-    index, distance, neighbour, spacing = found
+    index, distance, neighbor, spacing = row
     authentic = distance > spacing
     captions = (
         f"ratio {distance / spacing if distance else 0:.2f}" if spacing else "",
         f"at {distance:.3g}",
         f"at {spacing:.3g}",
     )
-    colours = (AUTHENTIC if authentic else NOT_AUTHENTIC, PLAIN, PLAIN)
-    images = (sample, train[index], train[neighbour])
-    _draw_cells(sheet, images, captions, colours, corner)
+    colors = (AUTHENTIC if authentic else NOT_AUTHENTIC, PLAIN, PLAIN)
+    images = (sample, train[index], train[neighbor])
+    _draw_cells(sheet, images, captions, colors, corner)
 
 
 def _draw_cells(
     sheet: Image.Image,
     images: Sequence[Tensor],
     captions: Sequence[str],
-    colours: Sequence[str],
+    colors: Sequence[str],
     corner: tuple[int, int],
 ) -> None:
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     top = corner[1]
-    for column, (image, caption, colour) in enumerate(zip(images, captions, colours, strict=True)):
+    for column, (image, caption, color) in enumerate(zip(images, captions, colors, strict=True)):
         left = corner[0] + column * CELL
         side = SIDE + 2 * BORDER
-        draw.rectangle((left, top, left + side - 1, top + side - 1), fill=colour)
+        draw.rectangle((left, top, left + side - 1, top + side - 1), fill=color)
         picture = figures.one(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
         sheet.paste(picture, (left + BORDER, top + BORDER))
         draw.text((left, top + side + 1), caption, fill="black", font=font)
 
 
-BETTER = {  # the others are best where the floor is
+# The other metrics are best where the floor is
+BETTER = {
     "frechet_distance": "lower",
     "kernel_distance": "lower",
     "precision": "higher",
@@ -233,83 +239,94 @@ BETTER = {  # the others are best where the floor is
 def fidelity(
     samples: Tensor, real: Split, train: Split | None, space: FeatureSpace, settings: Settings, tick: Tick
 ) -> EvalResult:
-    """Compare samples with as many real images, and other real images with these: the floor.
+    """Compare samples with as many real images, and other real images with the same ones: the floor.
 
     Args:
         samples: uint8 (n, 3, H, W).
-        real: shuffled. The first n are what is compared with; the next n take the samples' place for the
-            floor. Where there are fewer than 2 n, the floor is of one half against the other.
-        train: what the generator learnt from, for authenticity; None: that is left out.
-        space: whose features.
-        settings: how.
-        tick: told the progress, in several rounds.
+        real: shuffled. The first n are the reference; the next n take the role of the samples for the
+            floor. Where there are fewer than 2 n, the floor compares one half with the other.
+        train: the training images of the generator, for authenticity; None: skip it.
+        space: the feature extractor.
+        settings: of the measurement.
+        tick: called with (done, total), several times from the start.
 
     Raises:
-        UserError: fewer images than the neighbours need, sizes that differ, features that are not finite.
+        UserError: fewer images than the neighbors need, sizes that differ, features that are not finite.
     """
-    _check(samples, real, settings.neighbours)
-    generated = Split(samples.to(real.images.device), None, (), "samples", "generated", "")
-    own = SampleSet(
-        extract_features(space.encode, generated, settings.batch_size, tick), sharpness(generated.images)
+    _check(samples, real, settings.neighbors)
+    sample_split = Split(samples.to(real.images.device), None, (), "samples", "generated", "")
+    generated = SampleSet(
+        extract_features(space.encode, sample_split, settings.batch_size, tick),
+        sharpness(sample_split.images),
     )
-    whole = SampleSet(cached_features(space, real, settings.batch_size, tick), sharpness(real.images))
-    reference, floor = whole.rows(slice(len(own))), min(len(own), len(real) // 2)
-    other = whole.rows(slice(floor, 2 * floor))
+    real_set = SampleSet(cached_features(space, real, settings.batch_size, tick), sharpness(real.images))
+    # The floor: what a perfect generator would have, the same metrics between two sets of real images
+    floor = min(len(generated), len(real) // 2)
+    reference = real_set.rows(slice(len(generated)))
+    baseline = real_set.rows(slice(floor, 2 * floor))
     figures = {}
     if train is not None:
         bank = cached_features(space, train, settings.batch_size, tick)
-        own, originals = _with_originals(own, bank)
-        if real.part != "train":  # images to train on are their own nearest ones
-            other, _ = _with_originals(other, bank)
-        figures["nearest training images"] = draw_nearest_training(generated.images, train.images, originals)
-    found, deviation = measure(reference, own, settings, tick)
-    beneath, _ = measure(whole.rows(slice(floor)), other, settings, tick)
-    values = _about(reference, own, space, settings)
+        generated, nearest = _with_authenticity(generated, bank)
+        # Training images are their own nearest neighbors
+        if real.part != "train":
+            baseline, _ = _with_authenticity(baseline, bank)
+        figures["nearest training images"] = draw_nearest_training(sample_split.images, train.images, nearest)
+    estimates, deviation = measure(reference, generated, settings, tick)
+    floor_estimates, _ = measure(real_set.rows(slice(floor)), baseline, settings, tick)
+    values = _provenance(reference, generated, space, settings)
     values |= {"floor_images": floor, "train_images": None if train is None else len(train)}
-    values |= {"kernel_deviation_over_subsets": deviation, "measures": _table(found, beneath)}
-    return EvalResult(values, dict(figures), _notes(own, floor, real, settings, train is not None))
+    values |= {"kernel_deviation_over_subsets": deviation, "measures": _table(estimates, floor_estimates)}
+    notes = _notes(generated, floor, real, settings, train is not None)
+    return EvalResult(
+        values, dict(figures), notes, name="fidelity", title="Sample quality", headline=("measures",),
+        units=UNITS,
+    )  # fmt: skip
 
 
-def _about(reference: SampleSet, own: SampleSet, space: FeatureSpace, settings: Settings) -> dict[str, Any]:
+def _provenance(
+    reference: SampleSet, generated: SampleSet, space: FeatureSpace, settings: Settings
+) -> dict[str, Any]:
     return {
-        "samples": len(own),
+        "samples": len(generated),
         "real_images": len(reference),
         "features": space.name,
         "features_digest": space.digest or None,
-        "dimensions": own.features.shape[1],
-        "neighbours": settings.neighbours,
+        "dimensions": generated.features.shape[1],
+        "neighbours": settings.neighbors,
         "resampled_halves": settings.resamples,
         "kernel_subsets": SUBSETS,
-        "kernel_subset_size": subset_size(reference, own),
+        "kernel_subset_size": subset_size(reference, generated),
     }
 
 
-def _check(samples: Tensor, real: Split, neighbours: int) -> None:
+def _check(samples: Tensor, real: Split, neighbors: int) -> None:
     if samples.shape[1:] != real.images.shape[1:]:
         sizes = [f"{images.shape[-2]}x{images.shape[-1]}" for images in (samples, real.images)]
         raise UserError(
             f"the samples are {sizes[0]} pixels, {real.name} is {sizes[1]}; choose another --data"
         )
-    if neighbours < 1:
-        raise UserError(f"-k must be at least 1, not {neighbours}")
-    least = 2 * (neighbours + 1)  # half of them still have so many neighbours
+    if neighbors < 1:
+        raise UserError(f"-k must be at least 1, not {neighbors}")
+    # A half must still have k neighbors
+    least = 2 * (neighbors + 1)
     for name, count, needed in (("samples", len(samples), least), ("real images", len(real), 2 * least)):
         if count < needed:
             raise UserError(
-                f"{neighbours} neighbours need {needed} {name} or more, and there are {count}; "
+                f"{neighbors} neighbors need {needed} {name} or more, and there are {count}; "
                 "take more, or a smaller -k"
             )
 
 
-def _with_originals(group: SampleSet, bank: Tensor) -> tuple[SampleSet, NearestTraining]:
-    originals = find_nearest_training(bank, group.features)
-    return replace(group, authentic=originals.authentic), originals
+def _with_authenticity(group: SampleSet, bank: Tensor) -> tuple[SampleSet, NearestTraining]:
+    nearest = find_nearest_training(bank, group.features)
+    return replace(group, authentic=nearest.authentic), nearest
 
 
-def _table(own: Mapping[str, Estimate], floor: Mapping[str, Estimate]) -> list[dict[str, Any]]:
-    """A row a measure: of the samples, and of real images in their place."""
+def _table(generated: Mapping[str, Estimate], floor: Mapping[str, Estimate]) -> list[dict[str, Any]]:
+    """One row per metric: of the samples, and of real images in their place (the floor)."""
     rows = []
-    for name, number in own.items():
+    for name, number in generated.items():
         other = floor.get(name)
         row = {"measure": name, "samples": number.value, "low": number.low, "high": number.high}
         row |= {"floor": other and other.value, "floor_low": other and other.low}
@@ -318,9 +335,9 @@ def _table(own: Mapping[str, Estimate], floor: Mapping[str, Estimate]) -> list[d
 
 
 def _notes(
-    own: SampleSet, floor: int, real: Split, settings: Settings, has_originals: bool
+    generated: SampleSet, floor: int, real: Split, settings: Settings, has_authenticity: bool
 ) -> tuple[str, ...]:
-    count, dimensions = own.features.shape
+    count, dimensions = generated.features.shape
     notes = [
         f"floor: the same numbers of {floor} other {real.part} images in the samples' place, as a perfect "
         "generator would have them",
@@ -340,11 +357,11 @@ def _notes(
             f"warning: {count} samples are fewer than the {dimensions} feature dimensions, so that the "
             "Frechet distance is mostly bias; look at its distance from the floor, or take more with -n"
         )
-    if has_originals:
+    if has_authenticity:
         notes.append(
             "authenticity: the share of the samples that are farther from their nearest training image than "
-            "that one is from its nearest neighbour"
+            "that one is from its nearest neighbor"
         )
-    if has_originals and real.part == "train":
+    if has_authenticity and real.part == "train":
         notes.append("authenticity has no floor here: that takes images that were not trained on")
     return tuple(notes)

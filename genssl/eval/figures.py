@@ -38,26 +38,26 @@ def draw_confusion(matrix: Tensor, classes: Sequence[str], title: str) -> "Figur
     if len(classes) <= NUMBERED:
         for row, line in enumerate(shares.tolist()):
             for column, share in enumerate(line):
-                colour = "white" if share > DARK else "0.25"
-                axis.text(column, row, f"{100 * share:.0f}", ha="center", va="center", color=colour, size=8)
+                color = "white" if share > DARK else "0.25"
+                axis.text(column, row, f"{100 * share:.0f}", ha="center", va="center", color=color, size=8)
     return figure
 
 
-def draw_neighbours(
-    queries: Tensor, query_names: Sequence[str], neighbours: Tensor, names: Sequence[Sequence[str]]
+def draw_neighbors(
+    queries: Tensor, query_names: Sequence[str], neighbors: Tensor, names: Sequence[Sequence[str]]
 ) -> Image.Image:
     """A row a query: the test image, then its nearest train images; framed red where the class is another.
 
     Args:
         queries: uint8 (Q, 3, H, W).
         query_names: the class of each.
-        neighbours: uint8 (Q, n, 3, H, W), nearest first.
+        neighbors: uint8 (Q, n, 3, H, W), nearest first.
         names: the class of each.
     """
     font = ImageFont.load_default(12)
     width, height = SIDE + 2 * BORDER + GAP, SIDE + 2 * BORDER + CAPTION + GAP // 2
     left = GAP
-    size = (left + GAP + width * (1 + neighbours.shape[1]), CAPTION + GAP + height * len(queries))
+    size = (left + GAP + width * (1 + neighbors.shape[1]), CAPTION + GAP + height * len(queries))
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     draw.text((left, GAP // 2), "test image", fill="black", font=font)
@@ -65,29 +65,29 @@ def draw_neighbours(
     draw.text((left + width + GAP, GAP // 2), text, fill="black", font=font)
     for row, true in enumerate(query_names):
         top = CAPTION + GAP // 2 + row * height
-        _place(sheet, queries[row], true, "black", (left, top), font)
+        _draw_image(sheet, queries[row], true, "black", (left, top), font)
         for column, name in enumerate(names[row]):
-            colour = RIGHT if name == true else WRONG
-            place = (left + GAP + width * (1 + column), top)
-            _place(sheet, neighbours[row, column], name, colour, place, font)
+            color = RIGHT if name == true else WRONG
+            position = (left + GAP + width * (1 + column), top)
+            _draw_image(sheet, neighbors[row, column], name, color, position, font)
     return sheet
 
 
-def _place(
+def _draw_image(
     sheet: Image.Image,
     image: Tensor,
     caption: str,
-    colour: str,
-    place: tuple[int, int],
+    color: str,
+    position: tuple[int, int],
     font: "ImageFont.FreeTypeFont | ImageFont.ImageFont",
 ) -> None:
     """One framed image and its caption."""
-    left, top = place
+    left, top = position
     draw = ImageDraw.Draw(sheet)
-    draw.rectangle((left, top, left + SIDE + 2 * BORDER - 1, top + SIDE + 2 * BORDER - 1), fill=colour)
+    draw.rectangle((left, top, left + SIDE + 2 * BORDER - 1, top + SIDE + 2 * BORDER - 1), fill=color)
     picture = figures.one(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     sheet.paste(picture, (left + BORDER, top + BORDER))
-    draw.text((left, top + SIDE + 2 * BORDER + 1), _shortened(caption, font), fill=colour, font=font)
+    draw.text((left, top + SIDE + 2 * BORDER + 1), _shortened(caption, font), fill=color, font=font)
 
 
 def _shortened(text: str, font: "ImageFont.FreeTypeFont | ImageFont.ImageFont") -> str:

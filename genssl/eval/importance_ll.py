@@ -25,13 +25,18 @@ STILL_CLIMBING = (
     "the weights of most images amount to fewer than 5 equal ones: the estimate still climbs with K, "
     "see the curve; read it as a lower bound"
 )
+NATS = "nats per image"
+UNITS = dict.fromkeys(("log_p_nats", "standard_error_nats", "elbo_nats", "gap_to_elbo_nats"), NATS) | {
+    "bits_per_dim": "bits/dim",
+    "elbo_bits_per_dim": "bits/dim",
+}
 FEW = 5.0  # effective samples below which an estimate is called a bound
 
 
 def importance_ll(method: Method, split: Split, k: int, *, seed: int, tick: Tick) -> EvalResult:
     """Mean log p(x) over the split in nats and bits/dim, with what is needed to believe it, in float32.
 
-    The images are dequantised, x = (u + U[0, 1)) / 128 - 1, so that the density bounds the probability
+    The images are dequantized, x = (u + U[0, 1)) / 128 - 1, so that the density bounds the probability
     of the bytes (Theis et al. 2016). Image i's noise depends on (seed, i) alone.
 
     Raises:
@@ -54,7 +59,11 @@ def importance_ll(method: Method, split: Split, k: int, *, seed: int, tick: Tick
     bound, size, elbo = torch.cat(bounds, 1), torch.cat(sizes), torch.cat(elbos)
     values = _summary(bound, size, elbo, k, split)
     curve = _draw_bound(counts, bound.mean(1), values["elbo_nats"], split)
-    return EvalResult(values, {"bound over K": curve}, tuple(_notes(model, values)))
+    return EvalResult(
+        values, {"bound over K": curve}, tuple(_notes(model, values)), name="importance-ll",
+        title="Log-likelihood by importance sampling",
+        headline=("log_p_nats", "standard_error_nats", "bits_per_dim"), units=UNITS,
+    )  # fmt: skip
 
 
 def _notes(model: HasLikelihood, values: dict[str, Any]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Paths between images: through a latent space, or through the noise of a diffusion model."""
+"""Interpolation between images: in a latent space, or through the noise of a diffusion model."""
 
 from typing import Literal
 
@@ -10,13 +10,14 @@ from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.eval.result import EvalResult, check_size, header_of, require_ability
 from genssl.eval.sample import Tick
-from genssl.models.diffusion import Keep, NoisePredictor, extract, predict_x_start, q_sample
+from genssl.models.diffusion import NoisePredictor, StepCallback, extract, predict_x_start, q_sample
 from genssl.models.method import CanDenoise, CanInterpolate, Method
 from genssl.models.samplers import ddim, ddim_invert
 from genssl.pixels import to_model
 from genssl.runtime import chunks, generators, measuring, normal
 
 Shape = Literal["linear", "spherical"]
+HEADLINE = ("path", "way", "t_prime", "round_trip_rmse", "largest_to_mean_step")
 
 
 @measuring()
@@ -35,11 +36,11 @@ def interpolate_latents(
     Args:
         method: one with latents.
         split: ends are the posterior means of its images 0 and 1, 2 and 3, ...; prior draws when None.
-        rows: how many paths.
-        steps: images on a path, both ends included.
-        shape: linear, or spherical (great circles, with the length interpolated too).
-        seed: of the prior's draws.
-        device: where to compute.
+        rows: number of paths.
+        steps: images per path, both ends included.
+        shape: linear, or spherical (great circles, with the norm interpolated too).
+        seed: random seed of the prior draws.
+        device: of the computation.
 
     Raises:
         UserError: the method cannot do it, or too few images, steps or rows.
@@ -53,7 +54,7 @@ def interpolate_latents(
     else:
         images = latent_model.decode_path(spherical_path(z[0::2], z[1::2], steps))
     by_row = images.transpose(0, 1).flatten(0, 1)  # (rows steps, 3, H, W)
-    # How even the path is: the largest step between neighbours over the mean one, averaged over rows
+    # How even the path is: the largest step between neighbors over the mean one, averaged over rows
     step = (images[1:] - images[:-1]).square().flatten(2).mean(2).sqrt()  # (steps - 1, rows)
     values = {
         "rows": rows,
@@ -66,11 +67,13 @@ def interpolate_latents(
     what = f"{rows} {shape} paths of {steps} images, ends: {values['ends']}"
     what += f", seed {seed}" if split is None else ""
     picture = figures.titled_grid(by_row, header_of(method, what), steps, shares(steps))
-    return EvalResult(values, {"interpolations": picture})
+    return EvalResult(
+        values, {"interpolations": picture}, name="interpolate", title="Interpolations", headline=HEADLINE
+    )
 
 
 def shares(steps: int) -> list[str]:
-    """Titles of the columns of paths: 0 at one end, 1 at the other."""
+    """Titles of the columns: the interpolation weight, 0 at one end and 1 at the other."""
     return [f"{i / (steps - 1):.2g}" for i in range(steps)]
 
 
@@ -109,9 +112,9 @@ def interpolate_through_noise(
     steps: int,
     seed: int,
     batch_size: int,
-    way: NoiseMethod,
+    noise_method: NoiseMethod,
     t_prime: int | None,
-    calls: int,
+    nfe: int,
     tick: Tick,
 ) -> EvalResult:
     """`rows` paths of `steps` images between images 0 and 1, 2 and 3, ... of the split.
@@ -119,16 +122,16 @@ def interpolate_through_noise(
     Args:
         method: one that denoises.
         split: at least 2 `rows` images.
-        rows: how many paths.
-        steps: images on a path, both ends included.
-        seed: of the noise of "noise"; path i's depends on (seed, i) alone.
-        batch_size: images at once; bounds the memory.
-        way: "ddim", deterministic: both ends are inverted, and a great circle between them is decoded (Song
-            et al. 2021, section 5.3). "noise": both ends get one noise, a straight path between them is
-            denoised by the ancestral process (Ho et al. 2020, section 4.4).
-        t_prime: how many steps of noise the ends get; all T for "ddim", T / 2 for "noise" when None.
-        calls: network calls of "ddim" in each direction; "noise" takes t_prime.
-        tick: told how many images are made, inverted ends included.
+        rows: number of paths.
+        steps: images per path, both ends included.
+        seed: random seed of "noise"; path i depends on (seed, i) alone.
+        batch_size: in images.
+        noise_method: "ddim", deterministic: both ends are inverted, and a great circle between them is
+            decoded (Song et al. 2021, section 5.3). "noise": both ends get one noise, a straight path
+            between them is denoised by the ancestral process (Ho et al. 2020, section 4.4).
+        t_prime: noising steps of the ends; all T for "ddim", T / 2 for "noise" when None.
+        nfe: network evaluations of "ddim" in each direction; "noise" takes t_prime.
+        tick: called with the images done and in total, inverted ends included.
 
     Raises:
         UserError: it does not denoise, images of another size, or numbers that do not fit.
@@ -136,10 +139,10 @@ def interpolate_through_noise(
     diffusion = require_ability(method, CanDenoise, "interpolation through noise")
     check_size(method, split)
     _check_picture(split, rows, steps)
-    t_prime = _check_t_prime(diffusion, way, t_prime, calls)
+    t_prime = _check_t_prime(diffusion, noise_method, t_prime, nfe)
     ends = to_model(split.images[: 2 * rows].to(diffusion.device))
-    if way == "ddim":
-        path = _deterministic(diffusion, ends, steps, calls, t_prime - 1, batch_size, tick)
+    if noise_method == "ddim":
+        path = _deterministic(diffusion, ends, steps, nfe, t_prime - 1, batch_size, tick)
     else:
         path = _stochastic(diffusion, ends, steps, seed, t_prime - 1, batch_size, tick)
     path = path.clamp(-1, 1)  # (rows, steps, C, H, W)
@@ -147,22 +150,27 @@ def interpolate_through_noise(
     values = {
         "rows": rows,
         "steps": steps,
-        "way": way,
+        "way": noise_method,
         "t_prime": t_prime,
-        "network_calls_per_image": 2 * calls if way == "ddim" else t_prime,
+        "network_calls_per_image": 2 * nfe if noise_method == "ddim" else t_prime,
         "round_trip_rmse": float(_rmse(path[:, [0, -1]] - _pairs(ends)).square().mean().sqrt()),
         "mean_step_rmse": float(change.mean()),
         "largest_to_mean_step": float((change.amax(1) / change.mean(1).clamp(min=1e-12)).mean()),
     }
     shown = torch.cat([_pairs(ends)[:, :1], path, _pairs(ends)[:, 1:]], 1)
-    note = "each row begins and ends with an original; the path between them holds what became of both"
+    note = "each row begins and ends with an original; the path between them includes their reconstructions"
     how = (
-        f"ddim, {calls} network calls each way" if way == "ddim" else "noised, mixed and denoised (ancestral)"
+        f"ddim, {nfe} network calls each way"
+        if noise_method == "ddim"
+        else "noised, mixed and denoised (ancestral)"
     )
     what = f"{rows} paths between {split.name} {split.part} images through t' = {t_prime}, {how}"
     titles = ["original", *shares(steps), "original"]
     picture = figures.titled_grid(shown.flatten(0, 1), header_of(method, what), steps + 2, titles)
-    return EvalResult(values, {"interpolations": picture}, (note,))
+    return EvalResult(
+        values, {"interpolations": picture}, (note,), name="interpolate", title="Interpolations",
+        headline=HEADLINE, units={"t_prime": "noising steps"},
+    )  # fmt: skip
 
 
 def _check_picture(split: Split, rows: int, steps: int) -> None:
@@ -172,19 +180,19 @@ def _check_picture(split: Split, rows: int, steps: int) -> None:
         raise UserError(f"{rows} paths need {2 * rows} images, and the split has {len(split)}")
 
 
-def _check_t_prime(diffusion: CanDenoise, way: NoiseMethod, t_prime: int | None, calls: int) -> int:
+def _check_t_prime(diffusion: CanDenoise, noise_method: NoiseMethod, t_prime: int | None, nfe: int) -> int:
     timesteps = diffusion.schedule.timesteps
     if t_prime is None:
-        t_prime = timesteps if way == "ddim" else max(1, timesteps // 2)
+        t_prime = timesteps if noise_method == "ddim" else max(1, timesteps // 2)
     if not 1 <= t_prime <= timesteps:
         raise UserError(f"--t-prime must be from 1 to {timesteps}, the steps of this run, not {t_prime}")
-    if way == "ddim" and not 1 <= calls <= t_prime:
-        raise UserError(f"ddim takes from 1 to {t_prime} network calls at t' = {t_prime}, not {calls}")
+    if noise_method == "ddim" and not 1 <= nfe <= t_prime:
+        raise UserError(f"ddim takes from 1 to {t_prime} network calls at t' = {t_prime}, not {nfe}")
     return t_prime
 
 
 def _deterministic(
-    diffusion: CanDenoise, ends: Tensor, steps: int, calls: int, t: int, batch_size: int, tick: Tick
+    diffusion: CanDenoise, ends: Tensor, steps: int, nfe: int, t: int, batch_size: int, tick: Tick
 ) -> Tensor:
     """The great circle between the inverted ends (2 rows, C, H, W), decoded: (rows, steps, C, H, W).
 
@@ -195,25 +203,25 @@ def _deterministic(
     model = _clipped(diffusion)
     latents = []
     for batch in chunks(len(ends), batch_size):
-        keep = _keep(tick, batch, calls, total)
-        latents.append(ddim_invert(model, diffusion.schedule, ends[batch], calls, t, keep=keep))
+        callback = _progress_callback(tick, batch, nfe, total)
+        latents.append(ddim_invert(model, diffusion.schedule, ends[batch], nfe, t, callback=callback))
     z = torch.cat(latents).flatten(1)
     circle = spherical_path(z[0::2], z[1::2], steps).transpose(0, 1)  # (rows, steps, D)
     points = circle.reshape(rows * steps, *ends.shape[1:])
     decoded = []
     for batch in chunks(len(points), batch_size):
-        keep = _keep(tick, batch, calls, total, len(ends))
-        decoded.append(ddim(model, diffusion.schedule, points[batch], calls, t, keep=keep))
+        callback = _progress_callback(tick, batch, nfe, total, len(ends))
+        decoded.append(ddim(model, diffusion.schedule, points[batch], nfe, t, callback=callback))
     return torch.cat(decoded).view(rows, steps, *ends.shape[1:])
 
 
 def _clipped(diffusion: CanDenoise) -> NoisePredictor:
-    """The network's epsilon made to fit its predicted image when that is kept in [-1, 1]."""
+    """The predicted noise, recomputed from the predicted image clamped to [-1, 1]."""
 
     def model(x: Tensor, t: Tensor) -> Tensor:
-        found = predict_x_start(diffusion.schedule, x, t, diffusion.network(x, t)).clamp(-1, 1)
+        x_start = predict_x_start(diffusion.schedule, x, t, diffusion.network(x, t)).clamp(-1, 1)
         signal = extract(diffusion.schedule.sqrt_alphas_cumprod, t, x)
-        return (x - signal * found) / extract(diffusion.schedule.sqrt_one_minus_alphas_cumprod, t, x)
+        return (x - signal * x_start) / extract(diffusion.schedule.sqrt_one_minus_alphas_cumprod, t, x)
 
     return model
 
@@ -223,8 +231,8 @@ def _stochastic(
 ) -> Tensor:
     """The line between the noised ends (2 rows, C, H, W), denoised: (rows, steps, C, H, W).
 
-    All of a row share their noise, that of the start as well as that of each reverse step: the mixture
-    keeps its variance, and what changes along a row is the share of the two ends alone.
+    All images of a row share the noise of the start and of each reverse step: the mixture keeps its variance,
+    and only the weights of the two ends change along a row.
     """
     rows = len(ends) // 2
     noise = normal((rows, *ends.shape[1:]), generators(seed, "eval", range(rows)), ends.device)
@@ -234,22 +242,22 @@ def _stochastic(
     points = ((1 - share) * first[:, None] + share * last[:, None]).flatten(0, 1)
     denoised = []
     for batch in chunks(len(points), batch_size):
-        fresh = generators(seed, "sample", [place // steps for place in range(batch.start, batch.stop)])
-        keep = _keep(tick, batch, t + 1, len(points))
-        denoised.append(diffusion.denoise(points[batch], t, fresh, "ancestral", keep=keep))
+        fresh = generators(seed, "sample", [i // steps for i in range(batch.start, batch.stop)])
+        callback = _progress_callback(tick, batch, t + 1, len(points))
+        denoised.append(diffusion.denoise(points[batch], t, fresh, "ancestral", callback=callback))
     return torch.cat(denoised).view(rows, steps, *ends.shape[1:])
 
 
-def _keep(tick: Tick, batch: slice, calls: int, total: int, before: int = 0) -> Keep:
-    """Tells `tick` of a batch's work at each of its network calls, and keeps nothing."""
-    made = 0
+def _progress_callback(tick: Tick, batch: slice, nfe: int, total: int, before: int = 0) -> StepCallback:
+    """A sampler callback that reports progress after each network call of a batch."""
+    calls = 0
 
-    def told(_t: int, _x: Tensor) -> None:
-        nonlocal made
-        made += 1
-        tick(before + batch.start + (batch.stop - batch.start) * made // calls, total)
+    def callback(_t: int, _x: Tensor) -> None:
+        nonlocal calls
+        calls += 1
+        tick(before + batch.start + (batch.stop - batch.start) * calls // nfe, total)
 
-    return told
+    return callback
 
 
 def _pairs(ends: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Nearest-neighbour classification of frozen features (Wu et al. 2018), beside what needs no training."""
+"""Nearest-neighbor classification of frozen features (Wu et al. 2018), beside what needs no training."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor
 from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.eval.feature_cache import Encoder, extract_features, pixels, require_labels, untrained_copy
-from genssl.eval.figures import draw_confusion, draw_neighbours, one_of_each
+from genssl.eval.figures import draw_confusion, draw_neighbors, one_of_each
 from genssl.eval.result import EvalResult
 from genssl.metrics.knn import class_accuracy, confusion_matrix, knn_predict, standard_error
 from genssl.models.method import Method
@@ -19,17 +19,17 @@ from genssl.runtime import Tick, chunks, measuring
 
 QUERIES = 2048  # classified between two ticks
 SHOWN = 10  # test images in the picture, of as many classes
-NEAREST = 8  # neighbours of each
+NEAREST = 8  # neighbors of each
 BANK = 8192  # rows compared at once for the picture
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the neighbours say in one space.
+class Prediction:
+    """kNN predictions in one feature space.
 
     Attributes:
-        predicted: int64 (M,), a class a test image.
-        accuracy: the share that is right.
+        predicted: int64 (M,), a class per test image.
+        accuracy: fraction of correct ones.
         dimensions: of the space.
     """
 
@@ -48,21 +48,22 @@ def knn_eval(
     temperature: float = 0.1,
     batch_size: int = 256,
     tick: Tick,
-    floors: bool = True,
+    baselines: bool = True,
 ) -> EvalResult:
     """Classify the test images by the `k` train images whose features are nearest by cosine.
 
-    Features are the method's own, in float32 and eval mode, made unit length; all of `train` is the bank.
+    Features are those of the method, in float32 and eval mode, scaled to unit length; all of `train` is the
+    bank.
 
     Args:
         method: in eval mode, on the device of the splits.
         train: the bank.
         test: the queries.
-        k: neighbours that vote, with weight exp(cosine / temperature).
-        temperature: see there.
-        batch_size: images encoded at a time.
-        tick: told the progress.
-        floors: classify raw pixels and the features of an untrained encoder in the same way.
+        k: number of neighbors, which vote with weight exp(cosine / temperature).
+        temperature: of the votes.
+        batch_size: of the encoder, in images.
+        tick: called with (done, total).
+        baselines: also classify raw pixels and the features of an untrained encoder.
 
     Raises:
         UserError: no labels or one class, classes that differ, k or the temperature out of range.
@@ -70,30 +71,33 @@ def knn_eval(
     labels, test_labels = require_labels(method, train, test)
     _check(k, temperature, train)
 
-    def classify(bank: Tensor, queries: Tensor) -> Answer:
+    def classify(bank: Tensor, queries: Tensor) -> Prediction:
         predicted = []
         for rows in chunks(len(queries), QUERIES):
             predicted.append(knn_predict(bank, labels, queries[rows], len(train.classes), k, temperature))
             tick(rows.stop, len(queries))
-        found = torch.cat(predicted)
-        return Answer(found, float((found == test_labels).double().mean()), bank.shape[1])
+        classes = torch.cat(predicted)
+        return Prediction(classes, float((classes == test_labels).double().mean()), bank.shape[1])
 
     bank, queries = (extract_features(method.features, split, batch_size, tick) for split in (train, test))
-    own = classify(bank, queries)
-    answers = {f"features of this {method.config.method}": own}
-    picture = _neighbours(bank, queries, train, test)
+    trained = classify(bank, queries)
+    predictions = {f"features of this {method.config.method}": trained}
+    picture = _neighbors(bank, queries, train, test)
     del bank, queries
-    for name, encoder in _floors(method, train).items() if floors else ():
-        answers[name] = classify(
+    for name, encoder in _baselines(method, train).items() if baselines else ():
+        predictions[name] = classify(
             *(extract_features(encoder, split, batch_size, tick) for split in (train, test))
         )
-    matrix = confusion_matrix(test_labels, own.predicted, len(test.classes)).cpu()
-    values = _values(answers, own, labels, test_labels, k, temperature)
+    matrix = confusion_matrix(test_labels, trained.predicted, len(test.classes)).cpu()
+    values = _values(predictions, trained, labels, test_labels, k, temperature)
     values["accuracy_by_class"] = dict(zip(test.classes, class_accuracy(matrix).tolist(), strict=True))
-    result = f"{100 * own.accuracy:.1f} % of {len(test)} test images"
+    result = f"{100 * trained.accuracy:.1f} % of {len(test)} test images"
     title = f"kNN, {method.config.method} features: {result}\n(cells: % of a true class)"
     confusion = draw_confusion(matrix, test.classes, title)
-    return EvalResult(values, {"confusion matrix": confusion, "neighbours": picture}, _notes(train))
+    return EvalResult(
+        values, {"confusion matrix": confusion, "neighbours": picture}, _notes(train), name="knn-eval",
+        title="kNN accuracy", headline=("accuracy", "standard_error", "k"),
+    )  # fmt: skip
 
 
 def _check(k: int, temperature: float, train: Split) -> None:
@@ -103,32 +107,37 @@ def _check(k: int, temperature: float, train: Split) -> None:
         raise UserError(f"--temperature must be above 0, not {temperature:g}")
 
 
-def _floors(method: Method, split: Split) -> dict[str, Encoder]:
+def _baselines(method: Method, split: Split) -> dict[str, Encoder]:
     return {"raw pixels": pixels, "untrained encoder": untrained_copy(method, split.images.device).features}
 
 
 def _values(
-    answers: dict[str, Answer], own: Answer, labels: Tensor, test_labels: Tensor, k: int, temperature: float
+    predictions: dict[str, Prediction],
+    trained: Prediction,
+    labels: Tensor,
+    test_labels: Tensor,
+    k: int,
+    temperature: float,
 ) -> dict[str, Any]:
     commonest = float((test_labels == labels.mode().values).double().mean())
     rows: list[dict[str, Any]] = [
         {
             "what": name,
-            "dimensions": answer.dimensions,
-            "accuracy": round(answer.accuracy, 6),
-            "standard_error": round(standard_error(answer.accuracy, len(test_labels)), 6),
+            "dimensions": prediction.dimensions,
+            "accuracy": round(prediction.accuracy, 6),
+            "standard_error": round(standard_error(prediction.accuracy, len(test_labels)), 6),
         }
-        for name, answer in answers.items()
+        for name, prediction in predictions.items()
     ]
     rows.append({"what": "always the commonest class", "dimensions": None, "accuracy": round(commonest, 6)})
     return {
-        "accuracy": own.accuracy,
-        "standard_error": standard_error(own.accuracy, len(test_labels)),
+        "accuracy": trained.accuracy,
+        "standard_error": standard_error(trained.accuracy, len(test_labels)),
         "k": k,
         "temperature": temperature,
         "train_images": len(labels),
         "test_images": len(test_labels),
-        "dimensions": own.dimensions,
+        "dimensions": trained.dimensions,
         "compared": rows,
     }
 
@@ -140,7 +149,7 @@ def _notes(train: Split) -> tuple[str, ...]:
     )
 
 
-def _neighbours(bank: Tensor, queries: Tensor, train: Split, test: Split) -> Image.Image:
+def _neighbors(bank: Tensor, queries: Tensor, train: Split, test: Split) -> Image.Image:
     """A test image of each class beside its nearest train images."""
     assert train.labels is not None
     assert test.labels is not None
@@ -148,7 +157,7 @@ def _neighbours(bank: Tensor, queries: Tensor, train: Split, test: Split) -> Ima
     near = _nearest(bank, queries[shown], min(NEAREST, len(bank)))
     names = [[train.classes[label] for label in row] for row in train.labels[near].tolist()]
     query_names = [test.classes[label] for label in test.labels[shown].tolist()]
-    return draw_neighbours(test.images[shown], query_names, train.images[near], names)
+    return draw_neighbors(test.images[shown], query_names, train.images[near], names)
 
 
 def _nearest(bank: Tensor, queries: Tensor, n: int) -> Tensor:

@@ -18,7 +18,7 @@ from genssl.runtime import chunks, measuring
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TELLING = 5  # dimensions marked in the picture
+DISCRIMINATIVE = 5  # dimensions marked in the picture
 
 
 @measuring()
@@ -38,54 +38,60 @@ def latent_profile(method: Method, split: Split, *, batch_size: int, tick: Tick)
         tick(rows.stop, len(split))
     means = torch.cat(codes)
     profile = class_profile(means, split.labels.cpu(), len(split.classes))
-    telling = profile.separation.argsort(descending=True)[:TELLING].tolist()
+    discriminative = profile.separation.argsort(descending=True)[:DISCRIMINATIVE].tolist()
     values = {
         "images": len(split),
         "z_dim": means.shape[1],
         "active_units": active_units(means),
-        "most_telling_dimensions": telling,
-        "their_separation": [round(float(profile.separation[d]), 4) for d in telling],
-        "largest_peak_by_class": {name: _peak(profile, place) for place, name in enumerate(split.classes)},
+        "most_discriminative_dims": discriminative,
+        "their_separation": [round(float(profile.separation[d]), 4) for d in discriminative],
+        "largest_peak_by_class": {name: _peak(profile, i) for i, name in enumerate(split.classes)},
     }
-    return EvalResult(values, {"latent profile": draw_profile(profile, split.classes, telling)})
+    return EvalResult(
+        values, {"latent profile": draw_profile(profile, split.classes, discriminative)},
+        name="latent-profile", title="Latent profile",
+        headline=("active_units", "z_dim", "most_discriminative_dims"),
+    )  # fmt: skip
 
 
-def _peak(profile: Profile, place: int) -> dict[str, float]:
-    dimension = int(profile.means[place].abs().argmax())
-    return {"dimension": dimension, "mean": round(float(profile.means[place, dimension]), 4)}
+def _peak(profile: Profile, i: int) -> dict[str, float]:
+    dimension = int(profile.means[i].abs().argmax())
+    return {"dimension": dimension, "mean": round(float(profile.means[i, dimension]), 4)}
 
 
-def draw_profile(profile: Profile, classes: tuple[str, ...], telling: list[int]) -> "Figure":
-    """One panel a class: bars of the mean, whiskers of two standard errors, telling dimensions in orange.
+def draw_profile(profile: Profile, classes: tuple[str, ...], discriminative: list[int]) -> "Figure":
+    """One panel per class: bars of the mean, whiskers of two standard errors; discriminative ones in orange.
 
-    Two panels below: the spread within the classes, far larger than the means, and how telling a
+    Two panels below: the spread within the classes, far larger than the means, and how discriminative a
     dimension is.
     """
     rows = math.ceil(len(classes) / 2) + 1
     figure, axes = figures.new_figure(rows, 2, 5.5, 1.7)
     dimensions = range(profile.means.shape[1])
-    colours = ["tab:orange" if d in telling else "tab:blue" for d in dimensions]
+    colors = ["tab:orange" if d in discriminative else "tab:blue" for d in dimensions]
     errors = 2 * profile.stds / profile.counts.clamp(min=1).sqrt()[:, None]
     reach = float((profile.means.abs() + errors).max()) * 1.05
-    for place, (name, axis) in enumerate(zip(classes, axes, strict=False)):
+    for i, (name, axis) in enumerate(zip(classes, axes, strict=False)):
         whisker = {"ecolor": "0.5", "elinewidth": 0.8}
         axis.bar(
             dimensions,
-            profile.means[place].tolist(),
-            yerr=errors[place].tolist(),
-            color=colours,
+            profile.means[i].tolist(),
+            yerr=errors[i].tolist(),
+            color=colors,
             error_kw=whisker,
         )
-        axis.set(ylim=(-reach, reach), title=f"{name}  ({int(profile.counts[place])} images)")
+        axis.set(ylim=(-reach, reach), title=f"{name}  ({int(profile.counts[i])} images)")
     for axis in axes[len(classes) : -2]:
         axis.set_visible(False)
-    axes[-2].bar(dimensions, profile.stds.mean(0).tolist(), color=colours)
+    axes[-2].bar(dimensions, profile.stds.mean(0).tolist(), color=colors)
     axes[-2].set(title="spread within a class (std, mean over classes)")
-    axes[-1].bar(dimensions, profile.separation.tolist(), color=colours)
+    axes[-1].bar(dimensions, profile.separation.tolist(), color=colors)
     chance = (len(classes) - 1) / max(1.0, float(profile.counts.sum()) - len(classes))
     axes[-1].axhline(chance, color="0.3", linestyle="--", linewidth=1, label="if classes did not matter")
-    axes[-1].set(title="how telling: variance between / within classes")
+    axes[-1].set(title="how discriminative: variance between / within classes")
     axes[-1].legend(frameon=False)
-    figure.supxlabel("latent dimension (orange: most telling; whisker: two standard errors of the mean)")
+    figure.supxlabel(
+        "latent dimension (orange: most discriminative; whisker: two standard errors of the mean)"
+    )
     figure.supylabel("mean of the posterior mean")
     return figure

@@ -47,7 +47,7 @@ def linear_eval(
         method: in eval mode, on the device of the splits.
         train: what the classifier learns from.
         test: what it is tested on after each epoch; the last epoch is the result.
-        settings: of its optimiser.
+        settings: of its optimizer.
         augment: crop and mirror the train images anew in each epoch, and take features of that; else
             features are taken once.
         seed: of the order, and of the crops.
@@ -55,7 +55,7 @@ def linear_eval(
         tick: told the progress.
 
     Returns:
-        The outcome, and the probe with what it reached after each epoch.
+        The result, and the probe with what it reached after each epoch.
 
     Raises:
         UserError: no labels or one class, classes that differ, features that are not finite.
@@ -78,7 +78,7 @@ def linear_eval(
     )  # fmt: skip
     if not all(map(torch.isfinite, torch.tensor([probe.train_loss[-1], probe.test_loss[-1]]))):
         raise UserError("the linear classifier diverged; choose a lower --lr")
-    return _outcome(method, train, test, settings, augment, probe, queries.shape[1]), probe
+    return _result(method, train, test, settings, augment, probe, queries.shape[1]), probe
 
 
 def may_mirror(method: Method, data: str, classes: tuple[str, ...]) -> bool:
@@ -113,7 +113,7 @@ def cropped(images: Tensor, mirror: bool, seed: int, epoch: int) -> Tensor:
     return result
 
 
-def _outcome(
+def _result(
     method: Method,
     train: Split,
     test: Split,
@@ -142,14 +142,18 @@ def _outcome(
         "weight_decay": settings.weight_decay,
         "feature_scale": probe.scale,
         "accuracy_by_class": dict(zip(test.classes, class_accuracy(matrix).tolist(), strict=True)),
-        "curves": [records(probe)[place] for place in _places(settings.epochs)],
+        "curves": [records(probe)[i] for i in _shown_epochs(settings.epochs)],
     }
     title = f"linear classifier: {100 * accuracy:.1f} % of {len(test)} test images"
     drawn: dict[str, Figure | Image] = {
         "curves": draw_curves(probe, f"{title}\n{method.config.method}, features frozen"),
         "confusion matrix": draw_confusion(matrix, test.classes, f"{title}\n(cells: % of a true class)"),
     }
-    return EvalResult(values, drawn, _notes(augment))
+    return EvalResult(
+        values, drawn, _notes(augment), name="linear-eval", title="Linear evaluation",
+        headline=("accuracy", "standard_error", "train_accuracy"),
+        units={"loss_nats": "nats per image", "train_loss_nats": "nats per image"},
+    )  # fmt: skip
 
 
 def _notes(augment: bool) -> tuple[str, ...]:
@@ -157,13 +161,13 @@ def _notes(augment: bool) -> tuple[str, ...]:
     return (
         "the result is that of the last epoch, not of the best one on the test images",
         f"train accuracy and loss are measured after each epoch {trained}",
-        "features are centred and divided by feature_scale, at which a learning rate of 30 is just stable",
+        "features are centered and divided by feature_scale, at which a learning rate of 30 is just stable",
     )
 
 
-def _places(epochs: int) -> list[int]:
+def _shown_epochs(epochs: int) -> list[int]:
     """Up to SHOWN of the zero-based epochs, evenly, the last one among them."""
-    return sorted({round((place + 1) * epochs / SHOWN) - 1 for place in range(SHOWN)} - {-1})
+    return sorted({round((i + 1) * epochs / SHOWN) - 1 for i in range(SHOWN)} - {-1})
 
 
 def records(probe: ProbeResult) -> list[dict[str, float]]:

@@ -1,4 +1,4 @@
-"""What the files of an evaluation are called: its kind, and the options that matter. No torch."""
+"""File names of evaluations: the kind, and the options that matter. No torch."""
 
 import hashlib
 import re
@@ -9,7 +9,7 @@ from typing import Any
 from genssl.data.registry import SOURCES, base_name, short_name
 
 USUAL_SWEEP = "16:256:16"  # the assignment's
-# Options that say of what, where and how fast, or that only add a picture
+# Options that change the run, the place or the speed, or only add a figure
 UNNAMED = {"run", "checkpoint", "device", "batch_size", "out", "as_json", "trajectory"}
 LABELS = {"t_prime": "t", "t_samples": "times", "test_limit": "test", "sweep": ""}
 LONGEST = 150  # characters
@@ -29,12 +29,12 @@ def file_name(command: str, changed: Mapping[str, Any]) -> str:
 
 
 def _kind(command: str, changed: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """How the name begins, and the options that it does not hold yet."""
+    """The first part of the name, and the options that are not part of it yet."""
     rest = dict(changed)
     if command == "sample":
         rest.pop("data", None)  # says which run
     if command == "features":
-        return f"features-{rest.pop('part', 'test')}", rest
+        return f"features-{rest.pop('split', 'test')}", rest
     if command == "reconstruct" and "sweep" in rest:
         if rest["sweep"] == USUAL_SWEEP:
             del rest["sweep"]
@@ -45,7 +45,7 @@ def _kind(command: str, changed: Mapping[str, Any]) -> tuple[str, dict[str, Any]
 
 
 def _part(name: str, value: Any) -> str:
-    """n16 of a number, ancestral of a word, augment or no-floors of a switch."""
+    """n16 for a number, ancestral for a word, augment or no-baselines for a flag."""
     if isinstance(value, bool):
         return ("" if value else "no-") + name.replace("_", "-")
     text = f"{value:g}" if isinstance(value, float) else str(value)
@@ -56,7 +56,7 @@ def _part(name: str, value: Any) -> str:
 
 
 def _short(reference: str) -> str:
-    """The name of data or of a run; of a path its last part, and digits that tell it from other paths."""
+    """The name of data or of a run; for a path its last part and a digest of the whole."""
     if base_name(reference) in SOURCES or not ("/" in reference or Path(reference).exists()):
         return short_name(reference)
     return f"{short_name(reference)}-{_digest(str(Path(reference).expanduser().resolve()), 4)}"

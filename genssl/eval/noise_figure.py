@@ -1,4 +1,4 @@
-"""The figures of reconstructions from noise levels."""
+"""The figure of a sweep over noise levels."""
 
 import math
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 SNR_TICKS = (100, 30, 10, 3, 1, 0.3, 0.1, 0.03, 0.01, 1e-3, 1e-4)
 TICK_ROOM = 0.07  # between two of them, as a share of the axis
-COLOURS = {"pixels": "tab:blue", "features": "tab:orange", "noised": "0.6"}
+COLORS = {"pixels": "tab:blue", "features": "tab:orange", "noised": "0.6"}
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,18 @@ class Rows:
 
 @dataclass(frozen=True)
 class Curves:
-    """What a sweep measured, by noise level.
+    """The measurements of a sweep, by noise level.
 
     Attributes:
-        levels: t', rising.
-        psnr_db: by name ("noised", "pixels").
-        identity: share by what is compared ("pixels", "features").
-        half: t* by what is compared.
-        identity_chance: one over the candidates.
-        classes: share whose class is kept, or None.
-        class_chance: the largest class's share.
-        class_ceiling: share of the originals whose class is found.
-        class_space: where neighbours were looked for.
+        levels: t', increasing.
+        psnr_db: of "noised" images and of results ("pixels").
+        identity: top-1 retrieval accuracy by space ("pixels", "features").
+        half: t* by space.
+        identity_chance: one over the number of candidates.
+        classes: class accuracy of the results, or None.
+        class_chance: the fraction of the largest class.
+        class_ceiling: class accuracy of the originals.
+        class_space: the space of the kNN classifier.
         snr: at each t of the schedule, (T,), falling.
     """
 
@@ -92,17 +92,17 @@ def _draw_rows(axis: "Axes", rows: Rows) -> None:
     sheet = figures.grid(images, columns, figures.magnification(images, columns))
     cell = sheet.width / columns
     axis.imshow(np.asarray(sheet))
-    axis.set_yticks([(place + 0.5) * cell for place in range(count)], rows.titles, fontsize=9)
+    axis.set_yticks([(position + 0.5) * cell for position in range(count)], rows.titles, fontsize=9)
     heads = {0: "original", 1: "noised", (columns - 1) / 2 + 0.5: "reverse process →", columns - 1: "result"}
-    axis.set_xticks([(place + 0.5) * cell for place in heads], list(heads.values()), fontsize=9)
+    axis.set_xticks([(position + 0.5) * cell for position in heads], list(heads.values()), fontsize=9)
     axis.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
     axis.spines[:].set_visible(False)
 
 
 def _draw_psnr(axis: "Axes", curves: Curves) -> None:
-    names = {"pixels": "brought back", "noised": "noised"}
+    names = {"pixels": "denoised", "noised": "noised"}
     for name, values in curves.psnr_db.items():
-        axis.plot(curves.levels, values, marker=".", color=COLOURS[name], label=names[name])
+        axis.plot(curves.levels, values, marker=".", color=COLORS[name], label=names[name])
     axis.set(ylabel="PSNR against the original (dB)")
     axis.legend(frameon=False)
 
@@ -111,25 +111,25 @@ def _draw_identity(axis: "Axes", curves: Curves) -> None:
     for name, shares in curves.identity.items():
         half = curves.half[name]
         label = f"in {name}: {describe_half(half)}"
-        axis.plot(curves.levels, shares, marker=".", color=COLOURS[name], label=label)
+        axis.plot(curves.levels, shares, marker=".", color=COLORS[name], label=label)
         if half.level is not None:
-            axis.plot([half.level] * 2, [0, 0.5], color=COLOURS[name], linewidth=1)
+            axis.plot([half.level] * 2, [0, 0.5], color=COLORS[name], linewidth=1)
             last = curves.levels[-1] if half.high is None else half.high
-            axis.axvspan(half.low or half.level, last, color=COLOURS[name], alpha=0.15, linewidth=0)
+            axis.axvspan(half.low or half.level, last, color=COLORS[name], alpha=0.15, linewidth=0)
     axis.axhline(0.5, color="0.7", linewidth=0.8)
     axis.axhline(curves.identity_chance, color="0.3", linestyle="--", linewidth=1, label="chance")
-    _finish_shares(axis, "share nearest to their own original")
+    _finish_shares(axis, "instance retrieval (top-1)")
 
 
 def _draw_classes(axis: "Axes", curves: Curves) -> None:
     assert curves.classes is not None
-    colour = COLOURS[curves.class_space]
-    label = f"brought back (kNN in {curves.class_space})"
-    axis.plot(curves.levels, curves.classes, marker=".", color=colour, label=label)
+    color = COLORS[curves.class_space]
+    label = f"denoised (kNN in {curves.class_space})"
+    axis.plot(curves.levels, curves.classes, marker=".", color=color, label=label)
     axis.axhline(curves.class_ceiling, color="0.3", linestyle=":", linewidth=1, label="originals")
     chance = "chance: the largest class"
     axis.axhline(curves.class_chance, color="0.3", linestyle="--", linewidth=1, label=chance)
-    _finish_shares(axis, "share of the right class")
+    _finish_shares(axis, "class accuracy")
 
 
 def _finish_shares(axis: "Axes", label: str) -> None:
@@ -138,7 +138,7 @@ def _finish_shares(axis: "Axes", label: str) -> None:
 
 
 def describe_half(half: Crossing) -> str:
-    """t* with its interval, in words."""
+    """t* with its interval, as text."""
     if half.level is None:
         return "t* not reached"
     low, high = ("beyond" if end is None else f"{end:.0f}" for end in (half.low, half.high))
@@ -146,15 +146,15 @@ def describe_half(half: Crossing) -> str:
 
 
 def _add_snr_axis(axis: "Axes", snr: Tensor) -> None:
-    """Ratios at the t' that have them, along the top."""
+    """A second x axis on top: signal-to-noise ratios."""
     last = min(round(axis.get_xlim()[1]), len(snr))
     falling = snr[:last].cpu().numpy()[::-1]
     ticks: dict[str, float] = {}
     for ratio in SNR_TICKS:
-        place = float(np.interp(math.log(ratio), np.log(falling), np.arange(last, 0, -1)))
+        position = float(np.interp(math.log(ratio), np.log(falling), np.arange(last, 0, -1)))
         inside = falling[0] <= ratio <= falling[-1]
-        if inside and all(abs(place - other) > TICK_ROOM * last for other in ticks.values()):
-            ticks[f"{ratio:g}"] = place
+        if inside and all(abs(position - other) > TICK_ROOM * last for other in ticks.values()):
+            ticks[f"{ratio:g}"] = position
     top = axis.secondary_xaxis("top")
     top.set_xticks(list(ticks.values()), list(ticks), fontsize=8)
     top.set_xlabel("signal-to-noise ratio", fontsize=8)

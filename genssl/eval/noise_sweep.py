@@ -1,4 +1,4 @@
-"""Where an image is lost: identity, class and error over the noise levels of a diffusion model."""
+"""Reconstruction over the noise levels of a diffusion model: retrieval, class and error (`--sweep`)."""
 
 import math
 import time
@@ -15,7 +15,7 @@ from torch import Tensor
 from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.eval.noise_figure import Curves, Rows, describe_half, draw_sweep
-from genssl.eval.reconstruct import Counter, Reverse, Trail, check_level
+from genssl.eval.reconstruct import Counter, Reverse, Snapshots, check_level
 from genssl.eval.result import EvalResult, check_size, require_ability
 from genssl.eval.sample import Tick
 from genssl.metrics.knn import knn_predict
@@ -26,19 +26,20 @@ from genssl.pixels import to_model
 from genssl.runtime import chunks, generators, measuring
 
 Encoder = Callable[[Tensor], Tensor]  # images (B, 3, H, W) in the model's range -> features (B, D)
-NEIGHBOURS = 200
+NEIGHBORS = 200
+UNITS = {"t_star_pixels.level": "noising steps", "t_star_features.level": "noising steps", "seconds": "s"}
 
 
 @dataclass(frozen=True)
 class InstanceRetrieval:
-    """Compares reconstructions with every candidate.
+    """Instance retrieval (top-1): is the original the nearest neighbor of its reconstruction?
 
     Attributes:
-        spaces: by name, "pixels" and perhaps "features": images to vectors (B, D).
+        spaces: "pixels" and optionally "features": images to vectors (B, D).
         candidates: the vectors of the whole split in each space, (N, D).
-        bank: labelled vectors (M, D) in the last space, for classes; None: no classes.
+        bank: labeled vectors (M, D) in the last space, for the class by kNN; None: no classes.
         bank_labels: (M,), or None.
-        classes: how many.
+        classes: number of classes.
     """
 
     spaces: dict[str, Encoder]
@@ -49,36 +50,38 @@ class InstanceRetrieval:
 
     @property
     def class_space(self) -> str:
-        """Where classes are looked for."""
+        """The space in which classes are predicted."""
         return list(self.spaces)[-1]
 
-    def __call__(self, x: Tensor, noised: Tensor, restored: Tensor, own: Tensor) -> dict[str, Tensor]:
-        """What is measured of images (B, 3, H, W), candidates `own` (B,): by name, (B,) each, on the CPU.
+    def __call__(self, x: Tensor, noised: Tensor, restored: Tensor, query_index: Tensor) -> dict[str, Tensor]:
+        """Measure images x (B, 3, H, W), rows `query_index` (B,) of the candidates.
 
-        "mse" and "noised_mse", whether identity is kept by the name of the space, "predicted" classes.
+        Returns:
+            By name, (B,) each on the CPU: "mse", "noised_mse", a top-1 match under the name of each space,
+            and "predicted" classes.
         """
-        found = {"mse": mean_squared_error(restored, x), "noised_mse": mean_squared_error(noised, x)}
+        measured = {"mse": mean_squared_error(restored, x), "noised_mse": mean_squared_error(noised, x)}
         vectors = {name: space(restored) for name, space in self.spaces.items()}
         for name, candidates in self.candidates.items():
-            found[name] = is_top1_match(candidates, vectors[name], own)
+            measured[name] = is_top1_match(candidates, vectors[name], query_index)
         if self.bank is not None:
-            found["predicted"] = self.predict(vectors[self.class_space])
-        return {name: values.cpu() for name, values in found.items()}
+            measured["predicted"] = self.predict(vectors[self.class_space])
+        return {name: values.cpu() for name, values in measured.items()}
 
     def predict(self, vectors: Tensor) -> Tensor:
         """Classes by kNN of vectors (B, D) in the last space: (B,)."""
         assert self.bank is not None
         assert self.bank_labels is not None
-        k = min(NEIGHBOURS, len(self.bank))
+        k = min(NEIGHBORS, len(self.bank))
         return knn_predict(self.bank, self.bank_labels, vectors, self.classes, k)
 
 
 def make_retrieval(
     split: Split, encoder: Encoder | None, bank_split: Split | None, batch_size: int
 ) -> InstanceRetrieval:
-    """A judge with the whole `split` as candidates, and `bank_split` for classes where both have labels.
+    """Retrieval among the whole `split`, with `bank_split` for classes where both have labels.
 
-    Features are compared as kNN does, by cosine: they are made unit length.
+    Features are compared by cosine, as in kNN: they are scaled to unit length.
     """
     spaces: dict[str, Encoder] = {"pixels": pixels}
     if encoder is not None:
@@ -96,7 +99,7 @@ def pixels(images: Tensor) -> Tensor:
 
 
 def _represent(split: Split, space: Encoder, batch_size: int) -> Tensor:
-    """A whole split's vectors, (N, D); pixels in half precision, which holds (2 u - 255) / 256 exactly."""
+    """The vectors of a whole split, (N, D); float16 holds pixels, (2 u - 255) / 256, exactly."""
     parts = []
     for rows in chunks(len(split), batch_size):
         vectors = space(to_model(split.images[rows]))
@@ -110,45 +113,45 @@ def _represent(split: Split, space: Encoder, batch_size: int) -> Tensor:
 HARDLY_NEARER = 0.8
 
 
-def summarise(
+def summarize(
     snr: Tensor,
-    judge: InstanceRetrieval,
+    retrieval: InstanceRetrieval,
     split: Split,
-    own: Tensor,
+    query_index: Tensor,
     levels: Sequence[int],
-    found: dict[str, Tensor],
+    measured: dict[str, Tensor],
     seed: int,
 ) -> Curves:
-    """Means over the queries, t*, and what chance and the originals give.
+    """Means over the queries, t*, chance levels, and the class accuracy of the originals.
 
     Args:
         snr: of the schedule, (T,).
-        judge: who measured.
+        retrieval: the one that measured.
         split: the candidates.
-        own: which of them are the queries, (Q,).
-        levels: L of them.
-        found: (L, Q) by name, see `Judge`.
-        seed: of the bootstrap.
+        query_index: rows of the queries among them, (Q,).
+        levels: L noise levels.
+        measured: (L, Q) by name, see `InstanceRetrieval`.
+        seed: random seed of the bootstrap.
     """
     names = {"pixels": "mse", "noised": "noised_mse"}
     classes, chance, ceiling = None, 0.0, 0.0
-    if "predicted" in found:
+    if "predicted" in measured:
         assert split.labels is not None
-        labels = split.labels[own].cpu()
-        classes = _means(found["predicted"] == labels)
+        labels = split.labels[query_index].cpu()
+        classes = _means(measured["predicted"] == labels)
         chance = float(split.labels.bincount().max()) / len(split)
-        clean = judge.predict(judge.candidates[judge.class_space][own])
+        clean = retrieval.predict(retrieval.candidates[retrieval.class_space][query_index])
         ceiling = float((clean.cpu() == labels).double().mean())
     return Curves(
         levels=list(levels),
-        psnr_db={name: _means(psnr(found[key])) for name, key in names.items()},
-        identity={name: _means(found[name]) for name in judge.spaces},
-        half={name: half_crossing(levels, found[name], seed=seed) for name in judge.spaces},
+        psnr_db={name: _means(psnr(measured[key])) for name, key in names.items()},
+        identity={name: _means(measured[name]) for name in retrieval.spaces},
+        half={name: half_crossing(levels, measured[name], seed=seed) for name in retrieval.spaces},
         identity_chance=1 / len(split),
         classes=classes,
         class_chance=chance,
         class_ceiling=ceiling,
-        class_space=judge.class_space,
+        class_space=retrieval.class_space,
         snr=snr,
     )
 
@@ -158,18 +161,18 @@ def _means(values: Tensor) -> list[float]:
     return means
 
 
-def values_of(curves: Curves, found: dict[str, Tensor], steps: Sequence[int]) -> dict[str, Any]:
-    """The numbers: of the whole, and a row a level. `steps`: of the sampler, a level."""
+def values_of(curves: Curves, measured: dict[str, Tensor], steps: Sequence[int]) -> dict[str, Any]:
+    """The numbers: overall, and one row per level. `steps`: sampler steps at each level."""
     rows = []
-    for place, level in enumerate(curves.levels):
-        row: dict[str, Any] = {"t_prime": level, "snr": float(curves.snr[level - 1]), "steps": steps[place]}
-        row |= {"mse": float(found["mse"][place].mean())}
-        row |= {"psnr_db": curves.psnr_db["pixels"][place], "noised_psnr_db": curves.psnr_db["noised"][place]}
-        row |= {f"identity_{name}": shares[place] for name, shares in curves.identity.items()}
+    for i, level in enumerate(curves.levels):
+        row: dict[str, Any] = {"t_prime": level, "snr": float(curves.snr[level - 1]), "steps": steps[i]}
+        row |= {"mse": float(measured["mse"][i].mean())}
+        row |= {"psnr_db": curves.psnr_db["pixels"][i], "noised_psnr_db": curves.psnr_db["noised"][i]}
+        row |= {f"identity_{name}": shares[i] for name, shares in curves.identity.items()}
         if curves.classes is not None:
-            row["class_kept"] = curves.classes[place]
+            row["class_kept"] = curves.classes[i]
         rows.append(row)
-    values: dict[str, Any] = {"queries": found["mse"].shape[1]}
+    values: dict[str, Any] = {"queries": measured["mse"].shape[1]}
     values |= {f"t_star_{name}": asdict(half) for name, half in curves.half.items()}
     for name, half in curves.half.items():
         values[f"t_star_{name}"]["snr"] = _snr_at(curves.snr, half.level)
@@ -181,28 +184,28 @@ def values_of(curves: Curves, found: dict[str, Tensor], steps: Sequence[int]) ->
 
 
 def _snr_at(snr: Tensor, level: float | None) -> float | None:
-    """The signal-to-noise ratio at a t' between two steps, straight in its logarithm."""
+    """The signal-to-noise ratio at a t' between two steps, interpolated in its logarithm."""
     if level is None:
         return None
     return math.exp(np.interp(level, np.arange(1, len(snr) + 1), snr.log().numpy()))
 
 
-def _described(half: Crossing, last: int, denoises: bool) -> str:
+def _crossing_note(half: Crossing, last: int, denoises: bool) -> str:
     if half.level is None:
         missing = f"t* not reached by t' = {last}, nor in {half.not_reached:.1%} of the resamples"
-        return f"{missing}; go on higher" if denoises else missing
+        return f"{missing}; add higher levels" if denoises else missing
     share = f"; not reached in {half.not_reached:.1%} of the resamples" if half.not_reached else ""
     return f"{describe_half(half)}, 95 % of resampled queries{share}"
 
 
-def error_ratio(curves: Curves, found: dict[str, Tensor]) -> tuple[float, int]:
-    """The least ratio, over noise levels, of the results' RMSE to that of the noised images; and its level.
+def error_ratio(curves: Curves, measured: dict[str, Tensor]) -> tuple[float, int]:
+    """The smallest ratio over levels of the RMSE of the results to that of the noised images; its index.
 
-    Only levels with more signal than noise count, or the first: in more noise even a result that is noise is
-    nearer, since it is clipped to the range of images.
+    Only levels with more signal than noise count, or the first: at higher noise even noise is nearer, since
+    results are clipped to the range of images.
     """
     shown = [i for i, level in enumerate(curves.levels) if curves.snr[level - 1] >= 1] or [0]
-    ratios = {i: _rmse(found["mse"][i]) / max(_rmse(found["noised_mse"][i]), 1e-12) for i in shown}
+    ratios = {i: _rmse(measured["mse"][i]) / max(_rmse(measured["noised_mse"][i]), 1e-12) for i in shown}
     least = min(ratios, key=lambda i: ratios[i])
     return ratios[least], least
 
@@ -211,20 +214,20 @@ def _rmse(mse: Tensor) -> float:
     return float(mse.double().mean().sqrt())
 
 
-def notes_of(curves: Curves, found: dict[str, Tensor]) -> Iterator[str]:
-    """What t* is and how sure, whether the network denoises at all, and how to read the rest."""
-    ratio, least = error_ratio(curves, found)
+def notes_of(curves: Curves, measured: dict[str, Tensor]) -> Iterator[str]:
+    """Notes on t* and its interval, whether the network denoises at all, and on the classes."""
+    ratio, least = error_ratio(curves, measured)
     denoises = ratio <= HARDLY_NEARER
     if not denoises:
         yield (
             "the results are hardly nearer to the originals than the noised images are, at best RMSE "
-            f"{_rmse(found['mse'][least]):.3g} beside {_rmse(found['noised_mse'][least]):.3g} at t' = "
+            f"{_rmse(measured['mse'][least]):.3g} against {_rmse(measured['noised_mse'][least]):.3g} at t' = "
             f"{curves.levels[least]}: the network does not denoise yet, and t* means nothing; train it longer"
         )
     for name, half in curves.half.items():
-        yield f"identity in {name}: {_described(half, curves.levels[-1], denoises)}"
+        yield f"top-1 retrieval in {name}: {_crossing_note(half, curves.levels[-1], denoises)}"
         if curves.identity[name][0] <= 0.5:
-            yield f"identity in {name} is lost below the first level, t' = {curves.levels[0]}: start lower"
+            yield f"top-1 retrieval in {name} is below 0.5 at the first level already; add lower levels"
     if curves.classes is not None:
         yield f"class: the label is found by kNN in {curves.class_space}"
 
@@ -249,27 +252,28 @@ def sweep(
     bank_split: Split | None = None,
     tick: Tick,
 ) -> EvalResult:
-    """Noise test images to each level, bring them back, and find t*, where half have lost their identity.
+    """Noise test images to each level, denoise them, and find t*, where top-1 retrieval falls to one half.
 
-    A reconstruction keeps its identity when its nearest neighbour in the whole split is its own original:
-    in pixels by Euclidean distance, in features by cosine. It keeps its class when kNN finds its label, in
-    features where there are some. A query has the same noise at every level.
+    A reconstruction is matched when its nearest neighbor in the whole split is its original: in pixels by
+    Euclidean distance, in features by cosine. Its class is that of kNN in the features, or else in pixels.
+    A query has the same noise at all levels.
 
     Args:
         method: one that denoises.
         split: the test images: queries are drawn from it, and all of it are candidates.
-        levels: t', rising.
-        queries: images, drawn by `seed`; all where there are fewer.
-        seed: of the choice, of the noise and of the bootstrap.
-        batch_size: images at once.
-        sampler: of the curves; the rows of the picture take every step of the reverse process.
-        steps: of the sampler, fewer where t' is less; None: 20, or all for "ancestral".
-        encoder: of images (B, 3, H, W) in the model's range, features to compare; None: pixels only.
-        bank_split: labelled images for the classes by kNN; None: no classes.
-        tick: told the network calls done and to do, images times steps.
+        levels: t', increasing.
+        queries: number of images, drawn by `seed`; all where there are fewer.
+        seed: random seed of the queries, the noise and the bootstrap.
+        batch_size: in images.
+        sampler: of the curves; the images of the figure take all steps of the reverse process.
+        steps: sampler steps, fewer where t' is less; None: 20, or all for "ancestral".
+        encoder: images (B, 3, H, W) in the model's range -> features; None: compare pixels only.
+        bank_split: labeled images for the classes by kNN; None: no classes.
+        tick: called with the network evaluations (images times steps) done and in total.
 
     Returns:
-        "levels" has a row a level, "t_star_pixels" and "t_star_features" what `half_level` finds.
+        "levels" has one row per level; "t_star_pixels" and "t_star_features" are
+        crossings with their interval.
 
     Raises:
         UserError: it does not denoise, images of another size, or numbers that do not fit it.
@@ -280,35 +284,39 @@ def sweep(
             check_size(method, part)
     _check(diffusion, levels, queries, steps)
     start = time.perf_counter()
-    own = _drawn(split, queries, seed)
-    count = Counter(network_calls(levels, len(own), sampler, steps), tick)
-    rows = _rows(diffusion, split.images[own[:1]], levels, seed, count)
-    judge = make_retrieval(split, encoder, bank_split, batch_size)
-    measured = []
+    query_index = _draw_queries(split, queries, seed)
+    count = Counter(network_calls(levels, len(query_index), sampler, steps), tick)
+    rows = _rows(diffusion, split.images[query_index[:1]], levels, seed, count)
+    retrieval = make_retrieval(split, encoder, bank_split, batch_size)
+    by_level = []
     for level in levels:
         reverse = Reverse(diffusion, sampler, steps_at(level, sampler, steps))
-        measured.append(_measure(reverse, judge, split, own, level, seed, batch_size, count))
-    found = {name: torch.stack([one[name] for one in measured]) for name in measured[0]}  # (L, Q)
-    curves = summarise(diffusion.schedule.snr.cpu(), judge, split, own, levels, found, seed)
+        by_level.append(_measure(reverse, retrieval, split, query_index, level, seed, batch_size, count))
+    measured = {name: torch.stack([result[name] for result in by_level]) for name in by_level[0]}  # (L, Q)
+    curves = summarize(diffusion.schedule.snr.cpu(), retrieval, split, query_index, levels, measured, seed)
     used = [steps_at(level, sampler, steps) for level in levels]
-    values = {"sampler": sampler, **values_of(curves, found, used), "network_calls": count.done}
+    values = {"sampler": sampler, **values_of(curves, measured, used), "network_calls": count.done}
     values["seconds"] = round(time.perf_counter() - start, 3)
-    drawn = f"{len(own)} of {len(split):,} {split.name} {split.part} images"
-    title = f"Noised to t' and brought back: one image by every step; beneath, {drawn} by {sampler}"
-    how = f"curves: {sampler} with at most {max(used)} steps; rows of the picture: every ancestral step"
+    drawn = f"{len(query_index)} of {len(split):,} {split.name} {split.part} images"
+    title = f"Noised to t' and denoised: one image by all steps; below, {drawn} by {sampler}"
+    how = f"curves: {sampler} with at most {max(used)} steps; rows of the figure: all ancestral steps"
     picture = draw_sweep(rows, curves, title)
-    return EvalResult(values, {"noise levels": picture}, (how, *notes_of(curves, found)))
+    return EvalResult(
+        values, {"noise levels": picture}, (how, *notes_of(curves, measured)), name="noise-levels",
+        title="Reconstructions over noise levels",
+        headline=("t_star_pixels.level", "t_star_features.level", "queries"), units=UNITS,
+    )  # fmt: skip
 
 
 def network_calls(
     levels: Sequence[int], queries: int, sampler: Sampler = "dpm++", steps: int | None = None
 ) -> int:
-    """What a sweep costs, in images times steps, its picture included."""
+    """Network evaluations of a sweep (images times steps), its figure included."""
     return queries * sum(steps_at(level, sampler, steps) for level in levels) + sum(_shown(levels))
 
 
 def steps_at(level: int, sampler: Sampler, steps: int | None) -> int:
-    """Steps of the sampler from t': as many as it has, at most `steps`."""
+    """Sampler steps from t': at most `steps`, and at most t'."""
     if steps is None:
         return level if sampler == "ancestral" else min(FAST_STEPS, level)
     return min(steps, level)
@@ -316,35 +324,35 @@ def steps_at(level: int, sampler: Sampler, steps: int | None) -> int:
 
 def _check(diffusion: CanDenoise, levels: Sequence[int], queries: int, steps: int | None) -> None:
     if not levels or any(a >= b for a, b in pairwise(levels)):
-        raise UserError(f"a sweep needs one or more rising levels, not {list(levels)}")
+        raise UserError(f"a sweep needs one or more increasing levels, not {list(levels)}")
     for level in (levels[0], levels[-1]):
         check_level(diffusion, level)
     if queries < 1 or (steps is not None and steps < 1):
         raise UserError(f"a sweep needs 1 or more queries and steps, not {queries} and {steps}")
 
 
-def _drawn(split: Split, queries: int, seed: int) -> Tensor:
-    """Which images `split.take` takes, (Q,) int64."""
+def _draw_queries(split: Split, queries: int, seed: int) -> Tensor:
+    """The rows that `split.take` takes, (Q,) int64."""
     numbered = replace(split, labels=torch.arange(len(split), device=split.images.device))
-    own = numbered.take(queries, seed).labels
-    assert own is not None
-    return own
+    query_index = numbered.take(queries, seed).labels
+    assert query_index is not None
+    return query_index
 
 
 def _shown(levels: Sequence[int]) -> list[int]:
-    """At most 16 of the levels, evenly spaced, the first and the last among them."""
+    """At most 16 of the levels, evenly spaced, with the first and the last."""
     count = min(ROWS_SHOWN, len(levels))
     return [levels[i * (len(levels) - 1) // max(count - 1, 1)] for i in range(count)]
 
 
 def _rows(diffusion: CanDenoise, image: Tensor, levels: Sequence[int], seed: int, count: Counter) -> Rows:
-    """One image, uint8 (1, 3, H, W), through every step of the reverse process from each level."""
+    """One image, uint8 (1, 3, H, W), through all steps of the reverse process from each level."""
     reverse, rows, titles = Reverse(diffusion, "ancestral"), [], []
     for level in _shown(levels):
         x = to_model(image)
-        trail = Trail(level, SNAPSHOTS, count)
-        noised, restored = reverse(x, level, generators(seed, "eval", [0]), trail)
-        states = [state for _, state in trail.states]
+        trajectory = Snapshots(level, SNAPSHOTS, count)
+        noised, restored = reverse(x, level, generators(seed, "eval", [0]), trajectory)
+        states = [state for _, state in trajectory.states]
         blank = [torch.full_like(x, WHITE).cpu()] * (SNAPSHOTS - len(states))
         rows.append(torch.cat([x.cpu(), noised.cpu(), *states, *blank, restored.cpu()]))
         titles.append(f"t' = {level}, SNR {float(diffusion.schedule.snr[level - 1]):.2g}")
@@ -353,19 +361,19 @@ def _rows(diffusion: CanDenoise, image: Tensor, levels: Sequence[int], seed: int
 
 def _measure(
     reverse: Reverse,
-    judge: InstanceRetrieval,
+    retrieval: InstanceRetrieval,
     split: Split,
-    own: Tensor,
+    query_index: Tensor,
     level: int,
     seed: int,
     batch_size: int,
     count: Counter,
 ) -> dict[str, Tensor]:
-    """What the judge finds of every query at one level, (Q,) each."""
+    """The measurements of all queries at one level, (Q,) each."""
     parts = []
-    for rows in chunks(len(own), batch_size):
-        x = to_model(split.images[own[rows]])
+    for rows in chunks(len(query_index), batch_size):
+        x = to_model(split.images[query_index[rows]])
         noise = generators(seed, "eval", range(rows.start, rows.stop))
         noised, restored = reverse(x, level, noise, count)
-        parts.append(judge(x, noised, restored, own[rows]))
+        parts.append(retrieval(x, noised, restored, query_index[rows]))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -1,4 +1,4 @@
-"""Test images and their reconstructions: through a bottleneck, or from a noise level."""
+"""Reconstructions of test images: through the latents of a VAE, or from a noise level of a DDPM."""
 
 import time
 from dataclasses import dataclass
@@ -13,10 +13,12 @@ from genssl.eval.result import EvalResult, check_size, header_of, require_abilit
 from genssl.eval.sample import Tick
 from genssl.metrics.reconstruction import mean_squared_error, psnr
 from genssl.models.ddpm import FAST_STEPS, Sampler
-from genssl.models.diffusion import Keep, q_sample
+from genssl.models.diffusion import StepCallback, q_sample
 from genssl.models.method import CanDenoise, CanReconstruct, Method
 from genssl.pixels import to_model
 from genssl.runtime import chunks, generators, measuring, normal
+
+UNITS = {"psnr_db": "dB", "noised_psnr_db": "dB", "t_prime": "noising steps", "seconds": "s"}
 
 
 @measuring()
@@ -48,11 +50,14 @@ def reconstruct(
     header = header_of(method, f"{len(shown)} {split.name} {split.part} images and reconstructions, {error}")
     titles = ("original", "reconstruction")
     columns = min(8, len(pairs))
-    return EvalResult(values, {"reconstructions": figures.titled_grid(pairs, header, columns, titles)})
+    return EvalResult(
+        values, {"reconstructions": figures.titled_grid(pairs, header, columns, titles)}, name="reconstruct",
+        title="Reconstructions", headline=("psnr_db", "rmse"), units=UNITS,
+    )  # fmt: skip
 
 
 def check_level(diffusion: CanDenoise, t_prime: int) -> None:
-    """Refuse a noise level that the process does not have.
+    """Check that a noise level exists.
 
     Raises:
         UserError: t' is not in 1..T.
@@ -64,12 +69,12 @@ def check_level(diffusion: CanDenoise, t_prime: int) -> None:
 
 @dataclass(frozen=True)
 class Reverse:
-    """A way back from noised images.
+    """The reverse process from noised images.
 
     Attributes:
-        diffusion: whose reverse process it is.
+        diffusion: the diffusion model.
         sampler: "ancestral", "dpm++" or "ddim".
-        steps: network calls an image; None: all for "ancestral", 20 for the others, fewer where t' is less.
+        steps: network calls per image; None: all for "ancestral", 20 for the others, fewer where t' is less.
     """
 
     diffusion: CanDenoise
@@ -77,17 +82,17 @@ class Reverse:
     steps: int | None = None
 
     def steps_from(self, t_prime: int) -> int:
-        """Network calls an image from t'."""
+        """Network calls per image from t'."""
         if self.steps is not None:
             return self.steps
         return t_prime if self.sampler == "ancestral" else min(FAST_STEPS, t_prime)
 
     def __call__(
-        self, x: Tensor, t_prime: int, noise: list[torch.Generator], keep: Keep | None = None
+        self, x: Tensor, t_prime: int, noise: list[torch.Generator], callback: StepCallback | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Images x (B, C, H, W) noised to t', and what they come back as.
+        """Noise images x (B, C, H, W) to t' and denoise them: (noised, reconstructed).
 
-        Each image's generator gives its noise first, then what the sampler adds to it.
+        The generator of an image gives its noise first, then the noise of the sampler.
 
         Raises:
             UserError: t' or the steps do not fit the process, or the sampler is unknown.
@@ -98,41 +103,41 @@ class Reverse:
         noised = q_sample(self.diffusion.schedule, x, times, normal(x.shape, noise, x.device))
         steps = self.steps_from(t_prime)
         try:
-            return noised, self.diffusion.denoise(noised, t, noise, self.sampler, steps, keep=keep)
+            return noised, self.diffusion.denoise(noised, t, noise, self.sampler, steps, callback=callback)
         except ValueError as error:
-            raise UserError(f"cannot go back from t' = {t_prime} in this way: {error}") from error
+            raise UserError(f"cannot denoise from t' = {t_prime}: {error}") from error
 
 
 class Counter:
-    """Counts network calls, images times steps, and says how many are done."""
+    """Counts network evaluations, images times steps, and reports the progress."""
 
     def __init__(self, total: int, tick: Tick) -> None:
         self.total, self._tick, self.done = total, tick, 0
 
     def __call__(self, _: int, x: Tensor) -> None:
-        """One step of the images x was done."""
+        """Count one step of the images x."""
         self.done += len(x)
         self._tick(self.done, self.total)
 
 
-class Trail:
-    """Keeps some of a sampler's states on the CPU, evenly spaced over its steps, without both ends.
+class Snapshots:
+    """Stores intermediate states of a sampler on the CPU, evenly spaced over its steps, without both ends.
 
     Attributes:
-        states: (noising steps left, x), at most `wanted`.
+        states: (noising steps left, x), at most `n`.
     """
 
-    def __init__(self, steps: int, wanted: int, count: Keep) -> None:
-        count_kept = min(wanted, steps - 1)
-        self._places = {i * steps // (count_kept + 1) for i in range(1, count_kept + 1)}
+    def __init__(self, steps: int, n: int, count: StepCallback) -> None:
+        n = min(n, steps - 1)
+        self._chosen = {i * steps // (n + 1) for i in range(1, n + 1)}
         self._count, self._step = count, 0
         self.states: list[tuple[int, Tensor]] = []
 
     def __call__(self, t: int, x: Tensor) -> None:
-        """Told the time, one less than the noising steps left, and x (B, C, H, W), after each step."""
+        """Callback after each step: the time t, one less than the noising steps left, and x (B, C, H, W)."""
         self._step += 1
         self._count(t, x)
-        if self._step in self._places:
+        if self._step in self._chosen:
             self.states.append((t + 1, x.cpu()))
 
 
@@ -152,20 +157,20 @@ def reconstruct_from(
 ) -> EvalResult:
     """Noise `n` images, drawn by `seed`, to t' and run the reverse process from there.
 
-    The picture has a row an image: the original, noised, snapshots of the way back, the result. Image i's
-    noise depends on (seed, i) alone. Errors are mean squares in [-1, 1] and ratios of signal to noise are
-    10 log10(4 / mse), averaged over images.
+    The figure has one row per image: the original, noised, snapshots of the reverse process, the result. The
+    noise of image i depends on (seed, i) alone. Errors are mean squares in [-1, 1], and PSNR is
+    10 log10(4 / mse), both averaged over images.
 
     Args:
         method: one that denoises.
         split: where the images come from.
         t_prime: noising steps, counted from 1 as in the paper.
         n: images.
-        seed: of the choice and of the noise.
-        batch_size: images at once.
-        sampler, steps: the way back, see `Reverse`.
-        snapshots: columns between the noised image and the result, at most.
-        tick: told the network calls done and to do, images times steps.
+        seed: random seed of the images and the noise.
+        batch_size: in images.
+        sampler, steps: of the reverse process, see `Reverse`.
+        snapshots: maximum number of columns between the noised image and the result.
+        tick: called with the network evaluations (images times steps) done and in total.
 
     Raises:
         UserError: it does not denoise, images of another size, or numbers that do not fit it.
@@ -183,10 +188,12 @@ def reconstruct_from(
     rows, left = [], [t_prime]
     for chosen in chunks(len(images), batch_size):
         x = to_model(images[chosen])
-        trail = Trail(calls, snapshots, count)
-        noised, restored = reverse(x, t_prime, generators(seed, "eval", range(*chosen.indices(n))), trail)
-        left = [t_prime, *(step for step, _ in trail.states)]
-        states = [x.cpu(), noised.cpu(), *(state for _, state in trail.states), restored.cpu()]
+        trajectory = Snapshots(calls, snapshots, count)
+        noised, restored = reverse(
+            x, t_prime, generators(seed, "eval", range(*chosen.indices(n))), trajectory
+        )
+        left = [t_prime, *(step for step, _ in trajectory.states)]
+        states = [x.cpu(), noised.cpu(), *(state for _, state in trajectory.states), restored.cpu()]
         rows.append(torch.stack(states, 1))  # (B, columns, C, H, W)
     shown = torch.cat(rows)
     before, after = (mean_squared_error(shown[:, column], shown[:, 0]) for column in (1, -1))
@@ -207,4 +214,8 @@ def reconstruct_from(
     what = f"{len(images)} {split.name} {split.part} images noised to t' = {t_prime} and back by {sampler}"
     header = header_of(method, f"{what}, {calls} network calls per image, PSNR {values['psnr_db']:.1f} dB")
     picture = figures.titled_grid(shown.flatten(0, 1), header, shown.shape[1], titles)
-    return EvalResult(values, {"reconstructions": picture})
+    return EvalResult(
+        values, {"reconstructions": picture}, name="reconstruct",
+        title=f"Reconstructions from t' = {t_prime}",
+        headline=("t_prime", "psnr_db", "noised_psnr_db", "sampler", "steps"), units=UNITS,
+    )  # fmt: skip

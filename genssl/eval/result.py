@@ -1,5 +1,6 @@
-"""What every evaluation returns, and what it asks of the run and the data it is given. No torch."""
+"""The result of an evaluation, and checks of the run and the data that it is given. No torch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -19,21 +20,49 @@ Ability = TypeVar("Ability")
 
 @dataclass(frozen=True)
 class EvalResult:
-    """Numbers and pictures of one evaluation.
+    """Numbers and figures of one evaluation, and how they are shown.
+
+    Console, JSON and report iterate over results and know none by its name.
 
     Attributes:
-        values: names (with units) to JSON values; shown and written as they are.
-        figures: by name; the first one is the evaluation's picture.
-        notes: sentences a reader needs to read the numbers rightly.
+        values: JSON values by name, shown and written in this order.
+        figures: by name; the first one is the main figure.
+        notes: sentences that a reader needs to interpret the numbers.
+        name: of the evaluation, as its command, e.g. "knn-eval".
+        title: a heading, e.g. "kNN accuracy".
+        headline: names of the values that a summary shows, in order; nested ones are dotted ("t_star.level").
+            A name that a result lacks is skipped.
+        units: by name of the value, e.g. {"psnr_db": "dB"}.
     """
 
     values: dict[str, Any]
     figures: "dict[str, Figure | Image]" = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    name: str = ""
+    title: str = ""
+    headline: tuple[str, ...] = ()
+    units: Mapping[str, str] = field(default_factory=dict)
+
+    def summary(self) -> dict[str, Any]:
+        """The headline values by name; without those that this result lacks."""
+        values = ((name, _value_at(self.values, name)) for name in self.headline)
+        return {name: value for name, value in values if value is not None}
+
+    def to_json(self) -> dict[str, Any]:
+        """The values at the top level, with title, headline and units before them and the notes behind."""
+        shown = {"title": self.title, "headline": list(self.headline), "units": dict(self.units)}
+        return (shown if self.title else {}) | self.values | {"notes": list(self.notes)}
+
+
+def _value_at(values: Any, name: str) -> Any:
+    """The value under a dotted name; None where there is none."""
+    for part in name.split("."):
+        values = values.get(part) if isinstance(values, Mapping) else None
+    return values
 
 
 def header_of(method: "Method", what: str) -> str:
-    """The line above a picture: the method, its data, the epoch of its weights, and what is shown."""
+    """The header of a figure: the method, its data, the epoch of its weights, and what is shown."""
     from genssl import figures
 
     config = method.config
@@ -41,12 +70,12 @@ def header_of(method: "Method", what: str) -> str:
 
 
 def require_ability(method: "Method", ability: type[Ability], what: str) -> Ability:
-    """The method as one that has an ability, a protocol of `genssl.models.method`.
+    """Cast the method to an ability, a protocol of `genssl.models.method`.
 
     Args:
         method: of any class.
         ability: e.g. CanSample.
-        what: needs it, for the message.
+        what: the evaluation that needs it, for the message.
 
     Raises:
         UserError: the method does not have it.

@@ -14,7 +14,7 @@ from genssl import figures
 from genssl.errors import UserError
 from genssl.eval.result import EvalResult, header_of
 from genssl.metrics.sharpness import SHARPNESS, mean_sharpness
-from genssl.models.method import Method
+from genssl.models.method import CanSample, Method
 from genssl.pixels import to_bytes
 from genssl.runtime import chunks, generators, measuring
 
@@ -22,25 +22,25 @@ Tick = Callable[[int, int], None]  # images done, images in all
 
 SNAPSHOTS = 10  # of a trajectory
 FOLLOWED = 8  # images whose trajectory is drawn
-FACTOR = 2.0  # between the sharpness of samples and of training images, from which on a note says so
-# Samples below which nothing is said: of 16 rendered digits, 2.7 % of draws differ by more than the factor
-# from all of them by chance; of 64 none of 5,000
+UNITS = {"nfe": "network evaluations per image", "seconds": "s", "sharpness": "squared gray levels"}
+FACTOR = 2.0  # between the sharpness of samples and of training images, above which there is a note
+# Fewer samples get no note: of 16 rendered digits, 2.7 % of draws differ by more than the factor from all of
+# them by chance; of 64 none of 5,000
 ENOUGH = 16
 
 
 def sampler_of(method: Method, options: Mapping[str, Any]) -> Callable[..., Tensor]:
-    """The method's `sample`, checked for the options.
+    """`sample` of the method, which must take the options.
 
     Raises:
         UserError: the method does not generate, or has no such option.
     """
-    sample: Callable[..., Tensor] | None = getattr(method, "sample", None)
-    if sample is None:
-        raise UserError(f"a {method.config.method} does not generate images; sample a vae or a ddpm")
+    if not isinstance(method, CanSample):
+        raise UserError(f"a {method.config.method} does not generate images; choose a generative run")
     for name in options:
-        if name not in inspect.signature(sample).parameters:
+        if name not in inspect.signature(method.sample).parameters:
             raise UserError(f"a {method.config.method} has no --{name} to sample with; leave it away")
-    return sample
+    return method.sample
 
 
 @measuring()
@@ -68,7 +68,7 @@ def draw_samples(
 
 @contextmanager
 def counting_calls(method: Method) -> Iterator[list[int]]:
-    """Counts the calls of the method's `network`, in batches, into a list of one number."""
+    """Count the batches that go through `network` of the method, in a list of one number."""
     calls = [0]
     network = getattr(method, "network", None)
     if not isinstance(network, nn.Module):
@@ -88,15 +88,15 @@ def counting_calls(method: Method) -> Iterator[list[int]]:
 def sample(
     method: Method, n: int, *, seed: int, batch_size: int, tick: Tick, options: Mapping[str, Any]
 ) -> tuple[EvalResult, Tensor]:
-    """`n` samples as a grid, with how they were drawn; the samples themselves, uint8 (n, 3, H, W).
+    """Sample `n` images: a grid with the sampling settings, and the images, uint8 (n, 3, H, W).
 
     Args:
         method: on its device; one that generates.
-        n: how many.
-        seed: image i depends on (seed, i) alone.
-        batch_size: images at a time.
-        tick: told the progress.
-        options: of the method's `sample`, e.g. prior="mixture" or sampler="ddim".
+        n: number of images.
+        seed: random seed; image i depends on (seed, i) alone.
+        batch_size: in images.
+        tick: called with the images done and in total.
+        options: of `sample` of the method, e.g. prior="mixture" or sampler="ddim".
     """
     start = time.perf_counter()
     with counting_calls(method) as calls:
@@ -105,48 +105,52 @@ def sample(
     values: dict[str, Any] = {"images": n, "seed": seed, **_how(method, options)}
     values["seconds"] = round(seconds, 3)
     if calls[0]:
-        values["network_calls_an_image"] = calls[0] // len(list(chunks(n, batch_size)))
+        values["nfe"] = calls[0] // len(list(chunks(n, batch_size)))
     header = header_of(method, f"{n} samples, {_in_words(values)}")
-    return EvalResult(values, {"samples": figures.titled_grid(images, header)}), images
+    result = EvalResult(
+        values, {"samples": figures.titled_grid(images, header)}, name="sample", title="Samples",
+        headline=("prior", "sampler", "nfe", "sharpness", "train_sharpness"), units=UNITS,
+    )  # fmt: skip
+    return result, images
 
 
-def with_sharpness(outcome: EvalResult, images: Tensor, train_sharpness: float | None) -> EvalResult:
-    """The outcome with the images' mean sharpness, and a note where it is far from the training images'.
+def with_sharpness(result: EvalResult, images: Tensor, train_sharpness: float | None) -> EvalResult:
+    """Add the mean sharpness, and a note where it is far from that of the training images.
 
     Args:
-        outcome: of `sample`.
+        result: of `sample`.
         images: the samples, uint8 (N, 3, H, W).
-        train_sharpness: of what the run learnt from; None: not known, and nothing is compared.
+        train_sharpness: mean sharpness of the training images; None: unknown, no comparison.
     """
-    own = mean_sharpness(images)
+    mean = mean_sharpness(images)
     if train_sharpness is None:
-        return replace(outcome, values={**outcome.values, "sharpness": own})
-    values = {**outcome.values, "sharpness": own, SHARPNESS: train_sharpness}
-    note = _sharpness_note(own, train_sharpness, fast=outcome.values.get("sampler") in {"dpm++", "ddim"})
-    notes = outcome.notes if note is None or len(images) < ENOUGH else (*outcome.notes, note)
-    return replace(outcome, values=values, notes=notes)
+        return replace(result, values={**result.values, "sharpness": mean})
+    values = {**result.values, "sharpness": mean, SHARPNESS: train_sharpness}
+    note = _sharpness_note(mean, train_sharpness, fast=result.values.get("sampler") in {"dpm++", "ddim"})
+    notes = result.notes if note is None or len(images) < ENOUGH else (*result.notes, note)
+    return replace(result, values=values, notes=notes)
 
 
-def _sharpness_note(own: float, reference: float, *, fast: bool) -> str | None:
-    beside = f"the samples' sharpness is {own:,.0f}, that of the training images {reference:,.0f}"
-    if own > FACTOR * reference:
+def _sharpness_note(mean: float, reference: float, *, fast: bool) -> str | None:
+    beside = f"the samples' sharpness is {mean:,.0f}, that of the training images {reference:,.0f}"
+    if mean > FACTOR * reference:
         ways = "train longer, or try `--sampler ancestral` or more `--steps`" if fast else "train longer"
-        return f"{beside}: noise is left in them, as of a network that has learnt little; {ways}"
-    if own < reference / FACTOR:
+        return f"{beside}: noise is left in them, as from an undertrained network; {ways}"
+    if mean < reference / FACTOR:
         return f"{beside}: they are blurred; train longer, or take it as this method's limit"
     return None
 
 
 def _how(method: Method, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Which prior or sampler drew the images, the method's own default included, and what was asked for."""
+    """The sampling settings: the prior or sampler, also where it is the default, and the options."""
     parameters = inspect.signature(sampler_of(method, options)).parameters
     defaults = {name: parameters[name].default for name in ("prior", "sampler") if name in parameters}
     return {**defaults, **options}
 
 
 def _in_words(values: Mapping[str, Any]) -> str:
-    """How images were drawn: "ddim, 50 network calls per image, eta 0.5, seed 0"."""
-    calls = values.get("network_calls_an_image")
+    """The sampling settings as text: "ddim, 50 network calls per image, eta 0.5, seed 0"."""
+    calls = values.get("nfe")
     parts = [
         f"{values['prior']} prior" if "prior" in values else "",
         str(values.get("sampler", "")),
@@ -159,25 +163,25 @@ def _in_words(values: Mapping[str, Any]) -> str:
 
 @measuring()
 def trajectory(method: Method, *, seed: int, options: Mapping[str, Any]) -> EvalResult:
-    """The first images of `sample` on their way from noise, one a row.
+    """The denoising trajectories of the first images of `sample`, one per row.
 
     Raises:
         UserError: the method makes its images in one step.
     """
     sample = sampler_of(method, options)
-    if "keep" not in inspect.signature(sample).parameters:
-        raise UserError(f"a {method.config.method} makes its images in one step; --trajectory needs a ddpm")
-    kept: list[Tensor] = []
+    if "callback" not in inspect.signature(sample).parameters:
+        raise UserError(f"a {method.config.method} samples in one step; --trajectory needs a diffusion model")
+    states: list[Tensor] = []
     left: list[int] = []  # noising steps
 
-    def keep(t: int, x: Tensor) -> None:
-        kept.append(to_bytes(x).cpu())  # bytes: a thousand steps of eight images are 25 MB
+    def callback(t: int, x: Tensor) -> None:
+        states.append(to_bytes(x).cpu())  # bytes: a thousand steps of eight images are 25 MB
         left.append(t + 1)
 
-    sample(FOLLOWED, generators(seed, "sample", range(FOLLOWED)), **options, keep=keep)
-    places = torch.linspace(0, len(kept) - 1, min(SNAPSHOTS, len(kept))).round().int().tolist()
-    rows = torch.stack([kept[place] for place in places], 1).flatten(0, 1)
-    how = _in_words({**_how(method, options), "seed": seed, "network_calls_an_image": len(kept)})
+    sample(FOLLOWED, generators(seed, "sample", range(FOLLOWED)), **options, callback=callback)
+    indices = torch.linspace(0, len(states) - 1, min(SNAPSHOTS, len(states))).round().int().tolist()
+    rows = torch.stack([states[i] for i in indices], 1).flatten(0, 1)
+    how = _in_words({**_how(method, options), "seed": seed, "nfe": len(states)})
     header = header_of(method, f"{FOLLOWED} samples on their way from noise, {how}")
-    titles = [f"t' = {left[place]}" for place in places]
-    return EvalResult({}, {"trajectory": figures.titled_grid(rows, header, len(places), titles)})
+    titles = [f"t' = {left[i]}" for i in indices]
+    return EvalResult({}, {"trajectory": figures.titled_grid(rows, header, len(indices), titles)})

@@ -16,9 +16,7 @@ from torch import Tensor, nn
 
 from genssl.errors import FAILED_RUN, UserError
 from genssl.export.torchvision import RANGE
-from genssl.models.ddpm import DDPM
-from genssl.models.method import Method
-from genssl.models.vae import VAE
+from genssl.models.method import CanDenoise, CanInterpolate, HasLatents, Method
 from genssl.pixels import to_bytes, to_model
 from genssl.runtime import generator
 
@@ -43,13 +41,13 @@ class Features(nn.Module):
 class Posterior(nn.Module):
     """Images, uint8 (B, 3, H, W) -> mean and log variance of q(z|x), both (B, z_dim)."""
 
-    def __init__(self, vae: VAE) -> None:
+    def __init__(self, method: HasLatents) -> None:
         super().__init__()
-        self.vae = vae
+        self.method = method
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """As above."""
-        posterior = self.vae.encode(to_model(images))
+        posterior = self.method.encode(to_model(images))
         assert posterior.logvar is not None
         return posterior.mean, posterior.logvar
 
@@ -57,38 +55,38 @@ class Posterior(nn.Module):
 class Decoder(nn.Module):
     """Latents (B, z_dim) -> the mode of p(x|z) as uint8 and in the model's range, both (B, 3, H, W)."""
 
-    def __init__(self, vae: VAE) -> None:
+    def __init__(self, method: CanInterpolate) -> None:
         super().__init__()
-        self.decoder = vae.decoder
+        self.method = method
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """As above."""
-        mean = self.decoder(z)
+        mean = self.method.decode_path(z[None])[0]
         return to_bytes(mean), mean
 
 
 @dataclass(frozen=True)
 class Graph:
-    """What is exported.
+    """A graph to export.
 
     Attributes:
-        module: takes the inputs in their order.
+        module: takes the inputs in this order.
         inputs: by name, `CHECKED` random rows of each.
         outputs: their names.
-        about: what a user of the graph must know besides, for its metadata.
+        metadata: joins the metadata of the file, for the users of the graph.
     """
 
     module: nn.Module
     inputs: dict[str, Tensor]
     outputs: tuple[str, ...]
-    about: dict[str, str]
+    metadata: dict[str, str]
 
 
 def choose(method: Method, part: str | None) -> tuple[str, Graph]:
-    """The name and the graph of a part of the method; of the first one there is where none is named.
+    """The name and the graph of a network of the method; default: the first one.
 
     Raises:
-        UserError: the method has no such part.
+        UserError: the method has no such network.
     """
     known = graphs(method)
     name = part or next(iter(known))
@@ -98,33 +96,32 @@ def choose(method: Method, part: str | None) -> tuple[str, Graph]:
 
 
 def graphs(method: Method) -> dict[str, Graph]:
-    """What can be exported of a method, by name."""
+    """The networks of a method that can be exported, by name."""
     size, source = method.config.image_size, generator(0, "eval")
     shape = (CHECKED, 3, size, size)
     images = {"images": torch.randint(256, shape, generator=source, dtype=torch.uint8)}
-    match method:
-        case VAE(z_dim=z_dim):
-            z = {"z": torch.randn(CHECKED, z_dim, generator=source)}
-            return {
-                "decoder": Graph(Decoder(method), z, ("images", "mean"), {"mean": RANGE}),
-                "encoder": Graph(Posterior(method), images, ("mean", "logvar"), {}),
-            }
-        case DDPM(schedule=schedule):
-            t = torch.randint(schedule.timesteps, (CHECKED,), generator=source)
-            x = {"x": torch.randn(shape, generator=source), "t": t}
-            about = {
-                "x": f"noisy; clean is {RANGE}",
-                "alphas_cumprod": json.dumps(schedule.alphas_cumprod.tolist()),
-            }
-            return {"network": Graph(method.network, x, ("epsilon",), about)}
+    if isinstance(method, HasLatents) and isinstance(method, CanInterpolate):
+        z = {"z": method.sample_prior(CHECKED, source)}
+        return {
+            "decoder": Graph(Decoder(method), z, ("images", "mean"), {"mean": RANGE}),
+            "encoder": Graph(Posterior(method), images, ("mean", "logvar"), {}),
+        }
+    if isinstance(method, CanDenoise):
+        t = torch.randint(method.schedule.timesteps, (CHECKED,), generator=source)
+        x = {"x": torch.randn(shape, generator=source), "t": t}
+        metadata = {
+            "x": f"noisy; clean is {RANGE}",
+            "alphas_cumprod": json.dumps(method.schedule.alphas_cumprod.tolist()),
+        }
+        return {"network": Graph(method.network, x, ("epsilon",), metadata)}
     return {"encoder": Graph(Features(method), images, ("features",), {})}
 
 
 def require_packages() -> None:
-    """Refuse early where a package is missing.
+    """Check for the packages of the export.
 
     Raises:
-        UserError: says how to install it.
+        UserError: one of them is missing.
     """
     for name in PACKAGES:
         try:
@@ -156,7 +153,7 @@ def to_onnx(graph: Graph, metadata: Mapping[str, str]) -> bytes:
         )
     assert program is not None
     model = program.model_proto
-    for name, value in {**metadata, **graph.about}.items():
+    for name, value in {**metadata, **graph.metadata}.items():
         model.metadata_props.add(key=name, value=value)
     content: bytes = model.SerializeToString()
     return content
@@ -175,11 +172,11 @@ def check(content: bytes, graph: Graph) -> dict[str, Any]:
     runtime = importlib.import_module("onnxruntime")
     session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
     arrays = session.run(list(graph.outputs), {name: rows.numpy() for name, rows in graph.inputs.items()})
-    found = dict(zip(graph.outputs, map(torch.from_numpy, arrays), strict=True))
+    outputs = dict(zip(graph.outputs, map(torch.from_numpy, arrays), strict=True))
     with torch.inference_mode():
         expected = graph.module(*graph.inputs.values())
     expected = expected if isinstance(expected, tuple) else (expected,)
-    difference = max(_difference(a, b) for a, b in zip(found.values(), expected, strict=True))
+    difference = max(_difference(a, b) for a, b in zip(outputs.values(), expected, strict=True))
     if not difference <= TOLERANCE:
         raise UserError(
             f"the exported graph differs from the run by {difference:.2g}; try another version of torch",
@@ -187,15 +184,15 @@ def check(content: bytes, graph: Graph) -> dict[str, Any]:
         )
     return {
         "inputs": {name: _words(rows) for name, rows in graph.inputs.items()},
-        "outputs": {name: _words(rows) for name, rows in found.items()},
+        "outputs": {name: _words(rows) for name, rows in outputs.items()},
         "largest_difference": difference,
     }
 
 
-def _difference(found: Tensor, expected: Tensor) -> float:
+def _difference(output: Tensor, expected: Tensor) -> float:
     if not expected.is_floating_point():  # made of a float output, and rounding may carry it over an edge
         return 0.0
-    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1))
+    return float((output - expected).abs().max() / expected.abs().max().clamp(min=1))
 
 
 def _words(rows: Tensor) -> str:

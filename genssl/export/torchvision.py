@@ -4,8 +4,7 @@ from torch import Tensor
 
 from genssl.errors import UserError
 from genssl.models.method import Method
-from genssl.models.resnet import WIDTHS
-from genssl.models.siamese import Siamese
+from genssl.models.resnet import WIDTHS, Encoder
 
 RANGE = "x = (u + 0.5) / 128 - 1 of bytes u"  # what the networks see of an image
 LOAD_RESNET18 = """\
@@ -44,13 +43,14 @@ def torchvision_state(method: Method) -> dict[str, Tensor]:
     `conv1.weight` is (width, 3, 3, 3): the stem is one for small images (`genssl.models.resnet`).
 
     Raises:
-        UserError: the method is not self-supervised, so that it has no such encoder.
+        UserError: the method has no ResNet encoder.
     """
-    if not isinstance(method, Siamese):
+    encoder = getattr(method, "encoder", None)
+    if not isinstance(encoder, Encoder):
         raise UserError(
             f"torchvision has no network of a {method.config.method}'s kind; export it with --format onnx"
         )
-    state: dict[str, Tensor] = method.encoder.state_dict()
+    state: dict[str, Tensor] = encoder.state_dict()
     return state
 
 
@@ -62,7 +62,7 @@ def torchvision_code(state: dict[str, Tensor], file: str) -> str:
 
 
 def torchvision_interface(state: dict[str, Tensor]) -> dict[str, dict[str, str]]:
-    """What the loaded `model` takes and gives, in words."""
+    """The inputs and outputs of the loaded `model`, as text."""
     features = len(state["layer4.1.bn2.weight"])
     return {
         "inputs": {"images": f"float32 (N, 3, H, W), {RANGE}"},

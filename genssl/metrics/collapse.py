@@ -31,10 +31,10 @@ def output_std(z: Tensor) -> float:
 
 
 def rankme(z: Tensor) -> float:
-    """The effective rank of the rows: exp of the entropy of the normalised singular values.
+    """The effective rank of the rows: exp of the entropy of the normalized singular values.
 
     RankMe (Garrido et al. 2023, equation 1): p_k = s_k / sum(s) + 1e-7, exp(-sum p_k log p_k). The rows
-    are neither centred nor scaled, as there. A constant output has 1, an isotropic one nearly
+    are neither centered nor scaled, as there. A constant output has 1, an isotropic one nearly
     min(N, d).
 
     Args:

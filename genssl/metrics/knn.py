@@ -29,7 +29,7 @@ def knn_predict(
         bank_labels: int64 (N,), in [0, num_classes).
         queries: features (Q, D).
         num_classes: C.
-        k: neighbours that vote.
+        k: neighbors that vote.
         temperature: the smaller, the more the nearest count.
 
     Returns:

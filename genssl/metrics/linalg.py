@@ -33,7 +33,7 @@ def principal_components(features: Tensor, count: int = 2) -> tuple[Tensor, Tens
         count: how many components; where D is less, the others are zero.
 
     Returns:
-        Projections (N, count) float32 of the centred features, and the share of the total variance along
+        Projections (N, count) float32 of the centered features, and the share of the total variance along
         each component, (count,) float64, largest first; zeros where nothing varies. Both on the CPU.
     """
     mean, covariance = mean_and_covariance(features)

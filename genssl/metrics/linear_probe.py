@@ -46,7 +46,7 @@ class ProbeResult:
         train_loss: mean cross-entropy, nats.
         test_loss: likewise.
         predicted: the class of each test feature after the last epoch, int64 (M,).
-        scale: what all features were divided by, once centred.
+        scale: what all features were divided by, once centered.
     """
 
     train_accuracy: list[float]
@@ -83,22 +83,22 @@ def linear_probe(
         test: features (M, D).
         test_labels: int64 (M,).
         classes: C.
-        settings: of the optimiser; those of the protocol when None.
+        settings: of the optimizer; those of the protocol when None.
         seed: of the order in which train features are seen.
         tick: told how many epochs are done.
     """
     settings = settings or ProbeSettings()
     # Scaled by the statistics of the train features alone: those of the test features are not to be known
     features = train if isinstance(train, Tensor) else train(0)
-    centre, scale = _standard(features)
-    inputs, test_inputs = _inputs(features, centre, scale), _inputs(test, centre, scale)
+    center, scale = _standard(features)
+    inputs, test_inputs = _inputs(features, center, scale), _inputs(test, center, scale)
     targets = F.one_hot(train_labels, classes).float()
     weights = inputs.new_zeros(inputs.shape[1], classes)
     velocity = torch.zeros_like(weights)
     scores = []
     for epoch in range(settings.epochs):
         if epoch and not isinstance(train, Tensor):
-            inputs = _inputs(train(epoch), centre, scale)
+            inputs = _inputs(train(epoch), center, scale)
         places = epoch_permutation(seed, epoch, len(inputs), inputs.device)
         _fit(weights, velocity, inputs[places], targets[places], epoch, settings)
         scores.append(_score(weights, inputs, train_labels) + _score(weights, test_inputs, test_labels))
@@ -119,9 +119,9 @@ def _standard(features: Tensor) -> tuple[Tensor, float]:
     return mean.float().to(features.device), math.sqrt(leading / STEEPEST)
 
 
-def _inputs(features: Tensor, centre: Tensor, scale: float) -> Tensor:
-    """Features (N, D) to (N, D + 1): centred, scaled, and a constant column for the bias."""
-    return F.pad((features.float() - centre) / scale, (0, 1), value=math.sqrt(STEEPEST))
+def _inputs(features: Tensor, center: Tensor, scale: float) -> Tensor:
+    """Features (N, D) to (N, D + 1): centered, scaled, and a constant column for the bias."""
+    return F.pad((features.float() - center) / scale, (0, 1), value=math.sqrt(STEEPEST))
 
 
 def _fit(
@@ -132,13 +132,13 @@ def _fit(
     Its gradient is x^T (softmax(x W) - y) / B.
     """
     batches = list(chunks(len(inputs), settings.batch_size))
-    for place, rows in enumerate(batches):
+    for i, rows in enumerate(batches):
         # The gradient of softmax cross-entropy in closed form: no autograd for a single matrix
         x = inputs[rows]
         error = torch.softmax(x @ weights, 1).sub_(targets[rows])
         gradient = (x.T @ error).div_(len(x)).add_(weights, alpha=settings.weight_decay)
         velocity.mul_(settings.momentum).add_(gradient)
-        weights.sub_(velocity, alpha=_rate(settings, epoch + place / len(batches)))
+        weights.sub_(velocity, alpha=_rate(settings, epoch + i / len(batches)))
 
 
 def _rate(settings: ProbeSettings, epoch: float) -> float:

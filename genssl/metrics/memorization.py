@@ -15,18 +15,18 @@ class NearestTraining:
     Attributes:
         index: which one, int64 (M,).
         distance: from the sample to it, (M,).
-        neighbour: which other training image is nearest to that one, int64 (M,).
+        neighbor: which other training image is nearest to that one, int64 (M,).
         spacing: the distance between those two, (M,).
     """
 
     index: Tensor
     distance: Tensor
-    neighbour: Tensor
+    neighbor: Tensor
     spacing: Tensor
 
     @property
     def authentic(self) -> Tensor:
-        """Which samples are farther from their training image than its nearest neighbour is: bool (M,)."""
+        """Which samples are farther from their training image than its nearest neighbor is: bool (M,)."""
         return self.distance > self.spacing
 
     @property
@@ -36,7 +36,7 @@ class NearestTraining:
 
 
 def find_nearest_training(train: Tensor, samples: Tensor) -> NearestTraining:
-    """The nearest training image (N, D) of each sample (M, D), and that one's own nearest neighbour.
+    """The nearest training image (N, D) of each sample (M, D), and that one's own nearest neighbor.
 
     Found in float32; the distances are those of the differences, so that a copy is at 0.
 

@@ -1,4 +1,4 @@
-"""How much of an image comes back after noising and denoising, and the noise level where it is lost."""
+"""Reconstruction error, instance retrieval (top-1), and the noise level at which half of it is lost."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ INTERVAL = (0.025, 0.975)
 
 
 def mean_squared_error(x: Tensor, y: Tensor) -> Tensor:
-    """Of each image (B, ...) from its partner, the mean over dimensions: (B,) float64."""
+    """Mean over the dimensions of each pair of images (B, ...): (B,) float64."""
     return (x.double() - y.double()).square().flatten(1).mean(1)
 
 
@@ -26,28 +26,28 @@ def psnr(mse: Tensor) -> Tensor:
     return 10 * torch.log10(PEAK**2 / mse.clamp(min=PEAK**2 * 1e-12))
 
 
-def is_top1_match(candidates: Tensor, restored: Tensor, own: Tensor) -> Tensor:
-    """Whether no candidate is nearer to an image than its own original is: (B,) bool.
+def is_top1_match(candidates: Tensor, restored: Tensor, index: Tensor) -> Tensor:
+    """Whether the nearest candidate of a reconstruction is its original (instance retrieval): (B,) bool.
 
-    Copies of an original among the candidates are as near as it is, and do no harm.
+    Ties count as matches: a duplicate of the original among the candidates is at the same distance.
 
     Args:
         candidates: (N, D), the originals among them; of any real type.
-        restored: (B, D).
-        own: which candidate each one's original is, (B,) int64.
+        restored: the reconstructions, (B, D).
+        index: row of the original of each among the candidates, (B,) int64.
     """
-    found, _ = nearest(candidates, restored)
-    return distances(candidates, restored, own) <= found * SAME
+    smallest, _ = nearest(candidates, restored)
+    return distances(candidates, restored, index) <= smallest * SAME
 
 
 @dataclass(frozen=True)
 class Crossing:
-    """The level t* at which half of the queries are lost, with a bootstrap interval over queries.
+    """The noise level t* at which top-1 accuracy falls to one half, with a bootstrap interval over queries.
 
     Attributes:
-        level: t*; None: not reached.
+        level: t*; None: the accuracy stays above one half.
         low, high: the 2.5 and 97.5 percentiles of the resamples; None: beyond the last level.
-        not_reached: share of the resamples in which it is not reached.
+        not_reached: fraction of the resamples without a crossing.
     """
 
     level: float | None
@@ -56,36 +56,36 @@ class Crossing:
     not_reached: float
 
 
-def half_crossing(levels: Sequence[int], kept: Tensor, resamples: int = 1000, seed: int = 0) -> Crossing:
-    """Where the share of queries that are kept falls to one half.
+def half_crossing(levels: Sequence[int], matched: Tensor, resamples: int = 1000, seed: int = 0) -> Crossing:
+    """Where the fraction of matched queries falls to one half.
 
     Args:
-        levels: L noise levels above 0, rising.
-        kept: (L, Q) bool.
-        resamples: of the queries, with replacement; a query is drawn with all its levels.
-        seed: of the resamples.
+        levels: L noise levels above 0, increasing.
+        matched: (L, Q) bool.
+        resamples: number of bootstrap samples; a query is drawn with all its levels.
+        seed: random seed of the bootstrap.
 
     Raises:
-        ValueError: the levels do not rise from above 0, or `kept` is not (L, Q).
+        ValueError: the levels do not rise from above 0, or `matched` is not (L, Q).
     """
-    if kept.ndim != 2 or len(levels) != len(kept) or 0 in kept.shape:
-        raise ValueError(f"kept must be ({len(levels)}, queries), not {list(kept.shape)}")
+    if matched.ndim != 2 or len(levels) != len(matched) or 0 in matched.shape:
+        raise ValueError(f"matched must be ({len(levels)}, queries), not {list(matched.shape)}")
     if any(a >= b for a, b in zip([0, *levels], levels, strict=False)):
         raise ValueError(f"levels must rise from above 0, not {list(levels)}")
-    kept = kept.double().cpu()
-    queries = kept.shape[1]
+    matched = matched.double().cpu()
+    queries = matched.shape[1]
     drawn = torch.randint(queries, (resamples, queries), generator=generator(seed, "eval", resamples))
     times = torch.zeros(resamples, queries).scatter_add_(1, drawn, torch.ones(resamples, queries))
-    found = crossings(levels, times.double() @ kept.T / queries)
-    low, high = (_quantile(found, share) for share in INTERVAL)
-    level = _finite(float(crossings(levels, kept.mean(1)[None])))
-    return Crossing(level, low, high, float(found.isinf().double().mean()))
+    resampled = crossings(levels, times.double() @ matched.T / queries)
+    low, high = (_quantile(resampled, share) for share in INTERVAL)
+    level = _finite(float(crossings(levels, matched.mean(1)[None])))
+    return Crossing(level, low, high, float(resampled.isinf().double().mean()))
 
 
 def crossings(levels: Sequence[int], shares: Tensor) -> Tensor:
-    """The first level at which a share is one half or less, linearly interpolated; inf where none is.
+    """The first level at which a fraction is one half or less, linearly interpolated; inf where none is.
 
-    Without noise everything is kept: the curve starts at (0, 1).
+    Without noise every query is matched: the curve starts at (0, 1).
 
     Args:
         levels: L, rising from above 0.
@@ -106,9 +106,9 @@ def crossings(levels: Sequence[int], shares: Tensor) -> Tensor:
     return torch.where(is_lost.any(1), crossings, torch.inf)
 
 
-def _quantile(found: Tensor, share: float) -> float | None:
+def _quantile(resampled: Tensor, share: float) -> float | None:
     # The value of a resample, not between two: one of them may be infinite
-    return _finite(float(found.quantile(share, interpolation="nearest")))
+    return _finite(float(resampled.quantile(share, interpolation="nearest")))
 
 
 def _finite(value: float) -> float | None:

@@ -13,7 +13,7 @@ ROWS = 1024  # images, or rows of distances, at once
 def sharpness(images: Tensor) -> Tensor:
     """The variance of the Laplacian of each image in gray: blurred images have little.
 
-    Pech-Pacheco et al. 2000. Four neighbours, inner pixels only, on the scale of 0..255. Noise is sharp,
+    Pech-Pacheco et al. 2000. Four neighbors, inner pixels only, on the scale of 0..255. Noise is sharp,
     too, so that a number above that of real images is no merit.
 
     Args:

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from genssl.config import DDPMConfig
 from genssl.models.diffusion import (
-    Keep,
     Loss,
     NoiseSchedule,
+    StepCallback,
     Variance,
     cosine_schedule,
     extract,
@@ -131,7 +131,7 @@ class DDPM(Method):
         eta: float = 0.0,
         variance: Variance = "posterior",
         clip: bool = True,
-        keep: Keep | None = None,
+        callback: StepCallback | None = None,
     ) -> Tensor:
         """Images (n, C, H, W) from noise; with one generator an image, image i depends on its own alone.
 
@@ -139,7 +139,7 @@ class DDPM(Method):
         """
         x = normal((n, *self.shape), generator, self.device)
         return self.denoise(
-            x, None, generator, sampler, steps, eta=eta, variance=variance, clip=clip, keep=keep
+            x, None, generator, sampler, steps, eta=eta, variance=variance, clip=clip, callback=callback
         )
 
     def denoise(
@@ -153,7 +153,7 @@ class DDPM(Method):
         eta: float = 0.0,
         variance: Variance = "posterior",
         clip: bool = True,
-        keep: Keep | None = None,
+        callback: StepCallback | None = None,
     ) -> Tensor:
         """Clean images from noisy ones.
 
@@ -166,7 +166,7 @@ class DDPM(Method):
             eta: of "ddim".
             variance: of "ancestral".
             clip: keep the predicted images in [-1, 1] on the way.
-            keep: told (time, x) after each step.
+            callback: called with (time, x) after each step.
 
         Raises:
             ValueError: an unknown sampler, or steps or t_start that do not fit the schedule.
@@ -178,7 +178,7 @@ class DDPM(Method):
         def noise(_: int) -> Tensor:
             return normal(x.shape, generator, x.device)
 
-        common: dict[str, Any] = {"clip": clip, "keep": keep}
+        common: dict[str, Any] = {"clip": clip, "callback": callback}
         match sampler:
             case "dpm++":
                 return dpm_solver_pp(self.network, self.schedule, x, steps, t_start, **common)

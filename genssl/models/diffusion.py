@@ -17,7 +17,8 @@ from genssl.runtime import Randomness, uniform
 
 NoisePredictor = Callable[[Tensor, Tensor], Tensor]
 Noise = Callable[[int], Tensor]  # standard normal noise for the step that leaves time t, shape of x
-Keep = Callable[[int, Tensor], None]  # told each state of a sampler: the time it is at (-1: clean), and x
+# Called after each step of a sampler with the time (-1: the clean image) and x
+StepCallback = Callable[[int, Tensor], None]
 Loss = Literal["smooth_l1", "mse"]
 Variance = Literal["posterior", "large"]
 
@@ -190,7 +191,7 @@ def p_sample_loop(
     *,
     variance: Variance = "posterior",
     clip: bool = False,
-    keep: Keep | None = None,
+    callback: StepCallback | None = None,
 ) -> Tensor:
     """Every reverse step from `t_start` to 0 (algorithm 2), t_start + 1 network calls.
 
@@ -199,7 +200,7 @@ def p_sample_loop(
         x: (B, ...) at time t_start.
         noise: t -> standard normal (B, ...); not asked at t = 0, where the mode is taken.
         t_start: T - 1 when not given.
-        keep: told (t - 1, x_{t-1}) after each step; t - 1 = -1 is the clean image.
+        callback: called with (t - 1, x_{t-1}) after each step; t - 1 = -1 is the clean image.
 
     Raises:
         ValueError: t_start is not in [0, T).
@@ -208,8 +209,8 @@ def p_sample_loop(
         times = torch.full((len(x),), t, device=x.device)
         z = noise(t) if t > 0 else torch.zeros_like(x)
         x = p_sample(model, schedule, x, times, z, variance=variance, clip=clip)
-        if keep is not None:
-            keep(t - 1, x)
+        if callback is not None:
+            callback(t - 1, x)
     return x
 
 

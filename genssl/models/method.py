@@ -10,7 +10,7 @@ from genssl.config import Config
 from genssl.runtime import Randomness
 
 if TYPE_CHECKING:
-    from genssl.models.diffusion import Keep, NoiseSchedule
+    from genssl.models.diffusion import NoiseSchedule, StepCallback
     from genssl.models.gaussian import DiagonalGaussianDistribution
 
 
@@ -130,7 +130,7 @@ class CanDenoise(Protocol):
         sampler: Any = "dpm++",
         steps: int | None = None,
         *,
-        keep: "Keep | None" = None,
+        callback: "StepCallback | None" = None,
     ) -> Tensor:
         """x (B, 3, H, W) at the zero-based time t_start -> clean images."""
         ...

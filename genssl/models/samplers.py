@@ -2,8 +2,8 @@
 
 All take (model, schedule, x, steps) first. They visit `steps` of the schedule's times, one network call
 each, from `t_start` (T - 1 when not given) to the clean image; x is (B, ...) at time t_start. `clip` keeps
-every predicted x_0 in [-1, 1]. `keep` is told (time, x) after each step, time -1 for the clean image;
-nothing is kept otherwise. All raise ValueError when the steps or t_start do not fit the schedule.
+every predicted x_0 in [-1, 1]. `callback` is called with (time, x) after each step, time -1 for the clean
+image. All raise ValueError when the steps or t_start do not fit the schedule.
 """
 
 import math
@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from genssl.models.diffusion import Keep, Noise, NoisePredictor, NoiseSchedule, Variance, check_start
+from genssl.models.diffusion import Noise, NoisePredictor, NoiseSchedule, StepCallback, Variance, check_start
 
 CLEAN = -1  # the time of the clean image, one before t = 0
 
@@ -62,12 +62,12 @@ def ddim(
     eta: float = 0.0,
     *,
     clip: bool = False,
-    keep: Keep | None = None,
+    callback: StepCallback | None = None,
 ) -> Tensor:
     """Song et al. 2021 (DDIM), equation 12: deterministic with eta = 0, ancestral with eta = 1.
 
     Args:
-        model, schedule, x, steps, t_start, clip, keep: see the module.
+        model, schedule, x, steps, t_start, clip, callback: see the module.
         noise: t -> standard normal (B, ...), needed when eta > 0; not asked for the last step.
         eta: the standard deviation of the noise that a step adds, as a share of the posterior's.
     """
@@ -82,7 +82,7 @@ def ddim(
         x = level_next.alpha * x_start + math.sqrt(max(level_next.variance - sigma_added**2, 0.0)) * epsilon
         if noise is not None and sigma_added > 0:
             x = x + sigma_added * noise(level.t)
-        _report(keep, level_next, x)
+        _report(callback, level_next, x)
     return x
 
 
@@ -93,7 +93,7 @@ def ddim_invert(
     steps: int,
     t_end: int | None = None,
     *,
-    keep: Keep | None = None,
+    callback: StepCallback | None = None,
 ) -> Tensor:
     """Run `ddim` (eta = 0) backwards: the noise that it would make the clean images x (B, ...) from.
 
@@ -101,7 +101,7 @@ def ddim_invert(
     other up to an error that falls in proportion to 1 / steps.
 
     Args:
-        model, schedule, x, steps, keep: see the module.
+        model, schedule, x, steps, callback: see the module.
         t_end: the time to reach, T - 1 when not given.
     """
     levels = list(_levels(schedule, quadratic_times(check_start(schedule, t_end), steps)))[::-1]
@@ -109,7 +109,7 @@ def ddim_invert(
         # The network was trained on t >= 0: at the clean image it is asked at t = 0
         epsilon = model(x, _times(x, max(level.t, 0)))
         x = level_next.alpha * (x - level.sigma * epsilon) / level.alpha + level_next.sigma * epsilon
-        _report(keep, level_next, x)
+        _report(callback, level_next, x)
     return x
 
 
@@ -123,12 +123,12 @@ def ancestral(
     variance: Variance = "posterior",
     *,
     clip: bool = False,
-    keep: Keep | None = None,
+    callback: StepCallback | None = None,
 ) -> Tensor:
     """Ho et al. 2020, algorithm 2; with fewer steps than times, on the process that visits only those.
 
     Args:
-        model, schedule, x, steps, t_start, clip, keep: see the module.
+        model, schedule, x, steps, t_start, clip, callback: see the module.
         noise: t -> standard normal (B, ...); not asked for the last step, which takes the mode.
         variance: of a step: "posterior", or "large", all the variance that the forward step added.
     """
@@ -142,7 +142,7 @@ def ancestral(
             large = variance == "large"
             added = forward_variance(level, level_next) if large else posterior_variance(level, level_next)
             x = x + math.sqrt(added) * noise(level.t)
-        _report(keep, level_next, x)
+        _report(callback, level_next, x)
     return x
 
 
@@ -154,7 +154,7 @@ def dpm_solver_pp(
     t_start: int | None = None,
     *,
     clip: bool = False,
-    keep: Keep | None = None,
+    callback: StepCallback | None = None,
 ) -> Tensor:
     """DPM-Solver++(2M), Lu et al. 2022, algorithm 2: second order, multistep, deterministic.
 
@@ -176,7 +176,7 @@ def dpm_solver_pp(
         sigma_ratio = level_next.sigma / level.sigma
         x = sigma_ratio * x + (level_next.alpha - sigma_ratio * level.alpha) * target
         level_prev, x_start_prev = level, x_start
-        _report(keep, level_next, x)
+        _report(callback, level_next, x)
     return x
 
 
@@ -254,6 +254,6 @@ def _predict(model: NoisePredictor, x: Tensor, level: Level, clip: bool) -> tupl
     return x_start, epsilon
 
 
-def _report(keep: Keep | None, level: Level, x: Tensor) -> None:
-    if keep is not None:
-        keep(level.t, x)
+def _report(callback: StepCallback | None, level: Level, x: Tensor) -> None:
+    if callback is not None:
+        callback(level.t, x)

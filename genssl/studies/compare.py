@@ -144,7 +144,7 @@ def draw_grids(result: Mapping[str, Quality]) -> Image.Image:
 
 
 def _how_drawn(sampling: Mapping[str, Any]) -> str:
-    calls = sampling.get("network_calls_an_image")
+    calls = sampling.get("nfe")
     parts = [sampling.get("sampler"), f"{calls} network calls" if calls else None]
     prior = f"{sampling['prior']} prior" if "prior" in sampling else None
     return ", ".join(part for part in (prior, *parts) if part)

@@ -56,11 +56,11 @@ def _steps(minutes: float, seed: int) -> Iterator[Step]:
     yield _step("draw samples of a DDPM", "ddpm", "sample")
     sweep = ("--sweep", "16:256:80", "--queries", "32")
     yield _step("noise images and come back", "ddpm", "reconstruct", *sweep)
-    yield _step("interpolate through noise", "ddpm", "interpolate", "--calls", "20")
+    yield _step("interpolate through noise", "ddpm", "interpolate", "--nfe", "20")
     yield _step("look for neighbours", "simsiam", "knn-eval", *NEIGHBOURS)
     yield _step("fit a linear layer", "simsiam", "linear-eval", *NEIGHBOURS)
     for method in ("vae", "ddpm"):
-        yield _step(f"measure the {method}'s samples", method, "fidelity", *SAMPLES, "--no-originals")
+        yield _step(f"measure the {method}'s samples", method, "fidelity", *SAMPLES, "--no-memorization")
 
 
 def _step(title: str, method: str, command: str, *options: str) -> Step:

@@ -160,6 +160,6 @@ def _explained(codes: dict[int, int], count: int, arguments: Sequence[str]) -> U
     if killed:
         rank, code = min(killed.items(), key=lambda item: (item[1] == -signal.SIGTERM, item[0]))
         cause = f"process {rank} of {count} was killed ({signal.Signals(-code).name})"
-    continues = any(word.startswith(("--go-on", "--resume")) for word in arguments)
-    again = "the same command" if continues else "the same command with --go-on"
+    continues = any(word.startswith(("--auto-resume", "--resume")) for word in arguments)
+    again = "the same command" if continues else "the same command with --auto-resume"
     return UserError(f"{cause}; {again} continues the run", FAILED_RUN)

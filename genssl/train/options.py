@@ -27,7 +27,7 @@ class Options:
         resident_limit: GiB up to which the train split is held on the device; larger ones are streamed from
             the cache. Half of the free memory when None.
         tensorboard: write events for TensorBoard, too.
-        go_on: continue the run of these settings if there is one.
+        auto_resume: continue the run of these settings if there is one.
     """
 
     device: str = "auto"
@@ -39,7 +39,7 @@ class Options:
     arm: bool = False
     resident_limit: float | None = None
     tensorboard: bool = False
-    go_on: bool = False
+    auto_resume: bool = False
 
 
 def continuing(folder: Path, options: Options) -> str:

@@ -66,9 +66,9 @@ def _start(config: Config, options: Options, device: torch.device, listener: Lis
 
 
 def _begun(config: Config, options: Options) -> Path | None:
-    """The run to continue (`go_on`, or a restart), the same in every process; None: start a new one."""
+    """The run to continue (`auto_resume`, or a restart), the same in every process; None: start a new one."""
     path = None
-    if distributed.is_main_process() and (options.go_on or restart_count() > 0):
+    if distributed.is_main_process() and (options.auto_resume or restart_count() > 0):
         path = runs.begun(config, options.tag, options.out, arm=options.arm)
     text = distributed.broadcast(str(path or ""))
     return Path(text) if text else None
@@ -80,7 +80,7 @@ def _mention_unfinished(config: Config, options: Options, listener: Listener) ->
         return
     begun = runs.begun(config, options.tag, arm=options.arm)
     if begun is not None and not is_complete(begun, config.epochs):
-        ways = f"`genssl train --resume {begun}`, or this command with --go-on, continues it"
+        ways = f"`genssl train --resume {begun}`, or this command with --auto-resume, continues it"
         listener(Note(f"{begun} is an unfinished run of these settings; {ways}. Starting a new run"))
 
 

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import genssl
 from genssl import checkpoint, files, paths, run_info
+from genssl.cli import Program, app
 from genssl.data.load import load
 from genssl.eval import importance_ll as evaluation
 from genssl.metrics.sharpness import mean_sharpness
@@ -33,6 +35,39 @@ def test_version_and_help() -> None:
     assert call("--version").stdout.strip() == f"genssl {genssl.__version__}"
     for words in (["-h"], ["train", "-h"], ["sample", "--help"], ["runs", "-h"], ["data", "-h"]):
         assert call(*words).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "old", "new"),
+    [
+        (("features", "RUN"), ("--part", "train"), ("--split", "train")),
+        (("features", "RUN"), ("--part=train",), ("--split=train",)),
+        (("fidelity", "RUN"), ("--no-originals",), ("--no-memorization",)),
+        (("knn-eval", "RUN"), ("--floors",), ("--baselines",)),
+        (("interpolate", "RUN"), ("--way", "noise", "--calls", "9"), ("--method", "noise", "--nfe", "9")),
+        (("train", "vae"), ("--go-on",), ("--auto-resume",)),
+    ],
+)
+def test_old_option_names_still_work(
+    command: tuple[str, ...], old: tuple[str, ...], new: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = typer.main.get_group(app)
+    assert isinstance(root, Program)
+    assert root.rename([*command, *old]) == [*command, *new]
+    assert f"{old[0].split('=')[0]} is deprecated; use {new[0].split('=')[0]}" in capsys.readouterr().err
+    assert root.rename([*command, *new]) == [*command, *new]
+    assert capsys.readouterr().err == ""
+    shown = call(command[0], "-h").stdout.split()
+    assert new[0].split("=")[0] in shown
+    assert old[0].split("=")[0] not in shown
+
+
+def test_the_part_of_an_export_is_no_split(capsys: pytest.CaptureFixture[str]) -> None:
+    root = typer.main.get_group(app)
+    assert isinstance(root, Program)
+    words = ["export", "RUN", "--format", "onnx", "--part", "encoder"]
+    assert root.rename(words) == words
+    assert root.rename(["data", "export", "x", "--part", "train"])[-2] == "--split"
 
 
 def test_train_prints_its_numbers_and_leaves_its_folder(vae_run: Path) -> None:
@@ -124,7 +159,7 @@ def test_interpolate(vae_run: Path, path: str, between: str, tmp_path: Path) -> 
 def test_latent_profile(vae_run: Path) -> None:
     found = json_of("latent-profile", vae_run)
     assert (found["images"], found["z_dim"]) == (120, 6)
-    assert len(found["most_telling_dimensions"]) == 5  # type: ignore[arg-type]
+    assert len(found["most_discriminative_dims"]) == 5  # type: ignore[arg-type]
     assert (vae_run / "eval" / "latent-profile.png").exists()
 
 
@@ -223,7 +258,7 @@ def test_a_run_that_time_stopped_is_called_so_everywhere(
     assert "epoch 1.6 of 40, stopped by time" in sampled.stderr
     again = call("train", "vae", *small)
     assert f"{tmp_path / 'runs' / 'vae-digits'} is an unfinished run of these settings" in again.output
-    assert "--go-on" in again.output
+    assert "--auto-resume" in again.output
     assert (tmp_path / "runs" / "vae-digits-2").is_dir()
     other = call("train", "vae", *small, "--seed", 1)
     assert "unfinished" not in other.output
@@ -319,7 +354,7 @@ def test_a_damaged_checkpoint_is_one_line(vae_run: Path, tmp_path: Path, fault: 
         (["sample", "RUN", "--steps", 5], "has no --steps"),
         (["sample", "RUN", "--trajectory"], "in one step"),
         (["reconstruct", "RUN", "--t-prime", 5], "are for a diffusion model"),
-        (["interpolate", "RUN", "--way", "ddim"], "--way is not for a vae"),
+        (["interpolate", "RUN", "--method", "ddim"], "--method is not for a vae"),
         (["bits-per-dim", "RUN"], "needs a ddpm"),
         (["sample", "nothing"], "no run 'nothing'"),
         (["sample", "RUN", "-n", 0], "'-n'"),

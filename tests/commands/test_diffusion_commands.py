@@ -36,7 +36,7 @@ def test_sample_says_how_many_calls_it_took(ddpm_run: Path, tmp_path: Path, samp
     found = json_of(
         "sample", ddpm_run, "-n", 4, "--sampler", sampler, "--steps", 5, "--out", tmp_path / "g.png"
     )
-    assert (found["sampler"], found["network_calls_an_image"]) == (sampler, 5)
+    assert (found["sampler"], found["nfe"]) == (sampler, 5)
     native_grid(Image.open(tmp_path / "g.png"), 2, 2, 16)
 
 
@@ -75,11 +75,11 @@ def test_a_sweep_finds_t_star_or_says_that_it_did_not(ddpm_run: Path, tmp_path: 
     assert (tmp_path / "s.png").exists()
 
 
-@pytest.mark.parametrize("way", ["ddim", "noise"])
-def test_interpolate_through_noise(ddpm_run: Path, tmp_path: Path, way: str) -> None:
-    chosen = ["--way", way, "--rows", 2, "--steps", 4, "--calls", 5]
+@pytest.mark.parametrize("method", ["ddim", "noise"])
+def test_interpolate_through_noise(ddpm_run: Path, tmp_path: Path, method: str) -> None:
+    chosen = ["--method", method, "--rows", 2, "--steps", 4, "--nfe", 5]
     found = json_of("interpolate", ddpm_run, *chosen, "--out", tmp_path / "i.png")
-    assert (found["way"], found["rows"], found["steps"]) == (way, 2, 4)
+    assert (found["way"], found["rows"], found["steps"]) == (method, 2, 4)
 
 
 def test_bits_per_dim(ddpm_run: Path, tmp_path: Path) -> None:

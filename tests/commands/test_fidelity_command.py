@@ -69,12 +69,12 @@ def test_what_a_person_sees(vae_run: Path) -> None:
 
 def test_options_reach_the_sampler_and_the_measures(vae_run: Path, tmp_path: Path) -> None:
     chosen = ["--features", "pixels", *FEW]
-    found = json_of("fidelity", vae_run, *chosen, "--no-originals", "--part", "train")
+    found = json_of("fidelity", vae_run, *chosen, "--no-memorization", "--split", "train")
     assert (found["part"], found["dimensions"], found["neighbours"], found["resampled_halves"]) == (
         "train", 3 * 32**2, 3, 3,
     )  # fmt: skip
     assert "authenticity" not in rows_of(found)
-    file = vae_run / "eval" / "fidelity-features-pixels-k3-n20-no-originals-train-resamples3.json"
+    file = vae_run / "eval" / "fidelity-features-pixels-k3-no-memorization-n20-resamples3-train.json"
     assert json.loads(file.read_text()) == found
     assert not file.with_suffix(".png").exists()  # it shows the training images
     mixture = json_of("fidelity", vae_run, *chosen, "--prior", "mixture")
@@ -119,13 +119,13 @@ def test_a_folder_stays_nothing_but_samples(samples: Path, digits: Path) -> None
         (["ENCODER"], "does not generate images"),
         (["RUN", "--features", "nothing"], "no run 'nothing'"),
         (["RUN", "--features", "SMALL"], "takes images of 16 pixels, and these have 32"),
-        (["RUN", "-n", 8], "5 neighbours need 12 samples or more, and there are 8"),
+        (["RUN", "-n", 8], "5 neighbors need 12 samples or more, and there are 8"),
         (["SAMPLES", "--data", "DIGITS", "--features", "pixels", "--out", "x/y"], "has no suffix"),
-        (["RUN", "--no-originals", "--out", "f.png"], "leaves nothing to draw"),
+        (["RUN", "--no-memorization", "--out", "f.png"], "leaves nothing to draw"),
         (["RUN", "-k", 0], "greater than or equal to 1"),
         (["RUN", "-n", 0], "-n"),
         (["RUN", "--resamples", -1], "--resamples"),
-        (["RUN", "--part", "both"], "--part"),
+        (["RUN", "--split", "both"], "--split"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(

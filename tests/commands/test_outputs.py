@@ -144,10 +144,10 @@ def test_leftovers_of_a_folder_go(digits: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_further_picture_takes_a_number(run: Path) -> None:
-    Path("k-neighbours.png").write_bytes(OURS)
+    Path("k-neighbors.png").write_bytes(OURS)
     assert call("knn-eval", run, "-k", 5, "--out", "k.png").exit_code == 0
-    assert Path("k-neighbours.png").read_bytes() == OURS
-    assert Path("k-neighbours-2.png").exists()
+    assert Path("k-neighbors.png").read_bytes() == OURS
+    assert Path("k-neighbors-2.png").exists()
 
 
 def test_usual_names_in_the_current_folder_take_numbers(run: Path, digits: Path) -> None:
@@ -190,11 +190,11 @@ def test_options_that_matter_are_in_the_name(run: Path) -> None:
         ("reconstruct", {"sweep": "16:256:16"}, "noise-levels"),
         ("reconstruct", {"sweep": "16:256:80", "queries": 32}, "noise-levels-queries32-16-256-80"),
         ("reconstruct", {"t_prime": 176, "n": 4}, "reconstruct-176-n4"),
-        ("features", {"part": "train", "limit": 9}, "features-train-limit9"),
+        ("features", {"split": "train", "limit": 9}, "features-train-limit9"),
         (
             "knn-eval",
-            {"data": "svhn-remix", "floors": False, "k": 20},
-            "knn-eval-data-svhn-remix-no-floors-k20",
+            {"data": "svhn-remix", "baselines": False, "k": 20},
+            "knn-eval-no-baselines-data-svhn-remix-k20",
         ),
         ("linear-eval", {"augment": True, "seed": 1, "device": "cpu"}, "linear-eval-augment-seed1"),
     ],
@@ -226,7 +226,7 @@ def test_features_and_weights_for_others_say_who_made_them(run: Path) -> None:
     for _ in range(2):
         result = call("features", run, "--out", "f.safetensors")
         assert result.exit_code == 0, result.output
-    refused("features", run, "--out", "f.safetensors", "--part", "train")
+    refused("features", run, "--out", "f.safetensors", "--split", "train")
     tensors, _ = files.read_tensors(Path("f.safetensors"))
     assert torch.isfinite(tensors["features"]).all()
 

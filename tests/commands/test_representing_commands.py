@@ -17,7 +17,7 @@ FEW = ["--limit", 60, "--test-limit", 30]
 
 
 @pytest.fixture(scope="session")
-def unlabelled(workplace: Path) -> Path:
+def unlabeled(workplace: Path) -> Path:
     """Digits in one heap."""
     split = render.make("train", count=20)
     for place, image in enumerate(split.images):
@@ -53,12 +53,12 @@ def test_knn_eval(vae_run: Path) -> None:
     assert set(found["accuracy_by_class"]) <= set("0123456789")  # type: ignore[call-overload]
     assert found["data_digest"]
     assert found == json.loads((vae_run / "eval" / "knn-eval-k20-temperature0.07.json").read_text())
-    for name in ("knn-eval-k20-temperature0.07.png", "knn-eval-k20-temperature0.07-neighbours.png"):
+    for name in ("knn-eval-k20-temperature0.07.png", "knn-eval-k20-temperature0.07-neighbors.png"):
         assert Image.open(vae_run / "eval" / name).size[0] > 300
 
 
-def test_knn_eval_of_fewer_images_and_without_floors(vae_run: Path, tmp_path: Path) -> None:
-    chosen = ["-k", 5, *FEW, "--no-floors", "--out", tmp_path / "k.png"]
+def test_knn_eval_of_fewer_images_and_without_baselines(vae_run: Path, tmp_path: Path) -> None:
+    chosen = ["-k", 5, *FEW, "--no-baselines", "--out", tmp_path / "k.png"]
     found = json_of("knn-eval", "vae", "--checkpoint", vae_run, *chosen)
     assert (found["train_images"], found["test_images"]) == (60, 30)
     assert len(found["compared"]) == 2  # type: ignore[arg-type]
@@ -99,7 +99,7 @@ def test_features_are_a_file_for_others(vae_run: Path, tmp_path: Path) -> None:
 
 
 def test_features_of_a_part_beside_the_run_and_in_a_folder(vae_run: Path, tmp_path: Path) -> None:
-    json_of("features", vae_run, "--part", "train", "--limit", 10)
+    json_of("features", vae_run, "--split", "train", "--limit", 10)
     tensors, _ = files.read_tensors(vae_run / "eval" / "features-train-limit10.safetensors")
     assert len(tensors["features"]) == 10
     assert (vae_run / "eval" / "features-train-limit10.png").exists()
@@ -110,8 +110,8 @@ def test_features_of_a_part_beside_the_run_and_in_a_folder(vae_run: Path, tmp_pa
     ]
 
 
-def test_features_of_images_without_labels(vae_run: Path, unlabelled: Path, tmp_path: Path) -> None:
-    found = json_of("features", vae_run, "--data", unlabelled, "--part", "train", "--out", tmp_path)
+def test_features_of_images_without_labels(vae_run: Path, unlabeled: Path, tmp_path: Path) -> None:
+    found = json_of("features", vae_run, "--data", unlabeled, "--split", "train", "--out", tmp_path)
     (file,) = tmp_path.glob("features-train-data-heap-*.safetensors")  # four digits tell it from other heaps
     tensors, _ = files.read_tensors(file)
     assert set(tensors) == {"features"}
@@ -138,14 +138,14 @@ def test_features_of_images_without_labels(vae_run: Path, unlabelled: Path, tmp_
         (["linear-eval", "RUN", "--lr", "inf"], "--lr must be above 0"),
         (["linear-eval", "nobody"], "nobody"),
         (["features", "RUN", "--out", "f.png"], "is no .safetensors file; name one such as f.safetensors"),
-        (["features", "RUN", "--part", "both"], "--part"),
+        (["features", "RUN", "--split", "both"], "--split"),
         (["features", "RUN", "--data", "nowhere"], "nowhere"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(
-    vae_run: Path, unlabelled: Path, odd_classes: Path, arguments: list[object], message: str
+    vae_run: Path, unlabeled: Path, odd_classes: Path, arguments: list[object], message: str
 ) -> None:
-    places = {"RUN": vae_run, "HEAP": unlabelled, "ODD": odd_classes / "odd", "ALONE": odd_classes / "alone"}
+    places = {"RUN": vae_run, "HEAP": unlabeled, "ODD": odd_classes / "odd", "ALONE": odd_classes / "alone"}
     result = call(*[places.get(str(argument), argument) for argument in arguments])
     assert result.exit_code == 2, result.output
     (line,) = [text for text in result.stderr.splitlines() if text.startswith("genssl:")]

@@ -50,7 +50,7 @@ def test_a_streamed_run_ends_with_the_weights_of_a_resident_one(
 
 def test_going_on(digits: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    command = ["train", "vae", "--data", digits, *SHORT, "--out", out, "--go-on"]
+    command = ["train", "vae", "--data", digits, *SHORT, "--out", out, "--auto-resume"]
     begun = call(*command, "--max-minutes", 0)
     assert begun.exit_code == 0, begun.output
     assert run_info.inspect(out).epoch == 0
@@ -73,7 +73,7 @@ def test_going_on_without_a_folder_finds_the_run_of_the_same_settings(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GENSSL_CHECKPOINTS", str(tmp_path))
-    command = ["train", "vae", "--data", digits, *SHORT, "--max-minutes", 0, "--go-on"]
+    command = ["train", "vae", "--data", digits, *SHORT, "--max-minutes", 0, "--auto-resume"]
     for seed in (0, 1, 0):
         assert call(*command, "--seed", seed).exit_code == 0
     assert sorted(file.name for file in tmp_path.iterdir()) == ["vae-digits", "vae-digits-2"]
@@ -91,7 +91,7 @@ def test_going_on_takes_the_newest_of_several(
         assert call(*command).exit_code == 0
     for age, name in enumerate(("vae-digits-2", "vae-digits-3", "vae-digits")):
         os.utime(tmp_path / name / "config.json", (1e9 - age, 1e9 - age))
-    result = call(*command, "--go-on")
+    result = call(*command, "--auto-resume")
     assert result.exit_code == 0, result.output
     assert f"run folder: {tmp_path / 'vae-digits-2'}\n" in result.output
 

@@ -34,14 +34,14 @@ class Projection(Method):
 def split(part: str, n: int, classes: tuple[str, ...] = CLASSES) -> Split:
     """Noise around a picture a class."""
     draw = generator(0, "test", len(part))
-    centres = torch.rand(len(classes), 3, SIZE, SIZE, generator=generator(0, "test", 99))
+    centers = torch.rand(len(classes), 3, SIZE, SIZE, generator=generator(0, "test", 99))
     labels = torch.randint(len(classes), (n,), generator=draw)
     noise = torch.rand(n, 3, SIZE, SIZE, generator=draw)
-    images = (256 * (0.4 * centres[labels] + 0.6 * noise)).to(torch.uint8)
+    images = (256 * (0.4 * centers[labels] + 0.6 * noise)).to(torch.uint8)
     return Split(images, labels, classes, "blobs", part, "digest")
 
 
-def unlabelled(data: Split) -> Split:
+def unlabeled(data: Split) -> Split:
     return replace(data, labels=None, classes=())
 
 

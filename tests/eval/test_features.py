@@ -9,7 +9,7 @@ from genssl.errors import UserError
 from genssl.eval.features import draw_components, features, metadata_of
 from genssl.metrics.collapse import output_std
 
-from .blobs import CLASSES, Projection, reference, silent, split, unlabelled
+from .blobs import CLASSES, Projection, reference, silent, split, unlabeled
 
 TEST = split("test", 120)
 
@@ -21,7 +21,7 @@ def test_features_and_labels_in_the_order_of_the_split() -> None:
     assert tensors["features"].dtype == torch.float32
     assert torch.equal(tensors["labels"], TEST.labels)
     assert (outcome.values["images"], outcome.values["dimensions"]) == (120, 8)
-    assert outcome.values["std_on_the_sphere"] == pytest.approx(output_std(reference(method, TEST)), rel=1e-5)
+    assert outcome.values["std_l2_normalized"] == pytest.approx(output_std(reference(method, TEST)), rel=1e-5)
 
 
 def test_the_picture_has_every_image_at_its_components() -> None:
@@ -33,16 +33,16 @@ def test_the_picture_has_every_image_at_its_components() -> None:
     expected = peer.transform(reference(method, TEST).numpy())
     np.testing.assert_allclose(np.sort(found[:, 0]), np.sort(expected[:, 0]), atol=1e-4)
     nearest = np.abs(found[:, None] - expected[None]).sum(2).argmin(1)
-    colours = points.get_facecolors()
-    for place in range(len(CLASSES)):  # one colour a class
-        assert len(np.unique(colours[TEST.labels.numpy()[nearest] == place], axis=0)) == 1
+    colors = points.get_facecolors()
+    for place in range(len(CLASSES)):  # one color a class
+        assert len(np.unique(colors[TEST.labels.numpy()[nearest] == place], axis=0)) == 1
     assert outcome.values["explained_variance"] == pytest.approx(
         peer.explained_variance_ratio_.tolist(), rel=1e-4
     )
 
 
 def test_without_labels() -> None:
-    outcome, tensors = features(Projection(), unlabelled(TEST), batch_size=50, tick=silent)
+    outcome, tensors = features(Projection(), unlabeled(TEST), batch_size=50, tick=silent)
     assert list(tensors) == ["features"]
     assert outcome.figures["principal components"].axes[0].get_legend() is None  # type: ignore[union-attr]
 

@@ -23,7 +23,7 @@ from genssl.runtime import generator
 from .blobs import SIZE, Projection, reference, silent, split
 
 TRAIN, TEST = split("train", 90), split("test", 80)
-QUICK = Settings(neighbours=3, resamples=4)
+QUICK = Settings(neighbors=3, resamples=4)
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +117,7 @@ def test_an_interval_is_as_wide_as_new_images_would_make_it() -> None:
     # number is 2 x 1.96 deviations wide. 400 halves give that to 5 %; the bound is four times as wide
     values = torch.randn(400, generator=generator(0, "test"))
     whole = SampleSet(torch.randn(400, 2, generator=generator(1, "test")), values)
-    found, _ = measure(whole, whole, Settings(neighbours=1, resamples=400), silent)
+    found, _ = measure(whole, whole, Settings(neighbors=1, resamples=400), silent)
     number = found["sharpness"]
     assert number.low is not None
     assert number.high is not None
@@ -225,9 +225,9 @@ def test_the_picture_begins_with_the_closest_copies() -> None:
 @pytest.mark.parametrize(
     ("samples", "real", "settings", "message"),
     [
-        (split("other", 7).images, TEST, QUICK, "3 neighbours need 8 samples or more, and there are 7"),
-        (split("other", 20).images, TEST.take(15), QUICK, "3 neighbours need 16 real images or more"),
-        (split("other", 20).images, TEST, replace(QUICK, neighbours=0), "-k must be at least 1, not 0"),
+        (split("other", 7).images, TEST, QUICK, "3 neighbors need 8 samples or more, and there are 7"),
+        (split("other", 20).images, TEST.take(15), QUICK, "3 neighbors need 16 real images or more"),
+        (split("other", 20).images, TEST, replace(QUICK, neighbors=0), "-k must be at least 1, not 0"),
         (
             torch.zeros(20, 3, 8, 8, dtype=torch.uint8),
             TEST,

@@ -56,8 +56,8 @@ def split(n: int = 6, size: int = SIDE) -> Split:
 
 def run(method: Method, data: Split, **changes: Any) -> EvalResult:
     settings: dict[str, Any] = {
-        "rows": 3, "steps": 5, "seed": 0, "batch_size": 64, "way": "ddim", "t_prime": None, "calls": 50,
-        "tick": lambda *_: None,
+        "rows": 3, "steps": 5, "seed": 0, "batch_size": 64, "t_prime": None,
+        "noise_method": "ddim", "nfe": 50, "tick": lambda *_: None,
     } | changes  # fmt: skip
     return interpolate_through_noise(method, data, **settings)
 
@@ -77,7 +77,7 @@ def cells(outcome: EvalResult, columns: int) -> Tensor:
 def test_deterministic_paths_are_great_circles_of_gaussian_data() -> None:
     # The flow of such data is one factor, so that the path of the images is that of their noise
     data = split()
-    outcome = run(ddpm(), data, calls=200)
+    outcome = run(ddpm(), data, nfe=200)
     shown, x = cells(outcome, 7), to_model(data.images)
     assert torch.equal(shown[:, 0], x[0::2])
     assert torch.equal(shown[:, -1], x[1::2])
@@ -101,33 +101,31 @@ def test_evenness_is_that_of_the_picture() -> None:
     assert largest > 1.2
 
 
-def test_round_trips_get_better_with_calls() -> None:
+def test_round_trips_get_better_with_nfe() -> None:
     method = ddpm()
-    errors = [run(method, split(), calls=calls).values["round_trip_rmse"] for calls in (10, 40, 160)]
+    errors = [run(method, split(), nfe=nfe).values["round_trip_rmse"] for nfe in (10, 40, 160)]
     assert errors[0] > 2 * errors[1] > 4 * errors[2] > 0
 
 
 def test_values_say_what_was_done() -> None:
     method, told = ddpm(), []
     network: Any = method.network
-    outcome = run(
-        method, split(), rows=2, steps=3, batch_size=4, calls=10, tick=lambda *now: told.append(now)
-    )
+    outcome = run(method, split(), rows=2, steps=3, batch_size=4, nfe=10, tick=lambda *now: told.append(now))
     assert outcome.values["network_calls_per_image"] == 20
     assert network.batches == [4] * 20 + [2] * 10  # 4 ends, then 6 points
     assert told == sorted(told)
     assert told[-1] == (10, 10)
     network.batches.clear()
-    outcome = run(method, split(), rows=2, steps=3, way="noise", t_prime=30)
+    outcome = run(method, split(), rows=2, steps=3, noise_method="noise", t_prime=30)
     assert outcome.values["network_calls_per_image"] == 30
     assert network.batches == [6] * 30
-    assert run(method, split(), rows=1, steps=2, way="noise").values["t_prime"] == 100
+    assert run(method, split(), rows=1, steps=2, noise_method="noise").values["t_prime"] == 100
     assert run(method, split(), rows=1, steps=2).values["t_prime"] == 200
 
 
 def test_a_little_noise_mixes_the_images_themselves() -> None:
     data = split()
-    shown, x = cells(run(ddpm(), data, way="noise", t_prime=1), 7), to_model(data.images)
+    shown, x = cells(run(ddpm(), data, noise_method="noise", t_prime=1), 7), to_model(data.images)
     share = torch.linspace(0, 1, 5).view(1, 5, 1, 1, 1)
     line = (1 - share) * x[0::2, None] + share * x[1::2, None]
     noise = math.sqrt(float(linear_schedule(200, scaled=True).betas[0]))
@@ -137,23 +135,23 @@ def test_a_little_noise_mixes_the_images_themselves() -> None:
 def test_all_of_a_row_share_their_noise_and_rows_do_not() -> None:
     image = split(1).images
     data = Split(image.expand(6, -1, -1, -1), None, (), "one", "test", "0")
-    outcome = run(ddpm(), data, way="noise", t_prime=100)
+    outcome = run(ddpm(), data, noise_method="noise", t_prime=100)
     assert outcome.values["mean_step_rmse"] < 1e-5
     assert outcome.values["round_trip_rmse"] > 0.1  # the original is lost
     shown = cells(outcome, 7)
     assert (shown[0, 1] - shown[1, 1]).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("way", ["ddim", "noise"])
-def test_a_path_depends_on_its_seed_and_row_alone(way: str) -> None:
-    method, settings = ddpm(), {"way": way, "t_prime": 60, "calls": 10}
+@pytest.mark.parametrize("noise_method", ["ddim", "noise"])
+def test_a_path_depends_on_its_seed_and_row_alone(noise_method: str) -> None:
+    method, settings = ddpm(), {"noise_method": noise_method, "t_prime": 60, "nfe": 10}
     whole = cells(run(method, split(), **settings), 7)
     for batch_size in (1, 7):
         again = cells(run(method, split(), batch_size=batch_size, **settings), 7)
         assert (again - whole).abs().max() < 1.01 / 128  # a byte, at most, where rounding tips it
     assert (cells(run(method, split(), rows=2, **settings), 7) - whole[:2]).abs().max() < 1.01 / 128
     other = cells(run(method, split(), seed=1, **settings), 7)
-    assert torch.equal(other, whole) == (way == "ddim")
+    assert torch.equal(other, whole) == (noise_method == "ddim")
 
 
 def test_what_the_network_finds_out_of_range_is_clipped() -> None:
@@ -174,9 +172,9 @@ def test_what_the_network_finds_out_of_range_is_clipped() -> None:
         ({"steps": 1}, "2 steps"),
         ({"rows": 4}, "need 8 images"),
         ({"t_prime": 0}, "from 1 to 200"),
-        ({"t_prime": 201, "way": "noise"}, "from 1 to 200"),
-        ({"calls": 0}, "from 1 to 200"),
-        ({"calls": 51, "t_prime": 50}, "from 1 to 50"),
+        ({"t_prime": 201, "noise_method": "noise"}, "from 1 to 200"),
+        ({"nfe": 0}, "from 1 to 200"),
+        ({"nfe": 51, "t_prime": 50}, "from 1 to 50"),
     ],
 )
 def test_numbers_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:

@@ -15,7 +15,7 @@ from genssl.models.build import build
 from genssl.pixels import to_model
 from genssl.runtime import generator
 
-from .blobs import CLASSES, SIZE, Projection, as_pixels, reference, silent, split, unlabelled
+from .blobs import CLASSES, SIZE, Projection, as_pixels, reference, silent, split, unlabeled
 
 TRAIN, TEST = split("train", 300), split("test", 120)
 
@@ -28,7 +28,7 @@ def evaluate(
 
 
 def peer(bank: Tensor, queries: Tensor, k: int = 20, temperature: float = 0.1) -> np.ndarray:
-    """Scikit-learn's neighbours with the weights of the protocol."""
+    """Scikit-learn's neighbors with the weights of the protocol."""
     weights = lambda distance: np.exp((1 - distance) / temperature)  # noqa: E731
     classifier = KNeighborsClassifier(k, metric="cosine", algorithm="brute", weights=weights)
     assert TRAIN.labels is not None
@@ -69,7 +69,7 @@ def test_floors_agree_with_scikit_learn() -> None:
     counts = torch.bincount(TRAIN.labels, minlength=3)
     share = (TEST.labels == int(counts.argmax())).double().mean()
     assert rows[3]["accuracy"] == pytest.approx(float(share), abs=1e-6)
-    assert len(evaluate(method, floors=False).values["compared"]) == 2
+    assert len(evaluate(method, baselines=False).values["compared"]) == 2
 
 
 def test_accuracy_by_class_and_confusion() -> None:
@@ -103,16 +103,16 @@ def test_nearest_are_the_nearest_in_their_order(monkeypatch: pytest.MonkeyPatch)
     assert near[:, 0].tolist() == list(range(5))
 
 
-def test_neighbours_are_framed_by_class() -> None:
+def test_neighbors_are_framed_by_class() -> None:
     images = torch.full((2, 3, 8, 8), 200, dtype=torch.uint8)
     near = images[:, None].expand(2, 3, 3, 8, 8)
-    sheet = figures.draw_neighbours(images, ["a", "b"], near, [["a", "b", "a"], ["a", "a", "b"]])
-    colours = torch.from_numpy(np.array(sheet))
+    sheet = figures.draw_neighbors(images, ["a", "b"], near, [["a", "b", "a"], ["a", "a", "b"]])
+    colors = torch.from_numpy(np.array(sheet))
     side = figures.SIDE + 2 * figures.BORDER
     frame = side**2 - figures.SIDE**2
     red, green = (
-        int((colours == torch.tensor(colour)).all(2).sum())
-        for colour in ((0xC8, 0x10, 0x2E), (0x3A, 0x7D, 0x44))
+        int((colors == torch.tensor(color)).all(2).sum())
+        for color in ((0xC8, 0x10, 0x2E), (0x3A, 0x7D, 0x44))
     )
     assert 3 * frame <= red < 3 * frame + 300  # and the captions
     assert 3 * frame <= green < 3 * frame + 300
@@ -130,13 +130,13 @@ def test_a_long_name_is_cut_and_many_classes_bear_no_numbers() -> None:
     assert not figure.axes[0].texts
     assert len(figures.draw_confusion(torch.eye(3).long(), names[:3], "").axes[0].texts) == 9
     image = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
-    figures.draw_neighbours(image, names[:1], image[None], [names[:1]])
+    figures.draw_neighbors(image, names[:1], image[None], [names[:1]])
 
 
 @pytest.mark.parametrize(
     ("train", "test", "options", "message"),
     [
-        (unlabelled(TRAIN), TEST, {}, "the train part of blobs has no labels"),
+        (unlabeled(TRAIN), TEST, {}, "the train part of blobs has no labels"),
         (TRAIN, replace(TEST, labels=None), {}, "the test part of blobs has no labels"),
         (TRAIN, TEST, {"k": 301}, "-k must be from 1 to the number of train images, 300, not 301"),
         (TRAIN, TEST, {"k": 0}, "-k must be from 1"),

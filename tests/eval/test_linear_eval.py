@@ -12,7 +12,7 @@ from genssl.eval.linear_eval import cropped, linear_eval, may_mirror, records
 from genssl.eval.result import EvalResult
 from genssl.metrics.linear_probe import ProbeResult, ProbeSettings, linear_probe
 
-from .blobs import CLASSES, SIZE, Projection, reference, silent, split, unlabelled
+from .blobs import CLASSES, SIZE, Projection, reference, silent, split, unlabeled
 
 TRAIN, TEST = split("train", 300), split("test", 120)
 SETTINGS = ProbeSettings(epochs=12, batch_size=64)
@@ -119,7 +119,7 @@ def test_digits_are_not_mirrored() -> None:
 @pytest.mark.parametrize(
     ("train", "test", "message"),
     [
-        (unlabelled(TRAIN), TEST, "has no labels"),
+        (unlabeled(TRAIN), TEST, "has no labels"),
         (TRAIN, replace(TEST, classes=("a", "b", "c")), "have different classes"),
         (TRAIN.select(torch.where(TRAIN.labels == 1)[0]), TEST, "are of one class"),
     ],

@@ -15,7 +15,7 @@ from genssl.config import DDPMConfig, VAEConfig
 from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.eval.noise_sweep import make_retrieval, network_calls, pixels, sweep
-from genssl.eval.reconstruct import Reverse, Trail, reconstruct_from
+from genssl.eval.reconstruct import Reverse, Snapshots, reconstruct_from
 from genssl.models.build import build
 from genssl.models.ddpm import DDPM
 from genssl.models.diffusion import NoiseSchedule, linear_schedule
@@ -108,8 +108,8 @@ def test_a_network_that_does_not_denoise_is_said_not_to(
     outcome = sweep(ddpm, split, [1, 3, 5], queries=8, seed=0, batch_size=8, sampler=sampler, **SILENT)
     (note,) = [text for text in outcome.notes if "hardly nearer" in text]
     row = next(row for row in outcome.values["levels"] if f"at t' = {row['t_prime']}:" in note)
-    assert f"RMSE {row['mse'] ** 0.5:.3g} beside" in note
-    assert not any("go on higher" in text for text in outcome.notes)
+    assert f"RMSE {row['mse'] ** 0.5:.3g} against" in note
+    assert not any("add higher levels" in text for text in outcome.notes)
 
 
 def test_a_network_that_denoises_is_not_said_to_fail(ddpm: DDPM, split: Split) -> None:
@@ -179,10 +179,10 @@ def test_results_do_not_depend_on_the_batch_size(ddpm: DDPM, split: Split) -> No
 
 def test_snapshots_are_evenly_spaced_between_the_ends() -> None:
     def left(steps: int, wanted: int) -> list[int]:
-        trail = Trail(steps, wanted, lambda t, x: None)
+        trajectory = Snapshots(steps, wanted, lambda t, x: None)
         for t in reversed(range(steps)):
-            trail(t - 1, torch.zeros(1))
-        return [noising for noising, _ in trail.states]
+            trajectory(t - 1, torch.zeros(1))
+        return [noising for noising, _ in trajectory.states]
 
     assert left(100, 4) == [80, 60, 40, 20]
     assert left(4, 8) == [3, 2, 1]
@@ -286,8 +286,8 @@ def test_refusals(
 @pytest.mark.parametrize(
     ("levels", "options", "message"),
     [
-        ([], {}, "rising levels"),
-        ([9, 3], {}, "rising levels"),
+        ([], {}, "increasing levels"),
+        ([9, 3], {}, "increasing levels"),
         ([3, 51], {}, "t' must be from 1 to the run's 50 timesteps, not 51"),
         ([0, 3], {}, "t' must be from 1 to the run's 50 timesteps, not 0"),
         ([3], {"queries": 0}, "1 or more queries"),

@@ -15,9 +15,9 @@ N, M, D, C = 500, 200, 6, 4
 
 def clouds(n: int, counter: int) -> tuple[Tensor, Tensor]:
     draw = generator(0, "test", counter)
-    centres = torch.randn(C, D, generator=generator(0, "test", 99))
+    centers = torch.randn(C, D, generator=generator(0, "test", 99))
     labels = torch.randint(C, (n,), generator=draw)
-    return centres[labels] + torch.randn(n, D, generator=draw) + 2, labels
+    return centers[labels] + torch.randn(n, D, generator=draw) + 2, labels
 
 
 TRAIN, LABELS = clouds(N, 0)
@@ -30,11 +30,11 @@ def fit(train: object = TRAIN, test: Tensor = TEST, seed: int = 0, **changes: fl
 
 
 def by_autograd(settings: ProbeSettings) -> tuple[list[float], list[float], Tensor]:
-    """Torch's own layer, optimiser and loss, in double precision: train losses, test accuracies, classes."""
+    """Torch's own layer, optimizer and loss, in double precision: train losses, test accuracies, classes."""
     x, y = TRAIN.double(), TEST.double()
-    centred = x - x.mean(0)
-    scale = 2 * torch.linalg.svdvals(centred)[0] / math.sqrt(N)
-    x, y = centred / scale, (y - x.mean(0)) / scale
+    centered = x - x.mean(0)
+    scale = 2 * torch.linalg.svdvals(centered)[0] / math.sqrt(N)
+    x, y = centered / scale, (y - x.mean(0)) / scale
     x, y = (torch.cat([each, torch.full((len(each), 1), 0.5)], 1) for each in (x, y))
     layer = nn.Linear(D + 1, C, bias=False, dtype=torch.float64)
     nn.init.zeros_(layer.weight)
@@ -57,7 +57,7 @@ def by_autograd(settings: ProbeSettings) -> tuple[list[float], list[float], Tens
 
 
 @pytest.mark.parametrize("decay", [0.0, 1e-3])
-def test_agrees_with_autograd_and_torchs_optimiser(decay: float) -> None:
+def test_agrees_with_autograd_and_torchs_optimizer(decay: float) -> None:
     settings = ProbeSettings(epochs=6, batch_size=64, learning_rate=10, momentum=0.8, weight_decay=decay)
     found = linear_probe(TRAIN, LABELS, TEST, TEST_LABELS, C, settings, seed=3)
     losses, accuracies, predicted = by_autograd(settings)

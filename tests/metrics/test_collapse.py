@@ -19,7 +19,7 @@ def rotation(d: int) -> Tensor:
 
 
 def uneven(n: int = 200, d: int = 12) -> Tensor:
-    """Rows that are neither collapsed nor isotropic, and not centred."""
+    """Rows that are neither collapsed nor isotropic, and not centered."""
     return normal(n, d) * torch.linspace(0.1, 3, d) + 0.5
 
 

@@ -17,8 +17,8 @@ def cloud(n: int, d: int, counter: int = 0, spread: float = 1.0) -> Tensor:
     """Correlated features (n, d), away from the origin; every counter has a covariance of its own."""
     draw = generator(0, "test", counter)
     mixing = torch.randn(d, d, generator=draw) / d**0.5
-    centre = torch.randn(d, generator=draw)
-    return spread * torch.randn(n, d, generator=draw) @ mixing + centre
+    center = torch.randn(d, generator=draw)
+    return spread * torch.randn(n, d, generator=draw) @ mixing + center
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def test_prdc_of_a_copy(offset: float) -> None:
 
 
 def test_prdc_of_copies_where_images_repeat() -> None:
-    real = cloud(30, 512).repeat_interleave(4, 0)  # every ball of three neighbours has no radius
+    real = cloud(30, 512).repeat_interleave(4, 0)  # every ball of three neighbors has no radius
     assert prdc(real, real[torch.randperm(120, generator=generator(0, "test"))], 3) == pytest.approx(
         (1, 1, 4 / 3, 1)
     )
@@ -258,7 +258,7 @@ def test_authenticity_agrees_with_the_definition() -> None:
     assert 0 < np.mean(expected) < 1
     own = torch.from_numpy(cdist(train.double(), train.double()))
     own.fill_diagonal_(math.inf)
-    assert found.neighbour.tolist() == own.argmin(1)[found.index].tolist()
+    assert found.neighbor.tolist() == own.argmin(1)[found.index].tolist()
     torch.testing.assert_close(found.spacing.double(), own.amin(1)[found.index], rtol=1e-5, atol=0)
     torch.testing.assert_close(found.closeness, found.distance / found.spacing)
 

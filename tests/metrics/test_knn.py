@@ -12,9 +12,9 @@ from genssl.runtime import generator
 def blobs(n: int, counter: int = 0, dimensions: int = 12, classes: int = 5) -> tuple[Tensor, Tensor]:
     """Overlapping classes: features (n, D) and labels (n,)."""
     draw = generator(0, "test", counter)
-    centres = torch.randn(classes, dimensions, generator=generator(0, "test", 99))
+    centers = torch.randn(classes, dimensions, generator=generator(0, "test", 99))
     labels = torch.randint(classes, (n,), generator=draw)
-    return centres[labels] + 1.5 * torch.randn(n, dimensions, generator=draw), labels
+    return centers[labels] + 1.5 * torch.randn(n, dimensions, generator=draw), labels
 
 
 @pytest.fixture

@@ -86,5 +86,5 @@ def test_crossing_a_row() -> None:
 
 @pytest.mark.parametrize("levels", [[10], [20, 10], [0, 10], [10, 10]])
 def test_refuses_levels_that_do_not_fit(levels: list[int]) -> None:
-    with pytest.raises(ValueError, match=r"kept must be|levels must rise"):
+    with pytest.raises(ValueError, match=r"matched must be|levels must rise"):
         half_crossing(levels, kept(1.0, 0.5))

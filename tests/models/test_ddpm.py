@@ -103,7 +103,7 @@ def test_denoising_from_the_end_is_sampling(options: dict[str, Any]) -> None:
     expected = method.sample(2, generator(0, "sample"), **options)
     source = generator(0, "sample")
     x = torch.randn(2, 3, SIDE, SIDE, generator=source)
-    found = method.denoise(x, 29, source, **options, keep=lambda t, _: kept.append(t))
+    found = method.denoise(x, 29, source, **options, callback=lambda t, _: kept.append(t))
     torch.testing.assert_close(found, expected)
     assert len(kept) == options.get("steps", 30 if options else 20)
     assert kept[-1] == -1
@@ -112,7 +112,7 @@ def test_denoising_from_the_end_is_sampling(options: dict[str, Any]) -> None:
 @torch.no_grad()
 def test_denoising_takes_no_more_steps_than_there_are_times() -> None:
     method, kept = small(), []
-    method.denoise(images(), 3, keep=lambda t, _: kept.append(t))
+    method.denoise(images(), 3, callback=lambda t, _: kept.append(t))
     assert kept == [2, 1, 0, -1]
     with pytest.raises(ValueError, match="from 1 to 4"):
         method.denoise(images(), 3, steps=5)

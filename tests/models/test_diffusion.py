@@ -156,7 +156,7 @@ def test_the_loop_is_its_steps_in_order(t_start: int | None) -> None:
     start, fresh = data.noised(first, 3), randn(20, 3, 32, seed=4)
     kept: list[tuple[int, Tensor]] = []
     found = p_sample_loop(
-        data, schedule, start, lambda t: fresh[t], t_start, keep=lambda t, x: kept.append((t, x))
+        data, schedule, start, lambda t: fresh[t], t_start, callback=lambda t, x: kept.append((t, x))
     )
     x = start
     for t in range(first, -1, -1):

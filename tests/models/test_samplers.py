@@ -185,7 +185,7 @@ def test_one_network_call_a_step_and_the_states_are_told(sampler: Sampler, steps
     x = data.noised(19, 3)
     options = {"noise": fresh_noise(x)} if sampler is ancestral else {}
     kept: list[tuple[int, Tensor]] = []
-    out = sampler(model, schedule, x, steps, keep=lambda t, x: kept.append((t, x)), **options)
+    out = sampler(model, schedule, x, steps, callback=lambda t, x: kept.append((t, x)), **options)
     assert len(calls) == len(kept) == steps
     assert torch.equal(kept[-1][1], out)
     if sampler is ddim_invert:

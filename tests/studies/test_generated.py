@@ -157,7 +157,7 @@ def test_without_an_encoder_there_is_a_note(root: Path) -> None:
 
 def test_too_few_samples_are_noted(root: Path) -> None:
     (note,) = compare(root, samples=8).notes
-    assert "was not measured: 5 neighbours need 12 samples or more, and there are 8" in note
+    assert "was not measured: 5 neighbors need 12 samples or more, and there are 8" in note
 
 
 def test_other_sizes_do_not_compare(root: Path) -> None:

@@ -114,7 +114,7 @@ def test_a_killed_process_ends_the_run_with_one_line(digits: Path, undisturbed: 
     assert running.end() == 1
     lines = [line for line in running.errors.read_text().splitlines() if line.startswith("genssl: ")]
     assert lines == [
-        "genssl: process 1 of 2 was killed (SIGKILL); the same command with --go-on continues the run"
+        "genssl: process 1 of 2 was killed (SIGKILL); the same command with --auto-resume continues the run"
     ]
     assert "Traceback" not in running.errors.read_text()
     assert 4 <= saved(run) < STEPS
@@ -194,7 +194,7 @@ def test_a_run_with_everything_in_two_processes(digits: Path, tmp_path: Path) ->
     words = [
         "train", "simsiam", "--data", digits, "--out", run, "--epochs", 2, "--batch-size", 32,
         "--set", "encoder=small", "--set", "projector_hidden=16", "--set", "projector_dim=16",
-        "--knn-every", 1, "--gpus", 2, "--device", "cpu", "--go-on",
+        "--knn-every", 1, "--gpus", 2, "--device", "cpu", "--auto-resume",
     ]  # fmt: skip
     for more, done in ((["--max-minutes", 0], 1), ([], 6), ([], 6)):
         running = Running(genssl(*words, *more), tmp_path)
