@@ -42,15 +42,14 @@ TRAIN = """
 import dataclasses, json, sys, time
 from pathlib import Path
 from genssl import config
-from genssl.data import feed
 from genssl.train import events, run
 from genssl.train.options import Options
 path, kind, minutes, out = sys.argv[1:]
 if kind == "in memory":
-    place = run.place
+    make_loader = run.make_loader
     def copied(split, device, limit):
-        return place(dataclasses.replace(split, images=split.images.clone()), device, limit)
-    run.place = copied
+        return make_loader(dataclasses.replace(split, images=split.images.clone()), device, limit)
+    run.make_loader = copied
 def listen(event):
     if isinstance(event, events.Progress):
         print(json.dumps([time.time(), event.step, event.images_per_second]), flush=True)
@@ -65,7 +64,7 @@ ALTERNATE = """
 import json, sys, time
 from genssl import config
 from genssl.data.augment.views import Plain
-from genssl.data.loader import Placed
+from genssl.data.loader import Loader
 from genssl.data.load import load
 from genssl.models.build import build
 from genssl.train.loop import Training
@@ -74,7 +73,7 @@ path, pairs, steps = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 split, settings = load(path, "train"), config.make("vae", {"data": path, "mixture_components": 0})
 loops = []
 for stream in (True, False):
-    data = Placed(split, torch.device("cpu"), stream)
+    data = Loader(split, torch.device("cpu"), stream)
     loops.append(Training(build(settings), Plain(), data, settings).steps())
 found = []
 for number in range(pairs + 1):
@@ -115,10 +114,10 @@ def begin(code: str, *words: object, group: Path | None = None) -> subprocess.Po
     return process
 
 
-def journal_images() -> int:
-    """Images converted so far, by the size of the journal's pixels."""
+def decoded_images() -> int:
+    """Images decoded so far, by the size of the scratch file."""
     cache = Path(os.environ["GENSSL_CACHE"])
-    return max((file.stat().st_size for file in cache.glob("*.pixels")), default=0) // 3072
+    return max((file.stat().st_size for file in cache.glob(".path-*.tmp/pixels")), default=0) // 3072
 
 
 def convert(path: Path, count: int) -> dict[str, Any]:
@@ -128,7 +127,7 @@ def convert(path: Path, count: int) -> dict[str, Any]:
     while True:
         process = begin(CONVERT, path)
         for _, used in looks(process):
-            done = journal_images()
+            done = decoded_images()
             curve.append([round(time.time() - start, 1), done, used["RssAnon"], used["RssFile"]])
             if killed is None and done >= KILLED_AT * count:
                 process.send_signal(signal.SIGKILL)

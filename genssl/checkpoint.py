@@ -1,4 +1,4 @@
-"""Weights on disk: safetensors and JSON, never pickle."""
+"""Checkpoints: save and load weights as safetensors, never pickle."""
 
 import json
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from genssl import files
 from genssl.errors import FAILED_RUN, UserError
-from genssl.run_info import FORMAT, MODEL, STATE, _config_in, _model_file, epochs_trained
+from genssl.run_info import FORMAT, MODEL, STATE, config_in, epochs_trained, model_file
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def save(method: "Method", folder: Path, *, epoch: int, finished: bool, metrics: Mapping[str, Any]) -> None:
-    """Write the weights for inference with what they are, so that one file stands for itself."""
+    """Write the weights for inference, with config and metrics in the metadata: one file is complete."""
     metadata = {
         "format": FORMAT,
         "config": method.config.model_dump_json(),
@@ -40,9 +40,9 @@ def load(path: Path, device: "torch.device | str" = "cpu") -> "Method":
     """
     from genssl.models.build import build
 
-    file = _model_file(path)
+    file = model_file(path)
     tensors, metadata = files.read_tensors(file)
-    config = _config_in(metadata, file)
+    config = config_in(metadata, file)
     method = build(config)
     _check_fit(method, tensors, file)
     method.load_state_dict(tensors)
@@ -52,7 +52,7 @@ def load(path: Path, device: "torch.device | str" = "cpu") -> "Method":
 
 
 def trained_seconds(folder: Path) -> float:
-    """The seconds that a run has been trained for, over all sittings; 0 where none were saved."""
+    """Seconds that a run was trained for, those before it was resumed included; 0 where none were saved."""
     from safetensors import SafetensorError, safe_open
 
     if not (folder / STATE).exists():
@@ -68,8 +68,8 @@ def _check_fit(method: "Method", tensors: "Mapping[str, torch.Tensor]", file: Pa
     # load_state_dict would let another type and not-a-number pass in silence
     expected = method.state_dict()
     if set(expected) != set(tensors):
-        odd = sorted(set(expected) ^ set(tensors))[0]
-        raise UserError(f"{file} does not fit its own config: {odd} is on one side only", FAILED_RUN)
+        name = min(set(expected) ^ set(tensors))
+        raise UserError(f"{file} does not fit its own config: {name} is on one side only", FAILED_RUN)
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype:
             raise UserError(

@@ -173,6 +173,12 @@ class _AllReduceSum(torch.autograd.Function):
         return _AllReduceSum.forward(ctx, gradients[0])
 
 
+def all_reduce_sum(local: Tensor) -> Tensor:
+    """The sum over processes of a tensor that has the same shape in each, with gradients."""
+    total: Tensor = local if world_size() == 1 else _AllReduceSum.apply(local)
+    return total
+
+
 def all_gather(local: Tensor, n: int | None = None) -> Tensor:
     """The rows of all processes in the order of their ranks, with gradients: (n, ...).
 
@@ -188,5 +194,4 @@ def all_gather(local: Tensor, n: int | None = None) -> Tensor:
     n = n or world_size() * len(local)
     rows = shard(n)
     padding = (0, 0) * (local.ndim - 1) + (rows.start, n - rows.stop)
-    gathered: Tensor = _AllReduceSum.apply(F.pad(local, padding))
-    return gathered
+    return all_reduce_sum(F.pad(local, padding))

@@ -1,7 +1,7 @@
-"""What a person is told when something goes wrong.
+"""Errors for a person, and their exit codes.
 
-Exit codes: 2 for wrong input, 1 for a run that failed, 75 where a process of a run has lost another one, 130
-and 143 for an interrupt and a terminate signal.
+2 for wrong input, 1 for a run that failed, 75 where a process of a run has lost another one, 130 and 143
+for an interrupt and a terminate signal.
 """
 
 import errno
@@ -22,11 +22,11 @@ class UserError(Exception):
 
 
 class Echo(UserError):
-    """What another process of the same run tells: this one ends with the code and says nothing."""
+    """An error that another process of the run reports: this one ends with the code and prints nothing."""
 
 
 def explain(error: BaseException) -> UserError | None:
-    """Translate the failures of disks and devices into a line for a person; None when nothing is known."""
+    """Translate errors of disks and devices into a line for a person; None for any other."""
     if isinstance(error, UserError):
         return error
     if isinstance(error, OSError):

@@ -25,7 +25,7 @@ TEXT_SIZE, LINE_HEIGHT = 18, 24  # pixels, of headers
 TITLE_SIZE, TITLE_HEIGHT = 15, 22  # pixels, of columns' titles
 GRID_TOP = "grid_top"  # in a picture's information: rows of pixels above its grid
 
-# Units of what every history may hold; those of a method's own terms are its `units`
+# Units of the values in every history; those of a method's terms are its `units`
 UNITS = {
     "output_std": "1: spread out, 0: collapsed",
     "rankme": "effective rank (dimensions)",
@@ -113,7 +113,7 @@ def _wrapped(text: str, width: float) -> list[str]:
 
 
 def run_title(method: str, data: str, epoch: float | None = None) -> str:
-    """Whose picture it is: "vae on svhn, epoch 70"."""
+    """Title of a run's picture: "vae on svhn, epoch 70"."""
     return f"{method} on {data}{'' if epoch is None else f', epoch {epoch:g}'}"
 
 
@@ -189,7 +189,7 @@ def wall_clock(history: Sequence[Mapping[str, Any]], title: str) -> "Figure":
 def curves(
     history: Sequence[Mapping[str, Any]], title: str, units: Mapping[str, str] | None = None
 ) -> "Figure":
-    """Every measured number over epochs, one panel a name; a test value joins its training value.
+    """Every measured number over epochs, one panel per name; a test value joins its training value.
 
     Epochs at which the outputs had collapsed are shaded in all panels.
 

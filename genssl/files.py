@@ -25,19 +25,20 @@ PNG = b"\x89PNG\r\n\x1a\n"
 PNG_END = 12  # bytes of the chunk IEND
 CHUNK = b"tEXtgenssl\0"  # its type and keyword
 COMMENT, COMMENT_END = b"<!-- genssl ", b" -->\n"
+LOCK = ".lock"  # in a folder that a process has locked
 
 
-def mark_png(content: bytes, about: Mapping[str, str]) -> bytes:
-    """The same PNG with `about` in a text chunk, "command" among it."""
-    body = CHUNK + _text(content, about)
+def mark_png(content: bytes, details: Mapping[str, str]) -> bytes:
+    """The same PNG with `details` in a text chunk, "command" among it."""
+    body = CHUNK + _text(content, details)
     checksum = struct.pack(">I", zlib.crc32(body))
     chunk = struct.pack(">I", len(body) - 4) + body + checksum  # the type does not count as data
     return content[:-PNG_END] + chunk + content[-PNG_END:]
 
 
-def mark_page(content: bytes, about: Mapping[str, str]) -> bytes:
-    """The same HTML with `about` in a comment at its end, "command" among it."""
-    return content + COMMENT + _text(content, about) + COMMENT_END
+def mark_page(content: bytes, details: Mapping[str, str]) -> bytes:
+    """The same HTML with `details` in a comment at its end, "command" among it."""
+    return content + COMMENT + _text(content, details) + COMMENT_END
 
 
 def command_of(path: Path) -> str | None:
@@ -49,14 +50,14 @@ def command_of(path: Path) -> str | None:
     try:
         match path.suffix.lower():
             case ".png" | ".html" | ".htm":
-                about = _unchanged(path.read_bytes())
+                details = _unchanged(path.read_bytes())
             case ".json":
-                about = json.loads(path.read_bytes())
+                details = json.loads(path.read_bytes())
             case ".safetensors":
-                about = _safetensors_metadata(path)
+                details = _safetensors_metadata(path)
             case _:
                 return None
-        command = about["command"]
+        command = details["command"]
     except (ValueError, KeyError, TypeError, struct.error):
         return None
     return command if isinstance(command, str) else None
@@ -74,8 +75,8 @@ def made_by(path: Path, command: str) -> bool:
         return path.exists() and made_by(path, command)
     if suffix == ".onnx":
         return digest(command).encode() in path.read_bytes()
-    said = command_of(path)
-    return said is not None and _without_json(said) == _without_json(command)
+    recorded = command_of(path)
+    return recorded is not None and _without_json(recorded) == _without_json(command)
 
 
 def digest(command: str) -> str:
@@ -87,9 +88,9 @@ def _without_json(command: str) -> list[str]:
     return [word for word in shlex.split(command) if word != "--json"]
 
 
-def _text(content: bytes, about: Mapping[str, str]) -> bytes:
-    """`about` and the content's SHA-256 as JSON in ASCII, without characters that end a comment."""
-    text = json.dumps({**about, "sha256": hashlib.sha256(content).hexdigest()})
+def _text(content: bytes, details: Mapping[str, str]) -> bytes:
+    """`details` and the content's SHA-256 as JSON in ASCII, without characters that end a comment."""
+    text = json.dumps({**details, "sha256": hashlib.sha256(content).hexdigest()})
     return text.replace("<", "\\u003c").replace(">", "\\u003e").encode()
 
 
@@ -100,10 +101,10 @@ def _unchanged(content: bytes) -> dict[str, Any]:
         ValueError, struct.error: there is no mark, or the rest was changed.
     """
     start, end, text = _png_mark(content) if content.startswith(PNG) else _page_mark(content)
-    about: dict[str, Any] = json.loads(text)
-    if about["sha256"] != hashlib.sha256(content[:start] + content[end:]).hexdigest():
+    details: dict[str, Any] = json.loads(text)
+    if details["sha256"] != hashlib.sha256(content[:start] + content[end:]).hexdigest():
         raise ValueError("changed")
-    return about
+    return details
 
 
 def _png_mark(content: bytes) -> tuple[int, int, bytes]:
@@ -133,15 +134,12 @@ def _safetensors_metadata(path: Path) -> dict[str, Any]:
     return metadata
 
 
-LOCK = ".lock"  # in a folder that a process holds
-
-
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Give a temporary sibling of `path` to write to; on success it takes the place of `path`.
+    """Give a temporary sibling of `path` to write to; on success it replaces `path`.
 
     The rename is what makes the change: a reader, or a process killed at any moment, sees the old file
-    or the new one. The data reach the disk before the name does, and the mode is what the umask says.
+    or the new one. The data reach the disk before the name does, and the mode follows the umask.
     """
     path = Path(os.path.realpath(path))  # a symbolic link keeps pointing where it points
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -188,13 +186,13 @@ def picture_format(path: Path) -> str:
     return kind
 
 
-def write_picture(path: Path, picture: "Figure | Image", about: Mapping[str, str] | None = None) -> None:
+def write_picture(path: Path, picture: "Figure | Image", details: Mapping[str, str] | None = None) -> None:
     """Write a PIL image or a figure atomically, in the format of the path's suffix (PNG if none).
 
     Args:
-        path: where.
-        picture: what.
-        about: what a PNG says of itself, "command" among it, so that the same command may replace it.
+        path: the file.
+        picture: the image or figure.
+        details: texts for a PNG to hold; with "command" the same command may replace the file.
     """
     kind = picture_format(path)
     with atomic(path) as temporary:
@@ -204,8 +202,8 @@ def write_picture(path: Path, picture: "Figure | Image", about: Mapping[str, str
             raise UserError("a grid of images cannot be written as .svg; use .png")
         else:
             picture.save(temporary, format="jpeg" if kind == "jpg" else kind, pnginfo=_texts(picture))
-        if about is not None and kind == "png":
-            temporary.write_bytes(mark_png(temporary.read_bytes(), about))
+        if details is not None and kind == "png":
+            temporary.write_bytes(mark_png(temporary.read_bytes(), details))
 
 
 def _texts(picture: "Image") -> "PngInfo":
@@ -236,10 +234,10 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping
 
 def _as_os_error(error: Exception, path: Path) -> Exception:
     """The disk's error in safetensors' own, which hides its number in its text."""
-    found = re.search(r"os error (\d+)", str(error))
-    if found is None:
+    match = re.search(r"os error (\d+)", str(error))
+    if match is None:
         return error
-    number = int(found.group(1))
+    number = int(match.group(1))
     return OSError(number, os.strerror(number), str(path))
 
 
@@ -332,7 +330,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """Read a file of one JSON value a line.
+    """Read a file of one JSON value per line.
 
     Raises:
         UserError: the file is missing, or a line is no JSON.
@@ -367,7 +365,7 @@ def _umask() -> int:
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether a folder holds nothing but the lock of a process."""
+    """Whether a folder is empty but for a lock."""
     return all(file.name == LOCK for file in folder.iterdir())
 
 

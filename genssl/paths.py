@@ -1,4 +1,4 @@
-"""The folders that runs live in. No torch."""
+"""The folders of runs. No torch."""
 
 import os
 from collections.abc import Iterator
@@ -9,18 +9,18 @@ from pathlib import Path
 REPORT = "report.html"  # of a folder of runs
 ABOUT = "about.json"  # in such a folder: what its report says first
 LABEL = "SHIPPED.txt"  # in a run's folder: it is a copy of the weights that come with genssl
-ARMS = "arms"  # where ablations keep their runs: a method's name does not mean one of these
+ARMS = "arms"  # the folder of ablations' runs: a method's name does not mean one of these
 _ROOT: ContextVar[Path | None] = ContextVar("root", default=None)
 
 
 def runs_root() -> Path:
-    """Where runs live: what `rooted` says, else GENSSL_CHECKPOINTS, else ./checkpoints."""
+    """The folder of runs: that of `use_runs_root`, else GENSSL_CHECKPOINTS, else ./checkpoints."""
     return _ROOT.get() or Path(os.environ.get("GENSSL_CHECKPOINTS", "checkpoints"))
 
 
 @contextmanager
 def use_runs_root(folder: Path) -> Iterator[None]:
-    """Inside, runs live in `folder`."""
+    """Inside, the folder of runs is `folder`."""
     token = _ROOT.set(folder)
     try:
         yield
@@ -29,7 +29,7 @@ def use_runs_root(folder: Path) -> Iterator[None]:
 
 
 def shipped_root() -> Path:
-    """The weights that come with genssl: in the package where it was installed, else in the repository."""
+    """The folder of the shipped weights: in the installed package, else in the repository."""
     installed = Path(__file__).parent / "shipped"
     return installed if installed.exists() else Path(__file__).parent.parent / "checkpoints" / "shipped"
 
@@ -40,10 +40,10 @@ def is_shipped(folder: Path) -> bool:
 
 
 def is_writable_run(folder: Path) -> bool:
-    """Whether what is measured of a run may be kept in its folder: not in one that comes with genssl."""
+    """Whether results may be written to a run's folder: not to one that comes with genssl."""
     return not is_shipped(folder) and os.access(folder, os.W_OK)
 
 
 def parents(*, arms: bool = False) -> list[Path]:
-    """The folders that runs lie in: `root()`, and with `arms` those of ablations, too."""
+    """The folders that runs lie in: `runs_root()`, and with `arms` those of ablations, too."""
     return [runs_root(), runs_root() / ARMS] if arms else [runs_root()]

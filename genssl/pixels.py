@@ -1,7 +1,7 @@
 """The two converters between bytes at rest and the range that models see.
 
 Images are uint8 in 0..255 at rest and float inside models, x = (u + 0.5) / 128 - 1: a bin of x is 1/128
-wide, its centre is x, and the 256 bins tile [-1, 1] without a gap.
+wide, its center is x, and the 256 bins tile [-1, 1] without a gap.
 """
 
 import math
@@ -18,7 +18,7 @@ def to_model(images: Tensor, noise: Tensor | float = HALF) -> Tensor:
 
     Args:
         images: uint8, any shape.
-        noise: where in its bin a pixel lands, in [0, 1). The default is the centre; uniform noise of the
+        noise: where in its bin a pixel lands, in [0, 1). The default is the center; uniform noise of the
             shape of `images` dequantises, which densities need (Theis et al. 2016, section 3.1).
     """
     return (images.float() + noise) * BIN_WIDTH - 1

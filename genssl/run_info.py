@@ -1,4 +1,4 @@
-"""What a run on disk is: its settings, how far it has come, and whether it is intact. No torch."""
+"""A run on disk: its files, settings, progress and integrity. No torch."""
 
 import json
 from collections.abc import Mapping
@@ -12,6 +12,13 @@ from genssl.errors import FAILED_RUN, UserError
 if TYPE_CHECKING:
     from genssl.config import Config
 
+MODEL = "model.safetensors"
+STATE = "state.safetensors"
+CONFIG = "config.json"
+HISTORY = "history.jsonl"
+ENVIRONMENT = "environment.json"
+FORMAT = "1"  # of checkpoints
+
 State = Literal["finished", "stopped by time", "unfinished"]
 
 
@@ -19,9 +26,9 @@ def state_of(finished: bool, epoch: int, epochs: int) -> State:
     """The state of a run.
 
     Args:
-        finished: its weights were written at the end of a training, be it the last epoch's or --max-minutes'.
-        epoch: whole epochs that the weights have seen.
-        epochs: that were asked for.
+        finished: whether training came to its end, after the last epoch or by --max-minutes.
+        epoch: whole epochs that the weights were trained for.
+        epochs: the setting.
     """
     if not finished:
         return "unfinished"
@@ -29,7 +36,7 @@ def state_of(finished: bool, epoch: int, epochs: int) -> State:
 
 
 def epochs_of(step: int, steps_per_epoch: int) -> int | float:
-    """How many epochs so many steps are: a part of one to two decimals, never rounded to a whole one."""
+    """Steps in epochs: a fraction to two decimals, never rounded to a whole epoch."""
     whole, rest = divmod(step, steps_per_epoch)
     if rest == 0:
         return whole
@@ -37,37 +44,29 @@ def epochs_of(step: int, steps_per_epoch: int) -> int | float:
 
 
 def epochs_trained(epoch: int, metrics: Mapping[str, Any]) -> int | float:
-    """How many epochs a run's weights have seen, with the part of the one that time has cut.
+    """Epochs that a run's weights were trained for, with the fraction of one that --max-minutes has cut.
 
     Args:
-        epoch: the whole ones.
+        epoch: whole epochs.
         metrics: the last record of the history.
     """
     last = metrics.get("epoch", epoch)
-    # Earlier versions recorded a part of an epoch under the number of the whole one
+    # Earlier versions recorded a fraction of an epoch under the number of the whole one
     return last if isinstance(last, int | float) and epoch <= last < epoch + 1 else epoch
 
 
 def progress_of(trained: float, epochs: int) -> str:
-    """`3.43 of 10`, or `10` when these are all."""
+    """`3.43 of 10`, or `10` when all are done."""
     return f"{trained:,.6g}" if trained >= epochs else f"{trained:,.6g} of {epochs:,}"
-
-
-MODEL = "model.safetensors"
-STATE = "state.safetensors"
-CONFIG = "config.json"
-HISTORY = "history.jsonl"
-ENVIRONMENT = "environment.json"
-FORMAT = "1"
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a run folder says about itself.
+    """The metadata of a run's weights.
 
     Attributes:
-        epoch: whole epochs that the weights have seen.
-        finished: the weights were written at the end of a training: the last epoch's or --max-minutes'.
+        epoch: whole epochs that the weights were trained for.
+        finished: whether training came to its end, after the last epoch or by --max-minutes.
     """
 
     folder: Path
@@ -89,19 +88,19 @@ class RunInfo:
 
     @property
     def epochs_trained(self) -> float:
-        """The epochs that the weights have seen, with the part of one that --max-minutes has cut."""
+        """Epochs that the weights were trained for, with the fraction that --max-minutes has cut."""
         return epochs_trained(self.epoch, self.metrics)
 
 
 def inspect(path: Path) -> RunInfo:
-    """What a run folder or model file says about itself, without reading its tensors.
+    """Read the metadata of a run folder or model file, without its tensors.
 
     Raises:
         UserError: nothing is there or it is damaged.
     """
-    file = _model_file(path)
+    file = model_file(path)
     _, metadata = files.read_header(file)
-    config = _config_in(metadata, file)
+    config = config_in(metadata, file)
     try:
         return RunInfo(
             folder=file.parent,
@@ -118,7 +117,7 @@ def inspect(path: Path) -> RunInfo:
 def verify(path: Path) -> list[str]:
     """Check every file of a run folder; the problems found, none when all is well."""
     problems = []
-    folder = _model_file(path).parent
+    folder = model_file(path).parent
     for name in (MODEL, STATE):
         file = folder / name
         if not file.exists():
@@ -135,14 +134,24 @@ def verify(path: Path) -> list[str]:
     return problems
 
 
-def _model_file(path: Path) -> Path:
+def model_file(path: Path) -> Path:
+    """The model file of a run folder, or the file itself.
+
+    Raises:
+        UserError: there is none.
+    """
     file = path / MODEL if path.is_dir() else path
     if not file.exists():
         raise UserError(f"no {MODEL} in {path}; give a run folder, its name, or a method")
     return file
 
 
-def _config_in(metadata: Mapping[str, str], file: Path) -> "Config":
+def config_in(metadata: Mapping[str, str], file: Path) -> "Config":
+    """The config in a model file's metadata.
+
+    Raises:
+        UserError: there is none, or it is of another format.
+    """
     if "config" not in metadata or metadata.get("format") != FORMAT:
         raise UserError(
             f"{file} is no genssl checkpoint of format {FORMAT}; give one that this version wrote"

@@ -1,4 +1,4 @@
-"""The runs in checkpoints/: what they are called, which there are, and which one a REF means."""
+"""The runs in checkpoints/: their names, and which of them a REF means."""
 
 import re
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ from genssl.errors import FAILED_RUN, UserError
 
 
 def known(method: str | None = None, *, arms: bool = False) -> list[run_info.RunInfo]:
-    """The readable runs, newest last; only those of `method` when it is given; with `arms`, ablations too."""
-    found = []
+    """The readable runs, newest last; only those of `method` if given; with `arms`, also of ablations."""
+    infos = []
     models = [file for parent in paths.parents(arms=arms) for file in parent.glob(f"*/{run_info.MODEL}")]
     for file in sorted(models, key=lambda file: file.stat().st_mtime):
         try:
@@ -21,8 +21,8 @@ def known(method: str | None = None, *, arms: bool = False) -> list[run_info.Run
         except UserError:
             continue
         if method is None or info.config.method == method:
-            found.append(info)
-    return found
+            infos.append(info)
+    return infos
 
 
 def folders() -> list[str]:
@@ -68,16 +68,17 @@ def find_several(references: Sequence[str]) -> list[Path]:
         raise UserError(
             f"compare takes two or more runs, not {len(references)}; `genssl runs list` names them"
         )
-    found: list[Path] = []
-    meant: dict[Path, str] = {}
+    references_by_folder: dict[Path, str] = {}
+    folders: list[Path] = []
     for reference in references:
         folder = _run_folder(reference)
-        place = folder.resolve()
-        if place in meant:
-            raise UserError(f"{meant[place]} and {reference} are the same run, {folder}; name another one")
-        meant[place] = reference
-        found.append(folder)
-    return found
+        path = folder.resolve()
+        if path in references_by_folder:
+            first = references_by_folder[path]
+            raise UserError(f"{first} and {reference} are the same run, {folder}; name another one")
+        references_by_folder[path] = reference
+        folders.append(folder)
+    return folders
 
 
 def _run_folder(reference: str) -> Path:

@@ -31,7 +31,7 @@ def generator(seed: int, stream: str, *counter: int, device: torch.device | str 
 
 
 def generators(seed: int, stream: str, indices: Sequence[int]) -> list[torch.Generator]:
-    """One CPU generator an image: what image i gets depends on (seed, stream, i) alone, not on its batch."""
+    """One CPU generator per image: the numbers of image i depend on (seed, stream, i), not on its batch."""
     return [generator(seed, stream, i) for i in indices]
 
 
@@ -43,9 +43,9 @@ def normal(shape: Sequence[int], source: Randomness, device: torch.device | str 
     if isinstance(source, Sequence):
         if len(source) != shape[0]:
             raise ValueError(f"{len(source)} generators for {shape[0]} rows")
-        return torch.stack([normal(shape[1:], one) for one in source]).to(device)
-    where = device if source is None else source.device
-    return torch.randn(tuple(shape), generator=source, device=where).to(device)
+        return torch.stack([normal(shape[1:], generator) for generator in source]).to(device)
+    source_device = device if source is None else source.device
+    return torch.randn(tuple(shape), generator=source, device=source_device).to(device)
 
 
 def uniform(shape: Sequence[int], source: Randomness, device: torch.device | str | None = None) -> Tensor:
@@ -53,9 +53,9 @@ def uniform(shape: Sequence[int], source: Randomness, device: torch.device | str
     if isinstance(source, Sequence):
         if len(source) != shape[0]:
             raise ValueError(f"{len(source)} generators for {shape[0]} rows")
-        return torch.stack([uniform(shape[1:], one) for one in source]).to(device)
-    where = device if source is None else source.device
-    return torch.rand(tuple(shape), generator=source, device=where).to(device)
+        return torch.stack([uniform(shape[1:], generator) for generator in source]).to(device)
+    source_device = device if source is None else source.device
+    return torch.rand(tuple(shape), generator=source, device=source_device).to(device)
 
 
 def choose_device(name: str) -> torch.device:
@@ -66,7 +66,7 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         if torch.cuda.is_available():
-            return _own(torch.device("cuda"))
+            return _local(torch.device("cuda"))
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
@@ -74,18 +74,19 @@ def choose_device(name: str) -> torch.device:
         raise UserError(f"unknown device {name!r}; use auto, cpu, cuda, cuda:1 or mps") from None
     if not _available(device):
         raise UserError(f"no device {name!r} on this machine; use --device {choose_device('auto')}")
-    return _own(device)
+    return _local(device)
 
 
-def _own(device: torch.device) -> torch.device:
-    """The GPU of this process, where torchrun started one for each: "cuda" means the one of its number."""
-    number = os.environ.get("LOCAL_RANK")
-    if device.type != "cuda" or device.index is not None or number is None:
+def _local(device: torch.device) -> torch.device:
+    """The GPU of this process under torchrun, which starts one process per GPU: that of its local rank."""
+    local_rank = os.environ.get("LOCAL_RANK")
+    if device.type != "cuda" or device.index is not None or local_rank is None:
         return device
-    processes, there = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
-    if max(processes, int(number) + 1) > there:  # said in every process, so that none waits for another
-        raise UserError(f"{processes} processes were started for {there} GPUs; start one for each")
-    return torch.device("cuda", int(number))
+    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    # Raised in every process, so that none waits for another
+    if max(processes, int(local_rank) + 1) > gpus:
+        raise UserError(f"{processes} processes were started for {gpus} GPUs; start one for each")
+    return torch.device("cuda", int(local_rank))
 
 
 def _available(device: torch.device) -> bool:
@@ -134,12 +135,13 @@ def measuring() -> Iterator[None]:
     try:
         with torch.inference_mode():
             yield
-    finally:  # to the letter: a compiled graph is compiled again where this state has changed
+    finally:
+        # Exactly as before: a compiled graph is compiled again where this state has changed
         matmul.fp32_precision, convolution.fp32_precision = before
 
 
 def describe(device: torch.device) -> str:
-    """What to write beside a measurement: the device's name, and the threads of a CPU."""
+    """The device's name, and the threads of a CPU, to write beside a measurement."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":
@@ -148,7 +150,7 @@ def describe(device: torch.device) -> str:
 
 
 def cpu_name() -> str:
-    """The processor's model name, where the system tells it."""
+    """The processor's model name, where the system has it."""
     import platform
     from pathlib import Path
 

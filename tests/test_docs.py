@@ -11,7 +11,7 @@ import typer
 
 import genssl
 from genssl.cli import app
-from genssl.train import run
+from genssl.models import build
 
 from . import command_reference
 from .conftest import call
@@ -107,28 +107,19 @@ def test_links_and_pictures_lead_somewhere(page: Path) -> None:
 
 def test_the_page_on_extending_runs(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
-    config, method, case = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    config, method, line = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict[str, Any] = {}
-    exec(
-        "from genssl.config import *\nfrom genssl.config import Literal, PositiveInt, PositiveFloat",
-        names,
-    )
-    exec("import torch\nfrom torch import Tensor, nn\nfrom genssl.models.method import *", names)
-    exec("from genssl.models.vae import *\nfrom genssl.runtime import *", names)
+    for module in ("config", "models.method", "models.vae", "runtime"):
+        exec(f"from genssl.{module} import *", names)
+    exec("from typing import Literal, Self\nfrom pydantic import PositiveFloat, PositiveInt", names)
+    exec("import torch\nfrom torch import Tensor, nn", names)
     exec(config, names)
     exec(method, names)
-    body = "\n".join(line for line in case.splitlines() if not line.startswith("#"))
-    exec(f"def build(config):\n    match config:\n{body}", names)
-
-    def build(settings: Any) -> Any:
-        built = names["build"](settings)
-        built.config = settings
-        return built
-
-    monkeypatch.setattr(run, "build", build)
-    monkeypatch.setattr("genssl.models.build.build", build)
+    monkeypatch.setattr(build, "METHODS", build.METHODS | eval(f"{{\n{line}}}", names))
     arguments = ["--data", digits, "--epochs", 3, "--sample-every", 1, "--out", tmp_path / "run"]
     result = call("train", "denoising", *arguments)
     assert result.exit_code == 0, result.output
     assert (tmp_path / "run" / "reconstructions-over-epochs.png").exists()
     assert call("runs", "verify", tmp_path / "run").exit_code == 0
+    assert call("reconstruct", tmp_path / "run", "-n", 4).exit_code == 0
+    assert call("sample", tmp_path / "run").exit_code == 2

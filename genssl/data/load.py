@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genssl.data import cache
-from genssl.data.cache import LazyArray, Progress
+from genssl.data.cache import Arrays, LazyArray, Progress
 from genssl.data.registry import (
     NATIVE_SIZE,
     SOURCES,
@@ -102,7 +102,7 @@ def _store_resized(key: str, split: Split, size: int) -> Split:
         (len(split), 3, size, size), "uint8", lambda rows: _resize(split.images[rows], size).numpy()
     )
     digest = hashlib.sha256(f"{split.digest}|{size}".encode()).hexdigest()
-    arrays = {"images": images, "labels": split.labels.numpy()}
+    arrays: Arrays = {"images": images, "labels": split.labels.numpy()}
     return cache.store(key, split.part, arrays, split.classes, split.name, digest)
 
 

@@ -1,1 +1,1 @@
-"""Training: the loop, the optimiser and the run."""
+"""Training: the loop, the optimizer and the run."""

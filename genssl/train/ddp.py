@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 from collections.abc import Sequence
+from typing import Any, cast
 
 import psutil
 import torch
@@ -17,6 +18,39 @@ from genssl.models.method import Method
 from genssl.runtime import choose_device
 
 
+class GlobalBatchNorm(_BatchNorm):
+    """Batch norm over the images of all processes on the CPU, which torch's SyncBatchNorm refuses.
+
+    Every process has as many images, so that n is the same in each.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, ...) -> (B, C, ...), normalized over all but the channels, and over the processes."""
+        if not self.training:
+            return super().forward(x)
+        axes, shape = [0, *range(2, x.ndim)], [1, -1] + [1] * (x.ndim - 2)
+        n = distributed.world_size() * x.numel() / x.shape[1]
+        # bf16 sums are too coarse
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        mean = distributed.all_reduce_sum(wide.sum(axes)) / n  # (C,)
+        centered = wide - mean.view(shape)
+        variance = distributed.all_reduce_sum(centered.square().sum(axes)) / n
+        self._update_running(mean.detach(), variance.detach() * n / (n - 1))
+        y = centered * (variance + self.eps).rsqrt().view(shape)
+        if self.affine:
+            y = y * self.weight.view(shape) + self.bias.view(shape)
+        return y.to(x.dtype)
+
+    def _update_running(self, mean: Tensor, variance: Tensor) -> None:
+        running: list[Any] = [self.running_mean, self.running_var]
+        for statistic, value in zip(running, (mean, variance), strict=True):
+            statistic.lerp_(value.to(statistic.dtype), self.momentum)
+        cast(Tensor, self.num_batches_tracked).add_(1)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+
 def convert_batch_norm(method: Method, device: torch.device) -> Method:
     """The method with batch norms over all processes' images; untouched where there is one process."""
     if distributed.world_size() == 1:
@@ -24,20 +58,11 @@ def convert_batch_norm(method: Method, device: torch.device) -> Method:
     if device.type == "cuda":
         converted: Method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
         return converted
-    # torch's refuses the CPU, where several processes serve tests: each normalizes the whole batch there
     for module in method.modules():
         if isinstance(module, _BatchNorm):
-            module.register_forward_pre_hook(_gather_input)
-            module.register_forward_hook(_keep_shard)
+            # The same module, so that optimizers keep its parameters
+            module.__class__ = GlobalBatchNorm
     return method
-
-
-def _gather_input(norm: nn.Module, inputs: tuple[Tensor]) -> Tensor:
-    return distributed.all_gather(inputs[0]) if norm.training else inputs[0]
-
-
-def _keep_shard(norm: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-    return output[distributed.shard(len(output))] if norm.training else output
 
 
 def wrap_ddp(objective: nn.Module) -> nn.Module:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 FOLDER = "tensorboard"
-EVENTS = "events.out.tfevents."  # what the names of event files begin with
-# Where TensorBoard shows what is no loss; a loss NAME goes to NAME/train, and test_NAME to NAME/test
+EVENTS = "events.out.tfevents."  # prefix of event files
+# Tags of everything but losses; a loss NAME has the tag NAME/train, and test_NAME has NAME/test
 TAGS = {
     "epoch": "progress/epoch",
     "seconds": "progress/seconds",
@@ -35,8 +35,8 @@ class TensorBoardLogger:
 
     Args:
         folder: the run folder.
-        step: of the last epoch in the run's history, 0 when there is none. What an interrupted sitting wrote
-            of later steps is purged.
+        step: of the last epoch in the run's history, 0 when there is none. What an interrupted run wrote of
+            later steps is purged.
 
     Raises:
         UserError: TensorBoard is not installed.
@@ -103,5 +103,5 @@ def _put_first(folder: Path) -> None:
     """
     earlier = sorted(folder.glob(f"{EVENTS}*"))
     if earlier and earlier[-1].name >= f"{EVENTS}{int(time.time()):010d}":
-        for place, file in enumerate(earlier):
-            file.rename(folder / f"{EVENTS}{0:010d}.{place:06d}")
+        for i, file in enumerate(earlier):
+            file.rename(folder / f"{EVENTS}{0:010d}.{i:06d}")

@@ -160,7 +160,7 @@ class Training:
             # g <- g * min(1, clip / |g|), where |g| is the norm of all gradients together
             torch.nn.utils.clip_grads_with_norm_(parameters, self.config.gradient_clip, norm)
         optimizer_step(self.optimizer, self.guard)
-        # For instance BYOL's target network, whose momentum depends on the progress, in (0, 1]
+        # For instance a target network, whose momentum depends on the progress, in (0, 1]
         self.method.after_step((self.step + 1) / self.total_steps)
         # After all that writes: a bad step has changed nothing
         self.guard.restore()

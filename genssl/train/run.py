@@ -106,7 +106,7 @@ def resume(path: Path, changes: Mapping[str, Any], options: Options, listener: L
 def _resume(
     path: Path, changes: Mapping[str, Any], options: Options, device: torch.device, listener: Listener
 ) -> Path:
-    folder = RunFolder(path, held=distributed.is_main_process())
+    folder = RunFolder(path, lock=distributed.is_main_process())
     try:
         config = folder.read_config()
         refuse_changes(config, changes)

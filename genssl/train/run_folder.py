@@ -16,14 +16,14 @@ from genssl.runtime import describe
 
 
 class RunFolder:
-    """One run's files. Held by one process at a time; others of the same run may read."""
+    """One run's files. One process at a time locks it; others of the same run may read."""
 
-    def __init__(self, path: Path, *, held: bool = True) -> None:
+    def __init__(self, path: Path, *, lock: bool = True) -> None:
         self.path = path
         self.title = path.name  # of its pictures
         self.units: Mapping[str, str] = {}  # of the method's own terms
-        taken = f"another process is training {path}; wait for it, or start a new run"
-        self._lock = files.FolderLock(path, taken) if held else None
+        message = f"another process is training {path}; wait for it, or start a new run"
+        self._lock = files.FolderLock(path, message) if lock else None
 
     def release(self) -> None:
         """Let another process resume this run."""
@@ -31,7 +31,7 @@ class RunFolder:
             self._lock.release()
 
     def write_start(self, config: Config, device: torch.device) -> None:
-        """Write what reruns the experiment and what it ran on."""
+        """Write the settings, and the environment that they run in."""
         files.write_text(self.path / run_info.CONFIG, config.to_json())
         files.write_json(self.path / run_info.ENVIRONMENT, run_environment(device))
 
@@ -68,7 +68,7 @@ class RunFolder:
         checkpoint.save(method, self.path, epoch=epoch, finished=finished, metrics=metrics)
 
     def write_history(self, records: list[dict[str, Any]]) -> None:
-        """Write one line of JSON an epoch."""
+        """Write one line of JSON per epoch."""
         self.check()
         lines = [json.dumps(record, allow_nan=False) + "\n" for record in records]
         files.write_text(self.path / run_info.HISTORY, "".join(lines))
@@ -107,7 +107,7 @@ class RunFolder:
             files.write_picture(self.path / "wall-clock.png", figures.wall_clock(records, name))
 
     def write_contact_sheets(self) -> None:
-        """Write one picture a kind of preview, over all epochs: samples-over-epochs.png."""
+        """Write one picture per kind of preview, over all epochs: samples-over-epochs.png."""
         from PIL import Image
 
         for folder in sorted({file.parent for file in self.path.glob("*/epoch-*.png")}):

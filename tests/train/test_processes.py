@@ -17,7 +17,7 @@ from genssl.features import extract, extract_sharded
 from genssl.models.build import build
 from genssl.models.losses import barlow_twins_loss, simsiam_loss, vicreg_loss
 from genssl.models.method import Method
-from genssl.train.ddp import check_batch_divides, convert_batch_norm
+from genssl.train.ddp import GlobalBatchNorm, check_batch_divides, convert_batch_norm
 from genssl.train.loop import Training
 from genssl.train.monitor import Monitor
 
@@ -246,6 +246,20 @@ def test_the_first_process_looks_and_all_find_neighbours(one: Any, two: Any) -> 
     assert furthest(one, two[0], "watched.") < 1e-4
     assert [name for name in two[1] if name.startswith("watched.")] == ["watched.knn_accuracy"]
     assert two[1]["watched.knn_accuracy"] == two[0]["watched.knn_accuracy"]
+
+
+def test_the_global_batch_norm_of_one_process_is_torch_s() -> None:
+    torch.manual_seed(0)
+    ours, theirs = GlobalBatchNorm(5).double(), nn.BatchNorm2d(5).double()
+    x = torch.randn(4, 5, 3, 2, dtype=torch.float64)
+    weight = torch.randn(5, dtype=torch.float64)
+    for norm in (ours, theirs):
+        norm.weight.data.copy_(weight)
+        for _ in range(2):
+            norm(x)
+    assert torch.allclose(ours(x), theirs(x), atol=1e-12)
+    assert all(torch.allclose(a, b) for a, b in zip(ours.buffers(), theirs.buffers(), strict=True))
+    assert torch.allclose(ours.eval()(x), theirs.eval()(x))
 
 
 def test_one_process_changes_nothing_of_a_method() -> None:
