@@ -29,7 +29,7 @@ MOST_LINES = 500
 MOST_MODULES = 125
 MOST_SINGLE_IMPORTERS = 42
 # To fall to 0: what is left of the first edition's words
-MOST_BANNED, MOST_BANNED_HELP = 999, 0
+MOST_BANNED, MOST_BANNED_HELP = 3, 0
 
 # A name is the noun phrase of the field: no participle, no metaphor (docs/design.md, "Names and words")
 BANNED_NAMES = {"told", "found", "place", "each", "own", "kept", "about", "sitting", "plate", "judge"}

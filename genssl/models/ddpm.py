@@ -88,11 +88,12 @@ class DDPM(Method):
 
     def remarks(self) -> tuple[str, ...]:
         """Says when the forward process does not end in noise (Lin et al. 2024)."""
-        kept = float(self.schedule.alphas_cumprod[-1])
-        if kept < VISIBLE:
+        signal = float(self.schedule.alphas_cumprod[-1])
+        if signal < VISIBLE:
             return ()
         what = f"{self.schedule.timesteps} steps with these betas end with visible signal"
-        return (f"{what} (alpha-bar {kept:.1e}), sampling starts from none; --set scale_betas=true mends it",)
+        advice = "sampling starts from none; --set scale_betas=true mends it"
+        return (f"{what} (alpha-bar {signal:.1e}), {advice}",)
 
     def draws(self, n: int, generator: Randomness) -> dict[str, Tensor]:
         """The times, (n,) int64, and the noise, (n, C, H, W)."""

@@ -55,8 +55,8 @@ class Siamese(Method):
 
     def features(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, encoder.dim): the encoder's output; the projector is for training only."""
-        found: Tensor = self.encoder(images)
-        return found
+        features: Tensor = self.encoder(images)
+        return features
 
     def outputs(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, projector_dim), what may collapse."""

@@ -152,8 +152,8 @@ class VAE(Method):
         Its optimum is near 1/90 of where it starts, and Adam moves it by about the rate a step: at the
         networks' 1e-4 it would be on its way for 40,000 steps.
         """
-        own = [p for p in self.parameters() if p is not self.decoder_logvar]
-        groups: list[dict[str, Any]] = [{"params": own}]
+        networks = [p for p in self.parameters() if p is not self.decoder_logvar]
+        groups: list[dict[str, Any]] = [{"params": networks}]
         if self.decoder_logvar is not None:
             groups.append({"params": [self.decoder_logvar], "lr": VARIANCE_RATE})
         return groups

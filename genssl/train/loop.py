@@ -1,9 +1,8 @@
 """The only training loop. It knows no method and no data set, and it never prints, draws or saves."""
 
-import contextlib
 import json
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,12 +108,11 @@ class Training:
         while self.step < self.total_steps:
             # A resumed run begins inside an epoch, at the batch that it had come to
             epoch, batch = divmod(self.step, self.steps_per_epoch)
-            with contextlib.closing(self._batches(epoch, batch)) as batches:
-                for images in batches:
-                    losses = self._take_step(images)
-                    yield Step(epoch + 1, self.step, losses, self.batch_size, time.perf_counter() - start)
+            for images in self._batches(epoch, batch):
+                losses = self._take_step(images)
+                yield Step(epoch + 1, self.step, losses, self.batch_size, time.perf_counter() - start)
 
-    def _batches(self, epoch: int, first: int) -> Generator[Tensor]:
+    def _batches(self, epoch: int, first: int) -> Iterator[Tensor]:
         """This process's batches of zero-based `epoch`, from number `first` on: uint8 (B, 3, H, W)."""
         # A function of (seed, epoch) alone, so that a resumed run goes on in the same order
         order = epoch_permutation(self.config.seed, epoch, len(self.split))
