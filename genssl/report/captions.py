@@ -135,9 +135,9 @@ PROVENANCE = {"command", "run", "method", "epoch", "weights_sha256", "device", "
 MOST = 6  # numbers of an evaluation that is not known here
 
 
-def at(name: str, show: Callable[[Any], str] = text) -> Shown:
-    """Shows the value of a name."""
-    return lambda values: show(values.get(name))
+def at(name: str, show: Callable[[Any], str] = text, *, old: str = "") -> Shown:
+    """Shows the value of a name, or of its `old` name in results of version 0.1."""
+    return lambda values: show(values.get(name, values.get(old)))
 
 
 def _with_error(name: str, error: str) -> Shown:
@@ -195,7 +195,7 @@ SHOWN: dict[str, dict[str, Shown]] = {
         "images": at("images"),
         "prior": at("prior"),
         "sampler": at("sampler"),
-        "network calls an image": at("network_calls_an_image"),
+        "network calls per image": at("nfe", old="network_calls_an_image"),
         "sampling time": at("seconds", seconds),
         "sharpness": at("sharpness"),
         "sharpness of the training images": at("train_sharpness"),
@@ -204,7 +204,9 @@ SHOWN: dict[str, dict[str, Shown]] = {
     "latent-profile": {
         "images": at("images"),
         "active units": _units,
-        "most telling dimensions": at("most_telling_dimensions", _listed),
+        "most discriminative dimensions": at(
+            "most_discriminative_dims", _listed, old="most_telling_dimensions"
+        ),
     },
     "interpolate": {
         "paths": at("rows"),

@@ -351,7 +351,8 @@ def _sampling(name: str, values: Record) -> Cell:
     """Which prior or sampler, its steps, and how long it took; the file's name where that is not said."""
     how = values.get("sampling")
     message = how if isinstance(how, dict) else {}
-    calls = message.get("network_calls_an_image")
+    # "network_calls_an_image" is the old name, in results of version 0.1
+    calls = message.get("nfe", message.get("network_calls_an_image"))
     parts = [f"{message['prior']} prior" if "prior" in message else "", str(message.get("sampler", ""))]
     parts += [
         f"eta {message['eta']}" if "eta" in message else "",

@@ -318,7 +318,7 @@ def test_a_browser_lays_the_page_out(tmp_path: Path) -> None:
     names = ("kernel_distance", "recall", "coverage", "authenticity", "sharpness")
     measures = [*folder.MEASURES, *({**folder.MEASURES[1], "measure": name} for name in names)]
     run = folder.whole(tmp_path) / "ddpm-digits"
-    way = {"sampler": "ddim", "eta": 0.5, "network_calls_an_image": 50, "seconds": 75.0}
+    way = {"sampler": "ddim", "eta": 0.5, "nfe": 50, "seconds": 75.0}
     folder.evaluation(run, "fidelity", {"samples": 512, "measures": measures, "sampling": way})
     made, _ = written(tmp_path)
     probe = tmp_path / "probe.html"  # the page itself lets no script run
