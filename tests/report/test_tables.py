@@ -1,8 +1,9 @@
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
-from genssl.report import format, load, tables
+from genssl.report import captions, format, load, tables
 from genssl.report.figures import Cell, embed, with_origins
 from genssl.report.load import Contents
 
@@ -155,3 +156,8 @@ def test_small_grids_are_magnified_and_large_pictures_shrink(tmp_path: Path) -> 
     assert len(large.source) < (tmp_path / "noise.png").stat().st_size
     assert embed(tmp_path / "absent.png", "c", problems) is None
     assert problems == []
+
+
+@pytest.mark.parametrize("name", ["nfe", "network_calls_an_image"])
+def test_numbers_are_read_under_their_names_of_version_0_1_as_well(name: str) -> None:
+    assert captions.SHOWN["sample"]["network calls per image"]({name: 20}) == "20"
