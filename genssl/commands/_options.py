@@ -65,7 +65,7 @@ Data = Annotated[
         callback=checked_data,
     ),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", callback=checked_device)]
+Device = Annotated[str, typer.Option(help="Device: auto, cpu, cuda, cuda:1 or mps.", callback=checked_device)]
 Seed = Annotated[int, typer.Option(min=0, help="Random seed.")]
 Out = Annotated[
     Path | None,

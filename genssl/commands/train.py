@@ -56,7 +56,7 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Run folder; default: checkpoints/NAME.")] = None,
     save_every: Annotated[float, typer.Option(min=0, help="Seconds between checkpoints.")] = 60.0,
     max_minutes: _options.MaxMinutes = None,
-    compile: Annotated[Literal["auto", "on", "off"], typer.Option(help="torch.compile.")] = "auto",
+    compile: Annotated[Literal["auto", "on", "off"], typer.Option(help="Use torch.compile.")] = "auto",
     remix: Annotated[
         bool, typer.Option("--remix", help="Pool the train and test splits and split them again.")
     ] = False,
