@@ -68,7 +68,8 @@ def resident(images: Tensor, batches: Tensor) -> Iterator[Tensor]:
         batches: int64 (S, B), the rows of each batch.
     """
     for rows in batches.to(images.device):
-        yield images[rows]
+        # It copies whole rows, and is several times as fast as images[rows] on a CPU
+        yield images.index_select(0, rows)
 
 
 def streamed(images: Tensor, batches: Tensor, device: torch.device) -> Iterator[Tensor]:
