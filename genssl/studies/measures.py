@@ -20,7 +20,7 @@ from genssl.eval.sample import draw_samples
 from genssl.metrics.knn import knn_predict
 from genssl.metrics.linear_probe import linear_probe
 from genssl.models.ddpm import DDPM
-from genssl.models.method import Method
+from genssl.models.method import CanSample, Method
 from genssl.paths import is_writable_run
 from genssl.pixels import to_model
 from genssl.run_info import RunInfo
@@ -147,7 +147,7 @@ def data(trained: Trained) -> dict[str, float | str]:
 
 def sampling(trained: Trained) -> dict[str, float]:
     """Seconds to sample 64 images in one batch, as the method samples by default; a grid of some of them."""
-    if not hasattr(trained.method, "sample"):
+    if not isinstance(trained.method, CanSample):
         return {}
     seconds, images = time_sampling(trained, {})
     trained.keep_picture(SAMPLES, figures.grid(images[:SAMPLES_SHOWN]))

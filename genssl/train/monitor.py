@@ -16,7 +16,7 @@ from genssl.metrics.collapse import output_std, rankme
 from genssl.metrics.knn import knn_predict
 from genssl.metrics.sharpness import SHARPNESS, mean_sharpness
 from genssl.models.build import build
-from genssl.models.method import Method
+from genssl.models.method import CanSample, Method
 from genssl.pixels import to_model
 from genssl.runtime import chunks, generator, generators, measuring
 
@@ -128,7 +128,7 @@ class Monitor:
 
     def data_statistics(self, method: Method) -> dict[str, float]:
         """train_sharpness of up to 1,024 training images, to compare with a method's samples."""
-        if not hasattr(method, "sample"):
+        if not isinstance(method, CanSample):
             return {}
         return {SHARPNESS: mean_sharpness(self.train.take(SHARPNESS_IMAGES, self.config.seed).images)}
 
