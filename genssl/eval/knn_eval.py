@@ -95,7 +95,7 @@ def knn_eval(
     title = f"kNN, {method.config.method} features: {result}\n(cells: % of a true class)"
     confusion = draw_confusion(matrix, test.classes, title)
     return EvalResult(
-        values, {"confusion matrix": confusion, "neighbours": picture}, _notes(train), name="knn-eval",
+        values, {"confusion matrix": confusion, "neighbors": picture}, _notes(train), name="knn-eval",
         title="kNN accuracy", headline=("accuracy", "standard_error", "k"),
     )  # fmt: skip
 

@@ -104,7 +104,7 @@ def test_an_ablation_of_the_timesteps(digits: Path, workplace: Path, tmp_path: P
         (["train", "ddpm", "--data", "DIGITS", "--timesteps", 0], "timesteps"),
         (["train", "ddpm", "--data", "DIGITS", "--set", "network=huge"], "network"),
         (["train", "vae", "--data", "DIGITS", "--timesteps", 5], "unknown setting 'timesteps'"),
-        (["sample", "RUN", "-n", 0], "greater than or equal to 1"),
+        (["sample", "RUN", "-n", 0], "Invalid value for '-n'"),
         (["sample", "RUN", "--steps", 21], "steps"),
         (["sample", "RUN", "--prior", "mixture"], "has no --prior"),
         (["reconstruct", "RUN"], "needs --t-prime"),

@@ -122,7 +122,7 @@ def test_a_folder_stays_nothing_but_samples(samples: Path, digits: Path) -> None
         (["RUN", "-n", 8], "5 neighbors need 12 samples or more, and there are 8"),
         (["SAMPLES", "--data", "DIGITS", "--features", "pixels", "--out", "x/y"], "has no suffix"),
         (["RUN", "--no-memorization", "--out", "f.png"], "leaves nothing to draw"),
-        (["RUN", "-k", 0], "greater than or equal to 1"),
+        (["RUN", "-k", 0], "Invalid value for '-k'"),
         (["RUN", "-n", 0], "-n"),
         (["RUN", "--resamples", -1], "--resamples"),
         (["RUN", "--split", "both"], "--split"),

@@ -177,7 +177,7 @@ def test_each_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_exit_codes_mean() -> None:
     killed = ddp._explained({0: -15, 1: -9, 2: LOST_PROCESS}, 3, ["train", "vae"])
-    again = "the same command with --go-on continues the run"
+    again = "the same command with --auto-resume continues the run"
     assert str(killed) == f"process 1 of 3 was killed (SIGKILL); {again}"
     assert killed.code == FAILED_RUN
     killed = ddp._explained({0: -15}, 2, ["train", "--resume", "x"])

@@ -512,7 +512,7 @@ def test_the_command_shows_a_table_and_verdicts(
             ["simsiam"],
             "ablate a simsiam with --no-stopgrad or --predictor or --no-predictor or --proj-dim or",
         ),
-        (["vae"], "ablate a vae with --set KEY=VALUE (of a vae's own: width, z_dim"),
+        (["vae"], "ablate a vae with --set KEY=VALUE (of a vae's settings: width, z_dim"),
         (["ddpm"], "ablate a ddpm with --timesteps or --set KEY=VALUE"),
         (["ddpm", "--timesteps", 1000], "timesteps=1000 is the baseline"),
         (["vae", "--set", "z_dim=32"], "z_dim=32 is the baseline"),
