@@ -309,7 +309,7 @@ def both(log: Path) -> list[tuple[bool, list[str]]]:
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(20)
+        worker.join(120)
     assert [worker.exitcode for worker in workers] == [0, 0]
     return [tuple(json.loads(told.get())) for _ in workers]
 
