@@ -1,6 +1,6 @@
 """Two views of each image on one core: lightly's SimSiamTransform, image by image, against genssl's batches.
 
-Crop, flip, colour jitter (.4, .4, .4, .1) and grayscale, without blur, on both sides. lightly's starts from
+Crop, flip, color jitter (.4, .4, .4, .1) and grayscale, without blur, on both sides. lightly's starts from
 PIL images that stand ready; what both leave behind is two float batches.
 """
 

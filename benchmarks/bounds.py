@@ -26,7 +26,7 @@ class Cost:
     forward: int  # multiply-adds
     step: int  # multiply-adds, forward and backward
     undivided: int  # of `step`: on every process for the whole batch
-    state_bytes: int  # weights, gradients, optimiser, average, the guard's copies
+    state_bytes: int  # weights, gradients, optimizer, average, the guard's copies
     gradient_bytes: int
     kept_bytes: dict[str, int]  # for the backward pass, by precision
     traffic_bytes: dict[str, int]  # every operator's inputs and outputs, by precision

@@ -213,7 +213,7 @@ def gathered_width(config: Config) -> int:
 
 
 def state(training: Training) -> list[Tensor]:
-    """Weights, gradients, the optimiser's moments, the average, and the guard's copies."""
+    """Weights, gradients, the optimizer's moments, the average, and the guard's copies."""
     weights = list(training.method.parameters())
     averages = [] if training.ema is None else list(training.ema.parameters())
     moments = tensors(training.optimizer.state_dict()["state"])

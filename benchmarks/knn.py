@@ -1,6 +1,6 @@
-"""The nearest-neighbour vote: genssl's knn_predict against the matrix product inside it, and against peers.
+"""The nearest-neighbor vote: genssl's knn_predict against the matrix product inside it, and against peers.
 
-10,000 queries over a bank of 50,000 features of 512 dimensions, 200 neighbours: CIFAR-10 and a ResNet-18. The
+10,000 queries over a bank of 50,000 features of 512 dimensions, 200 neighbors: CIFAR-10 and a ResNet-18. The
 bare products and the peers get float32 features of unit length; ours makes them so itself. The bare products
 write into memory that stands ready.
 """
@@ -23,7 +23,7 @@ from genssl.runtime import choose_device, describe
 
 BANK_ROWS, QUERY_ROWS, DIMENSIONS, CLASSES = 50_000, 10_000, 512, 10
 K, TEMPERATURE = 200, 0.1
-SEPARATION = 0.15  # of the classes' means, in standard deviations of a dimension: neighbours often disagree
+SEPARATION = 0.15  # of the classes' means, in standard deviations of a dimension: neighbors often disagree
 ROUNDS = 3
 AGREEMENT = 0.999  # the rest are votes that rounding decides
 
@@ -129,6 +129,6 @@ def main(device_name: str = "auto") -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="The nearest-neighbour vote beside the matrix product.")
+    parser = argparse.ArgumentParser(description="The nearest-neighbor vote beside the matrix product.")
     parser.add_argument("--device", default="auto")
     main(parser.parse_args().device)

@@ -1,6 +1,6 @@
 """Training SimSiam end to end, views included: lightly's parts in the loop of its guide, against genssl's.
 
-The same ResNet-18, heads, batch size, optimiser and images. lightly's side is fp32 with a DataLoader of two
+The same ResNet-18, heads, batch size, optimizer and images. lightly's side is fp32 with a DataLoader of two
 workers over PIL images. On a GPU also the seconds of genssl's own epoch at CIFAR-10's size:
 `python -m benchmarks.simsiam --device cuda`.
 """

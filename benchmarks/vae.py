@@ -1,6 +1,6 @@
 """Training the course's VAE: the loop as a course writes it, against genssl's, end to end.
 
-Same network, batch size, optimiser and images. The plain side is fp32 with a DataLoader of two workers
+Same network, batch size, optimizer and images. The plain side is fp32 with a DataLoader of two workers
 over PIL images, ToTensor and Normalize, and reads its loss at every step, as such loops do.
 """
 
@@ -32,8 +32,8 @@ class PlainDataset(Dataset[Tensor]):
 
     def __init__(self, images: Tensor) -> None:
         self.arrays = images.permute(0, 2, 3, 1).contiguous().numpy()
-        normalise = transforms.Normalize((0.5,) * 3, (0.5,) * 3)
-        self.transform = transforms.Compose([transforms.ToTensor(), normalise])
+        normalize = transforms.Normalize((0.5,) * 3, (0.5,) * 3)
+        self.transform = transforms.Compose([transforms.ToTensor(), normalize])
 
     def __len__(self) -> int:
         return len(self.arrays)

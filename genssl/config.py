@@ -62,7 +62,7 @@ class Config(BaseModel):
 
     # What is measured and drawn while training
     sample_every: NonNegativeInt = 5  # epochs between pictures; 0: none
-    knn_every: NonNegativeInt = 0  # epochs between nearest-neighbour accuracies of the features; 0: none
+    knn_every: NonNegativeInt = 0  # epochs between nearest-neighbor accuracies of the features; 0: none
 
     views: ClassVar[str] = "plain"  # which views of an image the method trains on: data/augment/views.py
     has_noise_levels: ClassVar[bool] = False  # a diffusion process: commands take --t-prime

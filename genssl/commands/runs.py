@@ -35,9 +35,9 @@ def register(app: typer.Typer) -> None:
 @data_app.command("list")
 def data_list(as_json: _options.Json = False) -> None:
     """List the data sets, and which are downloaded."""
-    from genssl.data.registry import REMIX_SUFFIX, catalogue
+    from genssl.data.registry import REMIX_SUFFIX, catalog
 
-    rows = [vars(entry) for entry in catalogue()]
+    rows = [vars(entry) for entry in catalog()]
     if as_json:
         print(json.dumps(rows, indent=2))
         return

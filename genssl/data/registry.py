@@ -216,7 +216,7 @@ class Entry:
     size: int
 
 
-def catalogue() -> list[Entry]:
+def catalog() -> list[Entry]:
     """Every known data set, then every path in the cache; read from the headers of the entries."""
     return [_known_entry(source) for source in SOURCES.values()] + _path_entries()
 

@@ -293,7 +293,7 @@ def _provenance(
         "features": space.name,
         "features_digest": space.digest or None,
         "dimensions": generated.features.shape[1],
-        "neighbours": settings.neighbors,
+        "neighbors": settings.neighbors,
         "resampled_halves": settings.resamples,
         "kernel_subsets": SUBSETS,
         "kernel_subset_size": subset_size(reference, generated),

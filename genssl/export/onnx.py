@@ -4,8 +4,10 @@ Images go in as bytes and come out as bytes: the conversion to the range that th
 the graph.
 """
 
+import contextlib
 import importlib
 import json
+import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -140,7 +142,8 @@ def to_onnx(graph: Graph, metadata: Mapping[str, str]) -> bytes:
         metadata: joins the graph's own in the file.
     """
     batch = torch.export.Dim("batch")
-    with warnings.catch_warnings():
+    # Some exporters report their rewrites on stdout, which is the command's own
+    with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
         warnings.simplefilter("ignore")  # the exporter's own, on axes that share a name
         program = torch.onnx.export(
             graph.module.eval(),

@@ -1,4 +1,4 @@
-"""From a config to a method: the registry of methods, and how their weights are initialised."""
+"""From a config to a method: the registry of methods, and how their weights are initialized."""
 
 import torch
 
@@ -35,9 +35,9 @@ METHODS: dict[str, tuple[type[Config], type[Method]]] = {
 
 
 def build(config: Config) -> Method:
-    """Build the method that `config` describes, its weights initialised from the config's seed."""
+    """Build the method that `config` describes, its weights initialized from the config's seed."""
     _, method_class = METHODS[config.method]
-    # torch initialises layers from its global generator: it is seeded here, and put back afterwards
+    # torch initializes layers from its global generator: it is seeded here, and put back afterwards
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_of(config.seed, "weights"))
         method = method_class.from_config(config)

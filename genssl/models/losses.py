@@ -112,15 +112,15 @@ def _variance_hinge(z: Tensor) -> Tensor:
 
 def _squared_covariance(z: Tensor) -> Tensor:
     """The sum of the squared covariances of different columns, over the number of columns."""
-    centred = z - z.mean(0)
-    covariance = centred.T @ centred / (len(z) - 1)  # (D, D)
+    centered = z - z.mean(0)
+    covariance = centered.T @ centered / (len(z) - 1)  # (D, D)
     return (covariance.square().sum() - covariance.diagonal().square().sum()) / z.shape[1]
 
 
 def _standardized(z: Tensor) -> Tensor:
     """Zero mean and unit (population) variance of each column over the batch."""
-    centred = _wide(z) - _wide(z).mean(0)
-    return centred * (centred.square().mean(0) + NORM_EPSILON).rsqrt()
+    centered = _wide(z) - _wide(z).mean(0)
+    return centered * (centered.square().mean(0) + NORM_EPSILON).rsqrt()
 
 
 def _unit(z: Tensor) -> Tensor:

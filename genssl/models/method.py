@@ -26,7 +26,7 @@ class Method(nn.Module):
 
     @classmethod
     def from_config(cls, config: Any) -> Self:
-        """The method that a config of its class describes, its weights initialised by torch's generator."""
+        """The method that a config of its class describes, its weights initialized by torch's generator."""
         raise NotImplementedError
 
     def remarks(self) -> tuple[str, ...]:
@@ -50,7 +50,7 @@ class Method(nn.Module):
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
     def after_step(self, progress: float) -> None:
-        """Called after each optimiser step with the share of the run that is done; e.g. an EMA target."""
+        """Called after each optimizer step with the share of the run that is done; e.g. an EMA target."""
 
     def after_training(self, images: Tensor) -> None:
         """Fit what is fitted once, at the end. `images`: the train split, uint8 (N, 3, H, W), anywhere."""

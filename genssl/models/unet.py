@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Channels a group of every group norm. CPUs normalise bf16 in vectors of 16: with groups of 4 channels, as
+# Channels a group of every group norm. CPUs normalize bf16 in vectors of 16: with groups of 4 channels, as
 # in the paper, the norms' backward pass alone takes a quarter of a training step.
 GROUP = 16
 

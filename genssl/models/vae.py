@@ -173,9 +173,9 @@ class VAE(Method):
         chunks = images[:: -(-len(images) // MIXTURE_IMAGES)].split(512)
         where = self.mean.weight.device
         means = torch.cat([self.features(to_model(chunk.to(where))) for chunk in chunks])
-        weights, centres, scales = fit_mixture(means, components)
+        weights, centers, scales = fit_mixture(means, components)
         self.mixture_weights.copy_(weights)
-        self.mixture_means.copy_(centres)
+        self.mixture_means.copy_(centers)
         self.mixture_scales.copy_(scales)
 
     # Generation

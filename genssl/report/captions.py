@@ -301,7 +301,7 @@ def images_a_second(run: Run) -> str:
 
 
 def accuracy_at_the_end(run: Run) -> str:
-    """Of nearest neighbours in the features, beside what needs no training."""
+    """Of nearest neighbors in the features, beside what needs no training."""
     metrics = run.weights.metrics if run.weights is not None else {}
     names = ("knn_accuracy", "knn_accuracy_untrained", "knn_accuracy_pixels")
     current, untrained, pixels = (percent(metrics.get(name)) for name in names)

@@ -82,7 +82,7 @@ def _smaller(content: bytes, width: int) -> tuple[str, bytes]:
     if width > WIDEST:
         picture.thumbnail((WIDEST, WIDEST * picture.height), Image.Resampling.LANCZOS)
     packed = io.BytesIO()
-    picture.save(packed, "jpeg", quality=QUALITY, subsampling=0)  # full colour: images have single pixels
+    picture.save(packed, "jpeg", quality=QUALITY, subsampling=0)  # full color: images have single pixels
     return ("jpeg", packed.getvalue()) if packed.tell() < len(content) else ("png", content)
 
 

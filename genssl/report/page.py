@@ -26,7 +26,7 @@ TITLES = {
     "reconstruct": "reconstructions of test images",
     "importance-ll": "log-likelihood over the number of importance samples",
     "bits-per-dim": "bits/dim by noise level",
-    "knn-eval": "nearest neighbours: confusion of classes",
+    "knn-eval": "nearest neighbors: confusion of classes",
     "linear-eval": "linear classifier",
     "fidelity": "samples beside their nearest training images",
     "ablate-samples": "samples, as a study took them",
@@ -87,7 +87,7 @@ def _plate(name: str, run: Run, contents: Contents, file: Path | None) -> Report
 
 
 def _first_of(run: Run, name: str) -> Record:
-    """The numbers of the evaluation whose further picture this is: knn-eval of knn-eval-neighbours."""
+    """The numbers of the evaluation whose further picture this is: knn-eval of knn-eval-neighbors."""
     owners = [item for item in run.evaluations if name.startswith(f"{item}-")]
     return run.evaluations[max(owners, key=len)] if owners else {}
 

@@ -40,8 +40,8 @@ def origin(values: Record, **sizes: str) -> dict[str, str]:
 BESIDE = "beside "  # the runs that a reference was measured with
 
 
-def neighbours(runs: Sequence[Run]) -> Table | None:
-    """Accuracies of nearest neighbours, with those of what needs no training."""
+def neighbors(runs: Sequence[Run]) -> Table | None:
+    """Accuracies of nearest neighbors, with those of what needs no training."""
     rows, origins, notes = [], [], []
     for run, name, values in evaluations(runs, "knn-eval"):
         origin = _measured_on(values)
@@ -58,7 +58,7 @@ def neighbours(runs: Sequence[Run]) -> Table | None:
         notes += notes_of(run, values)
     columns = ["features", "accuracy", "k"]
     return (
-        with_origins("Nearest neighbours in frozen features", columns, rows, origins, notes) if rows else None
+        with_origins("Nearest neighbors in frozen features", columns, rows, origins, notes) if rows else None
     )
 
 
@@ -252,7 +252,7 @@ def _state(row: Record) -> str:
 
 
 KINDS = {"fidelity", "importance-ll", "bits-per-dim", "knn-eval", "linear-eval"}  # of evaluations
-COMPARABLE = ("data_digest", "part", "samples", "real_images", "features_digest", "features", "neighbours")
+COMPARABLE = ("data_digest", "part", "samples", "real_images", "features_digest", "features", "neighbors")
 SHARES = {"precision", "recall", "coverage", "authenticity"}
 ARROWS = {"lower": "↓", "higher": "↑"}
 
@@ -260,7 +260,7 @@ ARROWS = {"lower": "↓", "higher": "↑"}
 def make(contents: Contents) -> list[Table]:
     """Those for which there are numbers."""
     runs = contents.runs
-    made = [*fidelity(contents), vae_likelihood(runs), ddpm_likelihood(runs), neighbours(runs), linear(runs)]
+    made = [*fidelity(contents), vae_likelihood(runs), ddpm_likelihood(runs), neighbors(runs), linear(runs)]
     return [table for table in made if table is not None]
 
 

@@ -155,7 +155,7 @@ def _simsiam(part: Part) -> Iterator[Step]:
     limits: list[object] = [] if limit is None else ["--limit", limit]
     bank, images = limit or 5 * TEST_IMAGES, Size("--test-limit", TEST_IMAGES, 500)
     for title, command, seconds in (
-        ("classify by nearest neighbours", "knn-eval", START),
+        ("classify by nearest neighbors", "knn-eval", START),
         ("classify by a linear layer", "linear-eval", START + PROBE),
     ):
         step = evaluation(title, command, "simsiam", *limits)

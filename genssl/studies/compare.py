@@ -386,7 +386,7 @@ def _what_differs(sides: Sequence[ArmRuns]) -> list[str]:
         notes.append("the test images differ, though the data have one name: small differences mean nothing")
     if len(set(images.values())) > 1:
         counts = {name: f"{count:,}" for name, count in images.items()}
-        notes.append(f"train images differ in number ({_listed(counts)}): so do neighbours to choose from")
+        notes.append(f"train images differ in number ({_listed(counts)}): so do neighbors to choose from")
     elif len(set(data.values())) == 1 and len(set(trained.values())) > 1 and not notes:
         notes.append("the train images are others of the same number: another seed chose them")
     epochs = {name: f"{side.runs[0].info.epochs_trained:g}" for name, side in zip(result, sides, strict=True)}

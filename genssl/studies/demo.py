@@ -8,7 +8,7 @@ from genssl import files, paths
 from genssl.studies.plan import Plan, Step, evaluation
 
 SHIPPED = ("ddpm", "simsiam")
-NEIGHBOURS = ("--limit", "2000", "--test-limit", "500")  # images that neighbours and classifiers are given
+NEIGHBORS = ("--limit", "2000", "--test-limit", "500")  # images that neighbors and classifiers are given
 SAMPLES = ("-n", "128")  # whose fidelity is measured
 
 
@@ -57,8 +57,8 @@ def _steps(minutes: float, seed: int) -> Iterator[Step]:
     sweep = ("--sweep", "16:256:80", "--queries", "32")
     yield _step("noise images and come back", "ddpm", "reconstruct", *sweep)
     yield _step("interpolate through noise", "ddpm", "interpolate", "--nfe", "20")
-    yield _step("look for neighbours", "simsiam", "knn-eval", *NEIGHBOURS)
-    yield _step("fit a linear layer", "simsiam", "linear-eval", *NEIGHBOURS)
+    yield _step("look for neighbors", "simsiam", "knn-eval", *NEIGHBORS)
+    yield _step("fit a linear layer", "simsiam", "linear-eval", *NEIGHBORS)
     for method in ("vae", "ddpm"):
         yield _step(f"measure the {method}'s samples", method, "fidelity", *SAMPLES, "--no-memorization")
 

@@ -114,24 +114,24 @@ def has_outputs(arm: ArmRuns) -> bool:
 
 
 def draw_representations(
-    arms: Sequence[ArmRuns], title: str, colours: Mapping[str, str], terms: Sequence[str]
+    arms: Sequence[ArmRuns], title: str, colors: Mapping[str, str], terms: Sequence[str]
 ) -> "Figure":
     """A panel a series that an arm has, over epochs, and below them the arms with their last accuracies.
 
     Args:
         arms: what to draw; those with several runs as mean and standard deviation.
         title: of the whole.
-        colours: by the arm's name.
+        colors: by the arm's name.
         terms: of the history; all but the loss come after the other panels.
     """
     panels = _panels([run for arm in arms for run in arm.runs], terms)
     rows = max(1, math.ceil(len(panels) / COLUMNS))
     figure, axes = figures.new_figure(rows, COLUMNS, 4.0, 3.0)
     for axis, panel in zip(axes, panels, strict=False):
-        _draw_panel(axis, arms, panel, colours)
+        _draw_panel(axis, arms, panel, colors)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
-    _add_names(figure, axes[0], arms, colours)
+    _add_names(figure, axes[0], arms, colors)
     figure.suptitle(title)
     return figure
 
@@ -145,11 +145,11 @@ def _panels(runs: Sequence[Measured], terms: Sequence[str]) -> list[Panel]:
     return [*result[:COLUMNS], *probed, *result[COLUMNS:]]
 
 
-def _draw_panel(axis: "Axes", arms: Sequence[ArmRuns], panel: Panel, colours: Mapping[str, str]) -> None:
+def _draw_panel(axis: "Axes", arms: Sequence[ArmRuns], panel: Panel, colors: Mapping[str, str]) -> None:
     for arm in arms:
         histories = [panel.series(run) for run in arm.runs]
         marker = "." if len(histories[0]) <= MARKED else None
-        draw_mean(axis, histories, panel.name, color=colours[arm.arm.name], marker=marker)
+        draw_mean(axis, histories, panel.name, color=colors[arm.arm.name], marker=marker)
     title = panel.title
     if panel.name == LOSS and any(arm.redefines() for arm in arms):
         title += " (not the same quantity)"
@@ -178,11 +178,11 @@ def _mark_collapse(axis: "Axes") -> None:
     axis.text(0.01, 0.02, "collapsed", color="0.4", size=7, transform=axis.get_yaxis_transform())
 
 
-def _add_names(figure: "Figure", axis: "Axes", arms: Sequence[ArmRuns], colours: Mapping[str, str]) -> None:
+def _add_names(figure: "Figure", axis: "Axes", arms: Sequence[ArmRuns], colors: Mapping[str, str]) -> None:
     """Below the panels: the arms with their last numbers; `axis` makes the lines."""
     labels = [_label(arm) for arm in arms]
     lines = [
-        axis.plot([], [], color=colours[arm.arm.name], label=label)[0]
+        axis.plot([], [], color=colors[arm.arm.name], label=label)[0]
         for arm, label in zip(arms, labels, strict=True)
     ]
     measured = any(KNN in arm.numbers() for arm in arms)
@@ -229,13 +229,13 @@ LONGEST_NAME = 60  # characters of a figure's
 def draw_study(arms: Sequence[ArmRuns], title: str, terms: Sequence[str] = TERMS) -> "dict[str, Figure]":
     """All arms in one figure; where several changes are made to a self-supervised method, also one a change.
 
-    A colour means the same arm in all of them. The first arm is the baseline.
+    A color means the same arm in all of them. The first arm is the baseline.
     """
     done = [arm for arm in arms if arm.runs]
-    colours = {arm.arm.name: f"C{i}" for i, arm in enumerate(arms)}
+    colors = {arm.arm.name: f"C{i}" for i, arm in enumerate(arms)}
     if sum(has_outputs(arm) for arm in done) < min(2, len(done)):  # nothing to lay side by side
-        return {"study": _draw_arms(done, title, colours, terms)}
-    return {"study": draw_representations(done, title, colours, terms)}
+        return {"study": _draw_arms(done, title, colors, terms)}
+    return {"study": draw_representations(done, title, colors, terms)}
 
 
 def draw_changes(arms: Sequence[ArmRuns], title: str) -> "dict[str, Figure]":
@@ -243,9 +243,9 @@ def draw_changes(arms: Sequence[ArmRuns], title: str) -> "dict[str, Figure]":
     baseline, *changed = arms
     if len(changed) < 2 or not baseline.runs or not has_outputs(baseline):
         return {}
-    colours = {arm.arm.name: f"C{i}" for i, arm in enumerate(arms)}
+    colors = {arm.arm.name: f"C{i}" for i, arm in enumerate(arms)}
     return {
-        _file_name(arm.arm.name): draw_representations([baseline, arm], title, colours, TERMS)
+        _file_name(arm.arm.name): draw_representations([baseline, arm], title, colors, TERMS)
         for arm in changed
         if arm.runs
     }
@@ -276,7 +276,7 @@ def _file_name(name: str) -> str:
 
 
 def _draw_arms(
-    arms: Sequence[ArmRuns], title: str, colours: Mapping[str, str], terms: Sequence[str]
+    arms: Sequence[ArmRuns], title: str, colors: Mapping[str, str], terms: Sequence[str]
 ) -> "Figure":
     """One panel a curve, one a bar chart, then one a grid of samples, titled by its arm."""
     curves = [name for name in terms if any(name in run.history[-1] for run in _with_history(arms))]
@@ -288,9 +288,9 @@ def _draw_arms(
     for axis in axes:
         axis.set_visible(False)  # those that are drawn on show themselves
     for axis, name in zip(axes, curves, strict=False):
-        _draw_curves(axis, arms, name, colours)
+        _draw_curves(axis, arms, name, colors)
     for axis, name in zip(axes[len(curves) :], bars, strict=False):
-        _draw_bars(axis, arms, name, colours)
+        _draw_bars(axis, arms, name, colors)
     for axis, arm in zip(axes[top * columns :], grids, strict=False):
         _draw_samples(axis, arm)
     figure.suptitle(title)
@@ -301,22 +301,22 @@ def _with_history(arms: Sequence[ArmRuns]) -> list[Measured]:
     return [run for arm in arms for run in arm.runs if run.history]
 
 
-def _draw_curves(axis: "Axes", arms: Sequence[ArmRuns], name: str, colours: Mapping[str, str]) -> None:
+def _draw_curves(axis: "Axes", arms: Sequence[ArmRuns], name: str, colors: Mapping[str, str]) -> None:
     for arm in arms:
-        histories, colour = [run.history for run in arm.runs], colours[arm.arm.name]
-        draw_mean(axis, histories, name, color=colour, linestyle="--", alpha=0.6)
-        draw_mean(axis, histories, f"test_{name}", color=colour, marker=".")
-        axis.plot([], [], color=colour, label=arm.arm.name)
+        histories, color = [run.history for run in arm.runs], colors[arm.arm.name]
+        draw_mean(axis, histories, name, color=color, linestyle="--", alpha=0.6)
+        draw_mean(axis, histories, f"test_{name}", color=color, marker=".")
+        axis.plot([], [], color=color, label=arm.arm.name)
     axis.set(xlabel="epoch", title=f"{name.replace('_', ' ')} (dashed: train, solid: test)", visible=True)
     axis.locator_params(axis="x", integer=True)
     axis.legend(frameon=False, fontsize=8)
 
 
-def _draw_bars(axis: "Axes", arms: Sequence[ArmRuns], name: str, colours: Mapping[str, str]) -> None:
+def _draw_bars(axis: "Axes", arms: Sequence[ArmRuns], name: str, colors: Mapping[str, str]) -> None:
     for i, arm in enumerate(arms):
         number = arm.numbers().get(name)
         if number is not None:
-            axis.bar(i, number.mean, yerr=number.std, color=colours[arm.arm.name], width=0.6, capsize=3)
+            axis.bar(i, number.mean, yerr=number.std, color=colors[arm.arm.name], width=0.6, capsize=3)
     axis.set_xticks(range(len(arms)), [_broken(arm.arm.name) for arm in arms], fontsize=8)
     axis.set(title=name.replace("_", " "), visible=True)
     axis.grid(visible=False, axis="x")

@@ -25,7 +25,7 @@ from genssl.paths import is_writable_run
 from genssl.pixels import to_model
 from genssl.run_info import RunInfo
 from genssl.runtime import describe, measuring
-from genssl.studies.results import BY_EPOCH, KNN, LINEAR, LINEAR_TRAIN, NEIGHBOURS, Findings, Measured
+from genssl.studies.results import BY_EPOCH, KNN, LINEAR, LINEAR_TRAIN, NEIGHBORS, Findings, Measured
 from genssl.train.events import Listener, Loading, Note
 from genssl.train.run import load_splits
 
@@ -81,7 +81,7 @@ class Trained:
 
 
 def knn(trained: Trained) -> dict[str, Any]:
-    """The accuracy of the test split's nearest neighbours among all images that the run was trained on."""
+    """The accuracy of the test split's nearest neighbors among all images that the run was trained on."""
     if not trained.represents:
         return {}
     try:
@@ -91,7 +91,7 @@ def knn(trained: Trained) -> dict[str, Any]:
     bank, queries = trained.features
     classes = len(trained.splits[0].classes)
     with measuring():
-        predicted = knn_predict(bank, labels, queries, classes, min(NEIGHBOURS, len(bank)))
+        predicted = knn_predict(bank, labels, queries, classes, min(NEIGHBORS, len(bank)))
     return {KNN: float((predicted == truth).double().mean())}
 
 

@@ -122,7 +122,7 @@ def over_seeds(values: Sequence[float]) -> Statistic:
     return Statistic(statistics.fmean(values), std, len(values))
 
 
-NEIGHBOURS = 200  # or the whole bank, when it is smaller
+NEIGHBORS = 200  # or the whole bank, when it is smaller
 BY_EPOCH = "_by_epoch"  # ends the name of a curve whose last value is the number of that name
 KNN, LINEAR, LINEAR_TRAIN = "knn_accuracy_full", "linear_test_accuracy", "linear_train_accuracy"
 FIRST = (KNN, LINEAR, LINEAR_TRAIN, "output_std", "rankme")  # what a table begins with

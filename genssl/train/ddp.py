@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from genssl import distributed
-from genssl.errors import FAILED_RUN, LOST_PROCESS, Echo, UserError
+from genssl.errors import FAILED_RUN, LOST_PROCESS, TERMINATED, Echo, UserError
 from genssl.models.method import Method
 from genssl.runtime import choose_device
 
@@ -150,12 +150,16 @@ def _check_devices(count: int, device: str) -> None:
 def _explained(codes: dict[int, int], count: int, arguments: Sequence[str]) -> UserError:
     """What the exit codes of the processes that failed, by rank, mean for a person.
 
-    Negative ones are signals: torchrun's own, which ends the others after a failure, or the cause.
+    After a failure torchrun sends SIGTERM to the others, which end by the signal or save and exit with 143,
+    and the others may have noticed the loss themselves: none of these is the cause.
     """
-    reported = [code for _, code in sorted(codes.items()) if code > 0 and code != LOST_PROCESS]
+    consequences = {LOST_PROCESS, TERMINATED}
+    reported = [code for _, code in sorted(codes.items()) if code > 0 and code not in consequences]
     if reported:
         return Echo("a process failed, and has said so", reported[0])
     killed = {rank: code for rank, code in codes.items() if code < 0}
+    if not killed and TERMINATED in codes.values():
+        return Echo("stopped", TERMINATED)
     cause = "a process ended"
     if killed:
         rank, code = min(killed.items(), key=lambda item: (item[1] == -signal.SIGTERM, item[0]))

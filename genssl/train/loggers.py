@@ -26,7 +26,7 @@ TAGS = {
     "output_std": "collapse/output_std",
     "rankme": "collapse/rankme",
     "collapsed": "collapse/collapsed",
-    "knn_accuracy": "neighbours/accuracy",
+    "knn_accuracy": "neighbors/accuracy",
 }
 
 

@@ -10,6 +10,7 @@ from typing import Self
 import psutil
 import torch
 
+from genssl.distributed import launched_world_size
 from genssl.errors import INTERRUPTED, TERMINATED
 
 PATIENCE = 1.0  # seconds in which a second signal is the same key press
@@ -69,9 +70,13 @@ class StopSignals:
                 self._before[number] = signal.signal(number, self._request)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if kind is not None and self._before and launched_world_size() > 1:
+            # After an error in one of several processes torchrun sends SIGTERM to the others, which end by
+            # themselves when they notice: their message is the error's, not that of a stop
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def _request(self, number: int, _: FrameType | None) -> None:
         if self.code is not None and time.monotonic() - self._received < PATIENCE:

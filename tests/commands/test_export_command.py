@@ -91,6 +91,19 @@ def test_onnx(runs: Path) -> None:
 
 
 @pytest.mark.slow
+def test_what_the_exporter_prints_stays_off_stdout(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import_peer("onnxscript")
+    export = torch.onnx.export
+
+    def talkative(*arguments: object, **options: object) -> object:
+        print("Applied 1 of general pattern rewrite rules.")
+        return export(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.onnx, "export", talkative)
+    json_of("export", runs / "vae-svhn", "--format", "onnx", "--out", "talkative.onnx")
+
+
+@pytest.mark.slow
 def test_the_code_of_the_page_runs(runs: Path) -> None:
     for package in ("onnx", "onnxruntime", "onnxscript"):
         import_peer(package)

@@ -70,7 +70,7 @@ def test_what_a_person_sees(vae_run: Path) -> None:
 def test_options_reach_the_sampler_and_the_measures(vae_run: Path, tmp_path: Path) -> None:
     chosen = ["--features", "pixels", *FEW]
     found = json_of("fidelity", vae_run, *chosen, "--no-memorization", "--split", "train")
-    assert (found["part"], found["dimensions"], found["neighbours"], found["resampled_halves"]) == (
+    assert (found["part"], found["dimensions"], found["neighbors"], found["resampled_halves"]) == (
         "train", 3 * 32**2, 3, 3,
     )  # fmt: skip
     assert "authenticity" not in rows_of(found)

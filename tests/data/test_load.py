@@ -13,7 +13,7 @@ from PIL import Image
 from genssl.data import cache as cache_module
 from genssl.data.cache import split_path, write_split
 from genssl.data.load import load
-from genssl.data.registry import SOURCES, DataSource, allows_flips, catalogue
+from genssl.data.registry import SOURCES, DataSource, allows_flips, catalog
 from genssl.data.split import Split
 from genssl.data.synthetic import render
 from genssl.errors import UserError
@@ -163,8 +163,8 @@ def test_the_renderer_takes_what_it_is_given() -> None:
     assert given.arguments == {"part": "test", "seed": 0, "image_size": 16, "progress": None}
 
 
-def test_the_catalogue_of_an_empty_cache() -> None:
-    entries = catalogue()
+def test_the_catalog_of_an_empty_cache() -> None:
+    entries = catalog()
     assert [(entry.name, entry.cached, entry.images, entry.size) for entry in entries] == [
         ("svhn", False, 99_289, 0),
         ("svhn-extra", False, 630_420, 0),
@@ -175,24 +175,24 @@ def test_the_catalogue_of_an_empty_cache() -> None:
     assert entries[3].images == render.TRAIN_IMAGES + render.TEST_IMAGES
 
 
-def test_the_catalogue_says_what_is_prepared(
+def test_the_catalog_says_what_is_prepared(
     svhn: Split, tmp_path: Path, cache: Path, put: Callable[..., Path], tree: dict[str, bytes]
 ) -> None:
     load(str(put(tmp_path / "set.zip", tree)), "train")
-    known, *_, path = catalogue()
+    known, *_, path = catalog()
     assert (known.name, known.cached, known.images) == ("svhn", True, 12)
     assert known.size == sum(file.stat().st_size for file in cache.glob("svhn-32-*/*"))
     assert (path.name, path.cached, path.images) == (str(tmp_path / "set.zip"), True, 8)
     assert "32 x 32" in path.what
 
 
-def test_the_catalogue_passes_over_what_is_damaged(svhn: Split, cache: Path) -> None:
+def test_the_catalog_passes_over_what_is_damaged(svhn: Split, cache: Path) -> None:
     (cache / "path-some-1-2-train.safetensors").write_text("of the first edition")
     (cache / "path-some-1-2-train").mkdir()
     (cache / "path-some-1-2-test").mkdir()
     (cache / "path-some-1-2-test/split.json").write_text("hello")
     (cache / "svhn-32-test/images.npy").write_text("hello")
-    assert [(entry.name, entry.cached) for entry in catalogue()] == [
+    assert [(entry.name, entry.cached) for entry in catalog()] == [
         ("svhn", False),
         ("svhn-extra", False),
         ("cifar10", False),
@@ -202,7 +202,7 @@ def test_the_catalogue_passes_over_what_is_damaged(svhn: Split, cache: Path) -> 
 
 def test_half_of_a_data_set_is_not_prepared(svhn: Split) -> None:
     shutil.rmtree(split_path("svhn-32", "test"))
-    assert not catalogue()[0].cached
+    assert not catalog()[0].cached
 
 
 def test_a_new_source_is_one_record(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,7 +216,7 @@ def test_a_new_source_is_one_record(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load("toys", "test", image_size=24).images.shape == (4, 3, 24, 24)  # resized
     assert load("toys-remix", "test", image_size=16).name == "toys-remix"
     assert allows_flips("toys-remix", ("1", "2"))
-    assert catalogue()[4].name == "toys"
+    assert catalog()[4].name == "toys"
 
 
 @pytest.mark.parametrize(

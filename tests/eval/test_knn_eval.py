@@ -81,7 +81,7 @@ def test_accuracy_by_class_and_confusion() -> None:
     for place, name in enumerate(CLASSES):
         expected = (predicted[labels == place] == place).mean()
         assert found.values["accuracy_by_class"][name] == pytest.approx(expected)
-    assert list(found.figures) == ["confusion matrix", "neighbours"]
+    assert list(found.figures) == ["confusion matrix", "neighbors"]
 
 
 def test_scale_of_features_and_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ def test_features_and_outputs() -> None:
     assert torch.equal(method.outputs(x), method.projector(method.encoder(x)))
 
 
-def test_every_parameter_learns_and_the_optimiser_has_it_once() -> None:
+def test_every_parameter_learns_and_the_optimizer_has_it_once() -> None:
     method = tiny(BarlowTwins)
     method.loss(views(), {})["loss"].backward()
     # an offset common to all outputs changes no correlation

@@ -81,8 +81,8 @@ def test_the_decoder_gives_the_bytes_a_probability_of_one(std: float) -> None:
 def test_the_decoder_is_the_integral_of_its_density(mean: float, std: float) -> None:
     # quadrature in the log domain holds far out in the tails, where differences of cdfs are 0
     nodes, weights = np.polynomial.legendre.leggauss(100)
-    centres = (np.arange(256)[:, None] + 0.5) / 128 - 1
-    log_density = stats.norm.logpdf(centres + nodes / 256, mean, std)
+    centers = (np.arange(256)[:, None] + 0.5) / 128 - 1
+    log_density = stats.norm.logpdf(centers + nodes / 256, mean, std)
     expected = np.logaddexp.reduce(log_density + np.log(weights / 256), axis=1)
     expected[0] = stats.norm.logcdf(-1 + 1 / 128, mean, std)
     expected[255] = stats.norm.logsf(1 - 1 / 128, mean, std)

@@ -93,10 +93,10 @@ def test_mixture_samples_have_the_mixtures_moments() -> None:
     drawn = gaussian_mixture_sample(
         weights, means, scales, torch.rand(n, generator=source), torch.randn(n, 2, generator=source)
     )
-    centre = weights @ means
+    center = weights @ means
     spread = torch.einsum("k,kij->ij", weights, scales @ scales.mT + means[:, :, None] * means[:, None])
-    covariance = spread - torch.outer(centre, centre)
+    covariance = spread - torch.outer(center, center)
     error = covariance.diagonal().sqrt() / math.sqrt(n)
-    assert ((drawn.mean(0) - centre).abs() < 5 * error).all()
+    assert ((drawn.mean(0) - center).abs() < 5 * error).all()
     # the fourth moments of these components keep the error of a covariance below 4 variances / sqrt(n)
     assert ((drawn.T.cov() - covariance).abs() < 5 * 4 * covariance.diagonal().max() / math.sqrt(n)).all()

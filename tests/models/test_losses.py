@@ -35,7 +35,7 @@ def rotation(d: int) -> Tensor:
 
 
 def outputs(n: int = 9, d: int = 5) -> tuple[Tensor, Tensor]:
-    """Two views' outputs (n, d): related, of several scales, neither centred nor white."""
+    """Two views' outputs (n, d): related, of several scales, neither centered nor white."""
     shared = normal(n, d) * torch.linspace(0.5, 4, d) @ normal(d, d, counter=1)
     return shared + 0.7 * normal(n, d, counter=2) + 1, shared + 0.7 * normal(n, d, counter=3) - 0.5
 

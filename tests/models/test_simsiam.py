@@ -1,4 +1,4 @@
-"""SimSiam: which way gradients go, what each view sees, and what the optimiser is given."""
+"""SimSiam: which way gradients go, what each view sees, and what the optimizer is given."""
 
 import math
 from typing import Any
@@ -132,7 +132,7 @@ def test_an_identity_predictor_is_none() -> None:
 
 @pytest.mark.parametrize("predictor", ["mlp", "identity", "fixed"])
 @pytest.mark.parametrize("constant", [True, False])
-def test_the_optimiser_gets_everything_that_learns_once(predictor: str, constant: bool) -> None:
+def test_the_optimizer_gets_everything_that_learns_once(predictor: str, constant: bool) -> None:
     method = build(settings(predictor=predictor, fix_predictor_lr=constant))
     groups = method.parameter_groups()
     given = [id(p) for group in groups for p in group["params"]]

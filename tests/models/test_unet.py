@@ -12,7 +12,7 @@ SMALLEST = Layout((16, 32), (1, 2), (True, False))
 
 
 def awake(layout: Layout = SMALLEST) -> UNet:
-    """A network whose zero-initialised layers have been moved, as after some training."""
+    """A network whose zero-initialized layers have been moved, as after some training."""
     torch.manual_seed(0)
     network = UNet(layout)
     with torch.no_grad():
@@ -49,7 +49,7 @@ def test_a_new_network_says_zero() -> None:
     assert not UNet(SMALLEST)(x, t).any()
 
 
-def test_the_time_scales_and_shifts_what_is_normalised() -> None:
+def test_the_time_scales_and_shifts_what_is_normalized() -> None:
     block, x, time = ResidualBlock(16, 4), torch.randn(2, 16, 4, 4), torch.ones(2, 4)
     with torch.no_grad():
         block.conv_2.weight.normal_()
@@ -106,7 +106,7 @@ def test_bf16_gives_nearly_the_same_in_float32() -> None:
     assert error < 0.03
 
 
-def test_every_time_is_told_from_its_neighbour() -> None:
+def test_every_time_is_told_from_its_neighbor() -> None:
     t = torch.arange(1500)
     waves = sinusoids(t, 32)
     assert waves.shape == (1500, 32)

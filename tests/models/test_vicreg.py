@@ -47,7 +47,7 @@ def test_gradients_go_through_both_views() -> None:
     assert x2.grad.any()
 
 
-def test_every_parameter_learns_and_the_optimiser_has_it_once() -> None:
+def test_every_parameter_learns_and_the_optimizer_has_it_once() -> None:
     method = tiny(VICReg)
     method.loss(views(), {})["loss"].backward()
     # an offset common to all outputs changes neither distances nor deviations

@@ -68,13 +68,13 @@ def test_accuracies_of_evaluations_and_of_studies_stand_together(tmp_path: Path)
     kept = {"data": {"train_images": 500, "test_images": 1000}, "knn": {"knn_accuracy_full": 0.375}}
     kept["linear"] = {"linear_test_accuracy": 0.4375}
     folder.evaluation(arm, "ablate", {"measures": kept})
-    neighbours, linear = tables.make(gathered(tmp_path))
-    assert [[cell.text for cell in row] for row in neighbours.rows] == [
+    neighbors, linear = tables.make(gathered(tmp_path))
+    assert [[cell.text for cell in row] for row in neighbors.rows] == [
         ["own", "50.0 %", "200", "5,000"],
         ["raw pixels", "25.0 %", "200", "5,000"],
         ["arm", "37.5 %", "-", "500"],
     ]  # fmt: skip
-    assert [row[1].small for row in neighbours.rows] == ["± 1.6", "± 1.2", ""]
+    assert [row[1].small for row in neighbors.rows] == ["± 1.6", "± 1.2", ""]
     assert [[cell.text for cell in row] for row in linear.rows] == [
         ["own", "50.0 %", "75.0 %", "5,000"], ["arm", "43.8 %", "-", "500"]
     ]  # fmt: skip

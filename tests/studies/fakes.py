@@ -23,7 +23,7 @@ NUMBERS = {
 
 
 def history(std: float = 0.9, **more: float) -> list[dict[str, Any]]:
-    """Of a self-supervised run; neighbours were looked at in every second epoch."""
+    """Of a self-supervised run; neighbors were looked at in every second epoch."""
     records: list[dict[str, Any]] = []
     for epoch in range(1, EPOCHS + 1):
         record = {

@@ -189,9 +189,9 @@ def test_a_killed_assignment_goes_on(digits: Path, tmp_path: Path) -> None:
     assert process.wait(60) == 143
     assert "the same command goes on" in (tmp_path / "log").read_text()
     before = (out / "vae" / "model.safetensors").stat().st_mtime_ns
-    result = call(*asked)  # 120 images are too few for 200 neighbours: that step fails, and the rest goes on
+    result = call(*asked)  # 120 images are too few for 200 neighbors: that step fails, and the rest goes on
     assert result.exit_code == 1, result.output
-    assert "could not classify by nearest neighbours: mend" in result.stderr
+    assert "could not classify by nearest neighbors: mend" in result.stderr
     assert (out / "vae" / "model.safetensors").stat().st_mtime_ns == before
     undone = [step.makes for step in Plan.read(out).steps if not step.is_done(out)]
     assert len(undone) == 1

@@ -215,10 +215,10 @@ def test_runs_on_other_data_have_a_note(root: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_panels_lie_side_by_side_and_unscaled() -> None:
-    red, blue = (Image.new("RGB", (40, 30), colour) for colour in ("red", "blue"))
+    red, blue = (Image.new("RGB", (40, 30), color) for color in ("red", "blue"))
     wide = "a title that is a good deal wider than its grid"
     sheet = side_by_side([ImagePanel((wide, "two"), red), ImagePanel(("b",), blue)])
-    counts = {colour: count for count, colour in sheet.getcolors(1 << 16) or []}
+    counts = {color: count for count, color in sheet.getcolors(1 << 16) or []}
     assert counts[(255, 0, 0)] == counts[(0, 0, 255)] == 40 * 30
     left = min(x for x in range(sheet.width) if sheet.getpixel((x, sheet.height - 15)) == (0, 0, 255))
     assert left > ImageFont.load_default(16).getlength(wide) > 40  # no title runs into the next panel
@@ -229,5 +229,5 @@ def test_a_fifth_panel_begins_a_new_row() -> None:
     four, five = side_by_side([panel] * 4), side_by_side([panel] * 5)
     assert five.width == four.width
     assert five.height > four.height + 30
-    counts = {colour: count for count, colour in five.getcolors(1 << 16) or []}
+    counts = {color: count for count, color in five.getcolors(1 << 16) or []}
     assert counts[(255, 0, 0)] == 5 * 40 * 30  # none lies on another

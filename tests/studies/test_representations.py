@@ -77,7 +77,7 @@ def test_the_study_leaves_a_figure_a_change_and_pure_json(trained: tuple[Path, R
     assert digests == {load(found["data"], "test", image_size=8).digest}
 
 
-def test_neighbours_vote_over_all_that_the_run_was_trained_on(trained: tuple[Path, Result]) -> None:
+def test_neighbors_vote_over_all_that_the_run_was_trained_on(trained: tuple[Path, Result]) -> None:
     root, result = trained
     numbers = json.loads(result.stdout)["rows"][0]["runs"][0]["numbers"]
     method = checkpoint.load(root / "arms" / "simsiam-digits-baseline")
@@ -225,19 +225,19 @@ def test_the_figure_has_its_panels() -> None:
     ]
 
 
-def test_an_arm_keeps_its_colour_in_the_figure_of_its_change() -> None:
+def test_an_arm_keeps_its_color_in_the_figure_of_its_change() -> None:
     arms = [arm_of(name, {"x": name}, run_of(), run_of(**{KNN: 0.5})) for name in ("base", "a=1", "b/c")]
     arms.insert(2, ArmRuns(arms[1].arm.__class__("broken", {"x": 1}), [], ["it broke"]))
     (whole,) = draw_study(arms, "t").values()
     each = draw_changes(arms, "t")
     assert list(each) == ["a-1", "b-c"]
 
-    def colours(figure: object) -> dict[str, str]:
+    def colors(figure: object) -> dict[str, str]:
         lines = figure.legends[0].get_lines()  # type: ignore[attr-defined]
         return {line.get_label().split(":")[0]: line.get_color() for line in lines}
 
-    assert colours(whole) == {"base": "C0", "a=1": "C1", "b/c": "C3"}
-    assert colours(each["b-c"]) == {"base": "C0", "b/c": "C3"}
+    assert colors(whole) == {"base": "C0", "a=1": "C1", "b/c": "C3"}
+    assert colors(each["b-c"]) == {"base": "C0", "b/c": "C3"}
     bands = panels(whole)[TITLES[0]].collections  # type: ignore[attr-defined]
     assert len(bands) == 3  # two seeds an arm
 

@@ -136,7 +136,7 @@ def test_late_steps_are_smaller_on_a_slow_machine_and_never_too_small(tmp_path: 
         "noise images and come back (figure 9)": ("--queries", 32),
         "draw samples of the DDPM (figure 10)": ("-n", 8),
         "bound the likelihood": ("--limit", 32),
-        "classify by nearest neighbours": ("--test-limit", 500),
+        "classify by nearest neighbors": ("--test-limit", 500),
         "measure the DDPM's samples": ("-n", 64),
     }
     for title, (option, least) in sizes.items():

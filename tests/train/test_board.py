@@ -24,7 +24,7 @@ SHARED = {
 }  # fmt: skip
 TAGS = {
     "loss/train": 3.0, "loss/test": 3.5, "speed/images_per_second": 512.4, "collapse/output_std": 0.9,
-    "collapse/rankme": 12.5, "collapse/collapsed": 0.0, "neighbours/accuracy": 0.41, "learning_rate": 1e-4,
+    "collapse/rankme": 12.5, "collapse/collapsed": 0.0, "neighbors/accuracy": 0.41, "learning_rate": 1e-4,
     "progress/epoch": 2.0, "progress/seconds": 2.5,
 }  # fmt: skip
 

@@ -240,7 +240,7 @@ def test_a_loss_that_is_not_finite_anywhere_changes_nothing_anywhere(one: Any, t
         assert all(torch.equal(each[name], value) for name, value in before.items())
 
 
-def test_the_first_process_looks_and_all_find_neighbours(one: Any, two: Any) -> None:
+def test_the_first_process_looks_and_all_find_neighbors(one: Any, two: Any) -> None:
     names = {name.removeprefix("watched.") for name in one if name.startswith("watched.")}
     assert {"knn_accuracy", "test_loss", "output_std"} <= names
     assert furthest(one, two[0], "watched.") < 1e-4

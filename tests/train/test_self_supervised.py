@@ -218,8 +218,8 @@ def without_labels(digits: Path, folder: Path) -> Path:
 
 
 @pytest.mark.usefixtures("_no_curves")
-def test_data_without_labels_train_without_neighbours(digits: Path, tmp_path: Path) -> None:
-    data = without_labels(digits, tmp_path / "unlabelled")
+def test_data_without_labels_train_without_neighbors(digits: Path, tmp_path: Path) -> None:
+    data = without_labels(digits, tmp_path / "unlabeled")
     train(config("byol", data, epochs=2, knn_every=1), tmp_path / "run")
     assert not any(name.startswith("knn_") for name in run_info.inspect(tmp_path / "run").metrics)
     for record in history(tmp_path / "run"):
@@ -229,7 +229,7 @@ def test_data_without_labels_train_without_neighbours(digits: Path, tmp_path: Pa
 
 @pytest.mark.usefixtures("_no_curves")
 @pytest.mark.parametrize(("every", "expected"), [(0, []), (1, [1, 2, 3, 4]), (3, [3, 4])])
-def test_neighbours_are_counted_when_asked(
+def test_neighbors_are_counted_when_asked(
     every: int, expected: list[int], digits: Path, tmp_path: Path
 ) -> None:
     train(config("barlow_twins", digits, epochs=4, knn_every=every), tmp_path / "run")
