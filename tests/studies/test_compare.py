@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,24 +99,12 @@ def test_data_that_cannot_be_had_end_it_before_anything_is_measured(
     assert not (folders[0] / "eval").exists()
 
 
-@pytest.fixture
-def encoder(pair: Path) -> Iterator[Path]:
-    """An encoder where the runs are; it is untrained."""
-    small = {"encoder": "small", "projector_dim": 4, "projector_hidden": 4, "predictor_hidden": 4}
-    folder = pair / "simsiam-digits"
-    folder.mkdir()
-    checkpoint.save(build(simsiam(**small)), folder, epoch=1, finished=True, metrics={})
-    yield folder
-    shutil.rmtree(folder)
-
-
-@pytest.mark.usefixtures("encoder")
 def test_samples_are_measured_and_shown(tmp_path: Path) -> None:
     result = call("vae", "vae-digits-z", "-n", 14, "--device", "cpu", "--out", tmp_path / "a")
     assert result.exit_code == 0, result.output
-    for words in ("sample quality [95 % interval]", "frechet_distance", "floor of vae-digits-z", "sharpness"):
+    for words in ("sample quality [95 % interval]", "frechet_distance", "training images", "sharpness"):
         assert words in result.stdout, words
-    assert "note: sample quality: 14 samples a run (-n takes another number)" in result.stdout
+    assert "note: sample quality: 14 samples per run (-n takes another number)" in result.stdout
     found = json.loads((tmp_path / "a" / "compare.json").read_text())
     assert [(run["run"], run["samples"]) for run in found["fidelity"]] == [
         ("vae-digits", 14), ("vae-digits-z", 14),
