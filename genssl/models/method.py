@@ -52,7 +52,7 @@ class Method(nn.Module):
     def after_step(self, progress: float) -> None:
         """Called after each optimizer step with the share of the run that is done; e.g. an EMA target."""
 
-    def after_training(self, images: Tensor) -> None:
+    def after_training(self, images: Tensor, generator: Randomness = None) -> None:
         """Fit what is fitted once, at the end. `images`: the train split, uint8 (N, 3, H, W), anywhere."""
 
     def features(self, images: Tensor) -> Tensor:

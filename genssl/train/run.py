@@ -19,7 +19,7 @@ from genssl.environment import restart_count
 from genssl.errors import FAILED_RUN, Echo, UserError
 from genssl.models.build import build
 from genssl.run_info import epochs_of, progress_of
-from genssl.runtime import choose_device, describe
+from genssl.runtime import choose_device, describe, generator
 from genssl.train import loggers
 from genssl.train.events import EpochEnded, Listener, Loading, Note, Started, TrainingProgress, silent
 from genssl.train.loggers import TensorBoardLogger
@@ -418,7 +418,7 @@ class RunInProgress:
         if self.training.step >= self.training.total_steps:
             self._save()
         method = self.training.inference.eval()
-        method.after_training(self.training.split.images)
+        method.after_training(self.training.split.images, generator(self.config.seed, "after_training"))
         known = self.history[-1].get("knn_accuracy") if self.history else None
         self.baselines = self.monitor.baselines(method, known)
         if warning := baseline_warning(self.baselines):
