@@ -68,6 +68,15 @@ class Method(nn.Module):
         return {}
 
 
+def count_parameters(method: nn.Module) -> tuple[int, int]:
+    """How many parameters are trained, and how many there are: a target network's are not trained.
+
+    Buffers are no parameters: batch-norm statistics, noise schedules, what is fitted after training.
+    """
+    counts = [(parameter.numel(), parameter.requires_grad) for parameter in method.parameters()]
+    return sum(n for n, is_trained in counts if is_trained), sum(n for n, _ in counts)
+
+
 # What only some methods can do. A method has an ability by having its members: commands and evaluations ask
 # `isinstance(method, CanSample)`, never for a class or a name, so that a new method is served by all of them.
 

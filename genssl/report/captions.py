@@ -11,7 +11,7 @@ from genssl.paths import runs_root
 from genssl.report import format
 from genssl.report.format import data_label, number, percent, seconds, text
 from genssl.report.load import Contents, Run, Study, ranked
-from genssl.run_info import progress_of
+from genssl.run_info import parameters_text, progress_of
 
 TRAIN = "train {} --epochs 70"
 EVALUATE = {
@@ -308,6 +308,15 @@ def accuracy_at_the_end(run: Run) -> str:
     if format.NONE in {current, untrained, pixels}:
         return format.NONE
     return f"{current} (untrained encoder {untrained}, raw pixels {pixels})"
+
+
+def parameters(run: Run) -> str:
+    """How many are trained, and how many there are where some are not."""
+    recorded = run.weights.training if run.weights is not None else {}
+    trained, total = recorded.get("parameters"), recorded.get("all_parameters")
+    if not isinstance(trained, int) or not isinstance(total, int):
+        return format.NONE
+    return parameters_text(trained, total)
 
 
 def train_images(run: Run) -> str:

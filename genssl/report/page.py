@@ -215,7 +215,6 @@ def _render(commands_folder_path: Path, **content: Any) -> str:
 
 def _summary(run: Run) -> list[tuple[str, str]]:
     """A run in one line of names and values."""
-    parameters = run.weights.parameters if run.weights else None
     accuracy = captions.accuracy_at_the_end(run)
     return [
         ("method", run.method),
@@ -224,7 +223,7 @@ def _summary(run: Run) -> list[tuple[str, str]]:
         ("train images", captions.train_images(run)),
         ("training time", captions.training_time(run)),
         ("device", format.text(run.origin.get("device"))),
-        ("parameters", format.number(parameters)),
+        ("parameters", captions.parameters(run)),
         *([] if accuracy == format.NONE else [("kNN accuracy at the end", accuracy)]),
     ]
 

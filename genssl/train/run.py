@@ -18,6 +18,7 @@ from genssl.data.subset import limit_split
 from genssl.environment import restart_count
 from genssl.errors import FAILED_RUN, Echo, UserError
 from genssl.models.build import build
+from genssl.models.method import count_parameters
 from genssl.run_info import epochs_of, progress_of
 from genssl.runtime import choose_device, describe, generator
 from genssl.train import loggers
@@ -265,11 +266,13 @@ class RunInProgress:
 
     def _announce(self) -> None:
         training, count = self.training, distributed.world_size()
+        trained, total = count_parameters(training.method)
         self.listener(
             Started(
                 folder=self.folder.path,
                 method=self.config.method,
-                parameters=sum(p.numel() for p in training.method.parameters() if p.requires_grad),
+                parameters=trained,
+                all_parameters=total,
                 data=training.split.name,
                 images=len(training.split),
                 epochs=self.config.epochs,
@@ -391,7 +394,18 @@ class RunInProgress:
         last = self.history[-1] if self.history else {}
         metrics = {**last, **self.data_statistics, **self.baselines}
         epoch = self.training.step // self.training.steps_per_epoch
-        self.folder.write_model(self.training.inference, epoch, finished, metrics)
+        self.folder.write_model(self.training.inference, epoch, finished, metrics, self._training_record())
+
+    def _training_record(self) -> dict[str, Any]:
+        """What is trained, and on what, for the weights' metadata."""
+        trained, total = count_parameters(self.training.method)
+        split = self.training.split
+        return {
+            "parameters": trained,
+            "all_parameters": total,
+            "images": len(split),
+            "data_digest": split.digest,
+        }
 
     def _stop(self, code: int) -> None:
         self._save()

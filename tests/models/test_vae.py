@@ -10,6 +10,7 @@ from genssl.config import VAEConfig
 from genssl.models import vae as module
 from genssl.models.build import build
 from genssl.models.gaussian import DiagonalGaussianDistribution
+from genssl.models.method import count_parameters
 from genssl.models.vae import VAE, fit_mixture
 from genssl.pixels import to_model
 from genssl.runtime import generator, generators
@@ -205,7 +206,9 @@ def test_fitted_mixture_finds_two_clusters() -> None:
 
 def test_the_default_network_is_the_courses() -> None:
     vae = build(VAEConfig())
-    assert sum(p.numel() for p in vae.parameters()) == 1_178_659
+    assert count_parameters(vae) == (1_178_659, 1_178_659)  # the mixture's buffers are no parameters
+    learned = build(VAEConfig(decoder_variance="learned"))
+    assert count_parameters(learned) == (1_178_660, 1_178_660)
     assert vae.encode(torch.zeros(2, 3, 32, 32)).mean.shape == (2, 32)
     assert vae.decode(torch.zeros(2, 32)).mean.shape == (2, 3, 32, 32)
 

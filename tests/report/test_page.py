@@ -71,7 +71,23 @@ def test_the_thirteen_figures_stand_in_order_with_their_numbers_and_commands(tmp
     for told in ("1 h 2 min", "176 (160 to 190)", "genssl interpolate this", "verdict on projector_dim=4096"):
         assert told in read.text, told
     assert dict(made.figures[0].numbers)["images a second"] == "40"
-    assert ("parameters 12" in read.text, "at most 500" in read.text) == (True, True)
+    assert "at most 500" in read.text
+
+
+@pytest.mark.parametrize(
+    ("training", "shown"),
+    [
+        ({"parameters": 1234, "all_parameters": 1234}, "parameters 1,234"),
+        ({"parameters": 1234, "all_parameters": 5678}, "parameters 1,234 trained of 5,678"),
+        ({}, "parameters -"),
+    ],
+)
+def test_parameters_are_those_that_are_trained(tmp_path: Path, training: object, shown: str) -> None:
+    run = folder.run(tmp_path / "vae-digits", "vae")
+    config = json.loads((run / "config.json").read_text())
+    folder.weights(run / "model.safetensors", config, training=training)
+    _, read = written(tmp_path)
+    assert shown in read.text.replace("genssl", "")
 
 
 def test_an_ablation_shows_the_arm_that_a_figure_is_of(tmp_path: Path) -> None:

@@ -17,7 +17,9 @@ from safetensors.torch import load_file
 from genssl import checkpoint, run_info
 from genssl.config import Config, DDPMConfig, VAEConfig
 from genssl.data.augment import views
+from genssl.data.load import load
 from genssl.errors import FAILED_RUN, UserError
+from genssl.models.build import build
 from genssl.train import loop, run
 from genssl.train.events import EpochEnded, Event, Note, Started, TrainingProgress
 from genssl.train.options import Options
@@ -70,6 +72,13 @@ def test_a_run_folder_holds_everything(digits: Path, tmp_path: Path) -> None:
     info = run_info.inspect(tmp_path / "run")
     assert (info.epoch, info.finished) == (3, True)
     assert info.metrics == {**record, "train_sharpness": info.metrics["train_sharpness"]}
+    parameters = sum(p.numel() for p in build(info.config).parameters())
+    assert started.parameters == started.all_parameters == parameters
+    split = load(str(digits), "train")
+    assert info.training == {
+        "parameters": parameters, "all_parameters": parameters,
+        "images": 120, "data_digest": split.digest,
+    }  # fmt: skip
 
 
 def test_a_run_starts_again_from_its_own_config(digits: Path, tmp_path: Path) -> None:
