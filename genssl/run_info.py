@@ -123,6 +123,19 @@ def inspect(path: Path) -> RunInfo:
         raise UserError(f"{file} does not say what it is ({error!r}); restore it", FAILED_RUN) from error
 
 
+def trained_digest(path: Path) -> str | None:
+    """The digest of the images that a run was trained on, as it recorded it; None where it did not.
+
+    Raises:
+        UserError: a file of the run is damaged.
+    """
+    model, state = path / MODEL, path / STATE
+    if model.exists() and (digest := inspect(path).training.get("data_digest")) is not None:
+        return str(digest)
+    # Older weights do not have it, and the state always did
+    return files.read_header(state)[1].get("data_digest") if state.exists() else None
+
+
 def verify(path: Path) -> list[str]:
     """Check every file of a run folder; the problems found, none when all is well."""
     problems = []
