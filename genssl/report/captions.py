@@ -320,7 +320,10 @@ def parameters(run: Run) -> str:
 
 
 def train_images(run: Run) -> str:
-    """How many images it learnt from, where any of its numbers tells."""
+    """How many images it was trained on: as its weights record, or as any number of an older run does."""
+    recorded = run.weights.training.get("images") if run.weights is not None else None
+    if format.is_number(recorded):
+        return number(recorded)
     saved = run.evaluations.get("ablate", {}).get("measures")
     message = [saved.get("data") if isinstance(saved, dict) else None]
     message += [values for name, values in run.evaluations.items() if kind_of(name) == "fidelity"]

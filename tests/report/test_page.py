@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from genssl import run_info
-from genssl.report import captions, load, page
+from genssl.report import captions, format, load, page
 
 from . import folder
 
@@ -72,6 +72,14 @@ def test_the_thirteen_figures_stand_in_order_with_their_numbers_and_commands(tmp
         assert told in read.text, told
     assert dict(made.figures[0].numbers)["images a second"] == "40"
     assert "at most 500" in read.text
+
+
+def test_everything_is_known_of_a_run_that_was_just_trained(vae_run: Path) -> None:
+    """Without an evaluation: what was trained on what is recorded by the training itself."""
+    [run] = load.gather([str(vae_run)]).runs
+    summary = dict(page._summary(run))
+    assert summary["train images"] == "120"
+    assert format.NONE not in summary.values()
 
 
 @pytest.mark.parametrize(
