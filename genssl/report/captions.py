@@ -334,6 +334,12 @@ def train_images(run: Run) -> str:
     return f"at most {number(limit)}" if format.is_number(limit) else format.NONE
 
 
+def training_notes(run: Run) -> list[str]:
+    """What the end of its training showed."""
+    notes = run.weights.training.get("notes") if run.weights is not None else None
+    return [f"{run.name}: {note}" for note in notes] if isinstance(notes, list) else []
+
+
 def notes_of(run: Run, values: Values) -> list[str]:
     """What the numbers say of themselves, and whether they are of the weights that the run holds now."""
     current = values.get("notes")

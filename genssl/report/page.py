@@ -176,7 +176,10 @@ def write(contents: Contents, out: Path, template: Template = "runs") -> Written
         title=contents.title or TITLE,
         made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         version=__version__,
-        notes=[*dict.fromkeys([*contents.notes, *_data_notes(contents)])],
+        notes=[
+            *dict.fromkeys([*contents.notes, *_data_notes(contents)]),
+            *(note for run in contents.runs for note in captions.training_notes(run)),
+        ],
         runs=[(run, _summary(run), _command(run)) for run in contents.runs],
         figures=plates,
         tables=tables.make(contents),

@@ -210,6 +210,7 @@ class RunInProgress:
         self.data_statistics = self.monitor.data_statistics(self.training.method) if is_main else {}
         self.history: list[dict[str, Any]] = []
         self.baselines: dict[str, float] = {}  # kNN accuracies, measured at the end
+        self.notes: list[str] = []  # what the end of the training showed
         self.losses = LossMeter()  # of this epoch
         self.board: TensorBoardLogger | None = None
         self.seconds_before = 0.0  # of training before the run was resumed
@@ -405,6 +406,7 @@ class RunInProgress:
             "all_parameters": total,
             "images": len(split),
             "data_digest": split.digest,
+            **({"notes": self.notes} if self.notes else {}),
         }
 
     def _stop(self, code: int) -> None:
@@ -435,8 +437,10 @@ class RunInProgress:
         method.after_training(self.training.split.images, generator(self.config.seed, "after_training"))
         known = self.history[-1].get("knn_accuracy") if self.history else None
         self.baselines = self.monitor.baselines(method, known)
-        if warning := baseline_warning(self.baselines):
-            self.listener(Note(warning))
+        warnings = (baseline_warning(self.baselines), self.monitor.overfitting(method, self.history))
+        self.notes = [warning for warning in warnings if warning]
+        for note in self.notes:
+            self.listener(Note(note))
         if self.board is not None:
             self.board.close()
         self.folder.write_contact_sheets()
