@@ -210,7 +210,7 @@ def is_runs_folder(folder: Path) -> bool:
 
 
 def data_name(data: object) -> str:
-    """svhn-images of ../data/svhn-images.tar.gz, as split names have it."""
+    """photos of ../data/photos.tar.gz, as split names have it."""
     text = _text(data)
     return short_name(text) if text else "?"
 

@@ -177,7 +177,7 @@ def write(contents: Contents, out: Path, template: Template = "runs") -> Written
         made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         version=__version__,
         notes=[
-            *dict.fromkeys([*contents.notes, *_data_notes(contents)]),
+            *dict.fromkeys(contents.notes),
             *(note for run in contents.runs for note in captions.training_notes(run)),
         ],
         runs=[(run, _summary(run), _command(run)) for run in contents.runs],
@@ -233,15 +233,6 @@ def _summary(run: Run) -> list[tuple[str, str]]:
 
 def _command(run: Run) -> str:
     return captions.recorded(run.origin)
-
-
-def _data_notes(contents: Contents) -> list[str]:
-    """What to say of data that are not the official sets."""
-    named = [run.data for run in contents.runs]
-    named += [str(values.get("data")) for run in contents.runs for values in run.evaluations.values()]
-    named += [str(study.values.get("data")) for study in contents.studies]
-    message = dict.fromkeys(format.unofficial(name) for name in named)
-    return [f"{note}: numbers do not compare with published ones" for note in message if note]
 
 
 def _environment(runs: list[Run]) -> Table | None:

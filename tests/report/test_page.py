@@ -283,12 +283,15 @@ def test_numbers_of_other_weights_are_marked(tmp_path: Path) -> None:
     assert written(tmp_path)[0].figures[3].notes == []
 
 
-def test_data_that_are_not_the_official_sets_are_marked(tmp_path: Path) -> None:
+def test_data_at_a_path_are_named_by_their_file(tmp_path: Path) -> None:
+    """Whatever the file is called: nothing is known of it but its name."""
     folder.run(tmp_path / "vae", "vae", data="../data/svhn-images.tar.gz")
     folder.run(tmp_path / "simsiam", "simsiam", data="cifar10")
-    _, read = written(tmp_path)
-    assert "svhn-images (unofficial subset)" in read.text
-    assert "CIFAR-10" not in read.text
+    made, read = written(tmp_path)
+    assert "data svhn-images epochs" in read.text
+    assert "data cifar10 epochs" in read.text
+    assert "../data" not in read.text
+    assert "official" not in made.path.read_text()
 
 
 def test_a_figure_takes_the_newest_picture_of_its_evaluation(tmp_path: Path) -> None:
