@@ -497,7 +497,11 @@ def test_a_verdict_is_computed_from_the_numbers() -> None:
     assert verdict(arm, base) == expected
     assert verdict(base, base) == "the baseline: test_loss 2889"
     other = arm_of("v", {"decoder_variance": "learned"}, {"test_loss": -50.0, "training_seconds": 105})
-    assert verdict(other, base) == "test_loss 2889 -> -50 (not comparable: another loss); training as fast"
+    expected = "test_loss 2889 -> -50 (not comparable: another loss); training about as fast"
+    assert verdict(other, base) == expected
+    slower = arm_of("w", {"width": 64}, {"training_seconds": 120})  # within a machine's own noise
+    assert verdict(slower, base) == "training about as fast"
+    assert verdict(arm_of("w", {"width": 64}, {"training_seconds": 130}), base) == "training 1.3x slower"
 
 
 def test_a_verdict_knows_the_seeds_spread() -> None:
@@ -510,7 +514,7 @@ def test_a_verdict_knows_the_seeds_spread() -> None:
     assert verdict(far, base) == "loss 11 -> 21 (+91 %, beyond the seeds' spread)"
     slow = arm_of("baseline", {}, {"training_seconds": 20.0}, {"training_seconds": 40.0})
     noisy = arm_of("d", {}, {"training_seconds": 45.0}, {"training_seconds": 25.0})
-    assert verdict(noisy, slow) == "training as fast"  # 1.2x, which is within the spread
+    assert verdict(noisy, slow) == "training about as fast"  # 1.2x, which is within the spread
     short = arm_of("c", {}, {"loss": 11.0, "training_seconds": 2}, {"loss": 13.0, "training_seconds": 3})
     assert "training" not in verdict(short, base)
 
