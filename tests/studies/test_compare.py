@@ -231,7 +231,7 @@ def test_losses_of_two_methods_are_not_drawn(monkeypatch: pytest.MonkeyPatch) ->
             {"data": "svhn"},
             "x",
             500,
-            "do not compare across data (a: somewhere/cifar10-images.tar.gz, b: svhn)",
+            "do not compare across data (a: somewhere/photos.tar.gz, b: svhn)",
         ),
         ({"image_size": 16}, "x", 500, "the images differ in size (a: 32 pixels, b: 16 pixels)"),
         ({}, "y", 500, "the test images differ, though the data have one name"),
