@@ -209,7 +209,7 @@ def linear_eval(
 def features(
     context: typer.Context,
     run: _options.Run,
-    split: Annotated[_options.SplitName, typer.Option(help="Split to encode.")] = "test",
+    split: Annotated[_options.RunSplitName, typer.Option(help="Split to encode.")] = "test",
     checkpoint: _options.Checkpoint = None,
     data: _options.Data = None,
     skip_bad: _options.SkipBad = False,
@@ -275,7 +275,7 @@ def fidelity(
             help="Feature extractor: a run, or pixels; default: the newest self-supervised run.",
         ),
     ] = None,
-    split: Annotated[_options.SplitName, typer.Option(help="Split of the real images.")] = "test",
+    split: Annotated[_options.RunSplitName, typer.Option(help="Split of the real images.")] = "test",
     k: Annotated[int, typer.Option("-k", min=1, help="k of precision, recall, density and coverage.")] = 5,
     resamples: Annotated[
         int, typer.Option(min=0, help="Random halves for the 95 % intervals; 0: no intervals.")

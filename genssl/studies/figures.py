@@ -215,7 +215,7 @@ def _percent(number: Statistic) -> str:
     return f"{100 * number.mean:.1f}{spread} %"
 
 
-TERMS = ("loss",)  # of the history, drawn over epochs; test_<term> joins its panel
+TERMS = ("loss",)  # of the history, drawn over epochs; test_<term> or validation_<term> joins its panel
 BARS = (
     "bits_per_dim",
     "training_seconds",
@@ -305,9 +305,12 @@ def _draw_curves(axis: "Axes", arms: Sequence[ArmRuns], name: str, colors: Mappi
     for arm in arms:
         histories, color = [run.history for run in arm.runs], colors[arm.arm.name]
         draw_mean(axis, histories, name, color=color, linestyle="--", alpha=0.6)
-        draw_mean(axis, histories, f"test_{name}", color=color, marker=".")
+        split = arm.runs[0].info.config.monitor_split
+        draw_mean(axis, histories, f"{split}_{name}", color=color, marker=".")
         axis.plot([], [], color=color, label=arm.arm.name)
-    axis.set(xlabel="epoch", title=f"{name.replace('_', ' ')} (dashed: train, solid: test)", visible=True)
+    splits = " or ".join(dict.fromkeys(run.info.config.monitor_split for arm in arms for run in arm.runs))
+    title = f"{name.replace('_', ' ')} (dashed: train, solid: {splits})"
+    axis.set(xlabel="epoch", title=title, visible=True)
     axis.locator_params(axis="x", integer=True)
     axis.legend(frameon=False, fontsize=8)
 
