@@ -97,9 +97,7 @@ TrainingLimit = Annotated[
 ]
 Holdout = Annotated[
     float | None,
-    typer.Option(
-        metavar="SHARE", help="Hold this share of the train images out, and measure on them; default: 0."
-    ),
+    typer.Option(metavar="SHARE", help="Share of the train images to hold out for validation; default: 0."),
 ]
 KnnEvery = Annotated[int | None, typer.Option(help="Epochs between kNN accuracies; 0: none.")]
 TrainingSeed = Annotated[int | None, typer.Option("--seed", help="Random seed.")]

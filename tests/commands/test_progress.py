@@ -1,5 +1,6 @@
 """What a person sees of a run where there is no terminal."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,8 @@ def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_epochs_line_leaves_out_what_is_missing() -> None:
+    record = RECORD | {"split": "validation"}
+    assert _console.describe_epoch(EpochEnded(record)) == _console.describe_epoch(EpochEnded(RECORD))
     assert _console.describe_epoch(EpochEnded(RECORD)) == "epoch 2: loss 1.5 (10 images/s, 1 min 15 s)"
 
 
@@ -56,6 +59,8 @@ def test_the_start_names_the_folder_and_the_device() -> None:
     text = _console.describe_start(started)
     for part in ("1,234,567 parameters", "1,000 images", "resumed at step 7", "checkpoints/x", "cpu, bf16"):
         assert part in text
+    assert "held out" not in text
+    assert "1,000 images, and 100 held out" in _console.describe_start(replace(started, held_out=100))
 
 
 def test_a_list_of_mappings_is_a_table_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:

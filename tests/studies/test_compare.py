@@ -249,6 +249,7 @@ def test_losses_of_two_methods_are_not_drawn(monkeypatch: pytest.MonkeyPatch) ->
         ({"image_size": 16}, "x", 500, "the images differ in size (a: 32 pixels, b: 16 pixels)"),
         ({}, "y", 500, "the test images differ, though the data have one name"),
         ({"limit": 50}, "x", 50, "train images differ in number (a: 500, b: 50)"),
+        ({"holdout": 0.1}, "x", 450, "some of it is of validation images and some of test images"),
     ],
 )
 def test_notes_say_what_does_not_compare(
