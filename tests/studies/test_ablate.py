@@ -204,7 +204,7 @@ def test_a_second_call_trains_and_measures_nothing(
     root, first = trained
     forbid_training(monkeypatch)
     monkeypatch.setattr(measures, "Trained", None)  # not even opened
-    monkeypatch.setattr(run, "load", None)  # the data may be gone
+    monkeypatch.setattr(load_module, "load", None)  # the data may be gone
     monkeypatch.setenv("GENSSL_CHECKPOINTS", str(root))
     again = call(*command(digits))
     assert again.exit_code == 0, again.output
