@@ -213,7 +213,7 @@ def linear_eval(
 def features(
     context: typer.Context,
     run: _options.Run,
-    split: Annotated[_options.SplitName, typer.Option(help="Split to encode.")] = "test",
+    split: Annotated[_options.RunSplitName, typer.Option(help="Split to encode.")] = "test",
     checkpoint: _options.Checkpoint = None,
     data: _options.Data = None,
     skip_bad: _options.SkipBad = False,
@@ -282,7 +282,7 @@ def fidelity(
     sensitivity: Annotated[
         bool, typer.Option("--sensitivity", help="Measure what the features notice of disturbed real images.")
     ] = False,
-    split: Annotated[_options.SplitName, typer.Option(help="Split of the real images.")] = "test",
+    split: Annotated[_options.RunSplitName, typer.Option(help="Split of the real images.")] = "test",
     k: Annotated[int, typer.Option("-k", min=1, help="k of precision, recall, density and coverage.")] = 5,
     resamples: Annotated[
         int, typer.Option(min=0, help="Random halves for the 95 % intervals; 0: no intervals.")
@@ -307,6 +307,8 @@ def fidelity(
     """Sample quality: FD, KD, precision, recall, density, coverage and memorization."""
     chosen = _options.given(prior=prior, sampler=sampler, steps=steps, eta=eta, variance=variance)
     if sensitivity:
+        if split == "validation":
+            raise UserError("--sensitivity takes --split train or test")
         _sensitivity(run, n, features, split, data, skip_bad, seed, batch_size, device, out, as_json)
         return
     if run is None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from genssl import run_info
 from genssl.paths import runs_root
 from genssl.report import format
 from genssl.report.format import data_label, number, percent, seconds, text
@@ -275,6 +276,7 @@ def of_training(run: Run) -> list[Pair]:
         ("training time", training_time(run)),
         ("images a second", images_a_second(run)),
         ("data", data_label(run.data)),
+        ("held out", held_out(run)),
         ("device", text(run.origin.get("device"))),
     ]
     return [pair for pair in pairs if pair[1] != format.NONE]
@@ -307,7 +309,8 @@ def accuracy_at_the_end(run: Run) -> str:
     current, untrained, pixels = (percent(metrics.get(name)) for name in names)
     if format.NONE in {current, untrained, pixels}:
         return format.NONE
-    return f"{current} (untrained encoder {untrained}, raw pixels {pixels})"
+    images = ", validation images" if metrics.get("split") == "validation" else ""
+    return f"{current} (untrained encoder {untrained}, raw pixels {pixels}{images})"
 
 
 def parameters(run: Run) -> str:
@@ -338,6 +341,13 @@ def training_notes(run: Run) -> list[str]:
     """What the end of its training showed."""
     notes = run.weights.training.get("notes") if run.weights is not None else None
     return [f"{run.name}: {note}" for note in notes] if isinstance(notes, list) else []
+
+
+def held_out(run: Run) -> str:
+    """The share of the train images that it was validated on instead, and their number."""
+    share = run.config.get("holdout", 0)
+    metrics = run.weights.metrics if run.weights is not None else {}
+    return (run_info.held_out(share, metrics) if format.is_number(share) else None) or format.NONE
 
 
 def notes_of(run: Run, values: Values) -> list[str]:

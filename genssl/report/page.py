@@ -218,12 +218,13 @@ def _render(commands_folder_path: Path, **content: Any) -> str:
 
 def _summary(run: Run) -> list[tuple[str, str]]:
     """A run in one line of names and values."""
-    accuracy = captions.accuracy_at_the_end(run)
+    accuracy, held_out = captions.accuracy_at_the_end(run), captions.held_out(run)
     return [
         ("method", run.method),
         ("data", format.data_label(run.data)),
         ("epochs", captions.epochs(run)),
         ("train images", captions.train_images(run)),
+        *([] if held_out == format.NONE else [("held out", held_out)]),
         ("training time", captions.training_time(run)),
         ("device", format.text(run.origin.get("device"))),
         ("parameters", captions.parameters(run)),

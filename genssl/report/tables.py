@@ -146,6 +146,7 @@ COLUMNS = {  # in this order, where a side has them
     "bits_per_dim": ("bits/dim", number),
     "loss": ("loss", number),
     "test_loss": ("test loss", number),
+    "validation_loss": ("validation loss", number),
     "training_seconds": ("training", seconds),
     "sampling_seconds": ("sampling 64", seconds),
     "ancestral_seconds": ("16 by every step", seconds),
