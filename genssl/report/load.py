@@ -2,7 +2,7 @@
 
 import json
 import math
-import struct
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +12,8 @@ from genssl import files
 from genssl.data.registry import short_name
 from genssl.errors import UserError
 from genssl.paths import ABOUT, ARMS, LABEL, REPORT, is_shipped, is_writable_run, runs_root, shipped_root
-from genssl.run_info import State, epochs_trained, state_of
+from genssl.run_info import CONFIG, ENVIRONMENT, HISTORY, MODEL, State, epochs_trained, progress_of, state_of
 
-LONGEST_HEADER = 100_000_000  # bytes, as safetensors itself has it
 NOT_LEARNT = ("num_batches_tracked", "running_mean", "running_var")  # of batch norms
 
 
@@ -41,34 +40,23 @@ def read_weights(file: Path, problems: list[str]) -> Weights | None:
     if not file.is_file():
         return None
     try:
-        header = _header(file)
-        details = header.pop("__metadata__")
-        learnt = (value for name, value in header.items() if not name.endswith(NOT_LEARNT))
+        tensors, details = files.read_header(file)
+        learnt = (entry for name, entry in tensors.items() if not name.endswith(NOT_LEARNT))
         return Weights(
             epoch=int(details["epoch"]),
             finished=json.loads(details["finished"]) is True,
-            digest=str(details["sha256"]),
-            parameters=sum(math.prod(value["shape"]) for value in learnt),
+            digest=details["sha256"],
+            parameters=sum(math.prod(entry["shape"]) for entry in learnt),
             config=dict(json.loads(details["config"])),
             metrics=dict(json.loads(details.get("metrics", "{}"))),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+    except UserError as error:
+        problems.append(str(error))
+    except (ValueError, KeyError, TypeError) as error:
         problems.append(f"{file} does not say what it is ({type(error).__name__})")
-        return None
+    return None
 
 
-def _header(file: Path) -> dict[str, Any]:
-    """The header of a safetensors file: its length, 8 bytes, little-endian, then JSON."""
-    with file.open("rb") as opened:
-        (length,) = struct.unpack("<Q", opened.read(8))
-        if length > LONGEST_HEADER:
-            raise ValueError(f"a header of {length} bytes")
-        header: dict[str, Any] = json.loads(opened.read(length))
-    return header
-
-
-# As in genssl.checkpoint, which imports torch
-MODEL, CONFIG, HISTORY, ENVIRONMENT = "model.safetensors", "config.json", "history.jsonl", "environment.json"
 OF_GENSSL = "the weights that come with genssl"
 STUDIES = ("ablate", "compare")
 Record = dict[str, Any]
@@ -80,7 +68,7 @@ class Run:
 
     Attributes:
         arm: it belongs to an ablation, and a method's name does not mean it.
-        evaluations: by the name of their file.
+        evaluations: by the name of their file, without those of studies.
         shipped: what the folder says of its weights where they are those of the repository.
         written: when it last became better, in seconds of the system's clock.
     """
@@ -125,6 +113,27 @@ class Run:
         if self.weights is not None:
             return epochs_trained(self.weights.epoch, self.weights.metrics)
         return self.history[-1].get("epoch") if self.history else None
+
+    @property
+    def progress(self) -> str:
+        """How many epochs were trained, of how many; a hyphen where that is not known."""
+        done, planned = self.epochs, self.config.get("epochs")
+        if not isinstance(done, int | float):
+            return "-"
+        return progress_of(done, planned if isinstance(planned, int) else 0)
+
+    @property
+    def seconds(self) -> Any:
+        """Of the whole training; None where nothing tells."""
+        return self.history[-1].get("seconds") if self.history else None
+
+    @property
+    def images_per_second(self) -> float | None:
+        """The median over epochs."""
+        speeds = [record.get("images_per_second") for record in self.history]
+        return (
+            statistics.median(known) if (known := [v for v in speeds if isinstance(v, int | float)]) else None
+        )
 
 
 @dataclass(frozen=True)
@@ -212,6 +221,17 @@ def is_runs_folder(folder: Path) -> bool:
     return any(is_run(child) or is_study(child) for child in children)
 
 
+def is_of_study(file: Path) -> bool:
+    """Whether a file in eval/ of a run is a study's, whose own table and figure show it."""
+    return file.stem.split("-")[0] in STUDIES
+
+
+def recorded(values: Record) -> str:
+    """The command that the numbers say has made them; empty in older files."""
+    command = values.get("command")
+    return command if isinstance(command, str) else ""
+
+
 def data_name(data: object) -> str:
     """svhn-images of ../data/svhn-images.tar.gz, as split names have it."""
     text = _text(data)
@@ -224,7 +244,8 @@ def _folders(folder: Path) -> list[Path]:
 
 def _read_run(folder: Path, arm: bool, contents: Contents) -> Run:
     weights = read_weights(folder / MODEL, contents.problems)
-    evaluations = {file.stem: contents.read(file) for file in sorted((folder / "eval").glob("*.json"))}
+    results = [file for file in sorted((folder / "eval").glob("*.json")) if not is_of_study(file)]
+    evaluations = {file.stem: contents.read(file) for file in results}
     dated = folder / MODEL if weights else folder / CONFIG if (folder / CONFIG).is_file() else folder
     return Run(
         folder=folder,
