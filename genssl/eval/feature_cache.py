@@ -15,7 +15,7 @@ from genssl.data.cache import cache_folder
 from genssl.data.split import Split
 from genssl.errors import FAILED_RUN, UserError
 from genssl.eval.result import check_size
-from genssl.features import extract_sharded
+from genssl.features import extract
 from genssl.files import read_tensors, write_tensors
 from genssl.models.build import build
 from genssl.models.method import Method
@@ -44,7 +44,7 @@ def extract_features(encoder: Encoder, split: Split, batch_size: int, tick: Tick
         UserError: a feature is not finite.
     """
     dtype = torch.float16 if encoder is pixels else torch.float32  # (2 u - 255) / 256 is exact in float16
-    features = extract_sharded(encoder, split.images, batch_size, tick, dtype=dtype)
+    features = extract(encoder, split.images, batch_size, tick, sharded=True, dtype=dtype)
     if not features.sum(dtype=torch.float32).isfinite():
         raise UserError(
             f"the features of {split.part} images are not finite; the run has diverged, take another",
@@ -92,7 +92,6 @@ def _check_classes(train: Split, labels: Tensor, test_labels: Tensor) -> None:
 
 
 FORMAT = "1"  # of the cache
-SHIPPED = "simsiam"  # the shipped encoder
 
 
 @dataclass(frozen=True)
@@ -125,9 +124,9 @@ def choose_encoder(image_size: int | None) -> RunInfo:
     usable = [info for info in runs.known() if _is_usable(info) and _fits(info, image_size)]
     if usable:
         return max(reversed(usable), key=lambda info: info.state == "finished")
-    shipped = paths.shipped_root() / SHIPPED
-    if (shipped / run_info.MODEL).exists() and _fits(info := run_info.inspect(shipped), image_size):
-        return info
+    for file in sorted(paths.shipped_root().glob(f"*/{run_info.MODEL}")):
+        if _is_usable(info := run_info.inspect(file)) and _fits(info, image_size):
+            return info
     size = "" if image_size is None else f" for images of {image_size} pixels"
     raise UserError(
         f"no finished self-supervised run{size} in {paths.runs_root()}/ to compare features of; train one "
