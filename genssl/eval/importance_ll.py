@@ -62,7 +62,11 @@ def importance_ll(method: Method, split: Split, k: int, *, seed: int, tick: Tick
     return EvalResult(
         values, {"bound over K": curve}, tuple(_notes(model, values)), name="importance-ll",
         title="Log-likelihood by importance sampling",
-        headline=("log_p_nats", "standard_error_nats", "bits_per_dim"), units=UNITS,
+        headline=(
+            "log_p_nats", "standard_error_nats", "elbo_nats", "bits_per_dim", "k",
+            "effective_sample_size_median",
+        ),
+        units=UNITS,
     )  # fmt: skip
 
 

@@ -108,14 +108,14 @@ class Table:
     """A table.
 
     Attributes:
-        about: what all its rows have in common: data, split, images, device.
+        conditions: what all its rows have in common: data, split, images, device.
         floor: how many of the last rows are no models.
     """
 
     title: str
     columns: list[str]
     rows: list[list[Cell]]
-    about: str = ""
+    conditions: str = ""
     floor: int = 0
 
 

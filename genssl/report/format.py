@@ -73,7 +73,8 @@ def value_of(name: str, value: Any) -> str:
         items = [f"{label(key)} {value_of(key, item)}" for key, item in value.items()]
         return ", ".join(items) if 0 < len(items) <= MOST_ITEMS else NONE
     if isinstance(value, list):
-        return ", ".join(map(text, value)) if 0 < len(value) <= MOST_ITEMS else NONE
+        items = [text(item) for item in value[: MOST_ITEMS + 1]]
+        return NONE if NONE in items or len(items) > MOST_ITEMS else ", ".join(items) or NONE
     if not is_number(value):
         return text(value)
     if name.endswith("seconds"):
@@ -182,5 +183,9 @@ def breakable(text: str) -> "Markup":
     """
     from markupsafe import Markup, escape
 
-    text = re.sub(r"(?<=±) (?=\d)|(?<=\d) (?=%|seeds)|(?<=\d to) (?=-?\d)| (?=[↓↑])", "\u00a0", text)
+    text = re.sub(
+        r"(?<=±) (?=\d)|(?<=\d) (?=%|seeds)|(?<=\(not) (?=resolved)|(?<=\d to) (?=-?\d)| (?=[↓↑])",
+        "\u00a0",
+        text,
+    )
     return Markup(re.sub(r"([=_/])(?=\w)", r"\1<wbr>", str(escape(text))))

@@ -24,12 +24,16 @@ ORIGIN = ("device", "cores", "python", "system", "git")
 
 def draw(contents: Contents, taken: set[Path]) -> list[tuple[str, list[ReportFigure]]]:
     """By whose they are: every picture that is not taken yet, and every result without a picture."""
-    groups = [(run.name, [*_of_training(run, contents, taken), *_of_results(run, contents, taken)])
-              for run in contents.runs]  # fmt: skip
+    groups = [(run.name, _of_run(run, contents, taken)) for run in contents.runs]
     # What the assignment's figures have taken from an ablation shows it all
     rest = [item for item in contents.studies if not taken.intersection(item.pictures.values())]
     groups += [(study.folder.name, studies.draw(study, contents)) for study in rest]
     return [(name, figures) for name, figures in groups if figures]
+
+
+def _of_run(run: Run, contents: Contents, taken: set[Path]) -> list[ReportFigure]:
+    figures = [*_of_training(run, contents, taken), *_of_results(run, contents, taken)]
+    return sorted(figures, key=lambda figure: bool(figure.tables))  # those with a table are wide
 
 
 def _of_training(run: Run, contents: Contents, taken: set[Path]) -> Iterator[ReportFigure]:
@@ -40,21 +44,22 @@ def _of_training(run: Run, contents: Contents, taken: set[Path]) -> Iterator[Rep
         ):
             yield ReportFigure(
                 f"{run.name}-{file.stem}", title, source=run.name, shipped=run.shipped or "",
-                pictures=pictures, command=recorded(run.origin),
+                pictures=pictures,
             )  # fmt: skip
 
 
 def _of_results(run: Run, contents: Contents, taken: set[Path]) -> Iterator[ReportFigure]:
     """A figure a result, with every picture that was drawn with it; then the pictures that belong to none."""
-    files = [file for file in sorted((run.folder / "eval").glob("*.png")) if not is_of_study(file)]
+    pictures = sorted((run.folder / "eval").glob("*.png"), key=lambda file: file.stem)
+    files = [file for file in pictures if not is_of_study(file)]
     owners = {file: _owner(file, run) for file in files}
     for result in results.of_run(run):
-        own = [file for file, owner in owners.items() if owner == result.name]
-        left = [file for file in own if file not in taken]
-        if left or not own:
+        drawn = [file for file, owner in owners.items() if owner == result.name]
+        left = [file for file in drawn if file not in taken]
+        if left or not drawn:
             # What is said beside a picture that is taken is not said again
             heads = {name: result.values[name] for name in HEADS if name in result.values}
-            yield _figure(run, result if left == own else replace(result, values=heads), left, contents)
+            yield _figure(run, result if left == drawn else replace(result, values=heads), left, contents)
     for file in files:
         if owners[file] is None and file not in taken:
             yield _figure(run, Result(run.name, file.stem, {}), [file], contents)

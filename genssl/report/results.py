@@ -149,8 +149,8 @@ class Result:
                 shown |= {
                     key: (f"{self.label(key)} {arrows[key]}".strip(), measured[key]) for key in measured
                 }
-            elif name in self._quantities and (cell := self._quantities[name].cell(name)) != MISSING:
-                shown[name] = (self.label(name), cell)
+            elif name in self._quantities:
+                shown[name] = (self.label(name), self._quantities[name].cell(name))
         return shown
 
     @property
@@ -165,13 +165,13 @@ class Result:
         the headline.
         """
         result: dict[str, dict[str, Cell]] = {}
-        own = self.cells
+        main = self.cells
         for name, rows in self.tables.items():
             if name in self.headline:
                 result |= dict(list(_columns(rows).items())[1:])
             for row in [] if name in self.headline else rows:
-                cells = {key: item.cell(key) for key, item in quantities(row).items() if key in own}
-                if cells and isinstance(_first(row), str) and any(own[key] != cells[key] for key in cells):
+                cells = {key: item.cell(key) for key, item in quantities(row).items() if key in main}
+                if cells and isinstance(_first(row), str) and any(main[key] != cells[key] for key in cells):
                     result[_key(row)] = cells
         return result
 
@@ -202,7 +202,7 @@ def of_run(run: Run) -> list[Result]:
 def described(result: Result) -> Record:
     """What stands beside a result's figure: numbers, conditions, tables, notes and command."""
     in_tables = {key for name in result.headline if name in result.tables for key in result.main}
-    stale = [STALE] if STALE in result.state else []
+    stale = [STALE] if "other weights" in result.state else []
     return {
         "numbers": [
             (label, cell.line) for name, (label, cell) in result.main.items() if name not in in_tables
@@ -221,7 +221,7 @@ def state_of(run: Run, values: Record) -> str:
     states = [
         "shipped weights" if run.shipped else "",
         "" if run.state == "finished" else f"{run.state}: {run.progress} epochs",
-        STALE if is_stale else "",
+        "other weights" if is_stale else "",
     ]
     return ", ".join(filter(None, states))
 
@@ -244,8 +244,8 @@ def compare(contents: Contents) -> list[Table]:
         group = groups.setdefault(result.evaluation, [])
         if not any(other.run == result.run and other.cells == result.cells for other in group):
             group.append(result)
-    kept = ([result for result in group if result.main] for group in groups.values())
-    return [_comparison(group) for group in kept if group]
+    with_numbers = ([result for result in group if result.main] for group in groups.values())
+    return [_comparison(group) for group in with_numbers if group]
 
 
 def _comparison(group: Sequence[Result]) -> Table:
@@ -261,7 +261,7 @@ def _comparison(group: Sequence[Result]) -> Table:
     ]
     shared, varying = _split_conditions([result.conditions(outcomes=False) for result in group])
     names = list(varying[0])
-    rows = [[*row, *map(Cell, own.values())] for row, own in zip(rows, varying, strict=True)]
+    rows = [[*row, *map(Cell, rest.values())] for row, rest in zip(rows, varying, strict=True)]
     references = [[*row, *[MISSING] * len(names)] for row in _references(group, list(labels))]
     title = next((result.title for result in group if result.values.get("title")), group[0].title)
     columns = ["run", *labels.values(), *(format.label(CONDITIONS.get(name, name)) for name in names)]
@@ -271,12 +271,21 @@ def _comparison(group: Sequence[Result]) -> Table:
 def _split_conditions(
     all_conditions: Sequence[Mapping[str, str]],
 ) -> tuple[dict[str, str], list[dict[str, str]]]:
-    """What all rows have in common, and the rest of each; digests are not worth words where they agree."""
+    """What all rows have in common, and what differs between those that have it.
+
+    A digest is shown where what it is of has the same name in all rows, and is not the same.
+    """
     names = list(dict.fromkeys(name for conditions in all_conditions for name in conditions))
     first = all_conditions[0]
     same = [n for n in names if all(other.get(n) == first.get(n) for other in all_conditions)]
     shared = {name: first[name] for name in same if not name.endswith("digest")}
-    rest = [name for name in names if name not in same]
+    rest = [
+        name
+        for name in names
+        if name not in same
+        and sum(name in conditions for conditions in all_conditions) > 1
+        and not (name.endswith("digest") and name.removesuffix("_digest") not in same)
+    ]
     return shared, [{name: item.get(name, NONE) for name in rest} for item in all_conditions]
 
 
@@ -323,9 +332,14 @@ def table_of(name: str, rows: Sequence[Record]) -> Table:
     """A value that is a table, as it is; a long one in part."""
     known = [quantities(row) for row in rows[:MOST_ROWS]]
     names = list(dict.fromkeys(key for row in known for key in row))
-    body = [[row[key].cell(key) if key in row else MISSING for key in names] for row in known]
+    body = [[_cell(key, row[key]) if key in row else MISSING for key in names] for row in known]
     rest = f"{MOST_ROWS} of {len(rows)} rows; the JSON file has all" if len(rows) > MOST_ROWS else ""
     return Table(format.label(name), [format.label(key) for key in names], body, rest)
+
+
+def _cell(name: str, quantity: Quantity) -> Cell:
+    is_name = isinstance(quantity.value, str) and quantity.value.isidentifier()
+    return Cell(format.label(quantity.value)) if is_name else quantity.cell(name)
 
 
 def _first(row: Record) -> Any:

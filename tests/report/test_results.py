@@ -80,17 +80,20 @@ def test_the_rows_of_a_table_in_the_headline_are_columns_over_runs(tmp_path: Pat
     [table] = compared(tmp_path)
     assert table.title == "Sample quality"
     assert table.columns == [
-        "run", "Frechet distance ↓", "precision ↑", "recall (x) ↑", "samples", "sampling"
+        "run", "Frechet distance ↓", "precision ↑", "recall (x) ↑", "samples"
     ]  # fmt: skip
     assert texts(table) == [
-        ["one", "12.5", "0.62", "-", "512", "prior normal, time 0.5 s"],
-        ["two", "12.5", "0.62", "0.62", "64", "-"],
-        ["floor", "3.25", "0.875", "0.5", "-", "-"],
+        ["one", "12.5", "0.62", "-", "512"],
+        ["two", "12.5", "0.62", "0.62", "64"],
+        ["floor", "3.25", "0.875", "0.5", "-"],
     ]
     assert table.floor == 1
     assert table.rows[0][1].small == "11.0 to 14.0"
     assert table.rows[2][1].small == "3.00 to 3.50"
-    assert table.about == "data: svhn-images (unofficial subset); split: test; device: cpu; features: simsiam"
+    assert (
+        table.conditions
+        == "data: svhn-images (unofficial subset); split: test; device: cpu; features: simsiam"
+    )
 
 
 def test_every_further_column_of_such_a_table_is_a_reference(tmp_path: Path) -> None:
@@ -155,7 +158,7 @@ def test_numbers_of_other_weights_say_so_in_the_table(tmp_path: Path) -> None:
     run = folder.run(tmp_path / "one", "vae", finished=False)
     folder.evaluation(run, "sample", {"sharpness": 2.5, "weights_sha256": "e" * 64})
     [table] = compared(tmp_path)
-    assert table.rows[0][0].small == "unfinished: 3 epochs, measured on other weights than the run holds now"
+    assert table.rows[0][0].small == "unfinished: 3 epochs, other weights"
 
 
 def test_conditions_are_what_fits_in_a_line() -> None:
@@ -174,7 +177,7 @@ def test_conditions_are_what_fits_in_a_line() -> None:
 def test_long_tables_are_cut_and_say_so() -> None:
     table = results.table_of("levels", [{"t_prime": i, "accuracy": 0.5} for i in range(99)])
     assert (table.columns, len(table.rows)) == (["t'", "accuracy"], 20)
-    assert table.about == "20 of 99 rows; the JSON file has all"
+    assert table.conditions == "20 of 99 rows; the JSON file has all"
     assert table.rows[3] == [Cell("3"), Cell("50.0 %")]
 
 
