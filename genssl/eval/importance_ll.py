@@ -12,7 +12,7 @@ from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.eval.result import EvalResult, check_size, require_ability
 from genssl.eval.sample import Tick
-from genssl.metrics.importance import bound_by_samples, effective_sample_size
+from genssl.metrics.latents import bound_by_samples, effective_sample_size
 from genssl.models.method import HasLikelihood, Method
 from genssl.pixels import bits_per_dim, to_model
 from genssl.runtime import chunks, generators, measuring, uniform
