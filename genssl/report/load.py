@@ -8,55 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from genssl import files
+from genssl import files, run_info
 from genssl.data.registry import short_name
 from genssl.errors import UserError
 from genssl.paths import ABOUT, ARMS, LABEL, REPORT, is_shipped, is_writable_run, runs_root, shipped_root
-from genssl.run_info import CONFIG, ENVIRONMENT, HISTORY, MODEL, State, epochs_trained, progress_of, state_of
+from genssl.run_info import CONFIG, ENVIRONMENT, HISTORY, MODEL, RunInfo, State, progress_of
 
 NOT_LEARNT = ("num_batches_tracked", "running_mean", "running_var")  # of batch norms
-
-
-@dataclass(frozen=True)
-class Weights:
-    """What a model file says in its header.
-
-    Attributes:
-        epoch: whole epochs that the weights have seen.
-        finished: they were written at the end of a training: the last epoch's or --max-minutes'.
-        metrics: the last record of the history, and what was measured at the end.
-    """
-
-    epoch: int
-    finished: bool
-    digest: str
-    parameters: int
-    config: dict[str, Any]
-    metrics: dict[str, Any]
-
-
-def read_weights(file: Path, problems: list[str]) -> Weights | None:
-    """The header of a safetensors file; None where there is none, or none that can be read."""
-    if not file.is_file():
-        return None
-    try:
-        tensors, details = files.read_header(file)
-        learnt = (entry for name, entry in tensors.items() if not name.endswith(NOT_LEARNT))
-        return Weights(
-            epoch=int(details["epoch"]),
-            finished=json.loads(details["finished"]) is True,
-            digest=details["sha256"],
-            parameters=sum(math.prod(entry["shape"]) for entry in learnt),
-            config=dict(json.loads(details["config"])),
-            metrics=dict(json.loads(details.get("metrics", "{}"))),
-        )
-    except UserError as error:
-        problems.append(str(error))
-    except (ValueError, KeyError, TypeError) as error:
-        problems.append(f"{file} does not say what it is ({type(error).__name__})")
-    return None
-
-
 OF_GENSSL = "the weights that come with genssl"
 STUDIES = ("ablate", "compare")
 Record = dict[str, Any]
@@ -68,6 +26,7 @@ class Run:
 
     Attributes:
         arm: it belongs to an ablation, and a method's name does not mean it.
+        info: what its weights say of themselves.
         evaluations: by the name of their file, without those of studies.
         shipped: what the folder says of its weights where they are those of the repository.
         written: when it last became better, in seconds of the system's clock.
@@ -79,7 +38,8 @@ class Run:
     origin: Record
     history: list[Record]
     evaluations: dict[str, Record]
-    weights: Weights | None
+    info: RunInfo | None
+    parameters: int | None
     shipped: str | None
     written: float
 
@@ -101,17 +61,13 @@ class Run:
     @property
     def state(self) -> State:
         """Whether all epochs are done, time ended the training, or something else did."""
-        if self.weights is None:
-            return "unfinished"
-        epochs = self.weights.config.get("epochs")
-        planned = epochs if isinstance(epochs, int) else self.weights.epoch
-        return state_of(self.weights.finished, self.weights.epoch, planned)
+        return "unfinished" if self.info is None else self.info.state
 
     @property
     def epochs(self) -> float | None:
         """How many epochs the weights have seen; what the history says where there are none."""
-        if self.weights is not None:
-            return epochs_trained(self.weights.epoch, self.weights.metrics)
+        if self.info is not None:
+            return self.info.epochs_trained
         return self.history[-1].get("epoch") if self.history else None
 
     @property
@@ -243,21 +199,35 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _read_run(folder: Path, arm: bool, contents: Contents) -> Run:
-    weights = read_weights(folder / MODEL, contents.problems)
+    info, parameters = _read_weights(folder / MODEL, contents.problems)
     results = [file for file in sorted((folder / "eval").glob("*.json")) if not is_of_study(file)]
     evaluations = {file.stem: contents.read(file) for file in results}
-    dated = folder / MODEL if weights else folder / CONFIG if (folder / CONFIG).is_file() else folder
+    dated = folder / MODEL if info else folder / CONFIG if (folder / CONFIG).is_file() else folder
     return Run(
         folder=folder,
         arm=arm,
-        config=contents.read(folder / CONFIG) or (weights.config if weights else {}),
+        config=contents.read(folder / CONFIG) or (info.config.model_dump() if info else {}),
         origin=contents.read(folder / ENVIRONMENT),
         history=list(_read_lines(folder / HISTORY, contents.problems)),
         evaluations={name: values for name, values in evaluations.items() if values},
-        weights=weights,
+        info=info,
+        parameters=parameters,
         shipped=_shipped(folder),
         written=dated.stat().st_mtime,
     )
+
+
+def _read_weights(file: Path, problems: list[str]) -> tuple[RunInfo | None, int | None]:
+    """What a model file says, and how many parameters it holds; None where it is not there or is damaged."""
+    if not file.is_file():
+        return None, None
+    try:
+        tensors = files.read_header(file)[0].items()
+        info = run_info.inspect(file)
+    except UserError as error:
+        problems.append(str(error))
+        return None, None
+    return info, sum(math.prod(entry["shape"]) for name, entry in tensors if not name.endswith(NOT_LEARNT))
 
 
 def _shipped(folder: Path) -> str | None:

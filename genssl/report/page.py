@@ -193,14 +193,14 @@ def _summary(run: Run) -> list[tuple[str, str]]:
         *([("train images", f"at most {limit:,}")] if isinstance(limit, int) else []),
         ("training time", format.seconds(run.seconds)),
         ("device", format.text(run.origin.get("device"))),
-        ("parameters", format.number(run.weights.parameters if run.weights else None)),
+        ("parameters", format.number(run.parameters)),
         *([("kNN accuracy at the end", accuracy)] if accuracy else []),
     ]
 
 
 def _accuracy_at_the_end(run: Run) -> str:
     """Of nearest neighbors in the features, beside what needs no training; "" where it was not measured."""
-    metrics = run.weights.metrics if run.weights is not None else {}
+    metrics = run.info.metrics if run.info is not None else {}
     names = ("knn_accuracy", "knn_accuracy_untrained", "knn_accuracy_pixels")
     current, untrained, pixels = (format.percent(metrics.get(name)) for name in names)
     if format.NONE in {current, untrained, pixels}:

@@ -217,7 +217,7 @@ def described(result: Result) -> Record:
 def state_of(run: Run, values: Record) -> str:
     """What to know of the weights that were measured: shipped, too few epochs, not those of the run now."""
     digest = values.get("weights_sha256")
-    is_stale = run.weights is not None and isinstance(digest, str) and digest != run.weights.digest
+    is_stale = run.info is not None and isinstance(digest, str) and digest != run.info.digest
     states = [
         "shipped weights" if run.shipped else "",
         "" if run.state == "finished" else f"{run.state}: {run.progress} epochs",

@@ -27,7 +27,7 @@ def weights(
     file: Path, config: dict[str, Any], epoch: int = 3, *, finished: bool = True, metrics: Any = None
 ) -> None:
     """A model file of zeros: 12 learnt numbers, and 9 that are not."""
-    about = {"epoch": str(epoch), "finished": json.dumps(finished), "sha256": DIGEST}
+    about = {"epoch": str(epoch), "finished": json.dumps(finished), "sha256": DIGEST, "format": "1"}
     about["metrics"] = json.dumps(metrics or {})
     about["config"] = json.dumps(config)
     tensors = {

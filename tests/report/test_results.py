@@ -37,7 +37,7 @@ def test_an_evaluation_that_the_report_never_heard_of_is_shown(tmp_path: Path) -
         notes=("wobbles are counted twice",), name="wobble-eval", title="Wobble of the model",
         headline=("wobble_db", "standard_error_db", "depth.level"), units={"depth.level": "furlongs"},
     )  # fmt: skip
-    run = folder.run(tmp_path / "one", "jelly")
+    run = folder.run(tmp_path / "one", "vae")
     folder.evaluation(run, "wobble-eval-fast", {**result.to_json(), **ABOUT})
     folder.picture(run / "eval" / "wobble-eval-fast-close-up.png")
     html = written(tmp_path)
