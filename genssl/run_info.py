@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -60,6 +60,11 @@ def progress_of(trained: float, epochs: int) -> str:
     return f"{trained:,.6g}" if trained >= epochs else f"{trained:,.6g} of {epochs:,}"
 
 
+def parameters_text(trained: int, total: int) -> str:
+    """`1,178,660`, or `12,484,160 trained of 24,441,728` where some are not trained."""
+    return f"{trained:,}" if trained == total else f"{trained:,} trained of {total:,}"
+
+
 @dataclass(frozen=True)
 class RunInfo:
     """The metadata of a run's weights.
@@ -67,6 +72,8 @@ class RunInfo:
     Attributes:
         epoch: whole epochs that the weights were trained for.
         finished: whether training came to its end, after the last epoch or by --max-minutes.
+        training: what was trained, and on what: "parameters" (trained), "all_parameters", "images" and
+            "data_digest" of the train split, and "notes" on how it ended, if any. Older files do not have it.
     """
 
     folder: Path
@@ -75,6 +82,7 @@ class RunInfo:
     finished: bool
     metrics: dict[str, Any]
     digest: str
+    training: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -109,9 +117,23 @@ def inspect(path: Path) -> RunInfo:
             finished=bool(json.loads(metadata["finished"])),
             metrics=json.loads(metadata["metrics"]),
             digest=metadata["sha256"],
+            training=json.loads(metadata.get("training", "{}")),
         )
     except (KeyError, ValueError) as error:
         raise UserError(f"{file} does not say what it is ({error!r}); restore it", FAILED_RUN) from error
+
+
+def trained_digest(path: Path) -> str | None:
+    """The digest of the images that a run was trained on, as it recorded it; None where it did not.
+
+    Raises:
+        UserError: a file of the run is damaged.
+    """
+    model, state = path / MODEL, path / STATE
+    if model.exists() and (digest := inspect(path).training.get("data_digest")) is not None:
+        return str(digest)
+    # Older weights do not have it, and the state always did
+    return files.read_header(state)[1].get("data_digest") if state.exists() else None
 
 
 def verify(path: Path) -> list[str]:

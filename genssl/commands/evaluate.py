@@ -10,13 +10,17 @@ from genssl.commands import _options, _outputs
 from genssl.commands._console import echo, progress
 from genssl.commands._options import Common, Sampling, with_options
 from genssl.commands._run import (
+    PIXELS_SIZE,
     SampleSource,
     default_samples,
     default_samples_reason,
+    feature_space,
+    find_run,
     open_evaluation,
     open_samples,
     origin,
     provenance,
+    read_split,
     save_and_print,
     write_result,
 )
@@ -204,12 +208,12 @@ def features(
 @with_options("limit")
 def fidelity(
     context: typer.Context,
-    run: Annotated[
-        str,
-        typer.Argument(metavar="REF", help="A method, the name or path of a run, or a folder of samples."),
-    ],
     common: Common,
     sampling: Sampling,
+    run: Annotated[
+        str | None,
+        typer.Argument(metavar="REF", help="A method, the name or path of a run, or a folder of samples."),
+    ] = None,
     n: Annotated[
         int | None,
         typer.Option("-n", min=1, help="Number of samples; default: 512 on a CPU, 10,000 on a GPU."),
@@ -218,9 +222,12 @@ def fidelity(
         str | None,
         typer.Option(
             metavar="REF",
-            help="Feature extractor: a run, or pixels; default: the newest self-supervised run.",
+            help="Feature extractor: a run, or pixels; default: the one that comes with genssl.",
         ),
     ] = None,
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="Measure what the features notice of disturbed real images.")
+    ] = False,
     split: Annotated[_options.SplitName, typer.Option(help="Split of the real images.")] = "test",
     k: Annotated[int, typer.Option("-k", min=1, help="k of precision, recall, density and coverage.")] = 5,
     resamples: Annotated[
@@ -231,6 +238,11 @@ def fidelity(
     ] = True,
 ) -> None:
     """Sample quality: FD, KD, precision, recall, density, coverage and memorization."""
+    if sensitivity:
+        _sensitivity(run, n, features, split, common)
+        return
+    if run is None:
+        raise UserError("name a run or a folder of samples, or --sensitivity with --data")
     if common.out is not None and not memorization:
         raise UserError("--no-memorization leaves nothing to draw; leave --out away, or --no-memorization")
     source = open_samples(run, features, common)
@@ -241,8 +253,8 @@ def fidelity(
     count = n or default_samples(source.device)
     real = source.real(split, 2 * count, common.seed)
     images, details = source.images(count, sampling.given(), common.seed, common.batch_size)
-    train = source.training_images() if memorization else None
-    settings = Settings(k, resamples, common.seed, common.batch_size)
+    train = source.training_images()
+    settings = Settings(k, resamples, common.seed, common.batch_size, memorization)
     with progress("measuring") as tick:
         result = evaluation.fidelity(images, real, train, source.space, settings, tick)
     result = replace(result, values={**result.values, "sampling": details})
@@ -250,6 +262,29 @@ def fidelity(
         note = f"{len(images)} samples is {_default_reason(source)}; -n takes another number"
         result = replace(result, notes=(*result.notes, note))
     _save_and_print(source, result, target, common.as_json, real)
+
+
+def _sensitivity(
+    run: str | None, n: int | None, features: str | None, split: _options.SplitName, common: Common
+) -> None:
+    """The table of disturbances, of real images of --data or of the data of a run."""
+    data = common.data
+    if data is None:
+        if run is None:
+            raise UserError("--sensitivity needs real images; name them with --data, or a run for its data")
+        data = find_run(run, None)[1].config.data
+    from genssl.eval.sensitivity import sensitivity
+    from genssl.runtime import choose_device, describe
+
+    where = choose_device(common.device)
+    space, size = feature_space(features, None, common.device)
+    target = _outputs.target(Path("sensitivity.png"), "fidelity --sensitivity", common.out)
+    real = read_split(data, split, size or PIXELS_SIZE, common.seed, common.skip_bad)
+    real = real.take(min(2 * n, len(real)) if n else None, common.seed).to(where)
+    with progress("measuring") as tick:
+        result = sensitivity(real, space, common.batch_size, tick)
+    details = {"device": describe(where), **origin(real)}
+    write_result("features", details, result, target, common.as_json)
 
 
 def _default_reason(source: SampleSource) -> str:

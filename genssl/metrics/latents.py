@@ -70,5 +70,6 @@ def bound_by_samples(log_weights: Tensor, counts: list[int]) -> Tensor:
         (len(counts), B), nats. Its expectation does not fall as K grows (Burda et al. 2016, theorem 1).
     """
     rows = torch.tensor(counts, device=log_weights.device)
+    # One pass for all K: the sum of the first K weights is a running sum
     running = torch.logcumsumexp(log_weights, 0)[rows - 1]
     return running - rows.to(running.dtype).log()[:, None]

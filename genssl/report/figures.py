@@ -109,6 +109,7 @@ class Table:
 
     Attributes:
         conditions: what all its rows have in common: data, split, images, device.
+        notes: on its rows.
         floor: how many of the last rows are no models.
     """
 
@@ -116,6 +117,7 @@ class Table:
     columns: list[str]
     rows: list[list[Cell]]
     conditions: str = ""
+    notes: list[str] = field(default_factory=list)
     floor: int = 0
 
 

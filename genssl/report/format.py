@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from genssl.data.registry import short_name
+
 if TYPE_CHECKING:
     from markupsafe import Markup
 
@@ -19,13 +21,6 @@ UNIT_ENDINGS = {" db": "dB", " nats": "nats"}  # of names
 SPELLINGS = {
     "bits per dim": "bits/dim", "frechet": "Frechet", "knn": "kNN", "psnr": "PSNR", "mse": "MSE",
     "rmse": "RMSE", "snr": "SNR", "nfe": "NFE", "elbo": "ELBO", "t prime": "t'", "t star": "t*",
-}  # fmt: skip
-# Data that are not what their names make think, by what the data's name holds
-UNOFFICIAL = {
-    "svhn-images": ("unofficial subset", "svhn-images is a subset of SVHN, and not the official set"),
-    "cifar10-images": (
-        "unofficial JPEG", "cifar10-images is CIFAR-10 compressed again as JPEG, and not the official set",
-    ),
 }  # fmt: skip
 
 
@@ -160,20 +155,8 @@ def heading(name: str) -> str:
 
 
 def data_label(name: Any) -> str:
-    """The name of data, and whether it is not the official set."""
-    result = _unofficial(name)
-    return f"{text(name)} ({result[0]})" if result else text(name)
-
-
-def unofficial(name: Any) -> str | None:
-    """What to say of data that are not the official set."""
-    result = _unofficial(name)
-    return result[1] if result else None
-
-
-def _unofficial(name: Any) -> tuple[str, str] | None:
-    result = [message for part, message in UNOFFICIAL.items() if isinstance(name, str) and part in name]
-    return result[0] if result else None
+    """The name of data; of a path its last name without suffixes."""
+    return short_name(name) if isinstance(name, str) and name else NONE
 
 
 def breakable(text: str) -> "Markup":

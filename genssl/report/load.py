@@ -1,7 +1,6 @@
 """Runs and studies, read from disk without torch."""
 
 import json
-import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,6 @@ from genssl.errors import UserError
 from genssl.paths import ABOUT, ARMS, LABEL, REPORT, is_shipped, is_writable_run, runs_root, shipped_root
 from genssl.run_info import CONFIG, ENVIRONMENT, HISTORY, MODEL, RunInfo, State, progress_of
 
-NOT_LEARNT = ("num_batches_tracked", "running_mean", "running_var")  # of batch norms
 OF_GENSSL = "the weights that come with genssl"
 STUDIES = ("ablate", "compare")
 Record = dict[str, Any]
@@ -39,7 +37,6 @@ class Run:
     history: list[Record]
     evaluations: dict[str, Record]
     info: RunInfo | None
-    parameters: int | None
     shipped: str | None
     written: float
 
@@ -69,6 +66,11 @@ class Run:
         if self.info is not None:
             return self.info.epochs_trained
         return self.history[-1].get("epoch") if self.history else None
+
+    @property
+    def training(self) -> Record:
+        """What the weights say of their training: images, parameters, notes; {} in older files."""
+        return dict(self.info.training) if self.info is not None else {}
 
     @property
     def progress(self) -> str:
@@ -189,7 +191,7 @@ def recorded(values: Record) -> str:
 
 
 def data_name(data: object) -> str:
-    """svhn-images of ../data/svhn-images.tar.gz, as split names have it."""
+    """photos of ../data/photos.tar.gz, as split names have it."""
     text = _text(data)
     return short_name(text) if text else "?"
 
@@ -199,7 +201,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _read_run(folder: Path, arm: bool, contents: Contents) -> Run:
-    info, parameters = _read_weights(folder / MODEL, contents.problems)
+    info = _read_info(folder / MODEL, contents.problems)
     results = [file for file in sorted((folder / "eval").glob("*.json")) if not is_of_study(file)]
     evaluations = {file.stem: contents.read(file) for file in results}
     dated = folder / MODEL if info else folder / CONFIG if (folder / CONFIG).is_file() else folder
@@ -211,23 +213,18 @@ def _read_run(folder: Path, arm: bool, contents: Contents) -> Run:
         history=list(_read_lines(folder / HISTORY, contents.problems)),
         evaluations={name: values for name, values in evaluations.items() if values},
         info=info,
-        parameters=parameters,
         shipped=_shipped(folder),
         written=dated.stat().st_mtime,
     )
 
 
-def _read_weights(file: Path, problems: list[str]) -> tuple[RunInfo | None, int | None]:
-    """What a model file says, and how many parameters it holds; None where it is not there or is damaged."""
-    if not file.is_file():
-        return None, None
+def _read_info(file: Path, problems: list[str]) -> RunInfo | None:
+    """What a model file says of itself; None where it is not there or is damaged."""
     try:
-        tensors = files.read_header(file)[0].items()
-        info = run_info.inspect(file)
+        return run_info.inspect(file) if file.is_file() else None
     except UserError as error:
         problems.append(str(error))
-        return None, None
-    return info, sum(math.prod(entry["shape"]) for name, entry in tensors if not name.endswith(NOT_LEARNT))
+        return None
 
 
 def _shipped(folder: Path) -> str | None:

@@ -15,6 +15,7 @@ from genssl.report import assignment, format, results, studies
 from genssl.report.figures import Cell, ReportFigure, Table, embed
 from genssl.report.load import Contents, Run, is_of_study, recorded
 from genssl.report.results import Result
+from genssl.run_info import parameters_text
 
 Template = Literal["runs", "assignment"]
 TITLE = "What was trained, and how good it is"
@@ -127,7 +128,7 @@ def write(contents: Contents, out: Path, template: Template = "runs") -> Written
         title=contents.title or TITLE,
         made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         version=__version__,
-        notes=[*dict.fromkeys([*contents.notes, *_data_notes(contents)])],
+        notes=[*dict.fromkeys([*contents.notes, *_training_notes(contents.runs)])],
         runs=[(run, _summary(run), recorded(run.origin)) for run in contents.runs],
         figures=figures,
         tables=results.compare(contents),
@@ -185,17 +186,38 @@ def _relative(argument: str, folder: Path) -> str:
 
 def _summary(run: Run) -> list[tuple[str, str]]:
     """A run in one line of names and values."""
-    limit, accuracy = run.config.get("limit"), _accuracy_at_the_end(run)
+    accuracy = _accuracy_at_the_end(run)
     return [
         ("method", run.method),
         ("data", format.data_label(run.data)),
         ("epochs", run.progress),
-        *([("train images", f"at most {limit:,}")] if isinstance(limit, int) else []),
+        ("train images", _train_images(run)),
         ("training time", format.seconds(run.seconds)),
         ("device", format.text(run.origin.get("device"))),
-        ("parameters", format.number(run.parameters)),
+        ("parameters", _parameters(run)),
         *([("kNN accuracy at the end", accuracy)] if accuracy else []),
     ]
+
+
+def _train_images(run: Run) -> str:
+    """As the weights record it; of an older run the limit, where it has one."""
+    limit = run.config.get("limit")
+    if "images" in run.training or not isinstance(limit, int):
+        return format.number(run.training.get("images"))
+    return f"at most {limit:,}"
+
+
+def _parameters(run: Run) -> str:
+    """How many are trained, and how many there are where some are not."""
+    trained, total = run.training.get("parameters"), run.training.get("all_parameters")
+    if not isinstance(trained, int) or not isinstance(total, int):
+        return format.NONE
+    return parameters_text(trained, total)
+
+
+def _training_notes(runs: Sequence[Run]) -> list[str]:
+    """What the ends of the trainings showed."""
+    return [f"{run.name}: {note}" for run in runs for note in run.training.get("notes", [])]
 
 
 def _accuracy_at_the_end(run: Run) -> str:
@@ -206,15 +228,6 @@ def _accuracy_at_the_end(run: Run) -> str:
     if format.NONE in {current, untrained, pixels}:
         return ""
     return f"{current} (untrained encoder {untrained}, raw pixels {pixels})"
-
-
-def _data_notes(contents: Contents) -> list[str]:
-    """What to say of data that are not the official sets."""
-    named = [run.data for run in contents.runs]
-    named += [str(values.get("data")) for run in contents.runs for values in run.evaluations.values()]
-    named += [str(study.values.get("data")) for study in contents.studies]
-    message = dict.fromkeys(format.unofficial(name) for name in named)
-    return [f"{note}: numbers do not compare with published ones" for note in message if note]
 
 
 def _environment(runs: list[Run]) -> Table | None:

@@ -265,7 +265,11 @@ def _comparison(group: Sequence[Result]) -> Table:
     references = [[*row, *[MISSING] * len(names)] for row in _references(group, list(labels))]
     title = next((result.title for result in group if result.values.get("title")), group[0].title)
     columns = ["run", *labels.values(), *(format.label(CONDITIONS.get(name, name)) for name in names)]
-    return Table(title, columns, [*rows, *references], in_words(shared), floor=len(references))
+    explained = {row[0].text for row in references}
+    notes = [note for result in group for note in result.notes if note.split(":")[0] in explained]
+    return Table(
+        title, columns, [*rows, *references], in_words(shared), list(dict.fromkeys(notes)), len(references)
+    )
 
 
 def _split_conditions(

@@ -8,7 +8,7 @@ from typing import Any
 from genssl.report import format
 from genssl.report.figures import Cell, ReportFigure, Table, embed
 from genssl.report.format import NONE, number
-from genssl.report.load import Contents, Record, Study, data_name, recorded
+from genssl.report.load import Contents, Record, Study, recorded
 
 LONGEST_NAME = 60  # characters of an arm in the name of its picture
 COLUMNS = {  # in this order, where a side has them
@@ -91,7 +91,7 @@ def origin(study: Study) -> list[tuple[str, str]]:
     rows = arms(study)
     holders = [study.values] if study.kind == "ablate" else rows  # what names the data
     values = {
-        "data": {format.data_label(data_name(item.get("data"))) for item in holders},
+        "data": {format.data_label(item.get("data")) for item in holders},
         "epochs": {number(item.get("epochs")) for item in holders},
         "train images": {number(_mean(row, "train_images")) for row in rows},
         "test images": {number(_mean(row, "test_images")) for row in rows},

@@ -1,7 +1,7 @@
 """What is measured and drawn while a method trains, the same for every method."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -56,6 +56,7 @@ class Monitor:
         self.device = device or train.images.device
         self.test = None if test is None else test.take(TEST_IMAGES, config.seed).to(self.device)
         self.train, self.whole_test = train, test
+        self.test_loss_error: float | None = None  # standard error of the last test loss, over its batches
 
     def pictures_due(self, epoch: int, *, last: bool) -> bool:
         """Whether pictures are drawn after one-based `epoch`: every `sample_every`, and the last."""
@@ -92,14 +93,31 @@ class Monitor:
             return {}
         method.eval()
         totals: dict[str, Tensor] = {}
+        batch_losses: list[Tensor] = []
         size = min(self.config.batch_size, len(self.test))
         # Whole batches: some losses mean nothing for a few images
         whole = len(self.test) - len(self.test) % size
         for i, rows in enumerate(chunks(whole, size)):
             images = self.test.images[rows]
-            for name, value in self._losses(method, images, i).items():
+            losses = self._losses(method, images, i)
+            batch_losses.append(losses["loss"])
+            for name, value in losses.items():
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value * len(images)
+        if len(batch_losses) > 1:
+            spread = float(torch.stack(batch_losses).float().std())
+            self.test_loss_error = spread / math.sqrt(len(batch_losses))
         return {f"test_{name}": float(total) / whole for name, total in totals.items()}
+
+    def overfitting(self, method: Method, history: Sequence[Mapping[str, Any]]) -> str | None:
+        """A warning where a generative method's test loss has risen above its train loss; else None.
+
+        A self-supervised loss has no such meaning: it is lower in evaluation mode, or where outputs collapse.
+        """
+        if self.test is None or self.test_loss_error is None or not isinstance(method, CanSample):
+            return None
+        # Of the difference of two means, as if both losses were of images of one distribution
+        error = self.test_loss_error * math.sqrt(1 + len(self.test) / len(self.train))
+        return overfitting_warning(history, error, method.units.get("loss", ""))
 
     def _losses(self, method: Method, images: Tensor, batch: int) -> dict[str, Tensor]:
         stream = generator(self.config.seed, "eval", batch, device=images.device)
@@ -180,6 +198,31 @@ class Monitor:
         method.eval()
         images = to_model(self.test.images[:PREVIEW_IMAGES])
         return method.previews(images, generators(self.config.seed, "sample", range(len(images))))
+
+
+def overfitting_warning(history: Sequence[Mapping[str, Any]], error: float, unit: str = "") -> str | None:
+    """A warning where the test loss is above the train loss by more than chance, and has risen; else None.
+
+    It has risen where it was lowest two measurements ago or earlier (as Prechelt 1998, Early stopping - but
+    when?, counts strips in succession), so that one uneven step is no rise.
+
+    Args:
+        history: one record an epoch; those with "test_loss" count.
+        error: standard error of the difference of the last test and train losses; twice that is chance.
+        unit: of the loss.
+    """
+    measured = [record for record in history if record.get("test_loss") is not None]
+    if len(measured) < 3 or measured[-1].get("loss") is None:
+        return None
+    last, lowest = measured[-1], min(measured, key=lambda record: record["test_loss"])
+    gap, rise = last["test_loss"] - last["loss"], last["test_loss"] - lowest["test_loss"]
+    if gap <= 2 * error or rise <= 0 or lowest["epoch"] >= measured[-2]["epoch"]:
+        return None
+    return (
+        f"overfitting: the test loss, {last['test_loss']:,.5g}, is {gap:,.3g} above the train loss "
+        f"(by chance: {2 * error:,.2g}) and {rise:,.3g} above its lowest, that of epoch {lowest['epoch']:g}"
+        f"{f' ({unit})' if unit else ''}; the weights are those of the last epoch, and --epochs takes fewer"
+    )
 
 
 def baseline_warning(accuracies: Mapping[str, float]) -> str | None:

@@ -24,18 +24,21 @@ def numbers(file: Path, values: Any) -> Path:
 
 
 def weights(
-    file: Path, config: dict[str, Any], epoch: int = 3, *, finished: bool = True, metrics: Any = None
+    file: Path,
+    config: dict[str, Any],
+    epoch: int = 3,
+    *,
+    finished: bool = True,
+    metrics: Any = None,
+    training: Any = None,
 ) -> None:
-    """A model file of zeros: 12 learnt numbers, and 9 that are not."""
+    """A model file without its tensors."""
     about = {"epoch": str(epoch), "finished": json.dumps(finished), "sha256": DIGEST, "format": "1"}
     about["metrics"] = json.dumps(metrics or {})
     about["config"] = json.dumps(config)
-    tensors = {
-        "layer.weight": {"shape": [3, 4], "data_offsets": [0, 48]},
-        "norm.running_mean": {"shape": [9], "data_offsets": [48, 84]},
-    }
-    header = json.dumps({"__metadata__": about, **tensors}).encode()
-    file.write_bytes(struct.pack("<Q", len(header)) + header + bytes(84))
+    about["training"] = json.dumps(training or {})
+    header = json.dumps({"__metadata__": about}).encode()
+    file.write_bytes(struct.pack("<Q", len(header)) + header)
 
 
 def run(folder: Path, method: str, *, finished: bool = True, data: str = "../some/digits.tar.gz") -> Path:
@@ -69,7 +72,7 @@ def ablation(folder: Path, changes: list[dict[str, Any]]) -> None:
         }  # fmt: skip
 
     rows = [row({}, 0.5), *(row(change, 0.25) for change in changes)]
-    about = {"command": "genssl ablate simsiam --all", "method": "simsiam", "data": "x/cifar10-images.tar"}
+    about = {"command": "genssl ablate simsiam --all", "method": "simsiam", "data": "x/photos.tar"}
     numbers(folder / "ablate.json", {**about, "epochs": 3, "rows": rows, "notes": ["one seed an arm"]})
     picture(folder / "ablate.png")
 

@@ -90,10 +90,7 @@ def test_the_rows_of_a_table_in_the_headline_are_columns_over_runs(tmp_path: Pat
     assert table.floor == 1
     assert table.rows[0][1].small == "11.0 to 14.0"
     assert table.rows[2][1].small == "3.00 to 3.50"
-    assert (
-        table.conditions
-        == "data: svhn-images (unofficial subset); split: test; device: cpu; features: simsiam"
-    )
+    assert table.conditions == "data: svhn-images; split: test; device: cpu; features: simsiam"
 
 
 def test_every_further_column_of_such_a_table_is_a_reference(tmp_path: Path) -> None:
@@ -101,8 +98,10 @@ def test_every_further_column_of_such_a_table_is_a_reference(tmp_path: Path) -> 
            "test against test low": 0.5, "test against test high": 1.5, "train against test": 2.0,
            "better": "lower"}  # fmt: skip
     run = folder.run(tmp_path / "one", "vae")
-    folder.evaluation(run, "fidelity", {"headline": ["measures"], "measures": [row]})
+    notes = ["test against test: sampling noise alone", "another note"]
+    folder.evaluation(run, "fidelity", {"headline": ["measures"], "measures": [row], "notes": notes})
     [table] = compared(tmp_path)
+    assert table.notes == notes[:1]
     assert [[cell.text, other.text] for cell, other in table.rows] == [
         ["one", "3.0"], ["test against test", "1.00"], ["train against test", "2"]
     ]  # fmt: skip
