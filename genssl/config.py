@@ -40,6 +40,7 @@ class Config(BaseModel):
     # Data
     data: str = "svhn"  # svhn, svhn-extra, cifar10, synthetic, or a path; with -remix after it, split anew
     limit: PositiveInt | None = None  # train on this many images of the shuffled train split
+    holdout: Fraction = 0.0  # share of these images that is held out of training, as a validation split
     skip_bad: bool = False  # leave unreadable files out
     image_size: PositiveInt = 32  # pixels a side
 
@@ -74,6 +75,11 @@ class Config(BaseModel):
         if not data.strip():
             raise ValueError("must name a data set or a path")
         return data
+
+    @property
+    def monitor_split(self) -> Literal["validation", "test"]:
+        """The split that is measured and drawn while training."""
+        return "validation" if self.holdout > 0 else "test"
 
     def rate_for(self, batch_size: int) -> float:
         """The learning rate for a batch size: proportional to it (Goyal et al. 2017) if a base is given."""

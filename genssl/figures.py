@@ -33,6 +33,7 @@ UNITS = {
     "bits_per_dim": "bits/dim",
 }
 COLLAPSED_COLOR = "tab:red"
+HELD_OUT = {"knn_accuracy", "output_std", "rankme"}  # of held-out images, whose split the name does not say
 
 
 def grid(images: Tensor, columns: int | None = None, scale: int = 1) -> Image.Image:
@@ -189,7 +190,7 @@ def wall_clock(history: Sequence[Mapping[str, Any]], title: str) -> "Figure":
 def curves(
     history: Sequence[Mapping[str, Any]], title: str, units: Mapping[str, str] | None = None
 ) -> "Figure":
-    """Every measured number over epochs, one panel per name; a test value joins its training value.
+    """Every measured number over epochs, one panel per name; a held-out value joins its training value.
 
     Epochs at which the outputs had collapsed are shaded in all panels.
 
@@ -198,18 +199,21 @@ def curves(
         title: of the whole.
         units: of the method's own terms, by name, e.g. {"kl": "nats per image"}.
     """
-    known = {"epoch", "step", "seconds", "learning_rate", "images_per_second"}
+    known = {"epoch", "step", "seconds", "learning_rate", "images_per_second", "split"}
+    split = next((record["split"] for record in history if "split" in record), "test")
     names = list(dict.fromkeys(key for record in history for key in record if key not in known))
     names = [name for name in names if not any(isinstance(record.get(name), bool) for record in history)]
-    panels = [name for name in names if not (name.startswith("test_") and name[5:] in names)]
+    joined = [f"{split}_{name}" for name in names]
+    panels = [name for name in names if name not in joined]
     columns = min(3, max(1, len(panels)))
     figure, axes = new_figure(max(1, math.ceil(len(panels) / columns)), columns, 4.2, 3.0)
     for axis, name in zip(axes, panels, strict=False):
         _draw_series(axis, history, name, "train")
-        if f"test_{name}" in names:
-            _draw_series(axis, history, f"test_{name}", "test")
+        if f"{split}_{name}" in names:
+            _draw_series(axis, history, f"{split}_{name}", split)
             axis.legend(frameon=False)
-        axis.set(xlabel="epoch", title=name.replace("_", " "))
+        measured_on = f" ({split})" if split != "test" and name in HELD_OUT else ""
+        axis.set(xlabel="epoch", title=name.replace("_", " ") + measured_on)
         axis.locator_params(axis="x", integer=True)
         _label_units(axis, name, {**UNITS, **(units or {})})
         _shade_collapsed(axis, history)
@@ -226,7 +230,7 @@ def _draw_series(axis: "Axes", history: Sequence[Mapping[str, Any]], name: str, 
 
 def _label_units(axis: "Axes", name: str, units: Mapping[str, str]) -> None:
     """The unit along the y axis; shares as percent; the name of what has no unit."""
-    term = name.removeprefix("test_")
+    term = name.removeprefix("test_").removeprefix("validation_")
     if term.endswith("accuracy"):
         axis.set_ylabel("accuracy (%)")
         axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}")

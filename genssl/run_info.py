@@ -18,6 +18,7 @@ CONFIG = "config.json"
 HISTORY = "history.jsonl"
 ENVIRONMENT = "environment.json"
 FORMAT = "1"  # of checkpoints
+VALIDATION_IMAGES = "validation_images"  # among the metrics of a run with a holdout
 
 State = Literal["finished", "stopped by time", "unfinished"]
 
@@ -65,6 +66,19 @@ def parameters_text(trained: int, total: int) -> str:
     return f"{trained:,}" if trained == total else f"{trained:,} trained of {total:,}"
 
 
+def held_out(share: float, metrics: Mapping[str, Any]) -> str | None:
+    """What a run held out of its training, `10 % (443 images)`; None: nothing.
+
+    Args:
+        share: the setting.
+        metrics: of the run's weights.
+    """
+    if share == 0:
+        return None
+    images = metrics.get(VALIDATION_IMAGES)
+    return f"{100 * share:.4g} %" + ("" if images is None else f" ({images:,} images)")
+
+
 @dataclass(frozen=True)
 class RunInfo:
     """The metadata of a run's weights.
@@ -93,6 +107,11 @@ class RunInfo:
     def state(self) -> State:
         """Whether all epochs are done, time ended the training, or something else did."""
         return state_of(self.finished, self.epoch, self.config.epochs)
+
+    @property
+    def held_out(self) -> str | None:
+        """What was held out of training, as text; None: nothing."""
+        return held_out(self.config.holdout, self.metrics)
 
     @property
     def epochs_trained(self) -> float:

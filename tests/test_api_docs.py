@@ -40,6 +40,10 @@ def test_the_page_on_the_api_runs(folder: Path) -> None:
     assert 0.1 < names["accuracy"] <= 1
     assert (folder / "my-vae" / "model.safetensors").exists()
     assert names["model"].config == names["settings"]
+    history = (names["validated_vae"] / "history.jsonl").read_text()
+    assert len(names["validation"]) == 12
+    assert '"validation_loss"' in history
+    assert '"test_loss"' not in history
 
 
 def test_samples_on_the_page_are_reproducible(folder: Path) -> None:

@@ -32,6 +32,8 @@ def test_settings_are_parsed_by_their_type() -> None:
         ({"decoder_variance": "big"}, "decoder_variance must be 'unit' or 'learned'"),
         ({"image_size": 20}, "image_size must be a multiple of 16"),
         ({"data": " "}, "data must name a data set"),
+        ({"holdout": 1}, r"holdout must be less than 1 \(got 1\)"),
+        ({"holdout": -0.1}, r"holdout must be greater than or equal to 0 \(got -0.1\)"),
     ],
 )
 def test_wrong_settings_are_one_line(changes: dict[str, object], message: str) -> None:

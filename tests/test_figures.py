@@ -97,6 +97,15 @@ def test_curves_pair_train_and_test_and_skip_what_is_missing() -> None:
     assert test.get_ydata().tolist() == [2.5, 1.5]
 
 
+def test_curves_name_the_validation_split() -> None:
+    record = {"epoch": 1, "loss": 3.0, "validation_loss": 2.5, "validation_kl": 1.0, "rankme": 4.0}
+    figure = figures.curves([{**record, "split": "validation"}], "a run", {"kl": "nats"})
+    panels = {axis.get_title(): axis for axis in figure.axes if axis.get_visible()}
+    assert list(panels) == ["loss", "validation kl", "rankme (validation)"]
+    assert [text.get_text() for text in panels["loss"].get_legend().get_texts()] == ["train", "validation"]
+    assert panels["validation kl"].get_ylabel() == "nats"
+
+
 def test_curves_have_units_and_shade_collapsed_epochs_instead_of_drawing_them() -> None:
     flat = {"seconds": 1.0, "output_std": 0.01, "knn_accuracy": 0.25, "test_loss": 2.0, "learning_rate": 0.1}
     history = [{"epoch": k, "loss": 3.0, "kl": 1.0, "collapsed": k > 1, **flat} for k in (1, 2, 3)]

@@ -129,7 +129,7 @@ def show_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     console.print(table)
 
 
-HIDDEN = {"epoch", "step", "seconds", "learning_rate", "images_per_second"}
+HIDDEN = {"epoch", "step", "seconds", "learning_rate", "images_per_second", "split"}
 
 
 class TrainingScreen:
@@ -202,10 +202,11 @@ def describe_start(event: "Started") -> str:
     from genssl.run_info import parameters_text
 
     again = f", resumed at step {event.step:,}" if event.step else ""
+    held_out = f", and {event.held_out:,} held out for validation" if event.held_out else ""
     parameters = parameters_text(event.parameters, event.all_parameters)
     return (
         f"training {event.method} ({parameters} parameters) on {event.data} "
-        f"({event.images:,} images), {event.epochs} epochs, {event.total_steps:,} steps, "
+        f"({event.images:,} images{held_out}), {event.epochs} epochs, {event.total_steps:,} steps, "
         f"{event.device}, {event.precision}{again}\nrun folder: {event.folder}"
     )
 

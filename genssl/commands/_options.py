@@ -88,6 +88,7 @@ SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Skip unreadable files
 BatchSize = Annotated[int, typer.Option(min=1, help="Batch size of the evaluation, in images.")]
 SplitName = Literal["train", "test"]
 SPLITS: tuple[SplitName, SplitName] = ("train", "test")
+RunSplitName = Literal["train", "validation", "test"]  # validation: what the run held out of its training
 ImageSize = Annotated[int, typer.Option(min=1, help="Image size, in pixels per side.")]
 # Settings of a training; None: the default of the method
 TrainingData = Annotated[
@@ -98,6 +99,10 @@ TrainingBatchSize = Annotated[int | None, typer.Option("--batch-size", help="Bat
 LearningRate = Annotated[float | None, typer.Option("--learning-rate", "--lr", help="Learning rate.")]
 TrainingLimit = Annotated[
     int | None, typer.Option("--limit", metavar="N", help="Train on at most N images, shuffled.")
+]
+Holdout = Annotated[
+    float | None,
+    typer.Option(metavar="SHARE", help="Share of the train images to hold out for validation; default: 0."),
 ]
 KnnEvery = Annotated[int | None, typer.Option(help="Epochs between kNN accuracies; 0: none.")]
 TrainingSeed = Annotated[int | None, typer.Option("--seed", help="Random seed.")]

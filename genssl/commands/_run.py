@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from genssl.commands._console import echo, progress, show_values
-from genssl.commands._options import Common, SplitName
+from genssl.commands._options import Common, RunSplitName, SplitName
 from genssl.commands._outputs import Target, evaluation_name, target_of_run
 from genssl.data.registry import base_name
 from genssl.environment import command_line, launched_rank
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from genssl.config import Config
     from genssl.data.split import Split
     from genssl.eval.feature_cache import FeatureSpace
     from genssl.eval.result import EvalResult
@@ -44,12 +45,12 @@ class LoadedRun:
     def split(
         self,
         data: str | None,
-        split: SplitName,
+        split: RunSplitName,
         limit: int | None = None,
         seed: int = 0,
         skip_bad: bool = False,
     ) -> "Split":
-        """A split of `data` (default: the data of the run), on the device."""
+        """A split of `data` (default: the data of the run), on the device; see `read_for_run`."""
         from genssl.data.subset import limit_split
 
         config = self.method.config
@@ -58,9 +59,7 @@ class LoadedRun:
                 f"note: {data} and {config.data}, on which the run was trained, are split differently: "
                 f"images of the {split} split may be among its training images"
             )
-        images = read_split(
-            data or config.data, split, config.image_size, config.seed, skip_bad or config.skip_bad
-        )
+        images = read_for_run(config, data or config.data, split, skip_bad)
         return limit_split(images, limit, seed).to(self.device)
 
 
@@ -79,6 +78,27 @@ def read_split(
             skip_bad=skip_bad,
             progress=lambda _, done, total: tick(done, total or done),
         )
+
+
+def read_for_run(config: "Config", data: str, split: RunSplitName, skip_bad: bool = False) -> "Split":
+    """Load a split for a run to be evaluated on, with a progress bar.
+
+    Of the run's own data, where it has a holdout, "train" is what it was trained on, without the images held
+    out, which are "validation". Else "train" is the whole train split.
+
+    Raises:
+        UserError: there is no validation split, or as in `load`.
+    """
+    from genssl.data.load import load_for_run
+
+    skip_bad = skip_bad or config.skip_bad
+    if split == "validation" and data != config.data:
+        raise UserError(f"a validation split is of the run's own data, {config.data}; leave --data away")
+    if split == "validation" or (config.holdout > 0 and split == "train" and data == config.data):
+        config = config.updated({"skip_bad": skip_bad})
+        with progress(f"reading {data}") as tick:
+            return load_for_run(config, split, lambda _, done, total: tick(done, total or done))
+    return read_split(data, split, config.image_size, config.seed, skip_bad)
 
 
 def find_run(reference: str, named: str | None, data: str | None = None) -> "tuple[Path, RunInfo]":
@@ -131,7 +151,7 @@ class Evaluation:
         """The run's method, in eval mode."""
         return self.loaded.method
 
-    def split(self, name: SplitName, limit: int | None = None) -> "Split":
+    def split(self, name: RunSplitName, limit: int | None = None) -> "Split":
         """A split of --data, with at most `limit` images, or --limit where that is None."""
         asked = self.common
         return self.loaded.split(asked.data, name, limit or asked.limit, asked.seed, asked.skip_bad)
@@ -222,6 +242,8 @@ def provenance(loaded: LoadedRun, split: "Split | None") -> dict[str, Any]:
         "weights_sha256": loaded.info.digest,
         "device": describe(loaded.device),
     }
+    if (held_out := loaded.info.held_out) is not None:
+        details["held_out"] = held_out
     return details if split is None else details | origin(split)
 
 
@@ -273,15 +295,22 @@ class SampleSource:
     seed: int
     skip_bad: bool
 
-    def real(self, split: SplitName, n: int, seed: int) -> "Split":
+    def real(self, split: RunSplitName, n: int, seed: int) -> "Split":
         """At most `n` real images, shuffled, on the device."""
         return self._read(self.data, split).take(n, seed).to(self.device)
 
     def training_images(self) -> "Split":
-        """The training images of the run, on the device."""
-        return self._read(self.training_data, "train").take(self.limit, self.seed).to(self.device)
+        """The images that the run was trained on, on the device; of a folder of samples, the train split."""
+        train = self._read(self.training_data, "train")
+        # With a holdout the limit has been applied before it
+        is_limited = self.loaded is not None and self.loaded.info.config.holdout > 0
+        return (train if is_limited else train.take(self.limit, self.seed)).to(self.device)
 
-    def _read(self, data: str, split: SplitName) -> "Split":
+    def _read(self, data: str, split: RunSplitName) -> "Split":
+        if self.loaded is not None:
+            return read_for_run(self.loaded.info.config, data, split, self.skip_bad)
+        if split == "validation":
+            raise UserError(f"{self.folder} is a folder of images, which held nothing out; use --split test")
         return read_split(data, split, self.image_size, self.seed, self.skip_bad)
 
     def images(

@@ -178,7 +178,7 @@ def features(
     context: typer.Context,
     run: _options.Run,
     common: Common,
-    split: Annotated[_options.SplitName, typer.Option(help="Split to encode.")] = "test",
+    split: Annotated[_options.RunSplitName, typer.Option(help="Split to encode.")] = "test",
     out: Annotated[
         Path | None,
         typer.Option(help="The .safetensors file, with a figure beside it; default: in eval/ of the run."),
@@ -228,7 +228,7 @@ def fidelity(
     sensitivity: Annotated[
         bool, typer.Option("--sensitivity", help="Measure what the features notice of disturbed real images.")
     ] = False,
-    split: Annotated[_options.SplitName, typer.Option(help="Split of the real images.")] = "test",
+    split: Annotated[_options.RunSplitName, typer.Option(help="Split of the real images.")] = "test",
     k: Annotated[int, typer.Option("-k", min=1, help="k of precision, recall, density and coverage.")] = 5,
     resamples: Annotated[
         int, typer.Option(min=0, help="Random halves for the 95 % intervals; 0: no intervals.")
@@ -239,6 +239,8 @@ def fidelity(
 ) -> None:
     """Sample quality: FD, KD, precision, recall, density, coverage and memorization."""
     if sensitivity:
+        if split == "validation":
+            raise UserError("--sensitivity takes --split train or test")
         _sensitivity(run, n, features, split, common)
         return
     if run is None:

@@ -83,6 +83,7 @@ def ablate(
     batch_size: _options.TrainingBatchSize = None,
     learning_rate: _options.LearningRate = None,
     limit: _options.TrainingLimit = None,
+    holdout: _options.Holdout = None,
     knn_every: _options.KnnEvery = None,
     seed: _options.TrainingSeed = None,
     max_minutes: _options.MaxMinutes = None,
@@ -103,7 +104,7 @@ def ablate(
 
     common = _options.given(
         data=data, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, limit=limit,
-        seed=seed, knn_every=knn_every,
+        seed=seed, knn_every=knn_every, holdout=holdout,
     )  # fmt: skip
     baseline = configs.make(method, common | _parse_base(base))
     changes: dict[str, list[Any]] = {

@@ -32,6 +32,7 @@ def train(
     batch_size: _options.TrainingBatchSize = None,
     learning_rate: _options.LearningRate = None,
     limit: _options.TrainingLimit = None,
+    holdout: _options.Holdout = None,
     image_size: Annotated[int | None, typer.Option(help="Image size, in pixels per side.")] = None,
     timesteps: Annotated[int | None, typer.Option(help="Number of diffusion steps (DDPM).")] = None,
     seed: _options.TrainingSeed = None,
@@ -94,7 +95,7 @@ def train(
         "data": data, "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate,
         "limit": limit, "image_size": image_size, "seed": seed, "precision": precision,
         "sample_every": sample_every, "skip_bad": skip_bad, "timesteps": timesteps,
-        "knn_every": knn_every,
+        "knn_every": knn_every, "holdout": holdout,
     }  # fmt: skip
     changes = {name: value for name, value in named.items() if value is not None}
     changes |= parse_settings(settings or [])

@@ -3,10 +3,12 @@
 import hashlib
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from genssl.config import Config
 from genssl.data import cache
 from genssl.data.cache import Arrays, LazyArray, Progress
 from genssl.data.registry import (
@@ -20,7 +22,7 @@ from genssl.data.registry import (
     path_of,
 )
 from genssl.data.split import Split
-from genssl.data.subset import remix
+from genssl.data.subset import limit_split, remix, train_validation_split
 from genssl.errors import UserError
 
 
@@ -65,6 +67,39 @@ def load(
     if sources := official_sources(path):
         return _load_copies(sources, path, part, image_size, progress)
     return _load_path(path, part, image_size, seed=seed, skip_bad=skip_bad, progress=progress)
+
+
+RunPart = Literal["train", "validation", "test"]
+
+
+def load_for_run(config: Config, part: RunPart, progress: Progress | None = None) -> Split:
+    """The images that a run of these settings trains on, is validated on, or is tested on.
+
+    The limit applies to the train split, and the holdout to what the limit leaves.
+
+    Raises:
+        UserError: as in `load`; no holdout to validate on, or a class with a single image.
+    """
+    if part == "validation" and config.holdout == 0:
+        raise UserError(
+            "the run has no validation split, since nothing was held out of its training; "
+            "use the test split, or train with --holdout 0.1"
+        )
+    split = load(
+        config.data,
+        "test" if part == "test" else "train",
+        image_size=config.image_size,
+        seed=config.seed,
+        skip_bad=config.skip_bad,
+        progress=progress,
+    )
+    if part == "test":
+        return split
+    split = limit_split(split, config.limit, config.seed, progress)
+    if config.holdout == 0:
+        return split
+    train, validation = train_validation_split(split, config.holdout, config.seed, progress)
+    return train if part == "train" else validation
 
 
 def _load_copies(

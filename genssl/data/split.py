@@ -19,7 +19,7 @@ class Split:
         classes: the name of each label.
         masks: uint8 (N, H, W), 0 for ground, 1 + digit elsewhere; or None.
         name: what to call the data set beside a number.
-        part: "train" or "test".
+        part: "train", "validation" or "test".
         digest: of the content, so that results can name what they were measured on.
     """
 

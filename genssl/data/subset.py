@@ -1,4 +1,4 @@
-"""Rows of one split or of several: limits, hold-outs, and remixes (both parts pooled and split again).
+"""Rows of one split or of several: limits, validation splits, and remixes (both parts split again).
 
 SVHN's train and test split are not drawn from one distribution, which no generative model is to blame for; a
 remix makes them so (Xiao, Zenn and Bamler, arXiv 2312.02168). The recipe is theirs, the rows are not: they
@@ -96,6 +96,48 @@ def limit_split(split: Split, limit: int | None, seed: int, progress: Progress |
     return select_rows(
         [split], order[:limit], digest=digest, name=split.name, part=split.part, progress=progress
     )
+
+
+def train_validation_split(
+    split: Split, share: float, seed: int, progress: Progress | None = None
+) -> tuple[Split, Split]:
+    """Hold out a share of a split, of each class alike where there are labels.
+
+    The rows of each class are permuted by the stream (seed, "holdout", label), and the first of them, the
+    share rounded to whole images, become the validation split; without labels all rows are one class. Both
+    parts have at least one image of each class, and rows keep the order of the split.
+
+    Args:
+        split: on the host.
+        share: of the images, above 0 and below 1.
+        seed: of the permutations.
+        progress: called while a large part is written to the cache.
+
+    Returns:
+        What is left, with the part's name "train", and the images held out, with "validation"; each has a
+        digest of its own.
+
+    Raises:
+        UserError: a class has a single image.
+    """
+    held_out = torch.zeros(len(split), dtype=torch.bool)
+    labels = torch.zeros(len(split), dtype=torch.int64) if split.labels is None else split.labels.cpu()
+    for label in labels.unique().tolist():
+        rows = (labels == label).nonzero().flatten()
+        if len(rows) < 2:
+            name = split.name if split.labels is None else f"class {split.classes[label]} of {split.name}"
+            raise UserError(
+                f"{name} has 1 image to train on, and a holdout needs 2; raise --limit, or use no --holdout"
+            )
+        shuffled = rows[torch.randperm(len(rows), generator=generator(seed, "holdout", label))]
+        held_out[shuffled[: min(max(1, round(share * len(rows))), len(rows) - 1)]] = True
+
+    def part(name: str, chosen: Tensor) -> Split:
+        digest = hashlib.sha256(f"{split.digest}|holdout|{share}|{seed}|{name}".encode()).hexdigest()
+        rows = chosen.nonzero().flatten()
+        return select_rows([split], rows, digest=digest, name=split.name, part=name, progress=progress)
+
+    return part("train", ~held_out), part("validation", held_out)
 
 
 def _pools(sources: Sequence[Split]) -> dict[str, list[Tensor]]:

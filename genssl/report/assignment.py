@@ -154,6 +154,7 @@ def _training(run: Run, *, whole: bool) -> list[tuple[str, str]]:
         ("training time", format.seconds(run.seconds)),
         ("images a second", format.NONE if speed is None else f"{speed:,.0f}"),
         ("data", data),
+        ("held out", run.held_out or format.NONE),
         ("device", format.text(run.origin.get("device"))),
     ]
     return [pair for pair in pairs if pair[1] != format.NONE]

@@ -73,6 +73,13 @@ class Run:
         return dict(self.info.training) if self.info is not None else {}
 
     @property
+    def held_out(self) -> str | None:
+        """What was held out of training for validation, as text; None: nothing."""
+        share = self.config.get("holdout", 0)
+        metrics = self.info.metrics if self.info is not None else {}
+        return run_info.held_out(share, metrics) if isinstance(share, int | float) else None
+
+    @property
     def progress(self) -> str:
         """How many epochs were trained, of how many; a hyphen where that is not known."""
         done, planned = self.epochs, self.config.get("epochs")

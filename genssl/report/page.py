@@ -186,12 +186,13 @@ def _relative(argument: str, folder: Path) -> str:
 
 def _summary(run: Run) -> list[tuple[str, str]]:
     """A run in one line of names and values."""
-    accuracy = _accuracy_at_the_end(run)
+    accuracy, held_out = _accuracy_at_the_end(run), run.held_out
     return [
         ("method", run.method),
         ("data", format.data_label(run.data)),
         ("epochs", run.progress),
         ("train images", _train_images(run)),
+        *([("held out", held_out)] if held_out else []),
         ("training time", format.seconds(run.seconds)),
         ("device", format.text(run.origin.get("device"))),
         ("parameters", _parameters(run)),
@@ -227,7 +228,8 @@ def _accuracy_at_the_end(run: Run) -> str:
     current, untrained, pixels = (format.percent(metrics.get(name)) for name in names)
     if format.NONE in {current, untrained, pixels}:
         return ""
-    return f"{current} (untrained encoder {untrained}, raw pixels {pixels})"
+    images = ", validation images" if metrics.get("split") == "validation" else ""
+    return f"{current} (untrained encoder {untrained}, raw pixels {pixels}{images})"
 
 
 def _environment(runs: list[Run]) -> Table | None:

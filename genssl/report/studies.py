@@ -20,6 +20,7 @@ COLUMNS = {  # in this order, where a side has them
     "bits_per_dim": "bits/dim",
     "loss": "loss",
     "test_loss": "test loss",
+    "validation_loss": "validation loss",
     "training_seconds": "training",
     "sampling_seconds": "sampling 64",
     "ancestral_seconds": "16 by every step",

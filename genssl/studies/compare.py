@@ -266,6 +266,11 @@ def shared_notes(runs: Sequence[Measured]) -> list[str]:
     if shortest < SHORT:
         length = "1 epoch" if shortest == 1 else f"{shortest:g} epochs"
         notes.append(f"short runs ({length}): longer ones may rank the arms otherwise")
+    if len({run.info.config.monitor_split for run in runs}) > 1:
+        notes.append(
+            "what was measured while training (losses, knn_accuracy, output_std, rankme) does not compare: "
+            "some of it is of validation images and some of test images"
+        )
     missing = dict.fromkeys(run.findings.facts.get("no_accuracy") for run in runs)
     notes += [f"no accuracy: {reason}" for reason in missing if reason]
     if len(devices := sorted({run.device for run in runs})) > 1:
@@ -352,7 +357,9 @@ def _shared_terms(result: Sequence[Measured]) -> list[str]:
     return [
         name
         for name in first
-        if name not in known and not name.startswith("test_") and all(name in other for other in others)
+        if name not in known
+        and not name.startswith(("test_", "validation_"))
+        and all(name in other for other in others)
     ]
 
 

@@ -104,7 +104,7 @@ WATCHED = (
 )
 PROBED = (
     Panel(LINEAR_TRAIN, "linear probe: train accuracy", of_probe=True, share=True),
-    Panel(LINEAR, "linear probe: validation accuracy", of_probe=True, share=True),
+    Panel(LINEAR, "linear probe: test accuracy", of_probe=True, share=True),
 )
 
 
@@ -153,6 +153,8 @@ def _draw_panel(axis: "Axes", arms: Sequence[ArmRuns], panel: Panel, colors: Map
     title = panel.title
     if panel.name == LOSS and any(arm.redefines() for arm in arms):
         title += " (not the same quantity)"
+    if panel.name in figures.HELD_OUT and (splits := _monitor_splits(arms)) != "test":
+        title += f" ({splits})"
     axis.set_title(title, fontsize=10)
     axis.set_xlabel("epoch of the probe" if panel.of_probe else "epoch")
     axis.locator_params(axis="x", integer=True)
@@ -163,6 +165,11 @@ def _draw_panel(axis: "Axes", arms: Sequence[ArmRuns], panel: Panel, colors: Map
     if panel.name == "rankme":
         axis.axhline(COLLAPSED_RANK, color="0.4", linestyle="--", linewidth=1)
         axis.set_ylim(bottom=0)
+
+
+def _monitor_splits(arms: Sequence[ArmRuns]) -> str:
+    """The splits that were measured while training: test, validation, or both."""
+    return " or ".join(sorted({run.info.config.monitor_split for arm in arms for run in arm.runs}))
 
 
 def _make_percent(axis: "Axes") -> None:
@@ -215,7 +222,7 @@ def _percent(number: Statistic) -> str:
     return f"{100 * number.mean:.1f}{spread} %"
 
 
-TERMS = ("loss",)  # of the history, drawn over epochs; test_<term> joins its panel
+TERMS = ("loss",)  # of the history, drawn over epochs; test_<term> or validation_<term> joins its panel
 BARS = (
     "bits_per_dim",
     "training_seconds",
@@ -305,9 +312,11 @@ def _draw_curves(axis: "Axes", arms: Sequence[ArmRuns], name: str, colors: Mappi
     for arm in arms:
         histories, color = [run.history for run in arm.runs], colors[arm.arm.name]
         draw_mean(axis, histories, name, color=color, linestyle="--", alpha=0.6)
-        draw_mean(axis, histories, f"test_{name}", color=color, marker=".")
+        split = arm.runs[0].info.config.monitor_split
+        draw_mean(axis, histories, f"{split}_{name}", color=color, marker=".")
         axis.plot([], [], color=color, label=arm.arm.name)
-    axis.set(xlabel="epoch", title=f"{name.replace('_', ' ')} (dashed: train, solid: test)", visible=True)
+    title = f"{name.replace('_', ' ')} (dashed: train, solid: {_monitor_splits(arms)})"
+    axis.set(xlabel="epoch", title=title, visible=True)
     axis.locator_params(axis="x", integer=True)
     axis.legend(frameon=False, fontsize=8)
 

@@ -139,7 +139,7 @@ SAMPLING_BUDGET = 2.0  # seconds of repeating what is fast, since a first call i
 SAMPLING_REPEATS = 20
 BOUND_IMAGES = 256
 BOUND_TIMES = 20  # an image, stratified
-NO_TERMS = {"epoch", "step", "learning_rate", "images_per_second", "seconds", "collapsed"}
+NO_TERMS = {"epoch", "step", "learning_rate", "images_per_second", "seconds", "collapsed", "split"}
 # Gives numbers, curves (lists) and facts (texts) by name
 Measure = Callable[[Trained], Mapping[str, float | list[float] | str]]
 

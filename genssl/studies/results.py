@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 # Settings that change what the loss is, or over what it is averaged: losses across them do not compare
 REDEFINING = {
-    "method", "data", "image_size", "decoder_variance", "loss",
+    "method", "data", "holdout", "image_size", "decoder_variance", "loss",
     "timesteps", "beta_schedule", "beta_start", "beta_end", "scale_betas",
     "naive", "beta", "lambd", "invariance", "variance", "covariance",
     "crop_scale", "flip", "jitter", "brightness", "contrast", "saturation", "hue", "grayscale", "blur",
@@ -127,13 +127,13 @@ BY_EPOCH = "_by_epoch"  # ends the name of a curve whose last value is the numbe
 KNN, LINEAR, LINEAR_TRAIN = "knn_accuracy_full", "linear_test_accuracy", "linear_train_accuracy"
 FIRST = (KNN, LINEAR, LINEAR_TRAIN, "output_std", "rankme")  # what a table begins with
 REMARKS = {
-    "knn_accuracy": "quick: at most 2,000 test and 10,000 train images",
+    "knn_accuracy": "quick: at most 2,000 test (or validation) and 10,000 train images",
     KNN: "all test images against all it was trained on",
     LINEAR: "last epoch of the probe",
     LINEAR_TRAIN: "last epoch of the probe",
 }
 # The numbers a verdict is about: of the first group that both sides have, every one that they have
-HEADLINES = ((KNN, LINEAR), ("bits_per_dim",), ("test_loss",), ("loss",))
+HEADLINES = ((KNN, LINEAR), ("bits_per_dim",), ("test_loss",), ("validation_loss",), ("loss",))
 ACCURACIES = {KNN: "kNN accuracy", LINEAR: "linear accuracy"}  # shares; a difference is in percentage points
 TIMES = {
     "training": "training_seconds",
@@ -195,7 +195,7 @@ def _collapse(arm: ArmRuns) -> list[str]:
 def _compare(name: str, before: Statistic, after: Statistic, arm: ArmRuns) -> str:
     share = name in ACCURACIES
     text = _value(name, before) + (f" -> {100 * after.mean:.1f} %" if share else f" -> {after.mean:.4g}")
-    if name in {"loss", "test_loss"} and arm.redefines():
+    if name in {"loss", "test_loss", "validation_loss"} and arm.redefines():
         return f"{text} (not comparable: another loss)"
     if share and OTHER_DATA & arm.arm.changes.keys():
         return f"{text} (not comparable: other data)"

@@ -30,6 +30,7 @@ class Started:
     step: int  # above zero in a resumed run
     device: str
     precision: str
+    held_out: int = 0  # images of the validation split
 
 
 @dataclass(frozen=True)

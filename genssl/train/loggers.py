@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 FOLDER = "tensorboard"
 EVENTS = "events.out.tfevents."  # prefix of event files
-# Tags of everything but losses; a loss NAME has the tag NAME/train, and test_NAME has NAME/test
+# Tags of everything but losses; a loss NAME has the tag NAME/train, and test_NAME has NAME/test. The tags of
+# what is measured on a validation split end with its name: NAME/validation
 TAGS = {
     "epoch": "progress/epoch",
     "seconds": "progress/seconds",
@@ -58,7 +59,7 @@ class TensorBoardLogger:
         step = record["step"]
         for name, value in record.items():
             if name != "step" and isinstance(value, int | float) and math.isfinite(value):
-                self._writer.add_scalar(tag_of(name), value, step)
+                self._writer.add_scalar(tag_of(name, record.get("split", "test")), value, step)
         for kind, images in previews.items():
             picture = np.asarray(figures.preview(kind, images))
             self._writer.add_image(kind, picture, step, dataformats="HWC")
@@ -69,11 +70,18 @@ class TensorBoardLogger:
         self._writer.close()
 
 
-def tag_of(name: str) -> str:
-    """Where TensorBoard shows a number of the history: what stands before the slash shares a group."""
+def tag_of(name: str, split: str = "test") -> str:
+    """Where TensorBoard shows a number of the history: what stands before the slash shares a group.
+
+    Args:
+        name: of the number.
+        split: that is measured while training.
+    """
     if name in TAGS:
-        return TAGS[name]
-    return f"{name.removeprefix('test_')}/test" if name.startswith("test_") else f"{name}/train"
+        is_held_out = split != "test" and (name in figures.HELD_OUT or name == "collapsed")
+        return f"{TAGS[name]}/{split}" if is_held_out else TAGS[name]
+    prefix = f"{split}_"
+    return f"{name.removeprefix(prefix)}/{split}" if name.startswith(prefix) else f"{name}/train"
 
 
 def require_tensorboard() -> None:

@@ -18,12 +18,13 @@ from genssl.metrics.sharpness import SHARPNESS, mean_sharpness
 from genssl.models.build import build
 from genssl.models.method import CanSample, Method
 from genssl.pixels import to_model
+from genssl.run_info import VALIDATION_IMAGES
 from genssl.runtime import chunks, generator, generators, measuring
 
-TEST_IMAGES = 1024  # images that a test loss is the mean of
+LOSS_IMAGES = 1024  # held-out images that a loss is the mean of
 PREVIEW_IMAGES = 32
 SHARPNESS_IMAGES = 1024
-# Neighbors, training images and test images of the kNN accuracy: few, since it is measured while training
+# Neighbors, training images and held-out images of the kNN accuracy: few, since it is measured while training
 KNN_K, KNN_BANK, KNN_QUERIES = 200, 10_000, 2_000
 CHUNK = 256  # images at a time
 # Collapsed: an output std below this (1 is healthy, 0 is the same output for every image), or an effective
@@ -34,12 +35,15 @@ COLLAPSE_AFTER = 50  # steps; before, running statistics still hold their initia
 
 
 class Monitor:
-    """Measures and draws a method between epochs, always with the same test images and the same noise.
+    """Measures and draws a method between epochs, always with the same images and the same noise.
+
+    "Held-out images" are those of the test split, or of the validation split of a run with a holdout, which
+    never sees the test split.
 
     Args:
         views: the method's training views.
-        train: the train split.
-        test: the test split; None when there is none.
+        train: what the method is trained on.
+        held_out: the test or the validation split; None when there is none.
         config: the run's settings.
         device: where the method is; that of the train split when None.
     """
@@ -48,15 +52,22 @@ class Monitor:
         self,
         views: Views,
         train: Split,
-        test: Split | None,
+        held_out: Split | None,
         config: Config,
         device: torch.device | None = None,
     ) -> None:
         self.views, self.config = views, config
         self.device = device or train.images.device
-        self.test = None if test is None else test.take(TEST_IMAGES, config.seed).to(self.device)
-        self.train, self.whole_test = train, test
-        self.test_loss_error: float | None = None  # standard error of the last test loss, over its batches
+        self.loss_error: float | None = None  # standard error of the last held-out loss, over its batches
+        self.images = None
+        if held_out is not None:
+            self.images = held_out.take(LOSS_IMAGES, config.seed).images.to(self.device)
+        self.train, self.held_out = train, held_out
+
+    @property
+    def validation_images(self) -> int:
+        """Number of images in the validation split; 0 without a holdout."""
+        return len(self.held_out) if self.held_out is not None and self.config.holdout > 0 else 0
 
     def pictures_due(self, epoch: int, *, last: bool) -> bool:
         """Whether pictures are drawn after one-based `epoch`: every `sample_every`, and the last."""
@@ -66,7 +77,7 @@ class Monitor:
         return every > 0 and (epoch % every == 0 or epoch == self.config.epochs or last)
 
     def observe(self, method: Method, epoch: int, *, steps: int, last: bool) -> dict[str, Any]:
-        """The measurements of one-based `epoch` for the history: test losses, collapse, kNN, each when due.
+        """The measurements of one-based `epoch` for the history: losses, collapse, kNN, each when due.
 
         All processes take part in the kNN accuracy; the first one alone measures the rest.
 
@@ -78,7 +89,7 @@ class Monitor:
         """
         values: dict[str, Any] = {}
         if distributed.is_main_process():
-            values |= self.test_losses(method) if self._due(self.config.sample_every, epoch, last) else {}
+            values |= self.held_out_losses(method) if self._due(self.config.sample_every, epoch, last) else {}
             values |= self.collapse(method, steps)
         if not self._due(self.config.knn_every, epoch, last):
             return values
@@ -87,37 +98,38 @@ class Monitor:
         return values | self.knn(method)
 
     @measuring()
-    def test_losses(self, method: Method) -> dict[str, float]:
-        """The losses on test images, as test_<name>."""
-        if self.test is None:
+    def held_out_losses(self, method: Method) -> dict[str, float]:
+        """The losses on held-out images, as test_<name> or validation_<name>."""
+        if self.images is None:
             return {}
         method.eval()
         totals: dict[str, Tensor] = {}
         batch_losses: list[Tensor] = []
-        size = min(self.config.batch_size, len(self.test))
+        size = min(self.config.batch_size, len(self.images))
         # Whole batches: some losses mean nothing for a few images
-        whole = len(self.test) - len(self.test) % size
+        whole = len(self.images) - len(self.images) % size
         for i, rows in enumerate(chunks(whole, size)):
-            images = self.test.images[rows]
+            images = self.images[rows]
             losses = self._losses(method, images, i)
             batch_losses.append(losses["loss"])
             for name, value in losses.items():
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value * len(images)
         if len(batch_losses) > 1:
             spread = float(torch.stack(batch_losses).float().std())
-            self.test_loss_error = spread / math.sqrt(len(batch_losses))
-        return {f"test_{name}": float(total) / whole for name, total in totals.items()}
+            self.loss_error = spread / math.sqrt(len(batch_losses))
+        split = self.config.monitor_split
+        return {f"{split}_{name}": float(total) / whole for name, total in totals.items()}
 
     def overfitting(self, method: Method, history: Sequence[Mapping[str, Any]]) -> str | None:
-        """A warning where a generative method's test loss has risen above its train loss; else None.
+        """A warning where a generative method's held-out loss has risen above its train loss; else None.
 
         A self-supervised loss has no such meaning: it is lower in evaluation mode, or where outputs collapse.
         """
-        if self.test is None or self.test_loss_error is None or not isinstance(method, CanSample):
+        if self.images is None or self.loss_error is None or not isinstance(method, CanSample):
             return None
         # Of the difference of two means, as if both losses were of images of one distribution
-        error = self.test_loss_error * math.sqrt(1 + len(self.test) / len(self.train))
-        return overfitting_warning(history, error, method.units.get("loss", ""))
+        error = self.loss_error * math.sqrt(1 + len(self.images) / len(self.train))
+        return overfitting_warning(history, error, method.units.get("loss", ""), self.config.monitor_split)
 
     def _losses(self, method: Method, images: Tensor, batch: int) -> dict[str, Tensor]:
         stream = generator(self.config.seed, "eval", batch, device=images.device)
@@ -126,29 +138,38 @@ class Monitor:
 
     @measuring()
     def collapse(self, method: Method, steps: int) -> dict[str, Any]:
-        """output_std and rankme of the outputs for test images, and whether they have collapsed."""
-        if self.test is None:
+        """output_std and rankme of the outputs for held-out images, and whether they have collapsed."""
+        if self.images is None:
             return {}
         method.eval()
-        if method.outputs(to_model(self.test.images[:1])) is None:
+        if method.outputs(to_model(self.images[:1])) is None:
             return {}
-        outputs = extract(cast(FeatureFunction, method.outputs), self.test.images, CHUNK)
+        outputs = extract(cast(FeatureFunction, method.outputs), self.images, CHUNK)
         std, rank = output_std(outputs), rankme(outputs)
         collapsed = std < COLLAPSED_STD or rank < min(COLLAPSED_RANK, outputs.shape[1] / 4)
         return {"output_std": std, "rankme": rank, "collapsed": collapsed and steps >= COLLAPSE_AFTER}
 
     @measuring()
     def knn(self, method: Method) -> dict[str, float]:
-        """knn_accuracy of up to 2,000 test images among up to 10,000 training images, by their features."""
+        """knn_accuracy of up to 2,000 held-out images among up to 10,000 training images, by features."""
         if not self._is_labeled():
             return {}
         return {"knn_accuracy": self._accuracy(method.eval().features)}
 
     def data_statistics(self, method: Method) -> dict[str, float]:
-        """train_sharpness of up to 1,024 training images, to compare with a method's samples."""
-        if not isinstance(method, CanSample):
-            return {}
-        return {SHARPNESS: mean_sharpness(self.train.take(SHARPNESS_IMAGES, self.config.seed).images)}
+        """What is measured of the data once.
+
+        Returns:
+            validation_images, the number of images held out, where there is a holdout; train_sharpness of up
+            to 1,024 training images, to compare with samples, where the method has them.
+        """
+        values: dict[str, float] = {}
+        if self.validation_images:
+            values[VALIDATION_IMAGES] = self.validation_images
+        if isinstance(method, CanSample):
+            train = self.train.take(SHARPNESS_IMAGES, self.config.seed)
+            values[SHARPNESS] = mean_sharpness(train.images)
+        return values
 
     @measuring()
     def baselines(self, method: Method, known: float | None) -> dict[str, float]:
@@ -162,7 +183,7 @@ class Monitor:
 
         Returns:
             knn_accuracy, knn_accuracy_untrained (the same architecture with the initial weights of another
-            seed) and knn_accuracy_pixels, on the same images; knn_images, the number of test images.
+            seed) and knn_accuracy_pixels, on the same images; knn_images, the number of held-out images.
         """
         if self.config.knn_every == 0 or not self._is_labeled():
             return {}
@@ -172,60 +193,64 @@ class Monitor:
         values["knn_accuracy_untrained"] = self._accuracy(untrained.features)
         # (2 u - 255) / 256 is exact in float16
         values["knn_accuracy_pixels"] = self._accuracy(lambda images: images.flatten(1), torch.float16)
-        return values | {"knn_images": min(KNN_QUERIES, len(cast(Split, self.whole_test)))}
+        return values | {"knn_images": min(KNN_QUERIES, len(cast(Split, self.held_out)))}
 
     def _is_labeled(self) -> bool:
-        return self.whole_test is not None and None not in (self.train.labels, self.whole_test.labels)
+        return self.held_out is not None and None not in (self.train.labels, self.held_out.labels)
 
     def _accuracy(self, function: FeatureFunction, dtype: torch.dtype = torch.float32) -> float:
         """kNN accuracy of the features that `function` gives."""
         train = self.train.take(KNN_BANK, self.config.seed)
-        test = cast(Split, self.whole_test).take(KNN_QUERIES, self.config.seed)
+        held_out = cast(Split, self.held_out).take(KNN_QUERIES, self.config.seed)
         bank, queries = (
             extract(function, split.images, CHUNK, sharded=True, device=self.device, dtype=dtype)
-            for split in (train, test)
+            for split in (train, held_out)
         )
         bank_labels = cast(Tensor, train.labels).to(self.device)
-        labels = cast(Tensor, test.labels).to(self.device)
+        labels = cast(Tensor, held_out.labels).to(self.device)
         predicted = knn_predict(bank, bank_labels, queries, len(train.classes), min(KNN_K, len(bank)))
         return float((predicted == labels).float().mean())
 
     @torch.no_grad()
     def draw(self, method: Method) -> dict[str, Tensor]:
         """The method's previews, each (M, 3, H, W) in the model's range."""
-        if self.test is None:
+        if self.images is None:
             return {}
         method.eval()
-        images = to_model(self.test.images[:PREVIEW_IMAGES])
+        images = to_model(self.images[:PREVIEW_IMAGES])
         return method.previews(images, generators(self.config.seed, "sample", range(len(images))))
 
 
-def overfitting_warning(history: Sequence[Mapping[str, Any]], error: float, unit: str = "") -> str | None:
+def overfitting_warning(
+    history: Sequence[Mapping[str, Any]], error: float, unit: str = "", split: str = "test"
+) -> str | None:
     """A warning where the test loss is above the train loss by more than chance, and has risen; else None.
 
     It has risen where it was lowest two measurements ago or earlier (as Prechelt 1998, Early stopping - but
     when?, counts strips in succession), so that one uneven step is no rise.
 
     Args:
-        history: one record an epoch; those with "test_loss" count.
-        error: standard error of the difference of the last test and train losses; twice that is chance.
+        history: one record an epoch; those with a loss of the split count.
+        error: standard error of the difference of the last two losses; twice that is chance.
         unit: of the loss.
+        split: "test", or "validation" with a holdout.
     """
-    measured = [record for record in history if record.get("test_loss") is not None]
+    key = f"{split}_loss"
+    measured = [record for record in history if record.get(key) is not None]
     if len(measured) < 3 or measured[-1].get("loss") is None:
         return None
-    last, lowest = measured[-1], min(measured, key=lambda record: record["test_loss"])
-    gap, rise = last["test_loss"] - last["loss"], last["test_loss"] - lowest["test_loss"]
+    last, lowest = measured[-1], min(measured, key=lambda record: record[key])
+    gap, rise = last[key] - last["loss"], last[key] - lowest[key]
     if gap <= 2 * error or rise <= 0 or lowest["epoch"] >= measured[-2]["epoch"]:
         return None
     return (
-        f"overfitting: the test loss, {last['test_loss']:,.5g}, is {gap:,.3g} above the train loss "
+        f"overfitting: the {split} loss, {last[key]:,.5g}, is {gap:,.3g} above the train loss "
         f"(by chance: {2 * error:,.2g}) and {rise:,.3g} above its lowest, that of epoch {lowest['epoch']:g}"
         f"{f' ({unit})' if unit else ''}; the weights are those of the last epoch, and --epochs takes fewer"
     )
 
 
-def baseline_warning(accuracies: Mapping[str, float]) -> str | None:
+def baseline_warning(accuracies: Mapping[str, float], split: str = "test") -> str | None:
     """A warning for features that are not better than raw pixels and an untrained encoder; else None.
 
     Better means by more than two standard errors of the difference, as if the accuracies were of different
@@ -233,6 +258,7 @@ def baseline_warning(accuracies: Mapping[str, float]) -> str | None:
 
     Args:
         accuracies: as from `Monitor.baselines`.
+        split: of the images that they are of.
     """
     if not accuracies:
         return None
@@ -250,6 +276,6 @@ def baseline_warning(accuracies: Mapping[str, float]) -> str | None:
     worse = " or ".join(name for name, is_better in better.items() if not is_better)
     beside = ", ".join(f"{name} {other:.1%}" for name, other in others.items())
     return (
-        f"the features are no better than {worse}: kNN accuracy {trained:.1%} on {n:,} test images "
+        f"the features are no better than {worse}: kNN accuracy {trained:.1%} on {n:,} {split} images "
         f"({beside}); train longer, or with other views"
     )

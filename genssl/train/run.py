@@ -3,18 +3,17 @@
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from genssl import distributed, figures, run_info, runs
 from genssl.config import Config, refuse_changes
 from genssl.data.augment.views import choose_views
-from genssl.data.load import load
+from genssl.data.load import RunPart, load_for_run
 from genssl.data.loader import Loader, make_loader
 from genssl.data.registry import short_name
 from genssl.data.split import Split
-from genssl.data.subset import limit_split
 from genssl.environment import restart_count
 from genssl.errors import FAILED_RUN, Echo, UserError
 from genssl.models.build import build
@@ -129,30 +128,23 @@ def _resume(
 def _prepare(config: Config, options: Options, device: torch.device, listener: Listener) -> "RunInProgress":
     if options.tensorboard:
         loggers.require_tensorboard()
-    train, test = load_splits(config, listener)
+    train, held_out = load_splits(config, listener, config.monitor_split)
     loader = make_loader(train, device, options.resident_limit)
-    return RunInProgress(config, options, listener, loader, test)
+    return RunInProgress(config, options, listener, loader, held_out)
 
 
-def load_splits(config: Config, listener: Listener) -> tuple[Split, Split]:
-    """The config's train split, limited, and its test split, both on the host."""
+def load_splits(config: Config, listener: Listener, other: RunPart = "test") -> tuple[Split, Split]:
+    """The images that a run of these settings trains on, and its test or validation split, on the host."""
 
-    def load_split(name: Literal["train", "test"]) -> Split:
-        return load(
-            config.data,
-            name,
-            image_size=config.image_size,
-            seed=config.seed,
-            skip_bad=config.skip_bad,
-            progress=lambda text, done, total: listener(Loading(text, done, total)),
-        )
+    def progress(text: str, done: int, total: int | None) -> None:
+        listener(Loading(text, done, total))
 
-    train = limit_split(load_split("train"), config.limit, config.seed)
+    train = load_for_run(config, "train", progress)
     if len(train) < 2:
         raise UserError(
             f"{config.data} leaves {len(train)} image to train on, and batch norm needs 2 or more"
         )
-    return train, load_split("test")
+    return train, load_for_run(config, other, progress)
 
 
 def require_data(configs: Iterable[Config], listener: Listener) -> None:
@@ -163,7 +155,9 @@ def require_data(configs: Iterable[Config], listener: Listener) -> None:
     """
     checked = set()
     for config in configs:
-        source = (config.data, config.image_size, config.skip_bad)
+        # Whether images can be held out depends on how many of each class the limit and the seed leave
+        rows = (config.limit, config.holdout, config.seed) if config.holdout else ()
+        source = (config.data, config.image_size, config.skip_bad, *rows)
         if source not in checked:
             load_splits(config, listener)
             checked.add(source)
@@ -198,14 +192,14 @@ class RunInProgress:
     folder: RunFolder  # from `train` on
 
     def __init__(
-        self, config: Config, options: Options, listener: Listener, train: Loader, test: Split
+        self, config: Config, options: Options, listener: Listener, train: Loader, held_out: Split
     ) -> None:
         self.config, self.options, self.listener = config, options, listener
         views = choose_views(config, train.split.classes)
         self.training = Training(build(config).to(train.device), views, train, config)
         if should_compile(options, train.device, self.training.total_steps):
             self.training.compile()
-        self.monitor = Monitor(views, train.split, test, config, train.device)
+        self.monitor = Monitor(views, train.split, held_out, config, train.device)
         is_main = distributed.is_main_process()
         self.data_statistics = self.monitor.data_statistics(self.training.method) if is_main else {}
         self.history: list[dict[str, Any]] = []
@@ -248,6 +242,7 @@ class RunInProgress:
         self.folder = folder
         folder.title = figures.run_title(self.config.method, short_name(self.config.data))
         folder.units = self.training.inference.units
+        folder.validated = self.config.holdout > 0
         distributed.broadcast(str(folder.path))
         if self.options.tensorboard:
             self.board = TensorBoardLogger(folder.path, self.history[-1]["step"] if self.history else 0)
@@ -276,6 +271,7 @@ class RunInProgress:
                 all_parameters=total,
                 data=training.split.name,
                 images=len(training.split),
+                held_out=self.monitor.validation_images,
                 epochs=self.config.epochs,
                 total_steps=training.total_steps,
                 step=training.step,
@@ -341,6 +337,8 @@ class RunInProgress:
         record["learning_rate"] = self.training.optimizer.param_groups[0]["lr"]
         record["seconds"] = round(self._seconds(), 3)
         record = {name: value if math.isfinite(value) else None for name, value in record.items()}
+        if self.config.holdout > 0:
+            record["split"] = self.config.monitor_split
         if record.get("collapsed") and not (self.history and self.history[-1].get("collapsed")):
             std, rank = record["output_std"], record["rankme"]
             self.listener(
@@ -437,7 +435,10 @@ class RunInProgress:
         method.after_training(self.training.split.images, generator(self.config.seed, "after_training"))
         known = self.history[-1].get("knn_accuracy") if self.history else None
         self.baselines = self.monitor.baselines(method, known)
-        warnings = (baseline_warning(self.baselines), self.monitor.overfitting(method, self.history))
+        warnings = (
+            baseline_warning(self.baselines, self.config.monitor_split),
+            self.monitor.overfitting(method, self.history),
+        )
         self.notes = [warning for warning in warnings if warning]
         for note in self.notes:
             self.listener(Note(note))

@@ -22,6 +22,7 @@ class RunFolder:
         self.path = path
         self.title = path.name  # of its pictures
         self.units: Mapping[str, str] = {}  # of the method's own terms
+        self.validated = False  # whether real images in the pictures are of the validation split
         message = f"another process is training {path}; wait for it, or start a new run"
         self._lock = files.FolderLock(path, message) if lock else None
 
@@ -97,7 +98,7 @@ class RunFolder:
         """Write one grid per kind, below a header: samples/epoch-005.png, or epoch-005.43.png."""
         name = f"epoch-{epoch:03d}.png" if isinstance(epoch, int) else f"epoch-{epoch:06.2f}.png"
         for kind, images in previews.items():
-            header = f"{self.title}, epoch {epoch:g}: {kind.replace('_', ' ')}"
+            header = f"{self.title}, epoch {epoch:g}: {self._subject(kind)}"
             files.write_picture(self.path / kind / name, figures.preview(kind, images, header))
 
     def remove_previews_after(self, epoch: int) -> None:
@@ -113,6 +114,10 @@ class RunFolder:
             files.write_picture(self.path / "curves.png", figures.curves(records, name, self.units))
             files.write_picture(self.path / "wall-clock.png", figures.wall_clock(records, name))
 
+    def _subject(self, kind: str) -> str:
+        shown = " of validation images" if self.validated and kind == "reconstructions" else ""
+        return kind.replace("_", " ") + shown
+
     def write_contact_sheets(self) -> None:
         """Write one picture per kind of preview, over all epochs: samples-over-epochs.png."""
         from PIL import Image
@@ -122,7 +127,7 @@ class RunFolder:
             for file in sorted(folder.glob("epoch-*.png"), key=_epoch_of):
                 with Image.open(file) as picture:
                     pages.append((f"epoch {_epoch_of(file):g}", picture.convert("RGB")))
-            header = f"{self.title}: {folder.name.replace('_', ' ')} while training"
+            header = f"{self.title}: {self._subject(folder.name)} while training"
             sheet = figures.contact_sheet(pages, header=header)
             files.write_picture(self.path / f"{folder.name}-over-epochs.png", sheet)
 

@@ -46,6 +46,8 @@ def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_epochs_line_leaves_out_what_is_missing() -> None:
+    record = RECORD | {"split": "validation"}
+    assert _console.describe_epoch(EpochEnded(record)) == _console.describe_epoch(EpochEnded(RECORD))
     assert _console.describe_epoch(EpochEnded(RECORD)) == "epoch 2: loss 1.5 (10 images/s, 1 min 15 s)"
 
 
@@ -59,6 +61,8 @@ def test_the_start_names_the_folder_and_the_device() -> None:
         assert part in text
     byol = _console.describe_start(replace(started, parameters=12_484_160, all_parameters=24_441_728))
     assert "(12,484,160 trained of 24,441,728 parameters)" in byol
+    assert "held out" not in text
+    assert "1,000 images, and 100 held out" in _console.describe_start(replace(started, held_out=100))
 
 
 def test_a_list_of_mappings_is_a_table_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from genssl import checkpoint, files, run_info
 from genssl.cli import Program
 from genssl.commands import study as study_module
 from genssl.config import Config, DDPMConfig, VAEConfig
+from genssl.data import load as load_module
 from genssl.data import torchvision_sets
 from genssl.errors import FAILED_RUN, INTERRUPTED, UserError
 from genssl.eval.result import EvalResult
@@ -187,10 +188,11 @@ def test_each_named_change_is_an_arm_beside_the_baseline(
 def test_settings_of_every_arm_are_the_baselines(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken = taken_arms(monkeypatch)
     common = ["--base", "stop_gradient=false", "--knn-every", 2, "--epochs", 7, "--limit", 99, "--seed", 3]
+    common += ["--holdout", 0.25]
     assert call("simsiam", *common, "--no-predictor", "--json").exit_code == 0
     baseline, _ = taken[0]
     found = baseline.model_dump()
-    expected = {"stop_gradient": False, "knn_every": 2, "epochs": 7, "limit": 99, "seed": 3}
+    expected = {"stop_gradient": False, "knn_every": 2, "epochs": 7, "limit": 99, "seed": 3, "holdout": 0.25}
     assert {name: found[name] for name in expected} == expected
 
 
@@ -203,7 +205,7 @@ def test_a_second_call_trains_and_measures_nothing(
     root, first = trained
     forbid_training(monkeypatch)
     monkeypatch.setattr(measures, "Trained", None)  # not even opened
-    monkeypatch.setattr(run, "load", None)  # the data may be gone
+    monkeypatch.setattr(load_module, "load", None)  # the data may be gone
     monkeypatch.setenv("GENSSL_CHECKPOINTS", str(root))
     again = call(*command(digits))
     assert again.exit_code == 0, again.output
@@ -343,18 +345,27 @@ def test_the_data_of_every_arm_are_loaded_before_the_first_one(
     digits: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded: list[tuple[str, int]] = []
-    real = run.load
+    real = load_module.load
 
     def watched(data: str, part: Any, **options: Any) -> Any:
         loaded.append((data, options["image_size"]))
         return real(data, part, **options)
 
-    monkeypatch.setattr(run, "load", watched)
+    monkeypatch.setattr(load_module, "load", watched)
     monkeypatch.setattr(run, "start", lambda *_: pytest.fail("an arm has started"))
     arms = [Arm("baseline", {}), Arm("z", {"z_dim": 2}), Arm("elsewhere", {"data": str(digits / "none")})]
     with pytest.raises(UserError, match="no such file or folder"):
         study.ablate(config(digits), arms, OPTIONS, lambda event: None, seeds=2)
     assert loaded == [(str(digits), 32), (str(digits), 32), (str(digits / "none"), 32)]
+
+
+def test_a_class_too_small_for_a_holdout_ends_the_study_before_any_arm(
+    digits: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "start", lambda *_: pytest.fail("an arm has started"))
+    arms = [Arm("baseline", {}), Arm("held out", {"limit": 12, "holdout": 0.5})]
+    with pytest.raises(UserError, match=r"class . of digits has 1 image to train on, and a holdout needs 2"):
+        study.ablate(config(digits), arms, OPTIONS, lambda event: None)
 
 
 def test_arms_of_one_seed_see_the_same_images_in_the_same_order(
@@ -502,6 +513,14 @@ def test_a_verdict_is_computed_from_the_numbers() -> None:
     slower = arm_of("w", {"width": 64}, {"training_seconds": 120})  # within a machine's own noise
     assert verdict(slower, base) == "training about as fast"
     assert verdict(arm_of("w", {"width": 64}, {"training_seconds": 130}), base) == "training 1.3x slower"
+
+
+def test_a_verdict_is_about_the_validation_loss_of_runs_with_a_holdout() -> None:
+    base = arm_of("baseline", {}, {"validation_loss": 10.0, "loss": 9.0})
+    arm = arm_of("z", {"z_dim": 2}, {"validation_loss": 11.0, "loss": 7.0})
+    assert verdict(arm, base) == "validation_loss 10 -> 11 (+10 %)"
+    held_out = arm_of("h", {"holdout": 0.2}, {"validation_loss": 11.0})
+    assert verdict(held_out, base) == "validation_loss 10 -> 11 (not comparable: another loss)"
 
 
 def test_a_verdict_knows_the_seeds_spread() -> None:

@@ -18,8 +18,9 @@ from genssl.config import BYOLConfig, VAEConfig
 from genssl.errors import UserError
 from genssl.eval.result import EvalResult
 from genssl.models.build import build
+from genssl.run_info import RunInfo
 from genssl.studies import compare as study
-from genssl.studies.results import Measured
+from genssl.studies.results import Findings, Measured
 from genssl.train import run
 from genssl.train.events import Event, Note
 from genssl.train.options import Options
@@ -30,6 +31,8 @@ from .fakes import history, run_of, simsiam
 app = typer.Typer(cls=Program, pretty_exceptions_enable=False)
 app.callback()(lambda: None)
 study_module.register(app)
+
+SHIPPED = paths.shipped_root()
 
 
 def call(*arguments: object) -> Result:
@@ -99,7 +102,8 @@ def test_data_that_cannot_be_had_end_it_before_anything_is_measured(
 
 
 @pytest.mark.usefixtures("pair")
-def test_samples_are_measured_and_shown(tmp_path: Path) -> None:
+def test_samples_are_measured_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths, "shipped_root", lambda: SHIPPED)
     result = call("vae", "vae-digits-z", "-n", 14, "--device", "cpu", "--out", tmp_path / "a")
     assert result.exit_code == 0, result.output
     for words in ("sample quality [95 % interval]", "frechet_distance", "training images", "sharpness"):
@@ -212,6 +216,22 @@ def test_terms_that_all_have_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     assert titles(compared(monkeypatch, one, two))[-1] == "variance"
 
 
+def test_the_figure_names_the_validation_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = titles(compared(monkeypatch, *(run_of(simsiam(holdout=0.1), name=name) for name in "ab")))
+    assert "kNN accuracy while training (validation)" in shown
+    assert "effective rank of the output (RankMe) (validation)" in shown
+    config = VAEConfig(data=simsiam().data, holdout=0.1, epochs=4)
+    records = [{"epoch": epoch, "loss": 2.0, "validation_loss": 3.0} for epoch in (1, 2)]
+    findings = Findings({"training_seconds": 1.0, "bits_per_dim": 2.0})
+    one, two = (
+        Measured(RunInfo(Path(name), config, 4, True, {}, ""), records, findings) for name in ("a", "b")
+    )
+    outcome = compared(monkeypatch, one, two)
+    assert titles(outcome)[0] == "loss (dashed: train, solid: validation)"
+    lines = outcome.figures["study"].axes[0].get_lines()
+    assert [line.get_ydata().tolist() for line in lines if len(line.get_ydata())] == [[2, 2], [3, 3]] * 2
+
+
 def test_losses_of_two_methods_are_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     byol = run_of(BYOLConfig(data=simsiam().data, epochs=6), name="b")
     outcome = compared(monkeypatch, run_of(name="a"), byol)
@@ -236,6 +256,7 @@ def test_losses_of_two_methods_are_not_drawn(monkeypatch: pytest.MonkeyPatch) ->
         ({"image_size": 16}, "x", 500, "the images differ in size (a: 32 pixels, b: 16 pixels)"),
         ({}, "y", 500, "the test images differ, though the data have one name"),
         ({"limit": 50}, "x", 50, "train images differ in number (a: 500, b: 50)"),
+        ({"holdout": 0.1}, "x", 450, "some of it is of validation images and some of test images"),
     ],
 )
 def test_notes_say_what_does_not_compare(

@@ -195,7 +195,7 @@ TITLES = [
     "kNN accuracy while training",
     "output std: 1 healthy, 0 collapsed",
     "linear probe: train accuracy",
-    "linear probe: validation accuracy",
+    "linear probe: test accuracy",
     "effective rank of the output (RankMe)",
 ]
 

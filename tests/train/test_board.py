@@ -68,6 +68,14 @@ def test_methods_differ_in_their_own_terms_alone(tmp_path: Path) -> None:
     assert one & two == set(TAGS)
 
 
+def test_what_is_of_a_validation_split_is_called_so(tmp_path: Path) -> None:
+    held_out = {"split": "validation", "validation_loss": 3.5}
+    write(tmp_path, 0, [{name: value for name, value in SHARED.items() if name != "test_loss"} | held_out])
+    measured = ("collapse/output_std", "collapse/rankme", "collapse/collapsed", "neighbors/accuracy")
+    expected = (set(TAGS) - {"loss/test", *measured}) | {f"{tag}/validation" for tag in ("loss", *measured)}
+    assert set(scalars(tmp_path)) == expected
+
+
 def test_what_is_no_finite_number_is_left_out(tmp_path: Path) -> None:
     odd = {"loss": None, "test_loss": float("nan"), "nll": float("inf"), "remark": "text"}
     write(tmp_path, 0, [*epochs(1), {"epoch": 2, "step": 14, **odd}, *epochs(3)])

@@ -12,6 +12,7 @@ from genssl import distributed
 from genssl.data.augment.views import choose_views
 from genssl.data.loader import Loader
 from genssl.data.split import Split
+from genssl.data.subset import train_validation_split
 from genssl.errors import UserError
 from genssl.features import extract
 from genssl.models.build import build
@@ -164,8 +165,22 @@ def watched() -> dict[str, Tensor]:
     return {name: torch.tensor(float(value)) for name, value in found.items()}
 
 
+def held_out() -> dict[str, Tensor]:
+    """Weights after training without the images that are held out, and what is measured on these."""
+    train, validation = train_validation_split(split(60), 0.2, 0)
+    method = toy(norm=True)
+    training = Training(method, Wide(ToyViews()), train, method.config)
+    for _ in training.steps():
+        pass
+    config = small("vicreg").updated({"holdout": 0.2, "knn_every": 1, "sample_every": 1})
+    watch = Monitor(choose_views(config), train, validation, config)
+    measured = watch.observe(build(config), 1, steps=1, last=False)
+    values = {f"measured.{name}": torch.tensor(float(value)) for name, value in measured.items()}
+    return states("weights", training) | values | {"images": validation.images}
+
+
 def everything() -> dict[str, Tensor]:
-    works = (toys, methods, given_features, together, spoilt, watched)
+    works = (toys, methods, given_features, together, spoilt, watched, held_out)
     return {f"{work.__name__}.{name}": value for work in works for name, value in work().items()}
 
 
@@ -246,6 +261,17 @@ def test_the_first_process_looks_and_all_find_neighbors(one: Any, two: Any) -> N
     assert furthest(one, two[0], "watched.") < 1e-4
     assert [name for name in two[1] if name.startswith("watched.")] == ["watched.knn_accuracy"]
     assert two[1]["watched.knn_accuracy"] == two[0]["watched.knn_accuracy"]
+
+
+def test_all_hold_the_same_images_out(one: Any, two: Any) -> None:
+    assert len(one["held_out.images"]) == 12
+    for each in two:
+        assert torch.equal(each["held_out.images"], one["held_out.images"])
+        assert furthest(one, each, "held_out.weights.") < 1e-10
+    assert furthest(one, two[0], "held_out.measured.") < 1e-4
+    names = {name.removeprefix("held_out.measured.") for name in one if name.startswith("held_out.measured.")}
+    assert {"knn_accuracy", "validation_loss", "output_std"} <= names
+    assert not any(name.startswith("test_") for name in names)
 
 
 def test_the_global_batch_norm_of_one_process_is_torch_s() -> None:

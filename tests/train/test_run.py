@@ -131,14 +131,14 @@ def test_nothing_is_remarked_while_the_test_loss_falls_or_differs_by_chance(
 def test_a_vae_that_overfits_says_so_at_its_end_and_in_the_report(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = Monitor.test_losses, []
+    real, calls = Monitor.held_out_losses, []
 
     def rising(self: Monitor, method: Method) -> dict[str, float]:
         values = real(self, method)
         calls.append(values)
         return values | {"test_loss": values["test_loss"] + 1000 * len(calls)}
 
-    monkeypatch.setattr(Monitor, "test_losses", rising)
+    monkeypatch.setattr(Monitor, "held_out_losses", rising)
     events = train(config(digits, sample_every=1), tmp_path / "over")
     [told] = [event.text for event in events if isinstance(event, Note) and "overfitting" in event.text]
     assert "above its lowest, that of epoch 1 (nats per image)" in told
@@ -152,13 +152,13 @@ def test_the_chance_in_a_test_loss_is_the_standard_error_over_its_batches(digits
     test = load(str(digits), "test")
     monitor = Monitor(views.Plain(), load(str(digits), "train"), test, settings)
     method = build(settings).eval()
-    value = monitor.test_losses(method)["test_loss"]
+    value = monitor.held_out_losses(method)["test_loss"]
     batches = [
-        float(monitor._losses(method, monitor.test.images[rows], i)["loss"].detach())  # type: ignore[union-attr]
+        float(monitor._losses(method, monitor.images[rows], i)["loss"].detach())  # type: ignore[index]
         for i, rows in enumerate((slice(0, 16), slice(16, 32)))
     ]
     assert value == pytest.approx(sum(batches) / 2)
-    assert monitor.test_loss_error == pytest.approx(abs(batches[0] - batches[1]) / 2)
+    assert monitor.loss_error == pytest.approx(abs(batches[0] - batches[1]) / 2)
 
 
 def test_a_run_starts_again_from_its_own_config(digits: Path, tmp_path: Path) -> None:

@@ -296,6 +296,7 @@ def test_what_is_said_of_features(own: float, untrained: float, pixels: float, w
     assert (found is None) if words is None else (found is not None and words in found)
     if found is not None:
         assert f"(an untrained encoder {untrained:.1%}, raw pixels {pixels:.1%})" in found
+        assert "on 2,000 test images" in found
     assert monitor.baseline_warning({}) is None
 
 
