@@ -67,6 +67,7 @@ class Config(BaseModel):
 
     views: ClassVar[str] = "plain"  # which views of an image the method trains on: data/augment/views.py
     has_noise_levels: ClassVar[bool] = False  # a diffusion process: commands take --t-prime
+    on_a_cpu: ClassVar[Mapping[str, Any]] = {}  # settings for a CPU and little time
 
     @field_validator("data")
     @classmethod
@@ -225,6 +226,7 @@ class DDPMConfig(Config):
 
     method: Literal["ddpm"] = "ddpm"
     has_noise_levels: ClassVar[bool] = True
+    on_a_cpu: ClassVar[Mapping[str, Any]] = {"network": "tiny", "learning_rate": 4e-4}
 
     gradient_clip: PositiveFloat | None = 1.0
     ema_decay: Fraction | None = 0.999
@@ -285,6 +287,11 @@ class SelfSupervisedConfig(Config):
     blur: Share = 0.0  # probability
 
     views: ClassVar[str] = "standard"
+    # Adam in small batches learns more in few steps than the paper's recipe (docs/simsiam.md)
+    on_a_cpu: ClassVar[Mapping[str, Any]] = {
+        "encoder": "small", "batch_size": 64, "optimizer": "adam", "learning_rate": 1e-3,
+        "base_batch_size": None, "weight_decay": 0.0,
+    }  # fmt: skip
 
     @model_validator(mode="after")
     def _is_seen_by_the_encoder(self) -> Self:

@@ -18,6 +18,7 @@ def extract(
     batch_size: int = 256,
     tick: Tick | None = None,
     *,
+    sharded: bool = False,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
@@ -28,8 +29,10 @@ def extract(
             mode and without gradients, if it is a network's.
         images: uint8 (N, 3, H, W), at least one.
         batch_size: images at a time.
-        tick: called with (images done, N).
-        device: where the result goes; that of the images when None.
+        tick: called with (images done, number of images of this process).
+        sharded: each process extracts its shard of the images, which are the same in all, and all get the
+            whole result.
+        device: where the function runs, and the result is; that of the images when None.
         dtype: of the result.
 
     Returns:
@@ -38,44 +41,22 @@ def extract(
     Raises:
         ValueError: there are no images, or the function's result is not (B, D).
     """
-    if images.ndim != 4 or len(images) == 0:
+    n = len(images)
+    if images.ndim != 4 or n == 0:
         raise ValueError(f"images must be (N, 3, H, W) and not empty, not {list(images.shape)}")
+    # Fewer images than processes: each process extracts them all
+    sharded = sharded and n >= distributed.world_size()
+    local = images[distributed.shard(n)] if sharded else images
+    device = device or images.device
     result = torch.empty(0)
-    for start in range(0, len(images), batch_size):
-        batch = to_model(images[start : start + batch_size]).contiguous(memory_format=torch.channels_last)
-        vectors = function(batch)
+    for start in range(0, len(local), batch_size):
+        batch = to_model(local[start : start + batch_size].to(device))
+        vectors = function(batch.contiguous(memory_format=torch.channels_last))
         if vectors.ndim != 2 or len(vectors) != len(batch):
             raise ValueError(f"features of {len(batch)} images must be (B, D), not {list(vectors.shape)}")
         if start == 0:
-            result = torch.empty(len(images), vectors.shape[1], dtype=dtype, device=device or images.device)
+            result = torch.empty(len(local), vectors.shape[1], dtype=dtype, device=device)
         result[start : start + len(batch)] = vectors
         if tick is not None:
-            tick(start + len(batch), len(images))
-    return result
-
-
-def extract_sharded(
-    function: FeatureFunction,
-    images: Tensor,
-    batch_size: int = 256,
-    tick: Tick | None = None,
-    *,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """As `extract`, each process its shard of the images; all get the whole result.
-
-    Args:
-        function: as there.
-        images: as there, the same in every process.
-        batch_size: as there.
-        tick: called with the progress of this process's shard.
-        device: where the images are taken to, and the result; where they are when None.
-        dtype: of the result.
-    """
-    n = len(images)
-    # Fewer images than processes: each process extracts them all
-    is_whole = n < distributed.world_size()
-    local = images if is_whole else images[distributed.shard(n)]
-    features = extract(function, local.to(device or images.device), batch_size, tick, dtype=dtype)
-    return features if is_whole else distributed.all_gather(features, n)
+            tick(start + len(batch), len(local))
+    return distributed.all_gather(result, n) if sharded else result

@@ -124,4 +124,4 @@ def test_the_report_shows_it(run: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "linear_autoencoder" in page.replace("<wbr>", "")
-    assert "samples (n8)" in page
+    assert "Samples (n8)" in page

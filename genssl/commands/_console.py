@@ -296,13 +296,11 @@ def _expected(configs: Sequence["Config"], options: "Options", listen: "Listener
 
 def _smaller(configs: Sequence["Config"], options: "Options", option: str, listen: "Listener") -> str:
     """The same command with a smaller network, fewer epochs and images, and its expected time."""
-    from genssl.studies.assignment import ON_A_CPU
     from genssl.studies.plan import fit
     from genssl.train.estimate import pace
 
     first = configs[0]
-    usual = ON_A_CPU.get(first.method, ON_A_CPU["simsiam"])
-    changes = {name: value for name, value in usual.items() if getattr(first, name) != value}
+    changes = {name: value for name, value in first.on_a_cpu.items() if getattr(first, name) != value}
     trial = pace(first.updated(changes), options, listen)
     length = fit(trial.images_per_second, trial.images, first.epochs, SMALLER / len(configs))
     words = ["genssl", *_without(arguments(), {"--epochs", "--limit", "--batch-size"})]

@@ -1,6 +1,11 @@
 """Options that several commands share."""
 
+import dataclasses
+import functools
+import inspect
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -124,3 +129,71 @@ Variance = Annotated[
 def given(**values: Any) -> dict[str, Any]:
     """The options that are not None."""
     return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Common:
+    """What every command that evaluates a run takes beside it."""
+
+    checkpoint: Checkpoint = None
+    data: Data = None
+    skip_bad: SkipBad = False
+    limit: Limit = None
+    out: Out = None
+    seed: Seed = 0
+    batch_size: BatchSize = 256
+    device: Device = "auto"
+    as_json: Json = False
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How images are sampled; None: the method's default."""
+
+    prior: Prior = None
+    sampler: Sampler = None
+    steps: Steps = None
+    eta: Eta = None
+    variance: Variance = None
+
+    def given(self) -> dict[str, Any]:
+        """The options that are not None."""
+        return given(**vars(self))
+
+
+def with_options(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Let a command have parameters of the types `Common` and `Sampling`, whose fields are its options.
+
+    Where a parameter of its own has the name of a field, that is the option, and the field has its default.
+
+    Args:
+        without: fields that are no options of this command; they keep their defaults.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        parameters = inspect.signature(command).parameters.values()
+        groups: dict[str, Any] = {
+            p.name: p.annotation for p in parameters if p.annotation in (Common, Sampling)
+        }
+        direct = [p for p in parameters if p.name not in groups]
+        omitted = {*without, *(p.name for p in direct)}
+        fields = {
+            name: [field for field in dataclasses.fields(group) if field.name not in omitted]
+            for name, group in groups.items()
+        }
+
+        @functools.wraps(command)
+        def run(**values: Any) -> None:
+            for name, group in groups.items():
+                values[name] = group(**{field.name: values.pop(field.name) for field in fields[name]})
+            command(**values)
+
+        added = [
+            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
+            for name in reversed(groups)
+            for f in fields[name]
+        ]
+        run.__signature__ = inspect.Signature([*direct, *added])  # type: ignore[attr-defined]
+        return run
+
+    return decorate

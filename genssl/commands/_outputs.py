@@ -16,9 +16,9 @@ from genssl.eval.names import file_name
 from genssl.files import made_by
 from genssl.paths import LABEL, is_writable_run
 from genssl.report import load
+from genssl.run_info import CONFIG, ENVIRONMENT, HISTORY, MODEL, STATE
 
-# Of a run's folder; the last one as in genssl.checkpoint, which imports torch
-RUN_FILES = {load.MODEL, load.CONFIG, load.HISTORY, load.ENVIRONMENT, LABEL, "state.safetensors"}
+RUN_FILES = {MODEL, CONFIG, HISTORY, ENVIRONMENT, STATE, LABEL}
 RUN_PICTURES = ("curves.png", "wall-clock.png", "-over-epochs.png")
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg"}
 IMAGE = re.compile(r"\d{5,}\.png")  # in a folder of images

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from genssl.commands._console import echo, progress, show_values
-from genssl.commands._options import RunSplitName, SplitName
-from genssl.commands._outputs import Target
+from genssl.commands._options import Common, RunSplitName, SplitName
+from genssl.commands._outputs import Target, evaluation_name, target_of_run
 from genssl.data.registry import base_name
 from genssl.environment import command_line, launched_rank
 from genssl.errors import UserError
@@ -134,6 +136,44 @@ def load_run(reference: str, named: str | None, device: str, data: str | None = 
     epochs = progress_of(info.epochs_trained, info.config.epochs)
     echo(f"using {path} ({info.config.method}, {info.config.data}, epoch {epochs}, {done})")
     return LoadedRun(checkpoint.load(path, where), info, where)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A run that a command evaluates, with what it was asked for and where the result goes."""
+
+    loaded: LoadedRun
+    target: Target
+    common: Common
+
+    @property
+    def method(self) -> "Method":
+        """The run's method, in eval mode."""
+        return self.loaded.method
+
+    def split(self, name: RunSplitName, limit: int | None = None) -> "Split":
+        """A split of --data, with at most `limit` images, or --limit where that is None."""
+        asked = self.common
+        return self.loaded.split(asked.data, name, limit or asked.limit, asked.seed, asked.skip_bad)
+
+    def finish(self, result: "EvalResult", split: "Split | None" = None) -> None:
+        """Write the figures and the numbers, and print the numbers."""
+        save_and_print(self.loaded, result, self.target, self.common.as_json, split)
+
+
+def open_evaluation(
+    context: typer.Context, reference: str, common: Common, trained_on: str | None = None
+) -> Evaluation:
+    """Load the run of REF, and check where the result of this command goes.
+
+    Args:
+        context: of the command.
+        reference: REF.
+        common: the command's options.
+        trained_on: use the newest run of the method on these data.
+    """
+    loaded = load_run(reference, common.checkpoint, common.device, trained_on)
+    return Evaluation(loaded, target_of_run(loaded.info.folder, evaluation_name(context), common.out), common)
 
 
 def save_and_print(
@@ -298,14 +338,13 @@ class SampleSource:
         return chosen.images, {"folder": str(self.folder), "digest": everything.digest}
 
 
-def open_samples(
-    reference: str, named: str | None, features: str | None, data: str | None, device: str, skip_bad: bool
-) -> SampleSource:
+def open_samples(reference: str, features: str | None, common: Common) -> SampleSource:
     """Resolve REF, --checkpoint, --features and --data, before anything takes time.
 
     Raises:
         UserError: one of them does not exist, or they do not fit each other.
     """
+    named, data, device, skip_bad = common.checkpoint, common.data, common.device, common.skip_bad
     folder = None if named else folder_of_samples(reference)
     if folder is None:
         find_run(reference, named)

@@ -1,6 +1,7 @@
 """`sample`, `reconstruct`, `interpolate`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -8,7 +9,8 @@ import typer
 
 from genssl.commands import _options, _outputs
 from genssl.commands._console import progress
-from genssl.commands._run import LoadedRun, find_run, load_run, save_and_print, write_each
+from genssl.commands._options import Common, Sampling, with_options
+from genssl.commands._run import Evaluation, LoadedRun, find_run, load_run, open_evaluation, write_each
 from genssl.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from genssl.config import Config
+    from genssl.data.split import Split
 
 MOST_LEVELS = 10_000
 
@@ -50,63 +53,57 @@ def parse_levels(text: str) -> list[int]:
     return list(levels)
 
 
+@with_options("skip_bad", "limit")
 def sample(
     context: typer.Context,
     run: _options.Run,
+    common: Common,
+    sampling: Sampling,
     n: Annotated[int, typer.Option("-n", min=1, help="Number of samples.")] = 64,
-    prior: _options.Prior = None,
-    sampler: _options.Sampler = None,
-    steps: _options.Steps = None,
-    eta: _options.Eta = None,
-    variance: _options.Variance = None,
     trajectory: Annotated[
         bool, typer.Option("--trajectory", help="Also draw the denoising trajectories of a few samples.")
     ] = False,
-    checkpoint: _options.Checkpoint = None,
     data: Annotated[
         str | None, typer.Option(help="Use the newest run that was trained on these data.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Figure file for the grid, or a folder for one PNG per image.")
     ] = None,
-    seed: _options.Seed = 0,
-    batch_size: _options.BatchSize = 256,
-    device: _options.Device = "auto",
-    as_json: _options.Json = False,
 ) -> None:
     """Sample images from a generative model."""
-    chosen = _options.given(prior=prior, sampler=sampler, steps=steps, eta=eta, variance=variance)
-    find_run(run, checkpoint, data)  # before a folder is made
+    find_run(run, common.checkpoint, data)  # before a folder is made
     folder = None
     if out is not None and (out.is_dir() or not out.suffix):
         folder = _outputs.claim_folder(out)
         out = folder.with_name(f"{folder.name}-grid.png")  # beside it: it holds nothing but samples
     else:
         _options.checked_picture(out)
-    loaded = load_run(run, checkpoint, device, data)
+    work = open_evaluation(context, run, replace(common, out=out), data)
     from genssl.eval import sample as evaluation
     from genssl.metrics.sharpness import SHARPNESS
 
-    target = _outputs.target_of_run(loaded.info.folder, _outputs.evaluation_name(context), out)
     with progress("sampling") as tick:
         result, images = evaluation.sample(
-            loaded.method, n, seed=seed, batch_size=batch_size, tick=tick, options=chosen
-        )
-    result = evaluation.with_sharpness(result, images, loaded.info.metrics.get(SHARPNESS))
+            work.method, n, seed=common.seed, batch_size=common.batch_size, tick=tick,
+            options=sampling.given(),
+        )  # fmt: skip
+    result = evaluation.with_sharpness(result, images, work.loaded.info.metrics.get(SHARPNESS))
     if trajectory:
-        way = evaluation.trajectory(loaded.method, seed=seed, options=chosen)
+        way = evaluation.trajectory(work.method, seed=common.seed, options=sampling.given())
         result.figures.update(way.figures)
     if folder is not None:
         write_each(images, folder)
-    save_and_print(loaded, result, target, as_json)
+    work.finish(result)
 
 
 Sampler = Literal["dpm++", "ddim", "ancestral"]
 
 
+@with_options()
 def reconstruct(
     context: typer.Context,
     run: _options.Run,
+    common: Common,
     n: Annotated[int, typer.Option("-n", min=1, help="Number of images to show.")] = 16,
     t_prime: Annotated[int | None, typer.Option(help="Noising steps before denoising (DDPM).")] = None,
     sweep: Annotated[
@@ -124,46 +121,38 @@ def reconstruct(
     features: Annotated[
         str | None, typer.Option(metavar="REF", help="Also compare in the features of this run (sweep).")
     ] = None,
-    checkpoint: _options.Checkpoint = None,
-    data: _options.Data = None,
-    skip_bad: _options.SkipBad = False,
-    limit: _options.Limit = None,
-    out: _options.Out = None,
-    seed: _options.Seed = 0,
-    batch_size: _options.BatchSize = 256,
-    device: _options.Device = "auto",
-    as_json: _options.Json = False,
 ) -> None:
     """Reconstruct test images, and measure the error."""
-    _check_noise_options(find_run(run, checkpoint)[1].config, t_prime, sweep)
+    _check_noise_options(find_run(run, common.checkpoint)[1].config, t_prime, sweep)
     levels = None if sweep is None else parse_levels(sweep)
     if features is not None:
         find_run(features, None)
-    loaded = load_run(run, checkpoint, device)
-    target = _outputs.target_of_run(loaded.info.folder, _outputs.evaluation_name(context), out)
-    split = loaded.split(data, "test", limit, seed, skip_bad)
+    work = open_evaluation(context, run, common)
+    split = work.split("test")
     with progress("reconstructing") as tick:
         if levels is not None:
             from genssl.eval.noise_sweep import sweep as run_sweep
 
             result = run_sweep(
-                loaded.method, split, levels, queries=queries, seed=seed,
-                batch_size=batch_size, sampler=sampler or "dpm++", steps=steps,
-                encoder=_encoder(features, loaded, device), tick=tick,
-                bank_split=None if split.labels is None else loaded.split(data, "train", skip_bad=skip_bad),
+                work.method, split, levels, queries=queries, seed=common.seed,
+                batch_size=common.batch_size, sampler=sampler or "dpm++", steps=steps,
+                encoder=_encoder(features, work.loaded, common.device), tick=tick,
+                bank_split=_bank(work, split),
             )  # fmt: skip
         elif t_prime is not None:
             from genssl.eval.reconstruct import reconstruct_from
 
             result = reconstruct_from(
-                loaded.method, split, t_prime, n, seed=seed, batch_size=batch_size,
+                work.method, split, t_prime, n, seed=common.seed, batch_size=common.batch_size,
                 sampler=sampler or "ancestral", steps=steps, tick=tick,
             )  # fmt: skip
         else:
             from genssl.eval.reconstruct import reconstruct as evaluate
 
-            result = evaluate(loaded.method, split, n, seed=seed, batch_size=batch_size, tick=tick)
-    save_and_print(loaded, result, target, as_json, split)
+            result = evaluate(
+                work.method, split, n, seed=common.seed, batch_size=common.batch_size, tick=tick
+            )
+    work.finish(result, split)
 
 
 def _check_noise_options(config: "Config", t_prime: int | None, sweep: str | None) -> None:
@@ -178,6 +167,12 @@ def _check_noise_options(config: "Config", t_prime: int | None, sweep: str | Non
         )
 
 
+def _bank(work: Evaluation, split: "Split") -> "Split | None":
+    """The labeled training images, all of them; None where the test images have no labels."""
+    asked = work.common
+    return None if split.labels is None else work.loaded.split(asked.data, "train", skip_bad=asked.skip_bad)
+
+
 def _encoder(reference: str | None, loaded: LoadedRun, device: str) -> "Callable[[Tensor], Tensor] | None":
     if reference is None:
         return None
@@ -187,9 +182,11 @@ def _encoder(reference: str | None, loaded: LoadedRun, device: str) -> "Callable
     return other.method.features
 
 
+@with_options("limit")
 def interpolate(
     context: typer.Context,
     run: _options.Run,
+    common: Common,
     rows: Annotated[int, typer.Option(min=1, help="Number of paths.")] = 8,
     steps: Annotated[int, typer.Option(min=2, help="Images per path, both ends included.")] = 10,
     path: Annotated[
@@ -209,40 +206,31 @@ def interpolate(
     nfe: Annotated[
         int, typer.Option(min=1, help="Network evaluations (NFE) of ddim in each direction.")
     ] = 50,
-    checkpoint: _options.Checkpoint = None,
-    data: _options.Data = None,
-    skip_bad: _options.SkipBad = False,
-    out: _options.Out = None,
-    seed: _options.Seed = 0,
-    batch_size: _options.BatchSize = 256,
-    device: _options.Device = "auto",
-    as_json: _options.Json = False,
 ) -> None:
     """Interpolate between images."""
-    config = find_run(run, checkpoint)[1].config
+    config = find_run(run, common.checkpoint)[1].config
     diffusion = config.has_noise_levels
     _refuse(
         config.method,
         {"--path": path, "--between": between} if diffusion else {"--method": method, "--t-prime": t_prime},
     )
-    loaded = load_run(run, checkpoint, device)
-    target = _outputs.target_of_run(loaded.info.folder, _outputs.evaluation_name(context), out)
-    split = loaded.split(data, "test", 2 * rows, seed, skip_bad) if diffusion or between == "test" else None
+    work = open_evaluation(context, run, common)
+    split = work.split("test", 2 * rows) if diffusion or between == "test" else None
     from genssl.eval import interpolate as evaluation
 
     if diffusion:
         assert split is not None
         with progress("interpolating") as tick:
             result = evaluation.interpolate_through_noise(
-                loaded.method, split, rows=rows, steps=steps, seed=seed, batch_size=batch_size,
+                work.method, split, rows=rows, steps=steps, seed=common.seed, batch_size=common.batch_size,
                 noise_method=method or "ddim", t_prime=t_prime, nfe=nfe, tick=tick,
             )  # fmt: skip
     else:
         result = evaluation.interpolate_latents(
-            loaded.method, split, rows=rows, steps=steps, shape=path or "linear", seed=seed,
-            device=loaded.device,
+            work.method, split, rows=rows, steps=steps, shape=path or "linear", seed=common.seed,
+            device=work.loaded.device,
         )  # fmt: skip
-    save_and_print(loaded, result, target, as_json, split)
+    work.finish(result, split)
 
 
 def _refuse(method: str, given: dict[str, object]) -> None:

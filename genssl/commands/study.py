@@ -23,6 +23,7 @@ from genssl.errors import UserError
 if TYPE_CHECKING:
     from genssl.config import Config
     from genssl.eval.result import EvalResult
+    from genssl.studies.results import Arm
 
 # Options that change one setting: each value that they are given is an arm
 NAMED = {
@@ -95,7 +96,6 @@ def ablate(
 ) -> None:
     """Train a method with and without a change, and compare. The same command resumes a stopped study."""
     from genssl import config as configs
-    from genssl.config import parse_repeated_settings
     from genssl.data.registry import require
     from genssl.paths import runs_root
     from genssl.runs import run_name
@@ -114,10 +114,7 @@ def ablate(
         "projector_dim": proj_dim or [],
         "naive": [True] if naive else [],
     }
-    combinations = study.combinations(parse_repeated_settings(settings or []))
-    if not combinations and not any(changes.values()):
-        raise UserError(_what_can_be_ablated(baseline))
-    arms = study.arms_of(baseline, changes, *combinations)
+    arms = _arms(baseline, changes, settings or [])
     changed = dict.fromkeys(name for arm in arms for name in arm.changes)
     name = "-".join(["ablate", run_name(baseline, None), *changed])
     require(baseline.data)
@@ -132,6 +129,16 @@ def ablate(
         title = f"ablation of {baseline.method} on {baseline.data}"
         show_rows(title, _table({row["arm"]: row["numbers"] for row in rows}))
         show_values("verdicts", {row["arm"]: row["verdict"] for row in rows}, result.notes)
+
+
+def _arms(baseline: "Config", changes: dict[str, list[Any]], settings: list[str]) -> "list[Arm]":
+    from genssl.config import parse_repeated_settings
+    from genssl.studies import ablate as study
+
+    combinations = study.combinations(parse_repeated_settings(settings))
+    if not combinations and not any(changes.values()):
+        raise UserError(_what_can_be_ablated(baseline))
+    return study.arms_of(baseline, changes, *combinations)
 
 
 def _parse_base(texts: list[str] | None) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def bits_per_dim(
     figure = _draw(sums, strata, f"{len(split)} {split.part} images of {split.name}")
     return EvalResult(
         values, {"bits per dim": figure}, tuple(_notes(values)), name="bits-per-dim",
-        title="Variational bound", headline=("bits_per_dim", "standard_error"), units=UNITS,
+        title="Variational bound", headline=("bits_per_dim", "standard_error", *TERMS), units=UNITS,
     )  # fmt: skip
 
 

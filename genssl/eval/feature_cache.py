@@ -13,7 +13,7 @@ from genssl.data.cache import cache_folder
 from genssl.data.split import Split
 from genssl.errors import FAILED_RUN, UserError
 from genssl.eval.result import check_size
-from genssl.features import extract_sharded
+from genssl.features import extract
 from genssl.files import read_tensors, write_tensors
 from genssl.models.build import build
 from genssl.models.method import Method
@@ -41,7 +41,7 @@ def extract_features(encoder: Encoder, split: Split, batch_size: int, tick: Tick
         UserError: a feature is not finite.
     """
     dtype = torch.float16 if encoder is pixels else torch.float32  # (2 u - 255) / 256 is exact in float16
-    features = extract_sharded(encoder, split.images, batch_size, tick, dtype=dtype)
+    features = extract(encoder, split.images, batch_size, tick, sharded=True, dtype=dtype)
     if not features.sum(dtype=torch.float32).isfinite():
         raise UserError(
             f"the features of {split.part} images are not finite; the run has diverged, take another",

@@ -12,7 +12,7 @@ from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.eval.result import EvalResult, check_size, require_ability
 from genssl.eval.sample import Tick
-from genssl.metrics.importance import bound_by_samples, effective_sample_size
+from genssl.metrics.latents import bound_by_samples, effective_sample_size
 from genssl.models.method import HasLikelihood, Method
 from genssl.pixels import bits_per_dim, to_model
 from genssl.runtime import chunks, generators, measuring, uniform
@@ -62,7 +62,11 @@ def importance_ll(method: Method, split: Split, k: int, *, seed: int, tick: Tick
     return EvalResult(
         values, {"bound over K": curve}, tuple(_notes(model, values)), name="importance-ll",
         title="Log-likelihood by importance sampling",
-        headline=("log_p_nats", "standard_error_nats", "bits_per_dim"), units=UNITS,
+        headline=(
+            "log_p_nats", "standard_error_nats", "elbo_nats", "bits_per_dim", "k",
+            "effective_sample_size_median",
+        ),
+        units=UNITS,
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Interpolation between images: in a latent space, or through the noise of a diffusion model."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from genssl.models.method import CanDenoise, CanInterpolate, Method
 from genssl.models.samplers import ddim, ddim_invert
 from genssl.pixels import to_model
 from genssl.runtime import chunks, generators, measuring, normal
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 Shape = Literal["linear", "spherical"]
 HEADLINE = ("path", "way", "t_prime", "round_trip_rmse", "largest_to_mean_step")
@@ -157,20 +160,23 @@ def interpolate_through_noise(
         "mean_step_rmse": float(change.mean()),
         "largest_to_mean_step": float((change.amax(1) / change.mean(1).clamp(min=1e-12)).mean()),
     }
-    shown = torch.cat([_pairs(ends)[:, :1], path, _pairs(ends)[:, 1:]], 1)
     note = "each row begins and ends with an original; the path between them includes their reconstructions"
-    how = (
-        f"ddim, {nfe} network calls each way"
-        if noise_method == "ddim"
-        else "noised, mixed and denoised (ancestral)"
-    )
+    deterministic = f"ddim, {nfe} network calls each way"
+    how = deterministic if noise_method == "ddim" else "noised, mixed and denoised (ancestral)"
     what = f"{rows} paths between {split.name} {split.part} images through t' = {t_prime}, {how}"
-    titles = ["original", *shares(steps), "original"]
-    picture = figures.titled_grid(shown.flatten(0, 1), header_of(method, what), steps + 2, titles)
+    picture = _draw(path, ends, header_of(method, what))
     return EvalResult(
         values, {"interpolations": picture}, (note,), name="interpolate", title="Interpolations",
         headline=HEADLINE, units={"t_prime": "noising steps"},
     )  # fmt: skip
+
+
+def _draw(path: Tensor, ends: Tensor, header: str) -> "Image":
+    """One row per path (rows, steps, C, H, W), between its originals."""
+    steps = path.shape[1]
+    shown = torch.cat([_pairs(ends)[:, :1], path, _pairs(ends)[:, 1:]], 1)
+    titles = ["original", *shares(steps), "original"]
+    return figures.titled_grid(shown.flatten(0, 1), header, steps + 2, titles)
 
 
 def _check_picture(split: Split, rows: int, steps: int) -> None:

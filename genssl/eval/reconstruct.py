@@ -141,6 +141,31 @@ class Snapshots:
             self.states.append((t + 1, x.cpu()))
 
 
+def _trajectories(
+    reverse: "Reverse",
+    images: Tensor,
+    t_prime: int,
+    seed: int,
+    batch_size: int,
+    snapshots: int,
+    count: "Counter",
+) -> tuple[Tensor, list[int]]:
+    """Each image, noised, at some steps of the reverse process, and restored: (N, columns, C, H, W).
+
+    Also the noising steps that are left in the columns between the image and its reconstruction.
+    """
+    rows, left = [], [t_prime]
+    for chosen in chunks(len(images), batch_size):
+        x = to_model(images[chosen])
+        trajectory = Snapshots(reverse.steps_from(t_prime), snapshots, count)
+        noise = generators(seed, "eval", range(*chosen.indices(len(images))))
+        noised, restored = reverse(x, t_prime, noise, trajectory)
+        left = [t_prime, *(step for step, _ in trajectory.states)]
+        states = [x.cpu(), noised.cpu(), *(state for _, state in trajectory.states), restored.cpu()]
+        rows.append(torch.stack(states, 1))
+    return torch.cat(rows), left
+
+
 @measuring()
 def reconstruct_from(
     method: Method,
@@ -185,17 +210,7 @@ def reconstruct_from(
     reverse = Reverse(diffusion, sampler, steps)
     calls = reverse.steps_from(t_prime)
     count = Counter(calls * len(images), tick)
-    rows, left = [], [t_prime]
-    for chosen in chunks(len(images), batch_size):
-        x = to_model(images[chosen])
-        trajectory = Snapshots(calls, snapshots, count)
-        noised, restored = reverse(
-            x, t_prime, generators(seed, "eval", range(*chosen.indices(n))), trajectory
-        )
-        left = [t_prime, *(step for step, _ in trajectory.states)]
-        states = [x.cpu(), noised.cpu(), *(state for _, state in trajectory.states), restored.cpu()]
-        rows.append(torch.stack(states, 1))  # (B, columns, C, H, W)
-    shown = torch.cat(rows)
+    shown, left = _trajectories(reverse, images, t_prime, seed, batch_size, snapshots, count)
     before, after = (mean_squared_error(shown[:, column], shown[:, 0]) for column in (1, -1))
     values = {
         "images": len(images),

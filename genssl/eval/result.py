@@ -49,8 +49,9 @@ class EvalResult:
         return {name: value for name, value in values if value is not None}
 
     def to_json(self) -> dict[str, Any]:
-        """The values at the top level, with title, headline and units before them and the notes behind."""
-        shown = {"title": self.title, "headline": list(self.headline), "units": dict(self.units)}
+        """The values at the top level, after name, title, headline and units, and before the notes."""
+        shown: dict[str, Any] = {"evaluation": self.name, "title": self.title}
+        shown |= {"headline": list(self.headline), "units": dict(self.units)}
         return (shown if self.title else {}) | self.values | {"notes": list(self.notes)}
 
 

@@ -1,4 +1,4 @@
-"""What the dimensions of a latent code do."""
+"""Models with latent codes: importance-sampled likelihoods, and what the dimensions of a code do."""
 
 from dataclasses import dataclass
 
@@ -50,3 +50,26 @@ def class_profile(codes: Tensor, labels: Tensor, classes: int) -> Profile:
     between = (weight * (means - center).square()).sum(0)
     within = (weight * variances).sum(0)
     return Profile(means, variances.sqrt(), counts, between / within.clamp(min=1e-12))
+
+
+def effective_sample_size(log_weights: Tensor) -> Tensor:
+    """How many equal weights the weights are worth, (sum w)^2 / sum w^2: (k, B) -> (B,), in [1, k]."""
+    # In logarithms: weights of images differ by hundreds of nats, and their exponentials would overflow
+    doubled = torch.logsumexp(log_weights, 0) * 2
+    return (doubled - torch.logsumexp(2 * log_weights, 0)).exp()
+
+
+def bound_by_samples(log_weights: Tensor, counts: list[int]) -> Tensor:
+    """The bound log 1/K sum_k w_k from the first K log-weights, for each K of `counts`.
+
+    Args:
+        log_weights: (k, B), nats.
+        counts: each in 1..k.
+
+    Returns:
+        (len(counts), B), nats. Its expectation does not fall as K grows (Burda et al. 2016, theorem 1).
+    """
+    rows = torch.tensor(counts, device=log_weights.device)
+    # One pass for all K: the sum of the first K weights is a running sum
+    running = torch.logcumsumexp(log_weights, 0)[rows - 1]
+    return running - rows.to(running.dtype).log()[:, None]

@@ -1,13 +1,16 @@
 """Figures 1 to 13 of the assignment (IFT6135, 2023, assignment 3), in its order."""
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from genssl.report import captions, tables
+from genssl.paths import runs_root
+from genssl.report import format, studies
 from genssl.report.figures import ReportFigure, embed
-from genssl.report.load import Contents, Run, Study, ranked
+from genssl.report.load import Contents, Run, Study, ranked, recorded
+from genssl.report.results import described, of_run
 
 
 @dataclass(frozen=True)
@@ -16,8 +19,7 @@ class OfRun:
 
     Attributes:
         picture: its place in the run's folder; of an evaluation, the newest one is taken.
-        evaluation: whose numbers belong to it; None: those of the training.
-        grid: it is a grid of images.
+        command: what makes it, after training; empty: training does.
     """
 
     number: int
@@ -25,8 +27,12 @@ class OfRun:
     title: str
     method: str
     picture: str
-    evaluation: str | None = None
-    grid: bool = False
+    command: str = ""
+
+    @property
+    def evaluation(self) -> str:
+        """The name of the evaluation whose numbers belong to it; empty: those of the training."""
+        return Path(self.picture).stem if self.command else ""
 
 
 @dataclass(frozen=True)
@@ -34,47 +40,48 @@ class OfStudy:
     """A figure that an ablation of SimSiam has.
 
     Attributes:
-        usual: the change that the assignment asks for.
-        matches: whether an arm's changes are it.
+        command: what makes it.
+        matches: whether an arm's changes are those that the assignment asks for.
     """
 
     number: int
     question: str
     title: str
-    usual: Mapping[str, Any]
+    command: str
     matches: Callable[[Mapping[str, Any]], bool]
 
 
 FIGURES = (
     OfRun(1, "1.3 a", "VAE: wall clock of training", "vae", "wall-clock.png"),
-    OfRun(2, "1.3 b", "VAE: samples while training", "vae", "samples-over-epochs.png", grid=True),
+    OfRun(2, "1.3 b", "VAE: samples while training", "vae", "samples-over-epochs.png"),
     OfRun(
         3, "1.3 c", "VAE: reconstructions of test images while training", "vae",
-        "reconstructions-over-epochs.png", grid=True,
+        "reconstructions-over-epochs.png",
     ),
-    OfRun(4, "1.3 d", "VAE: samples at the end", "vae", "eval/sample.png", "sample", True),
+    OfRun(4, "1.3 d", "VAE: samples at the end", "vae", "eval/sample.png", "sample {} -n 64"),
     OfRun(
-        5, "1.3 e", "VAE: mean latent code of each class", "vae", "eval/latent-profile.png", "latent-profile"
+        5, "1.3 e", "VAE: mean latent code of each class", "vae", "eval/latent-profile.png",
+        "latent-profile {}",
     ),
-    OfRun(6, "1.3 f", "VAE: interpolation", "vae", "eval/interpolate.png", "interpolate", True),
+    OfRun(6, "1.3 f", "VAE: interpolation", "vae", "eval/interpolate.png", "interpolate {}"),
     OfRun(7, "2.2 a", "DDPM: wall clock of training", "ddpm", "wall-clock.png"),
-    OfRun(8, "2.2 b", "DDPM: samples while training", "ddpm", "samples-over-epochs.png", grid=True),
+    OfRun(8, "2.2 b", "DDPM: samples while training", "ddpm", "samples-over-epochs.png"),
     OfRun(
         9, "2.2 c", "DDPM: reconstructions from noise, and where images are lost", "ddpm",
-        "eval/noise-levels.png", "noise-levels",
+        "eval/noise-levels.png", "reconstruct {} --sweep 16:256:16",
     ),
-    OfRun(10, "2.2 d", "DDPM: samples at the end", "ddpm", "eval/sample.png", "sample", True),
+    OfRun(10, "2.2 d", "DDPM: samples at the end", "ddpm", "eval/sample.png", "sample {} -n 64"),
     OfStudy(
-        11, "3.4", "SimSiam with and without the stop-gradient",
-        {"stop_gradient": False}, lambda changes: changes.get("stop_gradient") is False,
-    ),
-    OfStudy(
-        12, "3.5 a", "SimSiam with the predictor as an identity",
-        {"predictor": "identity"}, lambda changes: changes.get("predictor") == "identity",
+        11, "3.4", "SimSiam with and without the stop-gradient", "ablate simsiam --no-stopgrad",
+        lambda changes: changes.get("stop_gradient") is False,
     ),
     OfStudy(
-        13, "3.5 b", "SimSiam with another width of the projector",
-        {"projector_dim": 4096}, lambda changes: "projector_dim" in changes,
+        12, "3.5 a", "SimSiam with the predictor as an identity", "ablate simsiam --predictor identity",
+        lambda changes: changes.get("predictor") == "identity",
+    ),
+    OfStudy(
+        13, "3.5 b", "SimSiam with another width of the projector", "ablate simsiam --proj-dim 4096",
+        lambda changes: "projector_dim" in changes,
     ),
 )  # fmt: skip
 
@@ -95,94 +102,110 @@ def draw(contents: Contents, *, with_missing: bool) -> tuple[list[ReportFigure],
     return figures, shown
 
 
-def _of_run(figure: OfRun, contents: Contents) -> tuple[ReportFigure, set[Path]]:
-    label = f"Figure {figure.number}"
-    for run in ranked(contents.runs, figure.method):
-        alt = f"{label}: {figure.title}, of the run {run.name}"
-        name = _newest_picture(run, figure.evaluation) if figure.evaluation else ""
-        file = run.folder / (f"eval/{name}.png" if figure.evaluation else figure.picture)
-        picture = embed(file, alt, contents.problems, grid=figure.grid)
-        if picture is None:
+def _figure(slot: OfRun | OfStudy, **content: Any) -> ReportFigure:
+    anchor, label = f"figure-{slot.number}", f"Figure {slot.number}"
+    return ReportFigure(anchor, slot.title, label, slot.question, **content)
+
+
+def _of_run(slot: OfRun, contents: Contents) -> tuple[ReportFigure, set[Path]]:
+    for run in ranked(contents.runs, slot.method):
+        file = run.folder / (_newest_picture(run, slot.evaluation) if slot.command else slot.picture)
+        alt = f"Figure {slot.number}: {slot.title}, of the run {run.name}"
+        if not (pictures := embed(file, alt, contents.problems)):
             continue
-        values = run.evaluations.get(name, {})
-        current = captions.of_evaluation(name, values) if figure.evaluation else []
-        made = captions.recorded(values) if figure.evaluation else captions.recorded(run.origin)
-        panel = ReportFigure(
-            anchor=f"figure-{figure.number}",
-            label=label,
-            title=figure.title,
-            question=figure.question,
+        result = next((item for item in of_run(run) if slot.command and item.name == file.stem), None)
+        trained = {"command": "" if slot.command else recorded(run.origin)}
+        content: dict[str, Any] = described(result) if result else trained
+        content["numbers"] = [*content.get("numbers", []), *_training(run, whole=not slot.command)]
+        figure = _figure(
+            slot,
             source=f"run {run.name}{'' if run.state == 'finished' else f', {run.state}'}",
             shipped=run.shipped or "",
-            picture=picture,
-            numbers=[*current, *_of_run_itself(run, figure)],
-            notes=captions.notes_of(run, values),
-            command=made,
-            usual=[captions.evaluation(run, name)] if figure.evaluation and not made else [],
+            pictures=pictures,
+            usual=[f"genssl {slot.command.format(_reference(run))}"] if slot.command else [],
+            **content,
         )
-        return panel, {file}
-    usual = captions.missing(contents, figure.method, figure.evaluation)
-    return _missing(figure, usual), set()
+        return figure, {file}
+    return _figure(slot, usual=_missing(slot, contents)), set()
 
 
-def _newest_picture(run: Run, kind: str) -> str:
-    """The name of the newest picture of an evaluation, e.g. "sample-ancestral"; `kind` without any.
+def _newest_picture(run: Run, name: str) -> str:
+    """The newest picture of an evaluation, e.g. "eval/sample-ancestral.png"; "eval/sample.png" without any.
 
     A picture is an evaluation's if there are numbers of its name: others are drawn beside it.
     """
     pictures = [
         file
-        for file in (run.folder / "eval").glob(f"{kind}*.png")
-        if file.stem == kind or (file.stem in run.evaluations and captions.kind_of(file.stem) == kind)
+        for file in (run.folder / "eval").glob(f"{name}*.png")
+        if file.stem == name or (file.stem in run.evaluations and file.stem.startswith(f"{name}-"))
     ]
-    newest = max(pictures, key=lambda file: (file.stat().st_mtime_ns, file.stem == kind), default=None)
-    return newest.stem if newest else kind
+    newest = max(pictures, key=lambda file: (file.stat().st_mtime_ns, file.stem == name), default=None)
+    return f"eval/{newest.name if newest else f'{name}.png'}"
 
 
-def _of_run_itself(run: Run, figure: OfRun) -> list[captions.Pair]:
-    """The training's numbers; beside an evaluation's, no more than what was trained on."""
-    if figure.evaluation is None:
-        return captions.of_training(run)
-    trained = {"epochs": "epochs trained", "data": "trained on"}
-    return [(trained[name], value) for name, value in captions.of_training(run) if name in trained]
+def _training(run: Run, *, whole: bool) -> list[tuple[str, str]]:
+    """The training's numbers; beside those of an evaluation, no more than what was trained on."""
+    epochs, data = run.progress, format.data_label(run.data)
+    if not whole:
+        return [("epochs trained", epochs), ("trained on", data)]
+    speed = run.images_per_second
+    pairs = [
+        ("epochs", epochs),
+        ("training time", format.seconds(run.seconds)),
+        ("images a second", format.NONE if speed is None else f"{speed:,.0f}"),
+        ("data", data),
+        ("held out", run.held_out or format.NONE),
+        ("device", format.text(run.origin.get("device"))),
+    ]
+    return [pair for pair in pairs if pair[1] != format.NONE]
 
 
-def _of_study(figure: OfStudy, contents: Contents) -> tuple[ReportFigure, set[Path]]:
+def _missing(slot: OfRun, contents: Contents) -> list[str]:
+    """What makes a picture that is not there: training, if need be, and the evaluation if it is one's."""
+    runs = ranked(contents.runs, slot.method)
+    current, program = runs[0] if runs else None, _genssl(contents)
+    lines = []
+    if current is None or not (slot.command or current.state == "unfinished"):
+        lines = [f"{program} train {slot.method} --epochs 70"]
+    elif current.state == "unfinished":
+        lines = [f"genssl train --resume {_reference(current)}"]
+    if slot.command:
+        reference = _reference(current) if current else slot.method
+        lines.append(f"{'genssl' if current else program} {slot.command.format(reference)}")
+    return lines
+
+
+def _reference(run: Run) -> str:
+    """A REF that means this run."""
+    return shlex.quote(run.name if run.folder.parent == runs_root() else str(run.folder))
+
+
+def _genssl(contents: Contents) -> str:
+    """The program, told to put new runs where the page looks for them."""
+    if len(contents.folders) != 1 or contents.folders[0] == runs_root():
+        return "genssl"
+    return f"genssl --checkpoints {shlex.quote(str(contents.folders[0]))}"
+
+
+def _of_study(slot: OfStudy, contents: Contents) -> tuple[ReportFigure, set[Path]]:
     for study in sorted(contents.studies, key=lambda study: study.written, reverse=True):
         if study.kind != "ablate" or study.values.get("method") != "simsiam":
             continue
-        changed = [row for row in tables.arms(study) if figure.matches(tables.changes(row))]
-        if changed:
-            panel, file = _drawn(figure, study, changed, contents)
-            if panel.picture is not None:
-                return panel, {file}
-    return _missing(figure, [captions.ablation(contents, "simsiam", figure.usual)]), set()
+        changed = [row for row in studies.arms(study) if slot.matches(studies.changes(row))]
+        alone = [row for row in changed if len(studies.changes(row)) == 1] or changed
+        file = studies.picture_of(study, alone)
+        alt = f"Figure {slot.number}: {slot.title}, of the study {study.folder.name}"
+        if changed and (pictures := embed(file, alt, contents.problems)):
+            return _drawn(slot, study, alone, pictures), {file}
+    return _figure(slot, usual=[f"{_genssl(contents)} {slot.command}"]), set()
 
 
-def _drawn(
-    figure: OfStudy, study: Study, changed: list[dict[str, Any]], contents: Contents
-) -> tuple[ReportFigure, Path]:
-    alone = [row for row in changed if len(tables.changes(row)) == 1] or changed
-    file = tables.picture_of(study, alone)
-    label = f"Figure {figure.number}"
-    shown = [row for row in tables.arms(study) if row in alone or not tables.changes(row)]
-    made = captions.recorded(study.values)
-    panel = ReportFigure(
-        anchor=f"figure-{figure.number}",
-        label=label,
-        title=figure.title,
-        question=figure.question,
+def _drawn(slot: OfStudy, study: Study, arms: list[dict[str, Any]], pictures: list[Any]) -> ReportFigure:
+    shown = [row for row in studies.arms(study) if row in arms or not studies.changes(row)]
+    return _figure(
+        slot,
         source=f"study {study.folder.name}",
-        picture=embed(file, f"{label}: {figure.title}, of the study {study.folder.name}", contents.problems),
-        numbers=tables.study_origin(study),
-        table=tables.table(shown, study.kind),
-        notes=[*tables.verdicts(alone), *tables.notes(study)],
-        command=made,
-        usual=[] if made else [captions.study(study)],
+        pictures=pictures,
+        usual=[f"genssl {slot.command}"],
+        **studies.described(study, shown, verdicts_of=arms),
     )
-    return panel, file
-
-
-def _missing(figure: OfRun | OfStudy, usual: list[str]) -> ReportFigure:
-    anchor, label = f"figure-{figure.number}", f"Figure {figure.number}"
-    return ReportFigure(anchor, label, figure.title, figure.question, usual=usual)

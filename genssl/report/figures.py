@@ -3,12 +3,9 @@
 import base64
 import io
 import struct
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from genssl.report import format
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -16,7 +13,7 @@ if TYPE_CHECKING:
 LARGE = 200_000  # bytes from which on a picture is compressed again
 WIDEST = 1600  # pixels
 QUALITY = 90  # of a JPEG: no difference is seen at twice the size
-MAGNIFIED = 700  # pixels up to which a grid is shown larger than it is
+MAGNIFIED = 700  # pixels up to which a small picture is shown larger than it is
 
 
 @dataclass(frozen=True)
@@ -27,7 +24,6 @@ class Picture:
         source: a data: URI.
         width, height: how large it is shown where there is room, in pixels.
         sharp: it is magnified, and its pixels are to be seen.
-        grid: it is a grid of small images.
         alt: what it shows, in words.
     """
 
@@ -36,27 +32,22 @@ class Picture:
     height: int
     sharp: bool
     alt: str
-    grid: bool = False
-
-    @property
-    def kind(self) -> str:
-        """The classes of its element."""
-        return " ".join(name for name in ("grid", "sharp") if getattr(self, name))
 
 
-def embed(file: Path, alt: str, problems: list[str], *, grid: bool = False) -> Picture | None:
-    """A picture file as data; None where there is none, or none that can be read, which is a problem.
+def embed(file: Path, alt: str, problems: list[str]) -> list[Picture]:
+    """A picture file as data; none where there is none, or none that can be read, which is a problem.
+
+    A small one, a grid of images, is magnified by a whole number.
 
     Args:
         file: a PNG.
         alt: what it shows.
         problems: what could not be read is added.
-        grid: it is a grid of small images, which are magnified by a whole number.
     """
     from PIL import Image
 
     if not file.is_file():
-        return None
+        return []
     content = file.read_bytes()
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as opened:
@@ -65,10 +56,11 @@ def embed(file: Path, alt: str, problems: list[str], *, grid: bool = False) -> P
         kind, data = _smaller(content, width)
     except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError):
         problems.append(f"{file} is no picture that can be read")
-        return None
-    times = max(1, MAGNIFIED // width) if grid else 1
+        return []
+    times = max(1, MAGNIFIED // width)
     encoded = base64.b64encode(data).decode()
-    return Picture(f"data:image/{kind};base64,{encoded}", times * width, times * height, times > 1, alt, grid)
+    source = f"data:image/{kind};base64,{encoded}"
+    return [Picture(source, times * width, times * height, times > 1, alt)]
 
 
 def _smaller(content: bytes, width: int) -> tuple[str, bytes]:
@@ -103,27 +95,35 @@ class Cell:
     text: str
     small: str = ""
 
+    @property
+    def line(self) -> str:
+        """Both in one line: "0.50 ± 0.02", or "176 (160 to 190)"."""
+        if not self.small:
+            return self.text
+        return f"{self.text} {self.small}" if self.small.startswith("±") else f"{self.text} ({self.small})"
+
 
 @dataclass(frozen=True)
 class Table:
     """A table.
 
     Attributes:
-        about: what all its rows have in common: data, split, images, device.
+        conditions: what all its rows have in common: data, split, images, device.
+        notes: on its rows.
         floor: how many of the last rows are no models.
     """
 
     title: str
     columns: list[str]
     rows: list[list[Cell]]
-    about: str = ""
+    conditions: str = ""
     notes: list[str] = field(default_factory=list)
     floor: int = 0
 
 
 @dataclass(frozen=True)
 class ReportFigure:
-    """A figure with everything that belongs to it.
+    """A figure or a result with everything that belongs to it.
 
     Attributes:
         anchor: its place in the page.
@@ -132,40 +132,26 @@ class ReportFigure:
         source: the run or study that it is of.
         shipped: what to say where that run holds the weights of the repository.
         numbers: names and values.
+        conditions: what they were measured on, in a line.
         command: what made it; empty where that is not known.
         usual: what makes such a figure; the commands to give where there is no picture.
     """
 
     anchor: str
-    label: str
     title: str
+    label: str = ""
     question: str = ""
     source: str = ""
     shipped: str = ""
-    picture: Picture | None = None
+    pictures: list[Picture] = field(default_factory=list)
     numbers: list[tuple[str, str]] = field(default_factory=list)
-    table: Table | None = None
+    conditions: str = ""
+    tables: list[Table] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     command: str = ""
     usual: list[str] = field(default_factory=list)
 
-
-def with_origins(
-    title: str,
-    columns: Sequence[str],
-    rows: Sequence[Sequence[Cell]],
-    origins: Sequence[Mapping[str, str]],
-    notes: Sequence[str] = (),
-) -> Table:
-    """A table whose rows were measured on something: in its caption where that is the same, else in columns.
-
-    Args:
-        origins: of each row, by name, all with the same names, e.g. data, split, images, device.
-    """
-    shared = {name: value for name, value in origins[0].items() if all(o[name] == value for o in origins)}
-    varying = [name for name in origins[0] if name not in shared]
-    body = [
-        [*row, *(Cell(origin[name]) for name in varying)] for row, origin in zip(rows, origins, strict=True)
-    ]
-    details = "; ".join(f"{name}: {value}" for name, value in shared.items() if value != format.NONE)
-    return Table(title, [*columns, *varying], body, details, list(dict.fromkeys(notes)))
+    @property
+    def picture(self) -> Picture | None:
+        """The first picture."""
+        return self.pictures[0] if self.pictures else None

@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from genssl.data.registry import short_name
@@ -13,8 +14,14 @@ if TYPE_CHECKING:
 Show = Callable[[Any], str]
 NONE = "-"
 MOST_PLACES = 8  # after the point
+MOST_ITEMS = 8  # of a list or a record that is written out
 UNRESOLVED = " (not resolved)"  # the interval is larger than the number
 MINUTE, HOUR = 60, 3600
+UNIT_ENDINGS = {" db": "dB", " nats": "nats"}  # of names
+SPELLINGS = {
+    "bits per dim": "bits/dim", "frechet": "Frechet", "knn": "kNN", "psnr": "PSNR", "mse": "MSE",
+    "rmse": "RMSE", "snr": "SNR", "nfe": "NFE", "elbo": "ELBO", "t prime": "t'", "t star": "t*",
+}  # fmt: skip
 
 
 def number(value: Any, digits: int = 4) -> str:
@@ -29,11 +36,6 @@ def number(value: Any, digits: int = 4) -> str:
 def is_number(value: Any) -> bool:
     """Whether it is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def decimals(value: Any, places: int = 2) -> str:
-    """A number with so many places after the point."""
-    return f"{value:,.{places}f}" if is_number(value) else NONE
 
 
 def percent(value: Any) -> str:
@@ -51,6 +53,38 @@ def seconds(value: Any) -> str:
     if whole < HOUR:
         return f"{whole // MINUTE} min {whole % MINUTE} s"
     return f"{whole // HOUR} h {whole % HOUR // MINUTE} min"
+
+
+def is_share(name: str) -> bool:
+    """Whether numbers of this name are shown in percent: accuracies are."""
+    return "accuracy" in name
+
+
+def value_of(name: str, value: Any) -> str:
+    """A JSON value of this name; a hyphen for what is too long for a line."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        items = [f"{label(key)} {value_of(key, item)}" for key, item in value.items()]
+        return ", ".join(items) if 0 < len(items) <= MOST_ITEMS else NONE
+    if isinstance(value, list):
+        items = [text(item) for item in value[: MOST_ITEMS + 1]]
+        return NONE if NONE in items or len(items) > MOST_ITEMS else ", ".join(items) or NONE
+    if not is_number(value):
+        return text(value)
+    if name.endswith("seconds"):
+        return seconds(value)
+    return percent(value) if is_share(name) else number(value)
+
+
+def with_bounds(
+    name: str, value: Any, error: Any = None, low: Any = None, high: Any = None
+) -> tuple[str, str]:
+    """A value, and its interval or standard error; "" where it has neither."""
+    show, scale = partial(value_of, name), 100.0 if is_share(name) else 1.0
+    if is_number(low) and is_number(high):
+        return with_interval(value, low, high, show, scale)
+    return with_error(value, error, show, scale)
 
 
 def with_error(value: Any, error: Any, show: Show = number, scale: float = 1.0) -> tuple[str, str]:
@@ -101,12 +135,23 @@ def text(value: Any) -> str:
     return value if isinstance(value, str) and value else number(value)
 
 
-def of_name(name: str) -> str:
-    """A number's name as words, e.g. "psnr (dB)" of psnr_db."""
-    for suffix, unit in (("_db", "dB"), ("_seconds", "s"), ("_nats", "nats")):
-        if name.endswith(suffix):
-            return f"{of_name(name.removesuffix(suffix))} ({unit})"
-    return name.replace("_", " ").replace("bits per dim", "bits/dim").replace("frechet", "Frechet")
+def label(name: str, unit: str = "") -> str:
+    """A name as words with its unit: "PSNR (dB)" of psnr_db, "training time" of training_seconds."""
+    words = re.sub(r"[._-]+", " ", name).strip()
+    if f" {words}".endswith(" seconds"):  # their values are written with the unit
+        words, unit = f"{words.removesuffix('seconds')}time", ""
+    for ending, usual in UNIT_ENDINGS.items():
+        if words.endswith(ending):
+            words, unit = words.removesuffix(ending), unit or usual
+    for spelling, instead in SPELLINGS.items():
+        words = re.sub(rf"\b{spelling}\b", instead, words)
+    return f"{words} ({unit})" if unit and unit not in words else words
+
+
+def heading(name: str) -> str:
+    """A name as words that begin a line."""
+    words = label(name)
+    return words[:1].upper() + words[1:] if words.split(" ")[0].islower() else words
 
 
 def data_label(name: Any) -> str:
@@ -121,5 +166,9 @@ def breakable(text: str) -> "Markup":
     """
     from markupsafe import Markup, escape
 
-    text = re.sub(r"(?<=±) (?=\d)|(?<=\d) (?=%|seeds)|(?<=\d to) (?=-?\d)| (?=[↓↑])", "\u00a0", text)
+    text = re.sub(
+        r"(?<=±) (?=\d)|(?<=\d) (?=%|seeds)|(?<=\(not) (?=resolved)|(?<=\d to) (?=-?\d)| (?=[↓↑])",
+        "\u00a0",
+        text,
+    )
     return Markup(re.sub(r"([=_/])(?=\w)", r"\1<wbr>", str(escape(text))))

@@ -1,71 +1,18 @@
 """Runs and studies, read from disk without torch."""
 
 import json
-import struct
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from genssl import files
+from genssl import files, run_info
 from genssl.data.registry import short_name
 from genssl.errors import UserError
 from genssl.paths import ABOUT, ARMS, LABEL, REPORT, is_shipped, is_writable_run, runs_root, shipped_root
-from genssl.run_info import State, epochs_trained, state_of
+from genssl.run_info import CONFIG, ENVIRONMENT, HISTORY, MODEL, RunInfo, State, progress_of
 
-LONGEST_HEADER = 100_000_000  # bytes, as safetensors itself has it
-
-
-@dataclass(frozen=True)
-class Weights:
-    """What a model file says in its header.
-
-    Attributes:
-        epoch: whole epochs that the weights have seen.
-        finished: they were written at the end of a training: the last epoch's or --max-minutes'.
-        metrics: the last record of the history, and what was measured at the end.
-        training: what was trained, and on what, as in `run_info.RunInfo`.
-    """
-
-    epoch: int
-    finished: bool
-    digest: str
-    config: dict[str, Any]
-    metrics: dict[str, Any]
-    training: dict[str, Any]
-
-
-def read_weights(file: Path, problems: list[str]) -> Weights | None:
-    """The header of a safetensors file; None where there is none, or none that can be read."""
-    if not file.is_file():
-        return None
-    try:
-        details = _header(file)["__metadata__"]
-        return Weights(
-            epoch=int(details["epoch"]),
-            finished=json.loads(details["finished"]) is True,
-            digest=str(details["sha256"]),
-            config=dict(json.loads(details["config"])),
-            metrics=dict(json.loads(details.get("metrics", "{}"))),
-            training=dict(json.loads(details.get("training", "{}"))),
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        problems.append(f"{file} does not say what it is ({type(error).__name__})")
-        return None
-
-
-def _header(file: Path) -> dict[str, Any]:
-    """The header of a safetensors file: its length, 8 bytes, little-endian, then JSON."""
-    with file.open("rb") as opened:
-        (length,) = struct.unpack("<Q", opened.read(8))
-        if length > LONGEST_HEADER:
-            raise ValueError(f"a header of {length} bytes")
-        header: dict[str, Any] = json.loads(opened.read(length))
-    return header
-
-
-# As in genssl.checkpoint, which imports torch
-MODEL, CONFIG, HISTORY, ENVIRONMENT = "model.safetensors", "config.json", "history.jsonl", "environment.json"
 OF_GENSSL = "the weights that come with genssl"
 STUDIES = ("ablate", "compare")
 Record = dict[str, Any]
@@ -77,7 +24,8 @@ class Run:
 
     Attributes:
         arm: it belongs to an ablation, and a method's name does not mean it.
-        evaluations: by the name of their file.
+        info: what its weights say of themselves.
+        evaluations: by the name of their file, without those of studies.
         shipped: what the folder says of its weights where they are those of the repository.
         written: when it last became better, in seconds of the system's clock.
     """
@@ -88,7 +36,7 @@ class Run:
     origin: Record
     history: list[Record]
     evaluations: dict[str, Record]
-    weights: Weights | None
+    info: RunInfo | None
     shipped: str | None
     written: float
 
@@ -110,18 +58,47 @@ class Run:
     @property
     def state(self) -> State:
         """Whether all epochs are done, time ended the training, or something else did."""
-        if self.weights is None:
-            return "unfinished"
-        epochs = self.weights.config.get("epochs")
-        planned = epochs if isinstance(epochs, int) else self.weights.epoch
-        return state_of(self.weights.finished, self.weights.epoch, planned)
+        return "unfinished" if self.info is None else self.info.state
 
     @property
     def epochs(self) -> float | None:
         """How many epochs the weights have seen; what the history says where there are none."""
-        if self.weights is not None:
-            return epochs_trained(self.weights.epoch, self.weights.metrics)
+        if self.info is not None:
+            return self.info.epochs_trained
         return self.history[-1].get("epoch") if self.history else None
+
+    @property
+    def training(self) -> Record:
+        """What the weights say of their training: images, parameters, notes; {} in older files."""
+        return dict(self.info.training) if self.info is not None else {}
+
+    @property
+    def held_out(self) -> str | None:
+        """What was held out of training for validation, as text; None: nothing."""
+        share = self.config.get("holdout", 0)
+        metrics = self.info.metrics if self.info is not None else {}
+        return run_info.held_out(share, metrics) if isinstance(share, int | float) else None
+
+    @property
+    def progress(self) -> str:
+        """How many epochs were trained, of how many; a hyphen where that is not known."""
+        done, planned = self.epochs, self.config.get("epochs")
+        if not isinstance(done, int | float):
+            return "-"
+        return progress_of(done, planned if isinstance(planned, int) else 0)
+
+    @property
+    def seconds(self) -> Any:
+        """Of the whole training; None where nothing tells."""
+        return self.history[-1].get("seconds") if self.history else None
+
+    @property
+    def images_per_second(self) -> float | None:
+        """The median over epochs."""
+        speeds = [record.get("images_per_second") for record in self.history]
+        return (
+            statistics.median(known) if (known := [v for v in speeds if isinstance(v, int | float)]) else None
+        )
 
 
 @dataclass(frozen=True)
@@ -209,6 +186,17 @@ def is_runs_folder(folder: Path) -> bool:
     return any(is_run(child) or is_study(child) for child in children)
 
 
+def is_of_study(file: Path) -> bool:
+    """Whether a file in eval/ of a run is a study's, whose own table and figure show it."""
+    return file.stem.split("-")[0] in STUDIES
+
+
+def recorded(values: Record) -> str:
+    """The command that the numbers say has made them; empty in older files."""
+    command = values.get("command")
+    return command if isinstance(command, str) else ""
+
+
 def data_name(data: object) -> str:
     """photos of ../data/photos.tar.gz, as split names have it."""
     text = _text(data)
@@ -220,20 +208,30 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _read_run(folder: Path, arm: bool, contents: Contents) -> Run:
-    weights = read_weights(folder / MODEL, contents.problems)
-    evaluations = {file.stem: contents.read(file) for file in sorted((folder / "eval").glob("*.json"))}
-    dated = folder / MODEL if weights else folder / CONFIG if (folder / CONFIG).is_file() else folder
+    info = _read_info(folder / MODEL, contents.problems)
+    results = [file for file in sorted((folder / "eval").glob("*.json")) if not is_of_study(file)]
+    evaluations = {file.stem: contents.read(file) for file in results}
+    dated = folder / MODEL if info else folder / CONFIG if (folder / CONFIG).is_file() else folder
     return Run(
         folder=folder,
         arm=arm,
-        config=contents.read(folder / CONFIG) or (weights.config if weights else {}),
+        config=contents.read(folder / CONFIG) or (info.config.model_dump() if info else {}),
         origin=contents.read(folder / ENVIRONMENT),
         history=list(_read_lines(folder / HISTORY, contents.problems)),
         evaluations={name: values for name, values in evaluations.items() if values},
-        weights=weights,
+        info=info,
         shipped=_shipped(folder),
         written=dated.stat().st_mtime,
     )
+
+
+def _read_info(file: Path, problems: list[str]) -> RunInfo | None:
+    """What a model file says of itself; None where it is not there or is damaged."""
+    try:
+        return run_info.inspect(file) if file.is_file() else None
+    except UserError as error:
+        problems.append(str(error))
+        return None
 
 
 def _shipped(folder: Path) -> str | None:

@@ -1,143 +1,94 @@
 """The page: everything that is found, in one file that needs no other."""
 
 import os
-from dataclasses import dataclass
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from genssl import __version__, files
 from genssl.environment import command_line
-from genssl.report import assignment, captions, format, tables
+from genssl.report import assignment, format, results, studies
 from genssl.report.figures import Cell, ReportFigure, Table, embed
-from genssl.report.load import Contents, Record, Run, Study
+from genssl.report.load import Contents, Run, is_of_study, recorded
+from genssl.report.results import Result
+from genssl.run_info import parameters_text
 
 Template = Literal["runs", "assignment"]
-OF_TRAINING = ("curves", "wall-clock", "samples-over-epochs", "reconstructions-over-epochs")
-TITLES = {
-    "curves": "training curves",
-    "wall-clock": "wall clock of training",
-    "samples-over-epochs": "samples while training",
-    "reconstructions-over-epochs": "reconstructions while training",
-    "sample": "samples",
-    "latent-profile": "mean latent code of each class",
-    "interpolate": "interpolation",
-    "noise-levels": "reconstructions from noise",
-    "reconstruct": "reconstructions of test images",
-    "importance-ll": "log-likelihood over the number of importance samples",
-    "bits-per-dim": "bits/dim by noise level",
-    "knn-eval": "nearest neighbors: confusion of classes",
-    "linear-eval": "linear classifier",
-    "fidelity": "samples beside their nearest training images",
-    "ablate-samples": "samples, as a study took them",
-}
-KEPT = {"ablate", "compare-fidelity", "compare-samples"}  # by studies, whose own figures show them
-GRIDS = {"sample", "interpolate", "reconstruct", "ablate-samples", "fidelity", *OF_TRAINING[2:]}
+TITLE = "What was trained, and how good it is"
+HEADS = ("evaluation", "title", "command")
+ORIGIN = ("device", "cores", "python", "system", "git")
 
 
 def draw(contents: Contents, taken: set[Path]) -> list[tuple[str, list[ReportFigure]]]:
-    """By whose they are: every picture that is not taken yet."""
+    """By whose they are: every picture that is not taken yet, and every result without a picture."""
     groups = [(run.name, _of_run(run, contents, taken)) for run in contents.runs]
-    groups += [(study.folder.name, _of_study(study, contents, taken)) for study in contents.studies]
-    return [(name, plates) for name, plates in groups if plates]
+    # What the assignment's figures have taken from an ablation shows it all
+    rest = [item for item in contents.studies if not taken.intersection(item.pictures.values())]
+    groups += [(study.folder.name, studies.draw(study, contents)) for study in rest]
+    return [(name, figures) for name, figures in groups if figures]
 
 
 def _of_run(run: Run, contents: Contents, taken: set[Path]) -> list[ReportFigure]:
-    files = [run.folder / f"{name}.png" for name in OF_TRAINING]
-    files += sorted((run.folder / "eval").glob("*.png"))
-    plates = [_of_file(file, run, contents) for file in files if file not in taken and file.stem not in KEPT]
-    # Numbers without a picture have a place, too; what studies keep is in the tables
-    alone = [name for name in run.evaluations if not (run.folder / "eval" / f"{name}.png").exists()]
-    plates += [_plate(name, run, contents, None) for name in alone if name not in KEPT]
-    return [figure for figure in plates if figure is not None]
+    figures = [*_of_training(run, contents, taken), *_of_results(run, contents, taken)]
+    return sorted(figures, key=lambda figure: bool(figure.tables))  # those with a table are wide
 
 
-def _of_file(file: Path, run: Run, contents: Contents) -> ReportFigure | None:
-    return _plate(file.stem, run, contents, file) if file.is_file() else None
+def _of_training(run: Run, contents: Contents, taken: set[Path]) -> Iterator[ReportFigure]:
+    for file in sorted(run.folder.glob("*.png")):
+        title = format.heading(file.stem)
+        if file not in taken and (
+            pictures := embed(file, f"{title}, of the run {run.name}", contents.problems)
+        ):
+            yield ReportFigure(
+                f"{run.name}-{file.stem}", title, source=run.name, shipped=run.shipped or "",
+                pictures=pictures,
+            )  # fmt: skip
 
 
-def _plate(name: str, run: Run, contents: Contents, file: Path | None) -> ReportFigure | None:
-    """A picture of a run, with its numbers and its command; None where it cannot be read."""
-    kind = name if name in TITLES else captions.kind_of(name)
-    title = TITLES.get(kind, format.of_name(kind))
-    variant = name.removeprefix(kind).removeprefix("-").replace("-", " ")
-    title = f"{title} ({variant})" if variant else title
-    alt = f"{title}, of the run {run.name}"
-    picture = embed(file, alt, contents.problems, grid=kind in GRIDS) if file else None
-    values = run.evaluations.get(name, {})
-    if picture is None and (file is not None or not values):
-        return None
-    of_training = name in OF_TRAINING
-    made = captions.recorded(values or _first_of(run, name))
-    usual = "" if made or of_training else captions.evaluation(run, name)
+def _of_results(run: Run, contents: Contents, taken: set[Path]) -> Iterator[ReportFigure]:
+    """A figure a result, with every picture that was drawn with it; then the pictures that belong to none."""
+    pictures = sorted((run.folder / "eval").glob("*.png"), key=lambda file: file.stem)
+    files = [file for file in pictures if not is_of_study(file)]
+    owners = {file: _owner(file, run) for file in files}
+    for result in results.of_run(run):
+        drawn = [file for file, owner in owners.items() if owner == result.name]
+        left = [file for file in drawn if file not in taken]
+        if left or not drawn:
+            # What is said beside a picture that is taken is not said again
+            heads = {name: result.values[name] for name in HEADS if name in result.values}
+            yield _figure(run, result if left == drawn else replace(result, values=heads), left, contents)
+    for file in files:
+        if owners[file] is None and file not in taken:
+            yield _figure(run, Result(run.name, file.stem, {}), [file], contents)
+
+
+def _owner(file: Path, run: Run) -> str | None:
+    """The result that a picture was drawn with: knn-eval of knn-eval-neighbors."""
+    names = [name for name in run.evaluations if f"{file.stem}-".startswith(f"{name}-")]
+    return max(names, key=len, default=None)
+
+
+def _figure(run: Run, result: Result, files: Sequence[Path], contents: Contents) -> ReportFigure:
+    title = f"{result.title} ({result.variant})" if result.variant else result.title
+    alts = [", ".join([title, *_further(file, result), f"of the run {run.name}"]) for file in files]
+    pictures = [embed(file, alt, contents.problems) for file, alt in zip(files, alts, strict=True)]
     return ReportFigure(
-        anchor=f"{run.name}-{name}",
-        label="",
+        anchor=f"{run.name}-{result.name}",
         title=title,
         source=run.name,
         shipped=run.shipped or "",
-        picture=picture,
-        numbers=[]
-        if of_training
-        else captions.of_evaluation(name, values),  # those of runs come first of all
-        notes=[] if kind in tables.KINDS else captions.notes_of(run, values),
-        command=made,
-        usual=[usual] if usual else [],
+        pictures=[picture for item in pictures for picture in item],
+        **results.described(result),
     )
 
 
-def _first_of(run: Run, name: str) -> Record:
-    """The numbers of the evaluation whose further picture this is: knn-eval of knn-eval-neighbors."""
-    owners = [item for item in run.evaluations if name.startswith(f"{item}-")]
-    return run.evaluations[max(owners, key=len)] if owners else {}
-
-
-def _of_study(study: Study, contents: Contents, taken: set[Path]) -> list[ReportFigure]:
-    """All its sides in one figure, and what a comparison draws beside it.
-
-    Of an ablation that the assignment's figures have taken from, they show it all.
-    """
-    if taken.intersection(study.pictures.values()):
-        return []
-    main = study.pictures.get(study.kind)
-    plates = [_whole(study, contents, main)]
-    for name, file in study.pictures.items():
-        if study.kind == "compare" and file != main:
-            title = format.of_name(name.removeprefix(f"{study.kind}-"))
-            picture = embed(file, f"{title}, of {study.folder.name}", contents.problems)
-            if picture is not None:
-                anchor = f"{study.folder.name}-{name}"
-                plates.append(ReportFigure(anchor, "", title, source=study.folder.name, picture=picture))
-    return plates
-
-
-def _whole(study: Study, contents: Contents, file: Path | None) -> ReportFigure:
-    alt = f"{study.kind}: all sides of {study.folder.name}"
-    made = captions.recorded(study.values)
-    usual = "" if made else captions.study(study)
-    return ReportFigure(
-        anchor=study.folder.name,
-        label="",
-        title="an ablation" if study.kind == "ablate" else "a comparison",
-        source=study.folder.name,
-        picture=embed(file, alt, contents.problems) if file else None,
-        numbers=tables.study_origin(study),
-        table=tables.table(tables.arms(study), study.kind),
-        notes=[*tables.verdicts(tables.arms(study)), *tables.notes(study)],
-        command=made,
-        usual=[usual] if usual else [],
-    )
-
-
-TITLE = "What was trained, and how good it is"
-MEASURES = (
-    "fidelity vae",
-    "importance-ll vae",
-    "bits-per-dim ddpm",
-    "knn-eval simsiam",
-    "linear-eval simsiam",
-)
-ORIGIN = ("device", "cores", "python", "system", "git")
+def _further(file: Path, result: Result) -> list[str]:
+    further = file.stem.removeprefix(result.name).replace("-", " ").strip()
+    return [further] if further else []
 
 
 @dataclass(frozen=True)
@@ -167,31 +118,27 @@ def write(contents: Contents, out: Path, template: Template = "runs") -> Written
             that are missing; "runs" shows those that are there.
     """
     path = out / "report.html" if out.is_dir() else out
-    plates, taken = assignment.draw(contents, with_missing=template == "assignment")
+    figures, taken = assignment.draw(contents, with_missing=template == "assignment")
     rest = draw(contents, taken)
     folder = _commands_folder(path)
+    problems = list(dict.fromkeys(contents.problems))
     html = _render(
         folder,
         commands_folder=Path(os.path.relpath(folder, path.resolve().parent)).as_posix(),
         title=contents.title or TITLE,
         made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         version=__version__,
-        notes=[
-            *dict.fromkeys(contents.notes),
-            *(note for run in contents.runs for note in captions.training_notes(run)),
-        ],
-        runs=[(run, _summary(run), _command(run)) for run in contents.runs],
-        figures=plates,
-        tables=tables.make(contents),
+        notes=[*dict.fromkeys([*contents.notes, *_training_notes(contents.runs)])],
+        runs=[(run, _summary(run), recorded(run.origin)) for run in contents.runs],
+        figures=figures,
+        tables=results.compare(contents),
         others=rest,
-        measures=[f"genssl {command}" for command in MEASURES],
         environment=_environment(contents.runs),
-        problems=list(dict.fromkeys(contents.problems)),
+        problems=problems,
     )
     content = files.mark_page(html.encode(), {"command": command_line()})
     files.write_bytes(path, content)
-    names = [run.name for run in contents.runs]
-    return Written(path, len(content), names, plates, list(dict.fromkeys(contents.problems)))
+    return Written(path, len(content), [run.name for run in contents.runs], figures, problems)
 
 
 def _commands_folder(page: Path) -> Path:
@@ -211,29 +158,78 @@ def _render(commands_folder_path: Path, **content: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["relative"] = lambda line: captions.relative(line, commands_folder_path)
+    environment.filters["relative"] = partial(relative, folder=commands_folder_path)
     environment.filters["breakable"] = format.breakable
     return environment.get_template("page.html").render(**content)
 
 
+def relative(command: str, folder: Path) -> str:
+    """The command with its absolute paths made relative to a folder, from which it does the same."""
+    try:
+        arguments = shlex.split(command)
+    except ValueError:  # what a person wrote by hand
+        return command
+    shown = [_relative(argument, folder) for argument in arguments]
+    return command if shown == arguments else shlex.join(shown)
+
+
+def _relative(argument: str, folder: Path) -> str:
+    option = "=" in argument and not os.path.isabs(argument)
+    name, equals, value = argument.partition("=") if option else ("", "", argument)
+    if not os.path.isabs(value):
+        return argument
+    try:
+        return f"{name}{equals}{Path(os.path.relpath(os.path.realpath(value), folder)).as_posix()}"
+    except ValueError:  # another drive
+        return argument
+
+
 def _summary(run: Run) -> list[tuple[str, str]]:
     """A run in one line of names and values."""
-    accuracy, held_out = captions.accuracy_at_the_end(run), captions.held_out(run)
+    accuracy, held_out = _accuracy_at_the_end(run), run.held_out
     return [
         ("method", run.method),
         ("data", format.data_label(run.data)),
-        ("epochs", captions.epochs(run)),
-        ("train images", captions.train_images(run)),
-        *([] if held_out == format.NONE else [("held out", held_out)]),
-        ("training time", captions.training_time(run)),
+        ("epochs", run.progress),
+        ("train images", _train_images(run)),
+        *([("held out", held_out)] if held_out else []),
+        ("training time", format.seconds(run.seconds)),
         ("device", format.text(run.origin.get("device"))),
-        ("parameters", captions.parameters(run)),
-        *([] if accuracy == format.NONE else [("kNN accuracy at the end", accuracy)]),
+        ("parameters", _parameters(run)),
+        *([("kNN accuracy at the end", accuracy)] if accuracy else []),
     ]
 
 
-def _command(run: Run) -> str:
-    return captions.recorded(run.origin)
+def _train_images(run: Run) -> str:
+    """As the weights record it; of an older run the limit, where it has one."""
+    limit = run.config.get("limit")
+    if "images" in run.training or not isinstance(limit, int):
+        return format.number(run.training.get("images"))
+    return f"at most {limit:,}"
+
+
+def _parameters(run: Run) -> str:
+    """How many are trained, and how many there are where some are not."""
+    trained, total = run.training.get("parameters"), run.training.get("all_parameters")
+    if not isinstance(trained, int) or not isinstance(total, int):
+        return format.NONE
+    return parameters_text(trained, total)
+
+
+def _training_notes(runs: Sequence[Run]) -> list[str]:
+    """What the ends of the trainings showed."""
+    return [f"{run.name}: {note}" for run in runs for note in run.training.get("notes", [])]
+
+
+def _accuracy_at_the_end(run: Run) -> str:
+    """Of nearest neighbors in the features, beside what needs no training; "" where it was not measured."""
+    metrics = run.info.metrics if run.info is not None else {}
+    names = ("knn_accuracy", "knn_accuracy_untrained", "knn_accuracy_pixels")
+    current, untrained, pixels = (format.percent(metrics.get(name)) for name in names)
+    if format.NONE in {current, untrained, pixels}:
+        return ""
+    images = ", validation images" if metrics.get("split") == "validation" else ""
+    return f"{current} (untrained encoder {untrained}, raw pixels {pixels}{images})"
 
 
 def _environment(runs: list[Run]) -> Table | None:

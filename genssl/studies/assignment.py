@@ -200,16 +200,6 @@ def _step(title: str, makes: str, *arguments: object) -> Step:
 
 
 FULL_EPOCHS = {"vae": 70, "ddpm": 70, "simsiam": 100}
-# What a budget leaves to a CPU: the smallest networks, and for SimSiam Adam in small batches, which learns
-# more in few steps than the paper's recipe (docs/simsiam.md)
-ON_A_CPU: dict[str, dict[str, Any]] = {
-    "vae": {},
-    "ddpm": {"network": "tiny", "learning_rate": 4e-4},
-    "simsiam": {
-        "encoder": "small", "batch_size": 64, "optimizer": "adam", "learning_rate": 1e-3,
-        "base_batch_size": None, "weight_decay": 0.0,
-    },
-}  # fmt: skip
 SHARES = {"vae": 0.06, "ddpm": 0.3, "simsiam": 0.075}  # of a budget; four SimSiams are trained
 KNN_LOOKS = 3  # at the accuracy of a SimSiam that has a budget: each takes as long as many steps
 TITLE = "IFT6135, assignment 3"
@@ -262,7 +252,8 @@ def _plan_within(
     start = time.monotonic()
     parts, lengths = {}, {}
     for method, source in sources.items():
-        settings = {"epochs": FULL_EPOCHS[method], "seed": seed, **(ON_A_CPU[method] if small else {})}
+        cheap = configs.config_class(method).on_a_cpu if small else {}
+        settings = {"epochs": FULL_EPOCHS[method], "seed": seed, **cheap}
         listen(Note(f"a few steps of {method} on {source}, to see how long they take"))
         trial, share = {**settings, "data": source}, seconds * SHARES[method]
         lengths[method] = length_for(method, trial, share, Options(device=device), listen)
@@ -321,8 +312,8 @@ def _notes(seconds: float, lengths: Mapping[str, Length], share: float, *, small
         images = f"{length.limit or length.images:,} of {length.images:,} images"
         full = f"{length.share():.1%} of the assignment's {length.full_epochs} epochs on all of them"
         yield f"{method}: at most {length.epochs} epochs on {images}, {full}; the clock may end it before"
-        if small and ON_A_CPU[method]:
-            changed = ", ".join(f"{name}={value}" for name, value in ON_A_CPU[method].items())
+        if small and (cheap := configs.config_class(method).on_a_cpu):
+            changed = ", ".join(f"{name}={value}" for name, value in cheap.items())
             yield f"{method} has settings for a CPU: {changed}"
     if share < 1:
         yield "evaluations take fewer images, the fewer the less time is left"

@@ -11,7 +11,7 @@ from genssl import distributed
 from genssl.config import Config
 from genssl.data.augment.views import Views
 from genssl.data.split import Split
-from genssl.features import FeatureFunction, extract, extract_sharded
+from genssl.features import FeatureFunction, extract
 from genssl.metrics.collapse import output_std, rankme
 from genssl.metrics.knn import knn_predict
 from genssl.metrics.sharpness import SHARPNESS, mean_sharpness
@@ -203,7 +203,7 @@ class Monitor:
         train = self.train.take(KNN_BANK, self.config.seed)
         held_out = cast(Split, self.held_out).take(KNN_QUERIES, self.config.seed)
         bank, queries = (
-            extract_sharded(function, split.images, CHUNK, device=self.device, dtype=dtype)
+            extract(function, split.images, CHUNK, sharded=True, device=self.device, dtype=dtype)
             for split in (train, held_out)
         )
         bank_labels = cast(Tensor, train.labels).to(self.device)

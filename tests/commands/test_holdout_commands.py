@@ -8,10 +8,10 @@ from safetensors import safe_open
 
 from genssl import run_info
 from genssl.commands import _run
+from genssl.commands._options import Common
 from genssl.data.load import load, load_for_run
 from genssl.data.split import Split
 from genssl.eval import fidelity as fidelity_module
-from genssl.report.captions import of_training
 from genssl.report.load import gather
 
 from ..conftest import SMALL, call
@@ -92,7 +92,7 @@ def test_of_a_run_without_holdout_fidelity_takes_what_the_limit_left(digits: Pat
     out = tmp_path / "run"
     few = ["--epochs", 1, "--limit", 30, *SMALL]
     assert call("train", "vae", "--data", digits, *few, "--out", out).exit_code == 0
-    source = _run.open_samples(str(out), None, "pixels", None, "cpu", False)
+    source = _run.open_samples(str(out), "pixels", Common(device="cpu"))
     assert source.training_images().digest == load(str(digits), "train").take(30, 0).digest
     assert len(source.real("train", 200, 0)) == 120
 
@@ -122,13 +122,13 @@ def test_no_validation_split_is_one_line_and_exit_code_2(
 
 def test_reports_say_what_was_held_out(held_out_run: Path, vae_run: Path, tmp_path: Path) -> None:
     (run,) = gather([str(held_out_run)]).runs
-    assert dict(of_training(run))["held out"] == f"20 % ({HELD_OUT} images)"
+    assert run.held_out == f"20 % ({HELD_OUT} images)"
     page = tmp_path / "page.html"
     assert call("report", held_out_run, vae_run, "--out", page).exit_code == 0
     text = page.read_text(encoding="utf-8").replace("\N{NO-BREAK SPACE}", " ")
     assert f"<dt>held out</dt><dd>20 % ({HELD_OUT} images)</dd>" in text
     assert text.count(", validation images)") == 1
     (whole,) = gather([str(vae_run)]).runs
-    assert "held out" not in dict(of_training(whole))
+    assert whole.held_out is None
     shown = json.loads(call("runs", "show", held_out_run, "--json").stdout)
     assert shown["numbers"]["validation_images"] == HELD_OUT

@@ -2,7 +2,7 @@ import math
 
 import torch
 
-from genssl.metrics.importance import bound_by_samples, effective_sample_size
+from genssl.metrics.latents import bound_by_samples, effective_sample_size
 from genssl.runtime import generator
 
 

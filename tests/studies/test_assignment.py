@@ -17,9 +17,10 @@ import typer
 from genssl.cli import app
 from genssl.commands import assignment as assignment_module
 from genssl.commands._outputs import evaluation_name
+from genssl.config import DDPMConfig
 from genssl.data import torchvision_sets
 from genssl.studies import assignment as study
-from genssl.studies.assignment import ON_A_CPU, SHARES, Part, assignment, steps_of
+from genssl.studies.assignment import SHARES, Part, assignment, steps_of
 from genssl.studies.demo import demo
 from genssl.studies.plan import Length, Plan, Step, fit
 from genssl.train.events import silent
@@ -102,7 +103,7 @@ def test_a_budget_makes_everything_smaller_and_says_so(digits: Path) -> None:
             note.startswith(f"{method}: at most 10 epochs on 120 of 120 images") for note in plan.notes
         )
     train = next(step.arguments for step in plan.steps if step.trains == "ddpm")
-    for name, value in ON_A_CPU["ddpm"].items():
+    for name, value in DDPMConfig.on_a_cpu.items():
         assert f"{name}={value}" in train
     assert SHARES["vae"] + SHARES["ddpm"] + 4 * SHARES["simsiam"] < 0.75  # the rest is for measuring
     assert plan.budget == pytest.approx(1.2)

@@ -14,7 +14,7 @@ from genssl.data.loader import Loader
 from genssl.data.split import Split
 from genssl.data.subset import train_validation_split
 from genssl.errors import UserError
-from genssl.features import extract, extract_sharded
+from genssl.features import extract
 from genssl.models.build import build
 from genssl.models.losses import barlow_twins_loss, simsiam_loss, vicreg_loss
 from genssl.models.method import Method
@@ -131,7 +131,7 @@ def together() -> dict[str, Tensor]:
     numbers = {"a": torch.tensor(float(rank)), "b": torch.tensor(3.0, dtype=torch.float64)}
     return {
         "rows": distributed.all_gather(mine, 7),
-        **{f"features of {n}": extract_sharded(halves, split(n).images, 2) for n in (1, 2, 7)},
+        **{f"features of {n}": extract(halves, split(n).images, 2, sharded=True) for n in (1, 2, 7)},
         "half precision": distributed.all_gather(mine.bfloat16(), 7),
         "agreed": torch.tensor(distributed.all_reduce_max(7 * rank)),
         "told": torch.tensor(list(distributed.broadcast("grüße" if rank == 0 else "no").encode())),

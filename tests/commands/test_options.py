@@ -1,0 +1,43 @@
+"""The options that commands share."""
+
+from typing import Annotated
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from genssl.commands._options import Common, Sampling, with_options
+
+
+def invoke(*arguments: str) -> tuple[list[object], str]:
+    seen: list[object] = []
+    app = typer.Typer()
+
+    @app.command()
+    @with_options("limit")
+    def command(
+        common: Common,
+        sampling: Sampling,
+        n: Annotated[int, typer.Option("-n")] = 3,
+        out: Annotated[str | None, typer.Option(help="An option of its own.")] = None,
+    ) -> None:
+        seen.extend([common, sampling, n, out])
+
+    result = CliRunner().invoke(app, arguments)
+    return seen, result.output
+
+
+def test_options_go_to_the_parameters_whose_fields_they_are() -> None:
+    seen, _ = invoke("-n", "4", "--seed", "7", "--steps", "5", "--out", "x", "--device", "cpu")
+    assert seen == [Common(seed=7, device="cpu"), Sampling(steps=5), 4, "x"]
+    assert Sampling(steps=5).given() == {"steps": 5}
+    assert invoke()[0] == [Common(), Sampling(), 3, None]
+
+
+@pytest.mark.parametrize(("option", "value"), [("--limit", "3"), ("--device", "gpu")])
+def test_what_a_command_does_not_take_is_refused(option: str, value: str) -> None:
+    assert invoke(option, value)[0] == []
+
+
+def test_its_own_option_comes_instead() -> None:
+    assert "An option of its own." in invoke("--help")[1]
