@@ -22,7 +22,7 @@ class Cost:
     name: str
     batch: int  # default
     run_images: int  # of a default run
-    parameters: int
+    parameters: int  # trained
     forward: int  # multiply-adds
     step: int  # multiply-adds, forward and backward
     undivided: int  # of `step`: on every process for the whole batch
@@ -128,7 +128,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def counts(costs: Sequence[Cost]) -> str:
     """What was counted."""
-    head = ["case", "parameters, M", "forward, M", "step, M", "state, MB", "kept, KB bf16", "kept, KB fp32"]
+    head = ["case", "trained, M", "forward, M", "step, M", "state, MB", "kept, KB bf16", "kept, KB fp32"]
     head += ["traffic, MB", "a step besides, MB", "operators", "products"]
     return table(head, [_counted(cost) for cost in costs])
 

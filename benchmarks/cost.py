@@ -27,6 +27,7 @@ from genssl.config import Config, SelfSupervisedConfig, make
 from genssl.data.augment.views import choose_views
 from genssl.data.split import Split
 from genssl.models.build import build
+from genssl.models.method import count_parameters
 from genssl.runtime import autocast, generator
 from genssl.train.loop import Training
 
@@ -187,7 +188,7 @@ def count(name: str) -> Cost:
         name=name,
         batch=config.batch_size,
         run_images=config.epochs * TRAIN_IMAGES[config.data],
-        parameters=sum(p.numel() for p in smallest.method.parameters()),
+        parameters=count_parameters(smallest.method)[0],
         forward=of_image["bf16", "forward"],
         step=of_image["bf16", "step"],
         undivided=UNDIVIDED.get(method, 0) * width**2,

@@ -15,8 +15,25 @@ if TYPE_CHECKING:
     from genssl.models.method import Method
 
 
-def save(method: "Method", folder: Path, *, epoch: int, finished: bool, metrics: Mapping[str, Any]) -> None:
-    """Write the weights for inference, with config and metrics in the metadata: one file is complete."""
+def save(
+    method: "Method",
+    folder: Path,
+    *,
+    epoch: int,
+    finished: bool,
+    metrics: Mapping[str, Any],
+    training: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the weights for inference, with what is known of them in the metadata: one file is complete.
+
+    Args:
+        method: with its config.
+        folder: the run's.
+        epoch: whole epochs of training.
+        finished: whether training came to its end.
+        metrics: the last record of the history, and what was measured at the end.
+        training: as in `RunInfo`.
+    """
     metadata = {
         "format": FORMAT,
         "config": method.config.model_dump_json(),
@@ -24,6 +41,7 @@ def save(method: "Method", folder: Path, *, epoch: int, finished: bool, metrics:
         "epoch": str(epoch),
         "finished": json.dumps(finished),
         "metrics": json.dumps(metrics, allow_nan=False),
+        "training": json.dumps(dict(training or {})),
     }
     files.write_tensors(folder / MODEL, method.state_dict(), metadata)
 

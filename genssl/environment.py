@@ -77,12 +77,14 @@ def _version(package: str) -> str:
 def git_revision(source: Path = SOURCE) -> str | None:
     """Revision of the checkout that this package runs from, with + when it was changed.
 
-    None where the package was installed, be it within somebody's repository.
+    None where the package was installed or unpacked, be it within somebody's repository.
     """
     try:
         root = Path(_git(source, "rev-parse", "--show-toplevel"))
-        if not (root / "pyproject.toml").is_file() or (root / "genssl").resolve() != source.resolve():
+        if (root / "genssl").resolve() != source.resolve():
             return None
+        # Fails for a file that git does not track
+        _git(source, "ls-files", "--error-unmatch", "__init__.py")
         return _git(source, "describe", "--always", "--dirty=+", "--abbrev=12") or None
     except (OSError, subprocess.SubprocessError):
         return None

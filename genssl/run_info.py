@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +18,6 @@ CONFIG = "config.json"
 HISTORY = "history.jsonl"
 ENVIRONMENT = "environment.json"
 FORMAT = "1"  # of checkpoints
-VALIDATION_IMAGES = "validation_images"  # among the metrics of a run with a holdout
 
 State = Literal["finished", "stopped by time", "unfinished"]
 
@@ -61,16 +60,21 @@ def progress_of(trained: float, epochs: int) -> str:
     return f"{trained:,.6g}" if trained >= epochs else f"{trained:,.6g} of {epochs:,}"
 
 
-def held_out(share: float, metrics: Mapping[str, Any]) -> str | None:
+def parameters_text(trained: int, total: int) -> str:
+    """`1,178,660`, or `12,484,160 trained of 24,441,728` where some are not trained."""
+    return f"{trained:,}" if trained == total else f"{trained:,} trained of {total:,}"
+
+
+def held_out(share: float, training: Mapping[str, Any]) -> str | None:
     """What a run held out of its training, `10 % (443 images)`; None: nothing.
 
     Args:
         share: the setting.
-        metrics: of the run's weights.
+        training: as in `RunInfo`.
     """
     if share == 0:
         return None
-    images = metrics.get(VALIDATION_IMAGES)
+    images = training.get("validation_images")
     return f"{100 * share:.4g} %" + ("" if images is None else f" ({images:,} images)")
 
 
@@ -81,6 +85,9 @@ class RunInfo:
     Attributes:
         epoch: whole epochs that the weights were trained for.
         finished: whether training came to its end, after the last epoch or by --max-minutes.
+        training: what was trained, and on what: "parameters" (trained), "all_parameters", "images" and
+            "data_digest" of the train split, "validation_images", if any were held out, and "notes" on how it
+            ended, if any. Older files do not have it.
     """
 
     folder: Path
@@ -89,6 +96,7 @@ class RunInfo:
     finished: bool
     metrics: dict[str, Any]
     digest: str
+    training: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -103,7 +111,7 @@ class RunInfo:
     @property
     def held_out(self) -> str | None:
         """What was held out of training, as text; None: nothing."""
-        return held_out(self.config.holdout, self.metrics)
+        return held_out(self.config.holdout, self.training)
 
     @property
     def epochs_trained(self) -> float:
@@ -128,9 +136,23 @@ def inspect(path: Path) -> RunInfo:
             finished=bool(json.loads(metadata["finished"])),
             metrics=json.loads(metadata["metrics"]),
             digest=metadata["sha256"],
+            training=json.loads(metadata.get("training", "{}")),
         )
     except (KeyError, ValueError) as error:
         raise UserError(f"{file} does not say what it is ({error!r}); restore it", FAILED_RUN) from error
+
+
+def trained_digest(path: Path) -> str | None:
+    """The digest of the images that a run was trained on, as it recorded it; None where it did not.
+
+    Raises:
+        UserError: a file of the run is damaged.
+    """
+    model, state = path / MODEL, path / STATE
+    if model.exists() and (digest := inspect(path).training.get("data_digest")) is not None:
+        return str(digest)
+    # Older weights do not have it, and the state always did
+    return files.read_header(state)[1].get("data_digest") if state.exists() else None
 
 
 def verify(path: Path) -> list[str]:

@@ -119,7 +119,7 @@ def test_another_method_is_refused(root: Path) -> None:
     ("data", "tag", "name"),
     [
         ("svhn", None, "vae-svhn"),
-        ("/some/where/svhn-images.tar.gz", None, "vae-svhn-images"),
+        ("/some/where/photos.tar.gz", None, "vae-photos"),
         ("my data/ü x", "a/b", "vae-x-a-b"),
         ("..", "-", "vae-data-data"),
     ],

@@ -1,5 +1,6 @@
 """The documentation says what the program does: commands exist, code runs, links lead somewhere."""
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import typer
 import genssl
 from genssl.cli import app
 from genssl.models import build
+from genssl.studies.results import ALIKE, TIMES, Statistic, _pace
 
 from . import command_reference
 from .conftest import call
@@ -126,3 +128,27 @@ def test_the_page_on_extending_runs(digits: Path, tmp_path: Path, monkeypatch: p
     assert call("runs", "verify", tmp_path / "run").exit_code == 0
     assert call("reconstruct", tmp_path / "run", "-n", 4).exit_code == 0
     assert call("sample", tmp_path / "run").exit_code == 2
+
+
+def test_verdicts_on_times_have_one_margin_on_all_pages() -> None:
+    for name in ("metrics", "scaling"):
+        text = " ".join((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8").split())
+        assert f"within a factor of {ALIKE:g} are" in text, name
+        assert "by a fifth" in text, name
+    for file in (ROOT / "docs" / "results").glob("*ablate*.json"):
+        baseline, *arms = json.loads(file.read_text(encoding="utf-8"))["rows"]
+        for arm in arms:
+            for what, name in TIMES.items():
+                if name in arm["numbers"] and re.search(rf"(^|; ){what} ", arm["verdict"]):
+                    times = (Statistic(**row["numbers"][name]) for row in (baseline, arm))
+                    assert _pace(what, *times) in arm["verdict"].split("; "), (file.name, arm["arm"])
+
+
+def test_the_assignments_page_says_which_questions_its_command_leaves_out() -> None:
+    text = (ROOT / "docs" / "assignment.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line]
+    with_command = [row for row in rows if len(row) == 5 and "`genssl" in row[2]]
+    left_out = [row[0] for row in with_command if "(figure" not in row[4]]
+    assert left_out == ["2.3 a", "3.5 c", "3.6", "3.7", "3.8"]
+    [sentence] = re.findall(r"It does not\s+include (.*?):", text, re.DOTALL)
+    assert all(question in sentence for question in [*left_out, "2.3 b"])

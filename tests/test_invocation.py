@@ -33,10 +33,10 @@ def test_a_run_and_its_numbers_say_how_they_were_made(vae_run: Path, tmp_path: P
     assert shlex.split(made["command"]) == ["genssl", *arguments[:-2]]
 
 
-def repository(folder: Path) -> Path:
-    """A checkout with a commit, and a package `genssl` in it."""
-    (folder / "genssl").mkdir(parents=True)
-    (folder / "genssl" / "__init__.py").write_text("")
+def repository(folder: Path, package: str = "genssl") -> Path:
+    """A checkout with a commit, and a package in it."""
+    (folder / package).mkdir(parents=True)
+    (folder / package / "__init__.py").write_text("")
     (folder / "pyproject.toml").write_text("")
     for words in (
         ["init", "--quiet"],
@@ -63,6 +63,16 @@ def test_an_installed_package_has_no_revision(tmp_path: Path) -> None:
     assert git_revision(installed) is None
     (tmp_path / "plain" / "genssl").mkdir(parents=True)
     assert git_revision(tmp_path / "plain" / "genssl") is None
+
+
+def test_a_package_unpacked_in_another_repository_has_no_revision(tmp_path: Path) -> None:
+    """Its files lie in the work tree, but git does not track them: the revision says nothing of them."""
+    thesis = repository(tmp_path / "thesis", package="chapter")
+    unpacked = thesis / "genssl"
+    unpacked.mkdir()
+    (unpacked / "__init__.py").write_text("")
+    assert git_revision(thesis / "chapter") is None
+    assert git_revision(unpacked) is None
 
 
 def test_the_versions_are_those_of_the_dependencies() -> None:

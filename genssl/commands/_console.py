@@ -199,10 +199,13 @@ class TrainingScreen:
 
 def describe_start(event: "Started") -> str:
     """The method, data, device and folder of a training, as text."""
+    from genssl.run_info import parameters_text
+
     again = f", resumed at step {event.step:,}" if event.step else ""
+    parameters = parameters_text(event.parameters, event.all_parameters)
     held_out = f", and {event.held_out:,} held out for validation" if event.held_out else ""
     return (
-        f"training {event.method} ({event.parameters:,} parameters) on {event.data} "
+        f"training {event.method} ({parameters} parameters) on {event.data} "
         f"({event.images:,} images{held_out}), {event.epochs} epochs, {event.total_steps:,} steps, "
         f"{event.device}, {event.precision}{again}\nrun folder: {event.folder}"
     )

@@ -353,14 +353,15 @@ def feature_space(
     Raises:
         UserError: the run is for images of another size, or there is no run to default to.
     """
-    from genssl.eval.feature_cache import PIXELS, FeatureSpace, choose_encoder, encoder_reason
+    from genssl.eval.feature_cache import PIXELS, FeatureSpace
 
     if reference == "pixels":
         return PIXELS, None
     if reference is None:
-        chosen = choose_encoder(image_size)
-        echo(f"features of {encoder_reason(chosen)}; --features names another")
-        reference = str(chosen.folder)
+        from genssl.eval.fidelity_features import default_features
+        from genssl.runtime import choose_device
+
+        return default_features(choose_device(device)), None
     loaded = load_run(reference, None, device)
     size = loaded.info.config.image_size
     if image_size not in {None, size}:

@@ -40,7 +40,7 @@ def assignment(
     seed: _options.Seed = 0,
     device: _options.Device = "auto",
 ) -> None:
-    """Run the course assignment: train, evaluate and report. The same command resumes it."""
+    """Make figures 1 to 13 of the course assignment, and a report. The same command resumes it."""
     from genssl.data.registry import require
     from genssl.studies.plan import begin
 

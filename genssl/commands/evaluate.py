@@ -9,14 +9,18 @@ import typer
 from genssl.commands import _options, _outputs
 from genssl.commands._console import echo, progress
 from genssl.commands._run import (
+    PIXELS_SIZE,
     LoadedRun,
     SampleSource,
     default_samples,
     default_samples_reason,
+    feature_space,
+    find_run,
     load_run,
     open_samples,
     origin,
     provenance,
+    read_split,
     save_and_print,
     write_result,
 )
@@ -261,9 +265,9 @@ def _splits(
 def fidelity(
     context: typer.Context,
     run: Annotated[
-        str,
+        str | None,
         typer.Argument(metavar="REF", help="A method, the name or path of a run, or a folder of samples."),
-    ],
+    ] = None,
     n: Annotated[
         int | None,
         typer.Option("-n", min=1, help="Number of samples; default: 512 on a CPU, 10,000 on a GPU."),
@@ -272,9 +276,12 @@ def fidelity(
         str | None,
         typer.Option(
             metavar="REF",
-            help="Feature extractor: a run, or pixels; default: the newest self-supervised run.",
+            help="Feature extractor: a run, or pixels; default: the one that comes with genssl.",
         ),
     ] = None,
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="Measure what the features notice of disturbed real images.")
+    ] = False,
     split: Annotated[_options.RunSplitName, typer.Option(help="Split of the real images.")] = "test",
     k: Annotated[int, typer.Option("-k", min=1, help="k of precision, recall, density and coverage.")] = 5,
     resamples: Annotated[
@@ -299,6 +306,11 @@ def fidelity(
 ) -> None:
     """Sample quality: FD, KD, precision, recall, density, coverage and memorization."""
     chosen = _options.given(prior=prior, sampler=sampler, steps=steps, eta=eta, variance=variance)
+    if sensitivity:
+        _sensitivity(run, n, features, split, data, skip_bad, seed, batch_size, device, out, as_json)
+        return
+    if run is None:
+        raise UserError("name a run or a folder of samples, or --sensitivity with --data")
     if out is not None and not memorization:
         raise UserError("--no-memorization leaves nothing to draw; leave --out away, or --no-memorization")
     source = open_samples(run, checkpoint, features, data, device, skip_bad)
@@ -309,8 +321,8 @@ def fidelity(
     count = n or default_samples(source.device)
     real = source.real(split, 2 * count, seed)
     images, details = source.images(count, chosen, seed, batch_size)
-    train = source.training_images() if memorization else None
-    settings = Settings(k, resamples, seed, batch_size)
+    train = source.training_images()
+    settings = Settings(k, resamples, seed, batch_size, memorization)
     with progress("measuring") as tick:
         result = evaluation.fidelity(images, real, train, source.space, settings, tick)
     result = replace(result, values={**result.values, "sampling": details})
@@ -318,6 +330,30 @@ def fidelity(
         note = f"{len(images)} samples is {_default_reason(source)}; -n takes another number"
         result = replace(result, notes=(*result.notes, note))
     _save_and_print(source, result, target, as_json, real)
+
+
+def _sensitivity(
+    run: str | None, n: int | None, features: str | None, split: _options.RunSplitName, data: str | None,
+    skip_bad: bool, seed: int, batch_size: int, device: str, out: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """The table of disturbances, of real images of --data or of the data of a run."""
+    if split == "validation":
+        raise UserError("--sensitivity is of data, which have no validation split; use --split test")
+    if data is None:
+        if run is None:
+            raise UserError("--sensitivity needs real images; name them with --data, or a run for its data")
+        data = find_run(run, None)[1].config.data
+    from genssl.eval.sensitivity import sensitivity
+    from genssl.runtime import choose_device, describe
+
+    where = choose_device(device)
+    space, size = feature_space(features, None, device)
+    target = _outputs.target(Path("sensitivity.png"), "fidelity --sensitivity", out)
+    real = read_split(data, split, size or PIXELS_SIZE, seed, skip_bad)
+    real = real.take(min(2 * n, len(real)) if n else None, seed).to(where)
+    with progress("measuring") as tick:
+        result = sensitivity(real, space, batch_size, tick)
+    write_result("features", {"device": describe(where), **origin(real)}, result, target, as_json)
 
 
 def _default_reason(source: SampleSource) -> str:

@@ -234,6 +234,7 @@ def _show_result(folder: Path, as_json: bool) -> None:
 def _dry_run(config: "Config", options: "Options", as_json: bool) -> None:
     import json
 
+    from genssl.run_info import parameters_text
     from genssl.train.estimate import estimate
     from genssl.train.signals import format_seconds
 
@@ -246,7 +247,7 @@ def _dry_run(config: "Config", options: "Options", as_json: bool) -> None:
     show_values(
         "expected",
         {
-            "parameters": cost.parameters,
+            "parameters": parameters_text(cost.parameters, cost.all_parameters),
             "images": cost.images,
             "steps": cost.steps,
             "device": f"{cost.device}, {cost.precision}",

@@ -9,8 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from genssl import paths, run_info, runs
-from genssl.config import SelfSupervisedConfig
 from genssl.data.cache import cache_folder
 from genssl.data.split import Split
 from genssl.errors import FAILED_RUN, UserError
@@ -19,7 +17,6 @@ from genssl.features import extract_sharded
 from genssl.files import read_tensors, write_tensors
 from genssl.models.build import build
 from genssl.models.method import Method
-from genssl.run_info import RunInfo
 from genssl.runtime import Tick
 
 Encoder = Callable[[Tensor], Tensor]  # images (B, 3, H, W) in the model's range -> (B, D)
@@ -92,7 +89,6 @@ def _check_classes(train: Split, labels: Tensor, test_labels: Tensor) -> None:
 
 
 FORMAT = "1"  # of the cache
-SHIPPED = "simsiam"  # the shipped encoder
 
 
 @dataclass(frozen=True)
@@ -111,44 +107,6 @@ class FeatureSpace:
 
 
 PIXELS = FeatureSpace("pixels", pixels)
-
-
-def choose_encoder(image_size: int | None) -> RunInfo:
-    """The default encoder for images of this size; None: of any size.
-
-    It is the newest finished self-supervised run without collapse, else the newest one stopped by time after
-    an epoch or more, else the shipped weights.
-
-    Raises:
-        UserError: there is neither.
-    """
-    usable = [info for info in runs.known() if _is_usable(info) and _fits(info, image_size)]
-    if usable:
-        return max(reversed(usable), key=lambda info: info.state == "finished")
-    shipped = paths.shipped_root() / SHIPPED
-    if (shipped / run_info.MODEL).exists() and _fits(info := run_info.inspect(shipped), image_size):
-        return info
-    size = "" if image_size is None else f" for images of {image_size} pixels"
-    raise UserError(
-        f"no finished self-supervised run{size} in {paths.runs_root()}/ to compare features of; train one "
-        "with `genssl train simsiam`, or name any run, or pixels, with `genssl fidelity REF --features`"
-    )
-
-
-def _is_usable(info: RunInfo) -> bool:
-    learned = info.finished and info.epoch > 0 and not info.metrics.get("collapsed")
-    return learned and isinstance(info.config, SelfSupervisedConfig)
-
-
-def encoder_reason(encoder: RunInfo) -> str:
-    """The choice of `choose_encoder` and its reason, as text."""
-    if paths.is_shipped(encoder.folder):
-        return f"the {encoder.config.method} that comes with genssl"
-    return f"{encoder.name}, the newest self-supervised run"
-
-
-def _fits(info: RunInfo, image_size: int | None) -> bool:
-    return image_size in {None, info.config.image_size}
 
 
 def cached_features(space: FeatureSpace, split: Split, batch_size: int, tick: Tick) -> Tensor:

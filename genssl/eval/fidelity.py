@@ -1,4 +1,4 @@
-"""Sample quality: generated images against real ones, beside a baseline of other real images."""
+"""Sample quality: generated images against real ones, beside real images in the samples' place."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,14 +14,16 @@ from genssl.errors import UserError
 from genssl.eval.feature_cache import FeatureSpace, cached_features, extract_features
 from genssl.eval.result import EvalResult
 from genssl.metrics.fidelity import frechet_distance, kernel_distance, prdc, squared_mmd
-from genssl.metrics.memorization import NearestTraining, find_nearest_training
+from genssl.metrics.memorization import NearestTraining, find_nearest_training, leave_one_out
 from genssl.metrics.sharpness import diversity, sharpness
 from genssl.runtime import Tick, generator, measuring
 
 PERCENT = (0.025, 0.975)
 SUBSETS, LARGEST_SUBSET = 100, 1000  # of the kernel distance
+ENOUGH = 10  # images per feature dimension, below which the Frechet distance is largely bias
 UNITS = {
     "frechet_distance": "squared feature units",
+    "frechet_distance_infinity": "squared feature units",
     "kernel_distance": "squared feature units",
     "sharpness": "squared gray levels",
 }
@@ -37,12 +39,14 @@ class Settings:
         resamples: random halves for the intervals; 0: no intervals.
         seed: random seed of the subsets and the halves.
         batch_size: of the encoder, in images.
+        memorization: look for copies of training images; encodes all of them.
     """
 
     neighbors: int = 5
     resamples: int = 100
     seed: int = 0
     batch_size: int = 256
+    memorization: bool = True
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,27 @@ def measure(
         draw = generator(settings.seed, "eval", i)
         halves.append(numbers(real.half(draw), generated.half(draw), settings.neighbors))
         tick(i + 1, settings.resamples)
-    return {name: _with_interval(name, value, halves) for name, value in values.items()}, deviation
+    estimates = {name: _with_interval(name, value, halves) for name, value in values.items()}
+    if halves:
+        mean_half = sum(half["frechet_distance"] for half in halves) / len(halves)
+        unbiased = Estimate(extrapolate(values["frechet_distance"], mean_half))
+        # Behind the distance that it corrects
+        estimates = (
+            {"frechet_distance": estimates.pop("frechet_distance")}
+            | {"frechet_distance_infinity": unbiased}
+            | estimates
+        )
+    return estimates, deviation
+
+
+def extrapolate(whole: float, half: float) -> float:
+    """The Frechet distance of infinitely many images, from its values for N and for N / 2 images.
+
+    Its bias is proportional to 1 / N (Chong and Forsyth 2020, "FID-infinity"): d(N) = d + b / N, so that
+    d = 2 d(N) - d(N / 2). They fit the line to more sizes of fewer draws each; here the second point is the
+    mean over many random halves. It may be below 0 by chance.
+    """
+    return 2 * whole - half
 
 
 def numbers(real: SampleSet, generated: SampleSet, neighbors: int) -> dict[str, float]:
@@ -112,7 +136,10 @@ def numbers(real: SampleSet, generated: SampleSet, neighbors: int) -> dict[str, 
     }
     if generated.authentic is not None:
         values["authenticity"] = float(generated.authentic.double().mean())
-    return values | {"sharpness": float(generated.sharpness.mean()), "variety": diversity(generated.features)}
+    return values | {
+        "sharpness": float(generated.sharpness.mean()),
+        "diversity": diversity(generated.features),
+    }
 
 
 def subset_size(real: SampleSet, generated: SampleSet) -> int:
@@ -225,9 +252,10 @@ def _draw_cells(
         draw.text((left, top + side + 1), caption, fill="black", font=font)
 
 
-# The other metrics are best where the floor is
+# The other metrics are best where those of the training images are
 BETTER = {
     "frechet_distance": "lower",
+    "frechet_distance_infinity": "lower",
     "kernel_distance": "lower",
     "precision": "higher",
     "recall": "higher",
@@ -239,13 +267,16 @@ BETTER = {
 def fidelity(
     samples: Tensor, real: Split, train: Split | None, space: FeatureSpace, settings: Settings, tick: Tick
 ) -> EvalResult:
-    """Compare samples with as many real images, and other real images with the same ones: the floor.
+    """Compare samples with as many real images, beside real images in the samples' place.
+
+    The reference rows are the same numbers of as many training images, which a perfect copy of the training
+    distribution would get, and of other images of the same split as the real ones: sampling noise alone.
 
     Args:
         samples: uint8 (n, 3, H, W).
-        real: shuffled. The first n are the reference; the next n take the role of the samples for the
-            floor. Where there are fewer than 2 n, the floor compares one half with the other.
-        train: the training images of the generator, for authenticity; None: skip it.
+        real: shuffled. The first n are the reference; the next n are the other images. Where there are fewer
+            than 2 n, the latter row compares one half with the other.
+        train: the training images of the generator; None: no row of training images, no authenticity.
         space: the feature extractor.
         settings: of the measurement.
         tick: called with (done, total), several times from the start.
@@ -255,33 +286,49 @@ def fidelity(
     """
     _check(samples, real, settings.neighbors)
     sample_split = Split(samples.to(real.images.device), None, (), "samples", "generated", "")
-    generated = SampleSet(
-        extract_features(space.encode, sample_split, settings.batch_size, tick),
-        sharpness(sample_split.images),
-    )
+    features = extract_features(space.encode, sample_split, settings.batch_size, tick)
+    generated = SampleSet(features, sharpness(sample_split.images))
     real_set = SampleSet(cached_features(space, real, settings.batch_size, tick), sharpness(real.images))
-    # The floor: what a perfect generator would have, the same metrics between two sets of real images
-    floor = min(len(generated), len(real) // 2)
-    reference = real_set.rows(slice(len(generated)))
-    baseline = real_set.rows(slice(floor, 2 * floor))
-    figures = {}
+    count = min(len(generated), len(real) // 2)
+    references = {"other": (real_set.rows(slice(count)), real_set.rows(slice(count, 2 * count)))}
+    pictures = {}
     if train is not None:
-        bank = cached_features(space, train, settings.batch_size, tick)
-        generated, nearest = _with_authenticity(generated, bank)
-        # Training images are their own nearest neighbors
-        if real.part != "train":
-            baseline, _ = _with_authenticity(baseline, bank)
-        figures["nearest training images"] = draw_nearest_training(sample_split.images, train.images, nearest)
+        generated, train_set, nearest = _beside_training_images(generated, train, space, settings, tick)
+        if nearest is not None:
+            pictures["nearest training images"] = draw_nearest_training(
+                sample_split.images, train.images, nearest
+            )
+        # Where the real images are training images themselves, these would be compared with themselves
+        if real.part != "train" and len(train_set) >= _least(settings.neighbors):
+            references = {"train": (real_set.rows(slice(len(train_set))), train_set)} | references
+    reference = real_set.rows(slice(len(generated)))
     estimates, deviation = measure(reference, generated, settings, tick)
-    floor_estimates, _ = measure(real_set.rows(slice(floor)), baseline, settings, tick)
+    rows = {name: measure(*pair, settings, tick)[0] for name, pair in references.items()}
     values = _provenance(reference, generated, space, settings)
-    values |= {"floor_images": floor, "train_images": None if train is None else len(train)}
-    values |= {"kernel_deviation_over_subsets": deviation, "measures": _table(estimates, floor_estimates)}
-    notes = _notes(generated, floor, real, settings, train is not None)
+    values |= {"train_images": None if train is None else len(train)}
+    values |= {f"{name}_images": len(pair[1]) for name, pair in references.items() if name == "other"}
+    values |= {"kernel_deviation_over_subsets": deviation, "measures": _table(estimates, rows)}
+    notes = _notes(values, real, settings, "train" in rows)
     return EvalResult(
-        values, dict(figures), notes, name="fidelity", title="Sample quality", headline=("measures",),
+        values, dict(pictures), notes, name="fidelity", title="Sample quality", headline=("measures",),
         units=UNITS,
     )  # fmt: skip
+
+
+def _beside_training_images(
+    generated: SampleSet, train: Split, space: FeatureSpace, settings: Settings, tick: Tick
+) -> tuple[SampleSet, SampleSet, NearestTraining | None]:
+    """The samples with their authenticity, as many training images with theirs, and the nearest ones."""
+    order = torch.randperm(len(train), generator=generator(settings.seed, "eval"))
+    chosen = order[: len(generated)].to(train.images.device)
+    images = train.select(chosen)
+    if not settings.memorization:
+        features = extract_features(space.encode, images, settings.batch_size, tick)
+        return generated, SampleSet(features, sharpness(images.images)), None
+    bank = cached_features(space, train, settings.batch_size, tick)
+    nearest = find_nearest_training(bank, generated.features)
+    train_set = SampleSet(bank[chosen], sharpness(images.images), leave_one_out(bank, chosen).authentic)
+    return replace(generated, authentic=nearest.authentic), train_set, nearest
 
 
 def _provenance(
@@ -308,8 +355,7 @@ def _check(samples: Tensor, real: Split, neighbors: int) -> None:
         )
     if neighbors < 1:
         raise UserError(f"-k must be at least 1, not {neighbors}")
-    # A half must still have k neighbors
-    least = 2 * (neighbors + 1)
+    least = _least(neighbors)
     for name, count, needed in (("samples", len(samples), least), ("real images", len(real), 2 * least)):
         if count < needed:
             raise UserError(
@@ -318,50 +364,62 @@ def _check(samples: Tensor, real: Split, neighbors: int) -> None:
             )
 
 
-def _with_authenticity(group: SampleSet, bank: Tensor) -> tuple[SampleSet, NearestTraining]:
-    nearest = find_nearest_training(bank, group.features)
-    return replace(group, authentic=nearest.authentic), nearest
+def _least(neighbors: int) -> int:
+    """The least number of images of which a half still has k neighbors."""
+    return 2 * (neighbors + 1)
 
 
-def _table(generated: Mapping[str, Estimate], floor: Mapping[str, Estimate]) -> list[dict[str, Any]]:
-    """One row per metric: of the samples, and of real images in their place (the floor)."""
+def _table(
+    samples: Mapping[str, Estimate], references: Mapping[str, Mapping[str, Estimate]]
+) -> list[dict[str, Any]]:
+    """One row per metric: of the samples, of training images, and of other real images in their place."""
     rows = []
-    for name, number in generated.items():
-        other = floor.get(name)
-        row = {"measure": name, "samples": number.value, "low": number.low, "high": number.high}
-        row |= {"floor": other and other.value, "floor_low": other and other.low}
-        rows.append(row | {"floor_high": other and other.high, "better": BETTER.get(name, "like the floor")})
+    for name, number in samples.items():
+        row: dict[str, Any] = {
+            "measure": name,
+            "samples": number.value,
+            "low": number.low,
+            "high": number.high,
+        }
+        for reference, estimates in references.items():
+            other = estimates.get(name)
+            row |= {reference: other and other.value}
+            row |= {f"{reference}_low": other and other.low, f"{reference}_high": other and other.high}
+        rows.append(row | {"better": BETTER.get(name, "like real images")})
     return rows
 
 
-def _notes(
-    generated: SampleSet, floor: int, real: Split, settings: Settings, has_authenticity: bool
-) -> tuple[str, ...]:
-    count, dimensions = generated.features.shape
+def _notes(values: Mapping[str, Any], real: Split, settings: Settings, has_train: bool) -> tuple[str, ...]:
+    count, dimensions, others = values["samples"], values["dimensions"], values["other_images"]
     notes = [
-        f"floor: the same numbers of {floor} other {real.part} images in the samples' place, as a perfect "
-        "generator would have them",
+        f"other: {others} other {real.part} images in the samples' place, which is sampling noise alone",
         "distances depend on the features and on the number of images: compare only those of the same",
     ]
+    if has_train:
+        notes.insert(
+            0,
+            "train: training images in the samples' place, as a perfect copy of the training data would have",
+        )
     if settings.resamples:
+        notes += [
+            f"low and high: 95 % of {settings.resamples} random halves of both sets, around the number",
+            "frechet_distance_infinity: extrapolated to infinitely many images (Chong and Forsyth 2020)",
+        ]
+    if others < count:
         notes.append(
-            f"low and high: 95 % of {settings.resamples} random halves of both sets, around the number"
+            f"too few real images: 2 x {others} give the row of other images, not 2 x {count}; "
+            "its distances would be lower"
         )
-    if floor < count:
+    if count < ENOUGH * dimensions:
         notes.append(
-            f"too few real images: {2 * floor} give a floor of {floor} against {floor}, not of {count}, "
-            "which would be lower"
+            f"warning: {count} samples for {dimensions} feature dimensions; below {ENOUGH} per dimension "
+            f"({ENOUGH * dimensions:,}) much of the Frechet distance is bias: look at its excess over "
+            "that of the other images, or at the extrapolated one"
         )
-    if count < dimensions:
-        notes.append(
-            f"warning: {count} samples are fewer than the {dimensions} feature dimensions, so that the "
-            "Frechet distance is mostly bias; look at its distance from the floor, or take more with -n"
-        )
-    if has_authenticity:
+    if settings.memorization and values["train_images"] is not None:
         notes.append(
             "authenticity: the share of the samples that are farther from their nearest training image than "
-            "that one is from its nearest neighbor"
+            "that one is from its own nearest; a share clearly below that of the training images, each left "
+            "out of the others, means that the samples repeat them"
         )
-    if has_authenticity and real.part == "train":
-        notes.append("authenticity has no floor here: that takes images that were not trained on")
     return tuple(notes)

@@ -48,13 +48,42 @@ def find_nearest_training(train: Tensor, samples: Tensor) -> NearestTraining:
     distance, index = nearest(train, samples)
     # Several samples may share a training image: its own neighbor is looked for once
     rows, row_of_sample = index.unique(return_inverse=True)
-    neighbors = torch.cat([_nearest_other(train, part) for part in rows.split(QUERIES)])
+    neighbors = torch.cat([_nearest_other(train, part, part[:, None]) for part in rows.split(QUERIES)])
     spacing = distances(train, train[rows], neighbors)
     return NearestTraining(index, distance, neighbors[row_of_sample], spacing[row_of_sample])
 
 
-def _nearest_other(bank: Tensor, rows: Tensor) -> Tensor:
-    """Which other row of the bank (N, D) is nearest to each of its `rows` (q,): int64 (q,)."""
+def leave_one_out(train: Tensor, rows: Tensor) -> NearestTraining:
+    """As `find_nearest_training` of the training images `rows`, each as if it were not among them.
+
+    It gives the share of authentic images that new images of the training distribution have.
+
+    Args:
+        train: features (N, D), N at least 3.
+        rows: int64 (M,), which of them stand for samples.
+
+    Raises:
+        ValueError: fewer than three training images, or no row.
+    """
+    if len(train) < 3 or len(rows) == 0:
+        raise ValueError(f"leaving one out needs a row and three training images: {len(rows)}, {len(train)}")
+    parts = [(part, _nearest_other(train, part, part[:, None])) for part in rows.split(QUERIES)]
+    index = torch.cat([found for _, found in parts])
+    neighbor = torch.cat(
+        [_nearest_other(train, found, torch.stack([found, part], 1)) for part, found in parts]
+    )
+    distance = distances(train, train[rows], index)
+    return NearestTraining(index, distance, neighbor, distances(train, train[index], neighbor))
+
+
+def _nearest_other(bank: Tensor, rows: Tensor, excluded: Tensor) -> Tensor:
+    """Which row of the bank (N, D) is nearest to each of its `rows` (q,), but for some: int64 (q,).
+
+    Args:
+        bank: features.
+        rows: int64 (q,).
+        excluded: int64 (q, e), rows of the bank that do not count, such as the row itself.
+    """
     chosen = bank[rows].float()
     center = chosen.mean(0)
     queries = chosen - center
@@ -62,9 +91,8 @@ def _nearest_other(bank: Tensor, rows: Tensor) -> Tensor:
     for start in range(0, len(bank), BANK):
         piece = bank[start : start + BANK].float() - center
         squares = torch.addmm(piece.square().sum(1), queries, piece.T, alpha=-2)
-        inside = ((rows >= start) & (rows < start + len(piece))).nonzero()[:, 0]
-        # A row is not its own neighbor
-        squares[inside, rows[inside] - start] = torch.inf
+        query, column = ((excluded >= start) & (excluded < start + len(piece))).nonzero(as_tuple=True)
+        squares[query, excluded[query, column] - start] = torch.inf
         least, columns = squares.min(1)
         nearer = least < smallest
         smallest, index = torch.where(nearer, least, smallest), torch.where(nearer, columns + start, index)

@@ -196,7 +196,11 @@ class DDPM(Method):
 
         Each image stands for x_t at `features_t` by its mean, sqrt(alpha-bar) x: nothing is drawn.
         """
-        t = torch.full((len(images),), self.features_t, device=images.device)
+        return self.features_at(images, self.features_t)
+
+    def features_at(self, images: Tensor, level: int) -> Tensor:
+        """`features` at another zero-based time, in [0, T)."""
+        t = torch.full((len(images),), level, device=images.device)
         return self.network.middle(extract(self.schedule.sqrt_alphas_cumprod, t, images) * images, t)
 
     def previews(self, images: Tensor, generator: Randomness) -> dict[str, Tensor]:

@@ -52,7 +52,7 @@ class Method(nn.Module):
     def after_step(self, progress: float) -> None:
         """Called after each optimizer step with the share of the run that is done; e.g. an EMA target."""
 
-    def after_training(self, images: Tensor) -> None:
+    def after_training(self, images: Tensor, generator: Randomness = None) -> None:
         """Fit what is fitted once, at the end. `images`: the train split, uint8 (N, 3, H, W), anywhere."""
 
     def features(self, images: Tensor) -> Tensor:
@@ -66,6 +66,15 @@ class Method(nn.Module):
     def previews(self, images: Tensor, generator: Randomness) -> dict[str, Tensor]:
         """Pictures to draw while training, each (M, 3, H, W), from fixed test images and fixed noise."""
         return {}
+
+
+def count_parameters(method: nn.Module) -> tuple[int, int]:
+    """How many parameters are trained, and how many there are: a target network's are not trained.
+
+    Buffers are no parameters: batch-norm statistics, noise schedules, what is fitted after training.
+    """
+    counts = [(parameter.numel(), parameter.requires_grad) for parameter in method.parameters()]
+    return sum(n for n, is_trained in counts if is_trained), sum(n for n, _ in counts)
 
 
 # What only some methods can do. A method has an ability by having its members: commands and evaluations ask

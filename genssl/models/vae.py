@@ -61,7 +61,7 @@ class VAE(Method):
     """q(z|x) = N(mu(x), diag sigma(x)^2), p(z) = N(0, I), p(x|z) = N(mu(z), s I).
 
     s is 1 with decoder_variance="unit", one learned number with "learned" (sigma-VAE, Rybkin et al. 2021).
-    After training a Gaussian mixture over the posterior means of the training images gives an alternative
+    After training a Gaussian mixture, fitted to one draw of q(z|x) per training image, gives an alternative
     prior to sample from; likelihoods stay under N(0, I).
 
     Args:
@@ -159,8 +159,8 @@ class VAE(Method):
         return groups
 
     @torch.no_grad()
-    def after_training(self, images: Tensor) -> None:
-        """Fit the Gaussian mixture to the posterior means of training images, uint8 (N, 3, H, W).
+    def after_training(self, images: Tensor, generator: Randomness = None) -> None:
+        """Fit the Gaussian mixture to one draw of q(z|x) per training image, uint8 (N, 3, H, W).
 
         Where there are many, every second, third, ... of them will do.
         """
@@ -170,13 +170,24 @@ class VAE(Method):
         if len(images) < 2 * components:
             warnings.warn(f"no mixture was fitted: it needs {2 * components} images or more", stacklevel=2)
             return
-        chunks = images[:: -(-len(images) // MIXTURE_IMAGES)].split(512)
-        where = self.mean.weight.device
-        means = torch.cat([self.features(to_model(chunk.to(where))) for chunk in chunks])
-        weights, centers, scales = fit_mixture(means, components)
+        chosen = images[:: -(-len(images) // MIXTURE_IMAGES)]
+        points = self._aggregate_posterior(chosen, normal((len(chosen), self.z_dim), generator))
+        weights, centers, scales = fit_mixture(points, components)
         self.mixture_weights.copy_(weights)
         self.mixture_means.copy_(centers)
         self.mixture_scales.copy_(scales)
+
+    def _aggregate_posterior(self, images: Tensor, noise: Tensor) -> Tensor:
+        """One draw of q(z|x) for each of `images`, uint8 (N, 3, H, W), from `noise` (N, z_dim): (N, z_dim).
+
+        The decoder was trained on these, Cov = Var(mu) + E[sigma^2]; the means alone lack the second term.
+        """
+        where = self.mean.weight.device
+        draws = [
+            self.encode(to_model(chunk.to(where))).reparameterize(chunk_noise.to(where))
+            for chunk, chunk_noise in zip(images.split(512), noise.split(512), strict=True)
+        ]
+        return torch.cat(draws)
 
     # Generation
 

@@ -12,7 +12,7 @@ from genssl.paths import runs_root
 from genssl.report import format
 from genssl.report.format import data_label, number, percent, seconds, text
 from genssl.report.load import Contents, Run, Study, ranked
-from genssl.run_info import progress_of
+from genssl.run_info import parameters_text, progress_of
 
 TRAIN = "train {} --epochs 70"
 EVALUATE = {
@@ -313,8 +313,20 @@ def accuracy_at_the_end(run: Run) -> str:
     return f"{current} (untrained encoder {untrained}, raw pixels {pixels}{images})"
 
 
+def parameters(run: Run) -> str:
+    """How many are trained, and how many there are where some are not."""
+    recorded = run.weights.training if run.weights is not None else {}
+    trained, total = recorded.get("parameters"), recorded.get("all_parameters")
+    if not isinstance(trained, int) or not isinstance(total, int):
+        return format.NONE
+    return parameters_text(trained, total)
+
+
 def train_images(run: Run) -> str:
-    """How many images it learnt from, where any of its numbers tells."""
+    """How many images it was trained on: as its weights record, or as any number of an older run does."""
+    recorded = run.weights.training.get("images") if run.weights is not None else None
+    if format.is_number(recorded):
+        return number(recorded)
     saved = run.evaluations.get("ablate", {}).get("measures")
     message = [saved.get("data") if isinstance(saved, dict) else None]
     message += [values for name, values in run.evaluations.items() if kind_of(name) == "fidelity"]
@@ -328,8 +340,14 @@ def train_images(run: Run) -> str:
 def held_out(run: Run) -> str:
     """The share of the train images that it was validated on instead, and their number."""
     share = run.config.get("holdout", 0)
-    metrics = run.weights.metrics if run.weights is not None else {}
-    return (run_info.held_out(share, metrics) if format.is_number(share) else None) or format.NONE
+    training = run.weights.training if run.weights is not None else {}
+    return (run_info.held_out(share, training) if format.is_number(share) else None) or format.NONE
+
+
+def training_notes(run: Run) -> list[str]:
+    """What the end of its training showed."""
+    notes = run.weights.training.get("notes") if run.weights is not None else None
+    return [f"{run.name}: {note}" for note in notes] if isinstance(notes, list) else []
 
 
 def notes_of(run: Run, values: Values) -> list[str]:

@@ -5,6 +5,8 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from genssl.data.registry import short_name
+
 if TYPE_CHECKING:
     from markupsafe import Markup
 
@@ -13,13 +15,6 @@ NONE = "-"
 MOST_PLACES = 8  # after the point
 UNRESOLVED = " (not resolved)"  # the interval is larger than the number
 MINUTE, HOUR = 60, 3600
-# Data that are not what their names make think, by what the data's name holds
-UNOFFICIAL = {
-    "svhn-images": ("unofficial subset", "svhn-images is a subset of SVHN, and not the official set"),
-    "cifar10-images": (
-        "unofficial JPEG", "cifar10-images is CIFAR-10 compressed again as JPEG, and not the official set",
-    ),
-}  # fmt: skip
 
 
 def number(value: Any, digits: int = 4) -> str:
@@ -115,20 +110,8 @@ def of_name(name: str) -> str:
 
 
 def data_label(name: Any) -> str:
-    """The name of data, and whether it is not the official set."""
-    result = _unofficial(name)
-    return f"{text(name)} ({result[0]})" if result else text(name)
-
-
-def unofficial(name: Any) -> str | None:
-    """What to say of data that are not the official set."""
-    result = _unofficial(name)
-    return result[1] if result else None
-
-
-def _unofficial(name: Any) -> tuple[str, str] | None:
-    result = [message for part, message in UNOFFICIAL.items() if isinstance(name, str) and part in name]
-    return result[0] if result else None
+    """The name of data; of a path its last name without suffixes."""
+    return short_name(name) if isinstance(name, str) and name else NONE
 
 
 def breakable(text: str) -> "Markup":

@@ -1,7 +1,6 @@
 """Runs and studies, read from disk without torch."""
 
 import json
-import math
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,6 @@ from genssl.paths import ABOUT, ARMS, LABEL, REPORT, is_shipped, is_writable_run
 from genssl.run_info import State, epochs_trained, state_of
 
 LONGEST_HEADER = 100_000_000  # bytes, as safetensors itself has it
-NOT_LEARNT = ("num_batches_tracked", "running_mean", "running_var")  # of batch norms
 
 
 @dataclass(frozen=True)
@@ -26,14 +24,15 @@ class Weights:
         epoch: whole epochs that the weights have seen.
         finished: they were written at the end of a training: the last epoch's or --max-minutes'.
         metrics: the last record of the history, and what was measured at the end.
+        training: what was trained, and on what, as in `run_info.RunInfo`.
     """
 
     epoch: int
     finished: bool
     digest: str
-    parameters: int
     config: dict[str, Any]
     metrics: dict[str, Any]
+    training: dict[str, Any]
 
 
 def read_weights(file: Path, problems: list[str]) -> Weights | None:
@@ -41,16 +40,14 @@ def read_weights(file: Path, problems: list[str]) -> Weights | None:
     if not file.is_file():
         return None
     try:
-        header = _header(file)
-        details = header.pop("__metadata__")
-        learnt = (value for name, value in header.items() if not name.endswith(NOT_LEARNT))
+        details = _header(file)["__metadata__"]
         return Weights(
             epoch=int(details["epoch"]),
             finished=json.loads(details["finished"]) is True,
             digest=str(details["sha256"]),
-            parameters=sum(math.prod(value["shape"]) for value in learnt),
             config=dict(json.loads(details["config"])),
             metrics=dict(json.loads(details.get("metrics", "{}"))),
+            training=dict(json.loads(details.get("training", "{}"))),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         problems.append(f"{file} does not say what it is ({type(error).__name__})")
@@ -213,7 +210,7 @@ def is_runs_folder(folder: Path) -> bool:
 
 
 def data_name(data: object) -> str:
-    """svhn-images of ../data/svhn-images.tar.gz, as split names have it."""
+    """photos of ../data/photos.tar.gz, as split names have it."""
     text = _text(data)
     return short_name(text) if text else "?"
 

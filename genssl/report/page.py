@@ -176,7 +176,10 @@ def write(contents: Contents, out: Path, template: Template = "runs") -> Written
         title=contents.title or TITLE,
         made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         version=__version__,
-        notes=[*dict.fromkeys([*contents.notes, *_data_notes(contents)])],
+        notes=[
+            *dict.fromkeys(contents.notes),
+            *(note for run in contents.runs for note in captions.training_notes(run)),
+        ],
         runs=[(run, _summary(run), _command(run)) for run in contents.runs],
         figures=plates,
         tables=tables.make(contents),
@@ -215,7 +218,6 @@ def _render(commands_folder_path: Path, **content: Any) -> str:
 
 def _summary(run: Run) -> list[tuple[str, str]]:
     """A run in one line of names and values."""
-    parameters = run.weights.parameters if run.weights else None
     accuracy, held_out = captions.accuracy_at_the_end(run), captions.held_out(run)
     return [
         ("method", run.method),
@@ -225,22 +227,13 @@ def _summary(run: Run) -> list[tuple[str, str]]:
         *([] if held_out == format.NONE else [("held out", held_out)]),
         ("training time", captions.training_time(run)),
         ("device", format.text(run.origin.get("device"))),
-        ("parameters", format.number(parameters)),
+        ("parameters", captions.parameters(run)),
         *([] if accuracy == format.NONE else [("kNN accuracy at the end", accuracy)]),
     ]
 
 
 def _command(run: Run) -> str:
     return captions.recorded(run.origin)
-
-
-def _data_notes(contents: Contents) -> list[str]:
-    """What to say of data that are not the official sets."""
-    named = [run.data for run in contents.runs]
-    named += [str(values.get("data")) for run in contents.runs for values in run.evaluations.values()]
-    named += [str(study.values.get("data")) for study in contents.studies]
-    message = dict.fromkeys(format.unofficial(name) for name in named)
-    return [f"{note}: numbers do not compare with published ones" for note in message if note]
 
 
 def _environment(runs: list[Run]) -> Table | None:

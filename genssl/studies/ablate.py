@@ -82,7 +82,8 @@ def ablate(
 
     An arm that was trained to its end before, by whatever command, is taken as it is, and so is one that its
     time limit ended, unless this limit is longer. A run that was cut short is resumed: the same call
-    continues a study that was stopped at any moment.
+    continues a study that was stopped at any moment. A run that was trained on other images than its data
+    have now is left as it is, and the arm is trained again.
 
     Args:
         baseline: the settings of the first arm.
@@ -97,9 +98,9 @@ def ablate(
     """
     from genssl.studies.compare import compare_arms
 
-    _require_data(baseline, arms, options, listen, seeds)
+    digests = _require_data(baseline, arms, options, listen, seeds)
     results = [
-        _run_arm(baseline, arm, f"arm {i} of {len(arms)}: {arm.name}", options, listen, seeds)
+        _run_arm(baseline, arm, f"arm {i} of {len(arms)}: {arm.name}", options, listen, seeds, digests)
         for i, arm in enumerate(arms, 1)
     ]
     if not any(result.runs for result in results):
@@ -109,11 +110,15 @@ def ablate(
 
 def _require_data(
     baseline: Config, arms: Sequence[Arm], options: Options, listen: Listener, seeds: int
-) -> None:
-    """Load the data of all runs that are not trained and measured yet, before the first of them starts."""
+) -> dict[Config, str]:
+    """Load the data of all runs that are not trained and measured yet, before the first of them starts.
+
+    Returns:
+        The digests of the train splits of settings that were trained before; none where no data are needed.
+    """
     from genssl.runtime import choose_device
     from genssl.studies.measures import unmeasured
-    from genssl.train.run import require_data
+    from genssl.train.run import load_splits, require_data
 
     device = choose_device(options.device)
 
@@ -124,7 +129,16 @@ def _require_data(
         return bool(unmeasured([known.folder], device))
 
     wanted = [config for arm in arms for config in _configs(baseline, arm, seeds)]
-    require_data(filter(needs_data, wanted), listen)
+    needed = list(filter(needs_data, wanted))
+    require_data(needed, listen)
+    if not needed:
+        return {}
+    digests = {config: load_splits(config, listen)[0].digest for config in wanted if find_run(config)}
+    for config, digest in digests.items():
+        known = find_run(config)
+        if known is not None and known != find_run(config, digest):
+            listen(Note(f"{known.folder} is not used: it was trained on other images than {config.data} has"))
+    return digests
 
 
 def _configs(baseline: Config, arm: Arm, seeds: int) -> list[Config]:
@@ -134,7 +148,13 @@ def _configs(baseline: Config, arm: Arm, seeds: int) -> list[Config]:
 
 
 def _run_arm(
-    baseline: Config, arm: Arm, title: str, options: Options, listen: Listener, seeds: int
+    baseline: Config,
+    arm: Arm,
+    title: str,
+    options: Options,
+    listen: Listener,
+    seeds: int,
+    digests: Mapping[Config, str],
 ) -> ArmRuns:
     """All seeds of one arm. A loss that breaks down is a result too: it is told, and the study goes on."""
     from genssl.runtime import choose_device
@@ -144,7 +164,7 @@ def _run_arm(
     for count, config in enumerate(_configs(baseline, arm, seeds)):
         listen(Note(title if seeds == 1 else f"{title}, seed {config.seed} ({count + 1} of {seeds})"))
         try:
-            folder = _train(config, _tag(arm, count), options, listen)
+            folder = _train(config, _tag(arm, count), options, listen, digests.get(config))
         except UserError as error:
             if error.code != FAILED_RUN:
                 raise
@@ -155,11 +175,11 @@ def _run_arm(
     return ArmRuns(arm, runs, failures)
 
 
-def _train(config: Config, tag: str, options: Options, listen: Listener) -> Path:
+def _train(config: Config, tag: str, options: Options, listen: Listener, digest: str | None = None) -> Path:
     """The folder of a run of `config`: one that is done, one that is resumed, or a new one."""
     from genssl.train import run
 
-    result = find_run(config)
+    result = find_run(config, digest)
     if result is not None and (result.complete or _had_its_time(result.folder, options.max_minutes)):
         listen(Note(f"already trained: {result.folder}"))
         return result.folder
@@ -181,9 +201,16 @@ class Found:
     complete: bool
 
 
-def find_run(config: Config) -> Found | None:
-    """The run with exactly these settings that came furthest, the newest of them; arms included."""
+def find_run(config: Config, digest: str | None = None) -> Found | None:
+    """The run with exactly these settings that came furthest, the newest of them; arms included.
+
+    Args:
+        config: the settings.
+        digest: of the train split; runs that recorded another one are left out.
+    """
     same = [info for info in runs.known(config.method, arms=True) if not differences(info.config, config)]
+    if digest is not None:
+        same = [info for info in same if run_info.trained_digest(info.folder) in {None, digest}]
     if same:
         best = max(reversed(same), key=lambda info: (info.epoch, info.finished))
         return Found(best.folder, best.finished and best.epoch >= config.epochs)

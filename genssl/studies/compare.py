@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from PIL import Image
 
-from genssl import checkpoint, figures, files
+from genssl import figures, files
 from genssl.config import Config, differences
 from genssl.errors import UserError
-from genssl.eval.feature_cache import FeatureSpace, choose_encoder, encoder_reason
+from genssl.eval.feature_cache import FeatureSpace
 from genssl.eval.fidelity import Settings, fidelity
+from genssl.eval.fidelity_features import default_features
 from genssl.eval.result import EvalResult
 from genssl.eval.sample import sample
 from genssl.paths import is_writable_run
@@ -29,7 +30,7 @@ GRID = Path("eval") / "compare-samples.png"
 SHOWN = 64  # samples in a grid
 SCALE = 2
 SEED = 0
-FLOOR = "floor (real images)"
+REFERENCES = {"train": "training images", "other": "other real images"}  # rows of `fidelity`
 
 
 @dataclass(frozen=True)
@@ -74,30 +75,29 @@ def compare_samples(
     if len(sizes) > 1:
         return EvalResult({}, notes=("the quality of samples does not compare: the images differ in size",))
     try:
-        encoder = choose_encoder(sizes.pop())
-        listen(Note(f"samples are compared in features of {encoder_reason(encoder)}: {encoder.folder}"))
-        result = {
-            name: quality(run.info, encoder, samples, device, listen) for name, run in generative.items()
-        }
+        space = default_features(device)
+        result = {name: quality(run.info, space, samples, device, listen) for name, run in generative.items()}
     except UserError as error:
         reason = str(error).splitlines()[0].rstrip(":")
         return EvalResult({}, notes=(f"the quality of samples was not measured: {reason}",))
     values = [{"run": name, **item.values} for name, item in result.items()]
-    return EvalResult({"fidelity": values}, {"samples": draw_grids(result)}, _sample_notes(result, encoder))
+    return EvalResult({"fidelity": values}, {"samples": draw_grids(result)}, _sample_notes(result, space))
 
 
-def quality(info: RunInfo, encoder: RunInfo, samples: int, device: torch.device, listen: Listener) -> Quality:
+def quality(
+    info: RunInfo, space: FeatureSpace, samples: int, device: torch.device, listen: Listener
+) -> Quality:
     """`fidelity` of a run as it samples by default: as kept for these very weights, else measured now."""
     details = {
         "weights_sha256": info.digest,
-        "features_digest": encoder.digest,
+        "features_digest": space.digest,
         "samples": samples,
         "device": describe(device),
     }
     if (saved := _read_kept(info.folder, details)) is not None:
         return saved
     listen(Note(f"measuring {samples:,} samples of {info.name}"))
-    made = _measure(Trained(info.folder, device, listen), encoder, samples)
+    made = _measure(Trained(info.folder, device, listen), space, samples)
     if is_writable_run(info.folder):
         files.write_picture(info.folder / GRID, made.grid)
         files.write_json(
@@ -116,10 +116,7 @@ def _read_kept(folder: Path, details: Mapping[str, Any]) -> Quality | None:
         return Quality(saved["values"], tuple(saved["notes"]), picture.convert("RGB"))
 
 
-def _measure(trained: Trained, encoder: RunInfo, samples: int) -> Quality:
-    space = FeatureSpace(
-        encoder.name, checkpoint.load(encoder.folder, trained.device).features, encoder.digest
-    )
+def _measure(trained: Trained, space: FeatureSpace, samples: int) -> Quality:
     train, test = trained.splits
     real = test.take(2 * samples, SEED)
     settings = Settings(seed=SEED)
@@ -138,7 +135,10 @@ def draw_grids(result: Mapping[str, Quality]) -> Image.Image:
     panels = []
     for name, item in result.items():
         distance = item.number("frechet_distance")
-        text = f"Frechet distance {distance['samples']:.4g}, floor {distance['floor']:.4g}"
+        references = [
+            f"{title} {distance[name]:.4g}" for name, title in REFERENCES.items() if name in distance
+        ]
+        text = ", ".join([f"Frechet distance {distance['samples']:.4g}", *references])
         panels.append(ImagePanel((name, _how_drawn(item.values["sampling"]), text), item.grid))
     return side_by_side(panels)
 
@@ -151,20 +151,22 @@ def _how_drawn(sampling: Mapping[str, Any]) -> str:
 
 
 def table(fidelity: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """A row a measure, a column a run, and then a column a floor: one, if the runs have the same images.
+    """A row per metric, a column per run, then real images in the samples' place, once for the same data.
 
     Args:
         fidelity: as in `compare_samples`.
     """
-    floors: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for run in fidelity:
-        floors.setdefault((run["data_digest"], run["train_digest"]), []).append(run)
-    names = [FLOOR if len(floors) == 1 else f"floor of {_joined(same)}" for same in floors.values()]
+        groups.setdefault((run["data_digest"], run["train_digest"]), []).append(run)
     lines = []
     for i, row in enumerate(fidelity[0]["measures"]):
         cells = {run["run"]: _cell(run["measures"][i], "samples", "") for run in fidelity}
-        for name, same in zip(names, floors.values(), strict=True):
-            cells[name] = _cell(same[0]["measures"][i], "floor", "floor_")
+        for same in groups.values():
+            of = "" if len(groups) == 1 else f" of {_joined(same)}"
+            for name, title in REFERENCES.items():
+                if name in same[0]["measures"][i]:
+                    cells[title + of] = _cell(same[0]["measures"][i], name, f"{name}_")
         lines.append({"": row["measure"], **cells, "better": row["better"]})
     return lines
 
@@ -177,20 +179,22 @@ def _cell(row: Mapping[str, Any], value: str, prefix: str) -> str:
     """A number with its interval."""
     if row[value] is None:
         return "-"
+    if row[f"{prefix}low"] is None:
+        return f"{row[value]:.4g}"
     return f"{row[value]:.4g} [{row[f'{prefix}low']:.4g}, {row[f'{prefix}high']:.4g}]"
 
 
-def _sample_notes(result: Mapping[str, Quality], encoder: RunInfo) -> tuple[str, ...]:
+def _sample_notes(result: Mapping[str, Quality], space: FeatureSpace) -> tuple[str, ...]:
     first = next(iter(result.values())).values
     notes = [
-        f"sample quality: {first['samples']:,} samples a run (-n takes another number) in features of "
-        f"{encoder_reason(encoder)}, weights {encoder.digest[:12]}"
+        f"sample quality: {first['samples']:,} samples per run (-n takes another number) in the features "
+        f"{space.name}, digest {space.digest[:12]}"
     ]
     if len({item.values["data_digest"] for item in result.values()}) > 1:
         data = ", ".join(f"{name}: {item.values['data']}" for name, item in result.items())
         notes.append(
             f"distances to real images do not compare: they are to other images ({data}); compare each with "
-            "its own floor"
+            "real images of its own"
         )
     return (*notes, *dict.fromkeys(note for item in result.values() for note in item.notes))
 

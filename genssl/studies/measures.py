@@ -50,8 +50,18 @@ class Trained:
 
     @cached_property
     def splits(self) -> tuple[Split, Split]:
-        """What the run was trained on, and its test split, on the device."""
-        train, test = load_splits(self.method.config, self._listen)
+        """What the run was trained on, and its test split, on the device.
+
+        Raises:
+            UserError: the data cannot be read, or are others than the run was trained on.
+        """
+        config = self.method.config
+        train, test = load_splits(config, self._listen)
+        if run_info.trained_digest(self.folder) not in {None, train.digest}:
+            raise UserError(
+                f"{self.folder} was trained on other images than {config.data} has; bring those back, "
+                "or train again"
+            )
         return train.to(self.device), test.to(self.device)
 
     @cached_property

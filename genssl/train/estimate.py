@@ -11,6 +11,7 @@ from genssl.data.augment.views import choose_views
 from genssl.data.loader import make_loader
 from genssl.data.split import Split
 from genssl.models.build import build
+from genssl.models.method import count_parameters
 from genssl.runtime import choose_device, describe
 from genssl.train.events import Listener, silent
 from genssl.train.loop import Training
@@ -31,6 +32,7 @@ class Estimate:
 
     Attributes:
         parameters: number of trained parameters.
+        all_parameters: with those of a target network, which are not trained.
         memory_bytes: peak memory of the trial steps.
         images_per_second: over the trial steps.
         seconds: for the whole run, pictures left out.
@@ -41,6 +43,7 @@ class Estimate:
     """
 
     parameters: int
+    all_parameters: int
     memory_bytes: int
     images_per_second: float
     seconds: float
@@ -97,8 +100,10 @@ def estimate(config: Config, options: Options, listener: Listener = silent) -> E
     train, _ = load_splits(config, listener)
     training = _training(config, train, device, options)
     seconds = _step_seconds(training, WARM_STEPS, TIMED_STEPS, TRIAL_SECONDS)
+    trained, total = count_parameters(training.method)
     return Estimate(
-        parameters=sum(p.numel() for p in training.method.parameters() if p.requires_grad),
+        parameters=trained,
+        all_parameters=total,
         memory_bytes=peak_memory(torch.device(device)),
         images_per_second=training.batch_size / seconds,
         seconds=seconds * training.total_steps,

@@ -21,7 +21,8 @@ class Started:
 
     folder: Path
     method: str
-    parameters: int
+    parameters: int  # trained
+    all_parameters: int  # with those of a target network, which are not trained
     data: str
     images: int
     epochs: int

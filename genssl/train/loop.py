@@ -64,7 +64,7 @@ class Training:
     """A method in training: its optimizer, guard and EMA, and the number of steps taken.
 
     Batch size, order and draws are those of the global batch; each of several processes takes its rows of
-    them, so that their number changes nothing.
+    them, so that their number changes the rounding of sums and nothing else.
 
     Args:
         method: on the device.
@@ -136,7 +136,7 @@ class Training:
         return means
 
     def _forward(self, images: Tensor) -> dict[str, Tensor]:
-        # All randomness is drawn for the global batch, so that the number of processes changes nothing, and
+        # All randomness is drawn for the global batch, so that the number of processes changes none, and
         # outside the graph: a generator inside a full graph does not compile
         rows = distributed.shard(self.batch_size)
         draws = (

@@ -1,7 +1,7 @@
 """What is measured and drawn while a method trains, the same for every method."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -18,7 +18,6 @@ from genssl.metrics.sharpness import SHARPNESS, mean_sharpness
 from genssl.models.build import build
 from genssl.models.method import CanSample, Method
 from genssl.pixels import to_model
-from genssl.run_info import VALIDATION_IMAGES
 from genssl.runtime import chunks, generator, generators, measuring
 
 LOSS_IMAGES = 1024  # held-out images that a loss is the mean of
@@ -62,6 +61,7 @@ class Monitor:
         if held_out is not None:
             self.images = held_out.take(LOSS_IMAGES, config.seed).images.to(self.device)
         self.train, self.held_out = train, held_out
+        self.loss_error: float | None = None  # standard error of the last held-out loss, over its batches
 
     @property
     def validation_images(self) -> int:
@@ -103,15 +103,33 @@ class Monitor:
             return {}
         method.eval()
         totals: dict[str, Tensor] = {}
+        batch_losses: list[Tensor] = []
         size = min(self.config.batch_size, len(self.images))
         # Whole batches: some losses mean nothing for a few images
         whole = len(self.images) - len(self.images) % size
         for i, rows in enumerate(chunks(whole, size)):
             images = self.images[rows]
-            for name, value in self._losses(method, images, i).items():
+            losses = self._losses(method, images, i)
+            batch_losses.append(losses["loss"])
+            for name, value in losses.items():
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value * len(images)
+        if len(batch_losses) > 1:
+            spread = float(torch.stack(batch_losses).float().std())
+            self.loss_error = spread / math.sqrt(len(batch_losses))
         split = self.config.monitor_split
         return {f"{split}_{name}": float(total) / whole for name, total in totals.items()}
+
+    def overfitting(self, method: Method, history: Sequence[Mapping[str, Any]]) -> str | None:
+        """A warning where a generative method's held-out loss has risen above its train loss; else None.
+
+        A self-supervised loss has no such meaning: it is lower in evaluation mode, or where outputs collapse.
+        """
+        if self.images is None or self.loss_error is None or not isinstance(method, CanSample):
+            return None
+        # Of the difference of two means, as if both losses were of images of one distribution
+        error = self.loss_error * math.sqrt(1 + len(self.images) / len(self.train))
+        unit = method.units.get("loss", "")
+        return overfitting_warning(history, error, unit, self.config.monitor_split)
 
     def _losses(self, method: Method, images: Tensor, batch: int) -> dict[str, Tensor]:
         stream = generator(self.config.seed, "eval", batch, device=images.device)
@@ -139,19 +157,10 @@ class Monitor:
         return {"knn_accuracy": self._accuracy(method.eval().features)}
 
     def data_statistics(self, method: Method) -> dict[str, float]:
-        """What is measured of the data once.
-
-        Returns:
-            validation_images, the number of images held out, where there is a holdout; train_sharpness of up
-            to 1,024 training images, to compare with samples, where the method has them.
-        """
-        values: dict[str, float] = {}
-        if self.validation_images:
-            values[VALIDATION_IMAGES] = self.validation_images
-        if isinstance(method, CanSample):
-            train = self.train.take(SHARPNESS_IMAGES, self.config.seed)
-            values[SHARPNESS] = mean_sharpness(train.images)
-        return values
+        """train_sharpness of up to 1,024 training images, to compare with a method's samples."""
+        if not isinstance(method, CanSample):
+            return {}
+        return {SHARPNESS: mean_sharpness(self.train.take(SHARPNESS_IMAGES, self.config.seed).images)}
 
     @measuring()
     def baselines(self, method: Method, known: float | None) -> dict[str, float]:
@@ -201,6 +210,35 @@ class Monitor:
         method.eval()
         images = to_model(self.images[:PREVIEW_IMAGES])
         return method.previews(images, generators(self.config.seed, "sample", range(len(images))))
+
+
+def overfitting_warning(
+    history: Sequence[Mapping[str, Any]], error: float, unit: str = "", split: str = "test"
+) -> str | None:
+    """A warning where the held-out loss is above the train loss beyond chance, and has risen; else None.
+
+    It has risen where it was lowest two measurements ago or earlier (as Prechelt 1998, Early stopping - but
+    when?, counts strips in succession), so that one uneven step is no rise.
+
+    Args:
+        history: one record an epoch; those with the held-out loss count.
+        error: standard error of the difference of the last held-out and train losses; twice that is chance.
+        unit: of the loss.
+        split: that was measured while training.
+    """
+    name = f"{split}_loss"
+    measured = [record for record in history if record.get(name) is not None]
+    if len(measured) < 3 or measured[-1].get("loss") is None:
+        return None
+    last, lowest = measured[-1], min(measured, key=lambda record: record[name])
+    gap, rise = last[name] - last["loss"], last[name] - lowest[name]
+    if gap <= 2 * error or rise <= 0 or lowest["epoch"] >= measured[-2]["epoch"]:
+        return None
+    return (
+        f"overfitting: the {split} loss, {last[name]:,.5g}, is {gap:,.3g} above the train loss "
+        f"(by chance: {2 * error:,.2g}) and {rise:,.3g} above its lowest, that of epoch {lowest['epoch']:g}"
+        f"{f' ({unit})' if unit else ''}; the weights are those of the last epoch, and --epochs takes fewer"
+    )
 
 
 def baseline_warning(accuracies: Mapping[str, float], split: str = "test") -> str | None:

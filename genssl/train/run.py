@@ -17,8 +17,9 @@ from genssl.data.split import Split
 from genssl.environment import restart_count
 from genssl.errors import FAILED_RUN, Echo, UserError
 from genssl.models.build import build
+from genssl.models.method import count_parameters
 from genssl.run_info import epochs_of, progress_of
-from genssl.runtime import choose_device, describe
+from genssl.runtime import choose_device, describe, generator
 from genssl.train import loggers
 from genssl.train.events import EpochEnded, Listener, Loading, Note, Started, TrainingProgress, silent
 from genssl.train.loggers import TensorBoardLogger
@@ -203,6 +204,7 @@ class RunInProgress:
         self.data_statistics = self.monitor.data_statistics(self.training.method) if is_main else {}
         self.history: list[dict[str, Any]] = []
         self.baselines: dict[str, float] = {}  # kNN accuracies, measured at the end
+        self.notes: list[str] = []  # what the end of the training showed
         self.losses = LossMeter()  # of this epoch
         self.board: TensorBoardLogger | None = None
         self.seconds_before = 0.0  # of training before the run was resumed
@@ -260,11 +262,13 @@ class RunInProgress:
 
     def _announce(self) -> None:
         training, count = self.training, distributed.world_size()
+        trained, total = count_parameters(training.method)
         self.listener(
             Started(
                 folder=self.folder.path,
                 method=self.config.method,
-                parameters=sum(p.numel() for p in training.method.parameters() if p.requires_grad),
+                parameters=trained,
+                all_parameters=total,
                 data=training.split.name,
                 images=len(training.split),
                 held_out=self.monitor.validation_images,
@@ -389,7 +393,20 @@ class RunInProgress:
         last = self.history[-1] if self.history else {}
         metrics = {**last, **self.data_statistics, **self.baselines}
         epoch = self.training.step // self.training.steps_per_epoch
-        self.folder.write_model(self.training.inference, epoch, finished, metrics)
+        self.folder.write_model(self.training.inference, epoch, finished, metrics, self._training_record())
+
+    def _training_record(self) -> dict[str, Any]:
+        """What is trained, and on what, for the weights' metadata."""
+        trained, total = count_parameters(self.training.method)
+        split = self.training.split
+        return {
+            "parameters": trained,
+            "all_parameters": total,
+            "images": len(split),
+            "data_digest": split.digest,
+            **({"validation_images": held_out} if (held_out := self.monitor.validation_images) else {}),
+            **({"notes": self.notes} if self.notes else {}),
+        }
 
     def _stop(self, code: int) -> None:
         self._save()
@@ -416,11 +433,16 @@ class RunInProgress:
         if self.training.step >= self.training.total_steps:
             self._save()
         method = self.training.inference.eval()
-        method.after_training(self.training.split.images)
+        method.after_training(self.training.split.images, generator(self.config.seed, "after_training"))
         known = self.history[-1].get("knn_accuracy") if self.history else None
         self.baselines = self.monitor.baselines(method, known)
-        if warning := baseline_warning(self.baselines, self.config.monitor_split):
-            self.listener(Note(warning))
+        warnings = (
+            baseline_warning(self.baselines, self.config.monitor_split),
+            self.monitor.overfitting(method, self.history),
+        )
+        self.notes = [warning for warning in warnings if warning]
+        for note in self.notes:
+            self.listener(Note(note))
         if self.board is not None:
             self.board.close()
         self.folder.write_contact_sheets()

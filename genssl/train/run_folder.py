@@ -63,10 +63,17 @@ class RunFolder:
         file = self.path / run_info.STATE
         return files.read_tensors(file) if file.exists() else None
 
-    def write_model(self, method: Method, epoch: int, finished: bool, metrics: Mapping[str, Any]) -> None:
+    def write_model(
+        self,
+        method: Method,
+        epoch: int,
+        finished: bool,
+        metrics: Mapping[str, Any],
+        training: Mapping[str, Any],
+    ) -> None:
         """Write the weights for inference."""
         self.check()
-        checkpoint.save(method, self.path, epoch=epoch, finished=finished, metrics=metrics)
+        checkpoint.save(method, self.path, epoch=epoch, finished=finished, metrics=metrics, training=training)
 
     def write_history(self, records: list[dict[str, Any]]) -> None:
         """Write one line of JSON per epoch."""

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from genssl import paths
+from genssl.eval import fidelity_features
 
 from ..conftest import call
 from .test_commands import json_of
@@ -37,18 +38,18 @@ def rows_of(found: dict[str, object]) -> dict[str, dict[str, float]]:
     return {row["measure"]: row for row in found["measures"]}  # type: ignore[attr-defined, index]
 
 
-def test_a_run_in_the_newest_encoders_features(vae_run: Path, encoder_run: Path) -> None:
+def test_a_run_in_the_default_features(vae_run: Path) -> None:
     found = json_of("fidelity", vae_run, *FEW)
-    assert (found["samples"], found["real_images"], found["floor_images"]) == (20, 20, 20)
-    assert (found["train_images"], found["part"], found["features"]) == (120, "test", encoder_run.name)
+    assert (found["samples"], found["real_images"], found["other_images"]) == (20, 20, 20)
+    assert (found["train_images"], found["part"], found["features"]) == (120, "test", "genssl-1")
     assert found["features_digest"]
     assert found["sampling"]["prior"] == "normal"  # type: ignore[index]
     assert found["sampling"]["seconds"] >= 0  # type: ignore[index]
     assert list(rows_of(found)) == [
-        "frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage",
-        "authenticity", "sharpness", "variety",
+        "frechet_distance", "frechet_distance_infinity", "kernel_distance", "precision", "recall", "density",
+        "coverage", "authenticity", "sharpness", "diversity",
     ]  # fmt: skip
-    assert any("20 samples are fewer than the" in note for note in found["notes"])  # type: ignore[attr-defined]
+    assert any("20 samples for 48 feature dimensions" in note for note in found["notes"])  # type: ignore[attr-defined]
     assert found == json.loads((vae_run / "eval" / "fidelity-k3-n20-resamples3.json").read_text())
     assert Image.open(vae_run / "eval" / "fidelity-k3-n20-resamples3.png").size[0] > 300
     again = json_of("fidelity", "vae", "--checkpoint", vae_run, *FEW)  # real features from the cache
@@ -60,7 +61,7 @@ def test_what_a_person_sees(vae_run: Path) -> None:
     assert result.exit_code == 0, result.output
     for words in (
         "frechet_distance",
-        "like the floor",
+        "like real images",
         "512 samples is what a CPU can bear",
         "too few real images",
     ):
@@ -79,7 +80,7 @@ def test_options_reach_the_sampler_and_the_measures(vae_run: Path, tmp_path: Pat
     assert not file.with_suffix(".png").exists()  # it shows the training images
     mixture = json_of("fidelity", vae_run, *chosen, "--prior", "mixture")
     assert mixture["sampling"]["prior"] == "mixture"  # type: ignore[index]
-    assert rows_of(mixture)["variety"] != rows_of(found)["variety"]
+    assert rows_of(mixture)["diversity"] != rows_of(found)["diversity"]
     assert json_of("fidelity", vae_run, *chosen, "--seed", 1)["measures"] != mixture["measures"]
 
 
@@ -94,7 +95,7 @@ def test_a_folder_has_the_numbers_of_the_run_that_made_it(
     found = {name: row["samples"] for name, row in rows_of(folder).items()}
     assert found.pop("kernel_distance") == pytest.approx(kernel, rel=0.5)
     assert found == pytest.approx(expected, rel=1e-5)
-    assert rows_of(folder)["precision"]["floor"] == rows_of(run)["precision"]["floor"]
+    assert rows_of(folder)["precision"]["train"] == rows_of(run)["precision"]["train"]
     assert folder["sampling"]["digest"]  # type: ignore[index]
 
 
@@ -144,19 +145,32 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     assert message in line
 
 
-def test_without_an_own_encoder_the_shipped_one_and_else_what_to_do(
-    vae_run: Path, encoder_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_without_the_shipped_weights_it_says_what_to_do(
+    vae_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(vae_run, tmp_path / "alone")
-    monkeypatch.setattr(paths, "runs_root", lambda: tmp_path)
     monkeypatch.setattr(paths, "shipped_root", lambda: tmp_path / "shipped")
-    result = call("fidelity", "alone", *FEW)
+    fidelity_features.default_features.cache_clear()
+    result = call("fidelity", vae_run, *FEW)
     assert result.exit_code == 2, result.output
-    assert "train one with `genssl train simsiam`, or name any run, or pixels, with" in result.stderr
-    shutil.copytree(encoder_run, tmp_path / "shipped" / "simsiam")
-    result = call("fidelity", "alone", *FEW)
-    assert result.exit_code == 0, result.output
-    assert "features of the simsiam that comes with genssl; --features names another" in result.stderr
+    assert "simsiam is missing; sample quality needs it, install genssl again" in result.stderr
+
+
+def test_what_features_notice_of_disturbed_images(
+    vae_run: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = json_of(
+        "fidelity", "--sensitivity", "--data", digits, "--split", "train", "--features", "pixels", "-n", 40
+    )
+    assert (found["images"], found["features"], found["dimensions"]) == (40, "pixels", 3 * 32**2)
+    rows = found["disturbances"]
+    assert isinstance(rows, list)
+    assert [row["disturbance"] for row in rows[::3]][:2] == ["gray", "channels permuted"]
+    assert Image.open(tmp_path / "sensitivity.png").width > 900
+    of_run = json_of("fidelity", vae_run, "--sensitivity", "--split", "train", "-n", 40, "--out", "b.png")
+    assert (of_run["features"], of_run["data"]) == ("genssl-1", found["data"])
+    assert call("fidelity", "--sensitivity").exit_code == 2
+    assert call("fidelity").exit_code == 2
 
 
 def test_copies_are_looked_for_where_the_run_learnt(vae_run: Path, digits: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from genssl.metrics import fidelity, knn, memorization
 from genssl.metrics.fidelity import authenticity, frechet_distance, kernel_distance, prdc, squared_mmd
-from genssl.metrics.memorization import find_nearest_training
+from genssl.metrics.memorization import find_nearest_training, leave_one_out
 from genssl.runtime import generator
 
 
@@ -261,6 +261,20 @@ def test_authenticity_agrees_with_the_definition() -> None:
     assert found.neighbor.tolist() == own.argmin(1)[found.index].tolist()
     torch.testing.assert_close(found.spacing.double(), own.amin(1)[found.index], rtol=1e-5, atol=0)
     torch.testing.assert_close(found.closeness, found.distance / found.spacing)
+
+
+@pytest.mark.usefixtures("_small_chunks")
+def test_leaving_one_out_is_searching_without_it() -> None:
+    train, rows = cloud(80, 5), torch.tensor([3, 17, 40, 41, 42, 79, 0])
+    found = leave_one_out(train, rows)
+    for place, row in enumerate(rows.tolist()):
+        others = torch.cat([train[:row], train[row + 1 :]])
+        expected = find_nearest_training(others, train[row : row + 1])
+        assert torch.equal(train[found.index[place]], others[expected.index[0]])
+        assert torch.equal(train[found.neighbor[place]], others[expected.neighbor[0]])
+        assert found.authentic[place] == brute_authentic(others, train[row : row + 1])[0]
+    with pytest.raises(ValueError, match="three training images"):
+        leave_one_out(train[:2], rows[:1])
 
 
 @pytest.mark.usefixtures("_small_chunks")

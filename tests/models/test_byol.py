@@ -13,6 +13,7 @@ from genssl.data.split import Split
 from genssl.models.build import build
 from genssl.models.byol import BYOL
 from genssl.models.losses import simsiam_loss
+from genssl.models.method import count_parameters
 from genssl.runtime import generator
 from genssl.train.loop import Training
 from tests.train.toy import ToyViews
@@ -106,6 +107,14 @@ def test_no_gradient_reaches_the_target() -> None:
     given = {id(p) for group in groups for p in group["params"]}
     assert given == {id(p) for p in method.parameters() if p.requires_grad}
     assert len(groups) == 1
+
+
+def test_the_target_is_counted_and_not_as_trained() -> None:
+    method = build(settings())
+    of_target = sum(p.numel() for p in target(method))
+    trained, total = count_parameters(method)
+    assert trained == sum(p.numel() for group in method.parameter_groups() for p in group["params"])
+    assert total - trained == of_target > 0
 
 
 def test_each_prediction_is_compared_with_the_target_of_the_other_view() -> None:

@@ -10,6 +10,7 @@ from genssl.config import VAEConfig
 from genssl.models import vae as module
 from genssl.models.build import build
 from genssl.models.gaussian import DiagonalGaussianDistribution
+from genssl.models.method import count_parameters
 from genssl.models.vae import VAE, fit_mixture
 from genssl.pixels import to_model
 from genssl.runtime import generator, generators
@@ -134,17 +135,43 @@ def test_a_sample_depends_on_its_own_generator_alone() -> None:
     torch.testing.assert_close(whole[3:4], alone)
 
 
-def test_mixture_is_fitted_on_the_posterior_means_and_sampled() -> None:
+def levels(n: int) -> Tensor:
+    return torch.randint(0, 256, (n, 3, SIDE, SIDE), generator=generator(0, "test"), dtype=torch.uint8)
+
+
+def test_mixture_is_fitted_once_and_sampled() -> None:
     vae = small()
     with pytest.raises(ValueError, match="no mixture"):
         vae.sample(2, prior="mixture")
-    bytes_ = torch.randint(0, 256, (60, 3, SIDE, SIDE), generator=generator(0, "test"), dtype=torch.uint8)
-    vae.after_training(bytes_)
+    vae.after_training(levels(60), generator(0, "test"))
     assert vae.has_mixture
     assert vae.sample(3, generators(0, "sample", range(3)), "mixture").shape == (3, 3, SIDE, SIDE)
-    means = vae.features(bytes_.float().add(0.5).div(128).sub(1)).detach()
-    fitted = vae.mixture_weights @ vae.mixture_means
-    torch.testing.assert_close(fitted, means.mean(0), rtol=0, atol=1e-3)  # EM keeps the overall mean
+    again = small()
+    again.after_training(levels(60), generator(0, "test"))
+    assert torch.equal(vae.mixture_means, again.mixture_means)  # the draws are the generator's
+
+
+def test_mixture_has_the_covariance_of_the_aggregate_posterior() -> None:
+    # of z ~ q(z|x) over images: Cov[mu] + E[sigma^2], by the law of total covariance
+    vae, images = small(), levels(3000)
+    with torch.no_grad():
+        vae.logvar.weight.zero_()
+        vae.logvar.bias.copy_(torch.tensor([0.5, 1.0, 2.0, 3.0, 4.0]).log())
+    vae.after_training(images, generator(0, "test"))
+    posterior = vae.encode(to_model(images))
+    assert posterior.logvar is not None
+    mean, of_means = posterior.mean.detach().mean(0), posterior.mean.detach().T.cov()
+    expected = of_means + posterior.logvar.exp().mean(0).detach().diag()
+    weights, means = vae.mixture_weights, vae.mixture_means
+    second = vae.mixture_scales @ vae.mixture_scales.mT + means[:, :, None] * means[:, None, :]
+    center = weights @ means
+    covariance = torch.einsum("k,kij->ij", weights, second) - center.outer(center)
+    # A covariance over n draws is off by about sqrt((S_ii S_jj + S_ij^2) / n)
+    variances = expected.diagonal()
+    error = ((variances.outer(variances) + expected.square()) / len(images)).sqrt()
+    assert ((covariance - expected).abs() < 4 * error).all()
+    assert ((center - mean).abs() < 4 * (variances / len(images)).sqrt()).all()
+    assert (covariance.diagonal() > of_means.diagonal() + 0.4).all()
 
 
 @pytest.mark.parametrize(("most", "step"), [(100, 1), (20, 1), (19, 2), (7, 3), (4, 5)])
@@ -159,9 +186,10 @@ def test_mixture_of_many_images_is_fitted_to_images_of_all_classes(
 
     monkeypatch.setattr(module, "MIXTURE_IMAGES", most)
     monkeypatch.setattr(module, "fit_mixture", remember)
-    vae, levels = small(), (images(20) * 127 + 128).to(torch.uint8)
-    vae.after_training(levels)  # a path's images come sorted by their class
-    assert torch.allclose(points[0], vae.features(to_model(levels[::step])), atol=1e-6)
+    vae, twenty = small(), levels(20)
+    vae.after_training(twenty, generator(0, "test"))  # a path's images come sorted by their class
+    expected = vae.encode(to_model(twenty[::step])).sample(generator(0, "test"))
+    assert torch.allclose(points[0], expected, atol=1e-6)
     assert len(points[0]) <= most
 
 
@@ -178,7 +206,9 @@ def test_fitted_mixture_finds_two_clusters() -> None:
 
 def test_the_default_network_is_the_courses() -> None:
     vae = build(VAEConfig())
-    assert sum(p.numel() for p in vae.parameters()) == 1_178_659
+    assert count_parameters(vae) == (1_178_659, 1_178_659)  # the mixture's buffers are no parameters
+    learned = build(VAEConfig(decoder_variance="learned"))
+    assert count_parameters(learned) == (1_178_660, 1_178_660)
     assert vae.encode(torch.zeros(2, 3, 32, 32)).mean.shape == (2, 32)
     assert vae.decode(torch.zeros(2, 32)).mean.shape == (2, 3, 32, 32)
 

@@ -24,12 +24,19 @@ def numbers(file: Path, values: Any) -> Path:
 
 
 def weights(
-    file: Path, config: dict[str, Any], epoch: int = 3, *, finished: bool = True, metrics: Any = None
+    file: Path,
+    config: dict[str, Any],
+    epoch: int = 3,
+    *,
+    finished: bool = True,
+    metrics: Any = None,
+    training: Any = None,
 ) -> None:
-    """A model file without its tensors: 12 learnt numbers, and 9 that are not."""
+    """A model file without its tensors."""
     about = {"epoch": str(epoch), "finished": json.dumps(finished), "sha256": DIGEST}
     about["metrics"] = json.dumps(metrics or {})
     about["config"] = json.dumps(config)
+    about["training"] = json.dumps(training or {})
     tensors = {"layer.weight": {"shape": [3, 4]}, "norm.running_mean": {"shape": [9]}}
     header = json.dumps({"__metadata__": about, **tensors}).encode()
     file.write_bytes(struct.pack("<Q", len(header)) + header)
@@ -66,7 +73,7 @@ def ablation(folder: Path, changes: list[dict[str, Any]]) -> None:
         }  # fmt: skip
 
     rows = [row({}, 0.5), *(row(change, 0.25) for change in changes)]
-    about = {"command": "genssl ablate simsiam --all", "method": "simsiam", "data": "x/cifar10-images.tar"}
+    about = {"command": "genssl ablate simsiam --all", "method": "simsiam", "data": "x/photos.tar"}
     numbers(folder / "ablate.json", {**about, "epochs": 3, "rows": rows, "notes": ["one seed an arm"]})
     picture(folder / "ablate.png")
 

@@ -16,7 +16,7 @@ def gathered(place: Path) -> Contents:
 
 def test_distances_that_compare_share_a_table_and_its_floor(tmp_path: Path) -> None:
     about = {"samples": 512, "features": "simsiam", "features_digest": "f" * 64, "measures": folder.MEASURES}
-    about |= {"data": "svhn-images", "part": "test"}
+    about |= {"data": "../some/photos.tar.gz", "part": "test"}
     vae, ddpm = folder.run(tmp_path / "one", "vae"), folder.run(tmp_path / "two", "ddpm")
     folder.evaluation(vae, "fidelity", {**about, "sampling": {"prior": "normal", "seconds": 0.5}})
     way = {"sampler": "ddim", "network_calls_an_image": 50}
@@ -31,7 +31,7 @@ def test_distances_that_compare_share_a_table_and_its_floor(tmp_path: Path) -> N
     assert many.rows[2][2:4] == [Cell("3.25", "3.00 to 3.50"), Cell("87.5 %")]
     assert (many.floor, few.floor) == (1, 1)
     assert many.columns[2:4] == ["Frechet distance ↓", "precision ↑"]
-    for told in ("svhn-images (unofficial subset)", "split: test", "samples: 512", "ffffffff", "device: cpu"):
+    for told in ("data: photos;", "split: test", "samples: 512", "ffffffff", "device: cpu"):
         assert told in many.about, told
     assert few.rows[0][1].text == "fidelity-few"
 

@@ -38,7 +38,7 @@ def history(std: float = 0.9, **more: float) -> list[dict[str, Any]]:
 
 
 def simsiam(**changes: Any) -> Config:
-    return SimSiamConfig(**{"data": "somewhere/cifar10-images.tar.gz", "epochs": EPOCHS, **changes})
+    return SimSiamConfig(**{"data": "somewhere/photos.tar.gz", "epochs": EPOCHS, **changes})
 
 
 def run_of(

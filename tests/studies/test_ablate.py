@@ -1,6 +1,7 @@
 """Ablations: their arms, what is reused and resumed, what is said of them, and the command."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -392,6 +393,61 @@ def test_arms_of_one_seed_see_the_same_images_in_the_same_order(
     assert titles[3] == "arm 2 of 2: z_dim=2, seed 1 (2 of 2)"
 
 
+@pytest.fixture
+def images(digits: Path, tmp_path: Path) -> Path:
+    """A copy of the digits, to be changed."""
+    return Path(shutil.copytree(digits, tmp_path / "images"))
+
+
+def change(images: Path) -> None:
+    """Other content at the same place."""
+    file = sorted((images / "train").rglob("*.png"))[0]
+    Image.new("RGB", (32, 32), "teal").save(file)
+
+
+def test_an_arm_is_trained_again_where_its_data_have_other_images_now(images: Path, runs: Path) -> None:
+    baseline = config(images)
+    arms = study.arms_of(baseline, {}, {"z_dim": 2})
+    study.ablate(baseline, arms, OPTIONS, lambda event: None)
+    before = {folder: run_info.trained_digest(folder) for folder in (runs / "arms").iterdir()}
+    assert set(before.values()) == {run.load_splits(baseline, lambda event: None)[0].digest}
+    change(images)
+    current = run.load_splits(baseline, lambda event: None)[0].digest
+    assert current not in before.values()
+    events: list[Event] = []
+    # A further arm needs the data, which shows that the others were trained on other images
+    outcome = study.ablate(baseline, study.arms_of(baseline, {"z_dim": [2, 4]}, {}), OPTIONS, events.append)
+    used = [row["runs"][0] for row in outcome.values["rows"]]
+    assert {item["facts"]["train_digest"] for item in used} == {current}
+    assert not {item["run"] for item in used} & {folder.name for folder in before}
+    told = [text for text in notes(events) if "is not used" in text]
+    assert [text.split(" is not used")[0] for text in told] == [
+        str(runs / "arms" / f"vae-images-{arm}") for arm in ("baseline", "z_dim-2")
+    ]
+    assert {folder: run_info.trained_digest(folder) for folder in before} == before
+
+
+def test_a_run_is_not_measured_on_other_images_than_it_was_trained_on(images: Path, runs: Path) -> None:
+    folders = [run.start(config(images, seed=seed), Options(device="cpu")) for seed in (0, 1)]
+    change(images)
+    with pytest.raises(UserError, match=r"was trained on other images than .*images has; bring those back"):
+        compare.compare(folders, "cpu", lambda event: None)
+    assert not (folders[0] / measures.KEPT).exists()
+
+
+def test_what_a_run_was_trained_on_is_in_its_state_where_its_weights_do_not_say(
+    images: Path, runs: Path
+) -> None:
+    folder = run.start(config(images), Options(device="cpu"))
+    recorded = run_info.trained_digest(folder)
+    info, method = run_info.inspect(folder), checkpoint.load(folder)
+    checkpoint.save(method, folder, epoch=info.epoch, finished=True, metrics=info.metrics)
+    assert run_info.inspect(folder).training == {}
+    assert run_info.trained_digest(folder) == recorded
+    (folder / run_info.STATE).unlink()
+    assert run_info.trained_digest(folder) is None
+
+
 # Measuring
 
 
@@ -452,7 +508,11 @@ def test_a_verdict_is_computed_from_the_numbers() -> None:
     assert verdict(arm, base) == expected
     assert verdict(base, base) == "the baseline: test_loss 2889"
     other = arm_of("v", {"decoder_variance": "learned"}, {"test_loss": -50.0, "training_seconds": 105})
-    assert verdict(other, base) == "test_loss 2889 -> -50 (not comparable: another loss); training as fast"
+    expected = "test_loss 2889 -> -50 (not comparable: another loss); training about as fast"
+    assert verdict(other, base) == expected
+    slower = arm_of("w", {"width": 64}, {"training_seconds": 120})  # within a machine's own noise
+    assert verdict(slower, base) == "training about as fast"
+    assert verdict(arm_of("w", {"width": 64}, {"training_seconds": 130}), base) == "training 1.3x slower"
 
 
 def test_a_verdict_is_about_the_validation_loss_of_runs_with_a_holdout() -> None:
@@ -473,7 +533,7 @@ def test_a_verdict_knows_the_seeds_spread() -> None:
     assert verdict(far, base) == "loss 11 -> 21 (+91 %, beyond the seeds' spread)"
     slow = arm_of("baseline", {}, {"training_seconds": 20.0}, {"training_seconds": 40.0})
     noisy = arm_of("d", {}, {"training_seconds": 45.0}, {"training_seconds": 25.0})
-    assert verdict(noisy, slow) == "training as fast"  # 1.2x, which is within the spread
+    assert verdict(noisy, slow) == "training about as fast"  # 1.2x, which is within the spread
     short = arm_of("c", {}, {"loss": 11.0, "training_seconds": 2}, {"loss": 13.0, "training_seconds": 3})
     assert "training" not in verdict(short, base)
 

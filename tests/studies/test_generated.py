@@ -12,6 +12,8 @@ from PIL import Image, ImageFont
 
 from genssl import checkpoint, paths, run_info
 from genssl.config import Config, SimSiamConfig, VAEConfig
+from genssl.eval import fidelity_features
+from genssl.eval.feature_cache import FeatureSpace
 from genssl.eval.result import EvalResult
 from genssl.models.build import build
 from genssl.run_info import RunInfo
@@ -26,10 +28,12 @@ from .fakes import run_of
 
 CPU = torch.device("cpu")
 SAMPLES = 16
+SPACE = FeatureSpace("pixel sums", lambda images: images.flatten(1).unfold(1, 256, 256).sum(2), "digest")
+DEFAULT = fidelity_features.default_features
 SMALL = {"encoder": "small", "projector_dim": 4, "projector_hidden": 4, "predictor_hidden": 4}
 MEASURES = [
-    "frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage",
-    "authenticity", "sharpness", "variety",
+    "frechet_distance", "frechet_distance_infinity", "kernel_distance", "precision", "recall", "density",
+    "coverage", "authenticity", "sharpness", "diversity",
 ]  # fmt: skip
 
 
@@ -42,9 +46,10 @@ def write(config: Config) -> None:
 
 @pytest.fixture
 def root(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two untrained VAEs and an encoder; nothing ships."""
+    """Two untrained VAEs and a SimSiam; sums of pixels stand for the default features."""
     monkeypatch.setenv("GENSSL_CHECKPOINTS", str(tmp_path / "runs"))
-    monkeypatch.setattr(paths, "shipped_root", lambda: tmp_path / "shipped")
+    monkeypatch.setattr(compare_module, "default_features", lambda _: SPACE)
+    monkeypatch.setattr(fidelity_features, "default_features", lambda _: SPACE)
     for seed in (0, 1):
         write(VAEConfig(data=str(digits), width=4, z_dim=3, mixture_components=0, seed=seed))
     write(SimSiamConfig(data=str(digits), **SMALL))
@@ -86,10 +91,10 @@ def test_numbers_are_those_of_the_fidelity_command(root: Path) -> None:
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is sampled: the numbers and the grid tell only the seed and how many were asked for."""
 
-    def measure(trained: Trained, encoder: RunInfo, samples: int) -> compare_module.Quality:
+    def measure(trained: Trained, space: FeatureSpace, samples: int) -> compare_module.Quality:
         seed = trained.method.config.seed
-        values = {**entry("", str(encoder.config.seed)), "samples": samples, "sampling": {"prior": "normal"}}
-        values["measures"] = [{"measure": "frechet_distance", "samples": seed + 0.5, "floor": 0.25}]
+        values = {**entry("", space.digest), "samples": samples, "sampling": {"prior": "normal"}}
+        values["measures"] = [{"measure": "frechet_distance", "samples": seed + 0.5, "train": 0.25}]
         return compare_module.Quality(values, ("beware",), Image.new("RGB", (9, 9), (seed, 0, 0)))
 
     monkeypatch.setattr(compare_module, "_measure", measure)
@@ -102,7 +107,6 @@ def test_a_run_is_measured_once(root: Path) -> None:
     assert [text for text in said if text.startswith("measuring")] == [
         "measuring 16 samples of vae-0", "measuring 16 samples of vae-1",
     ]  # fmt: skip
-    assert "simsiam-0, the newest self-supervised run" in said[0]
     said.clear()
     again = compare(root, said)
     assert not [text for text in said if text.startswith("measuring")]
@@ -121,7 +125,7 @@ def test_what_was_kept_is_of_the_same_question(
         case "weights":
             shutil.copy(root / "vae-1" / run_info.MODEL, root / "vae-0" / run_info.MODEL)
         case "features":
-            write(SimSiamConfig(data="d", **SMALL, seed=7))
+            monkeypatch.setattr(compare_module, "default_features", lambda _: replace(SPACE, digest="7"))
         case "device":
             monkeypatch.setattr(compare_module, "describe", lambda _: "an abacus")
         case "picture":
@@ -147,12 +151,16 @@ def test_a_folder_that_takes_no_results_is_left_alone(root: Path, monkeypatch: p
 # What cannot be measured is said, and the comparison goes on
 
 
-def test_without_an_encoder_there_is_a_note(root: Path) -> None:
-    shutil.rmtree(root / "simsiam-0")
+def test_without_the_shipped_weights_there_is_a_note(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "shipped_root", lambda: tmp_path / "shipped")
+    monkeypatch.setattr(compare_module, "default_features", DEFAULT.__wrapped__)
     outcome = compare(root)
     assert (outcome.values, outcome.figures) == ({}, {})
     (note,) = outcome.notes
-    assert "was not measured: no finished self-supervised run for images of 32 pixels" in note
+    assert "was not measured: " in note
+    assert "simsiam is missing" in note
 
 
 def test_too_few_samples_are_noted(root: Path) -> None:
@@ -178,31 +186,31 @@ def test_one_generative_run_is_no_comparison(root: Path) -> None:
 
 def entry(run: str, data: str = "x", train: str = "y", **changes: Any) -> dict[str, Any]:
     row = {"measure": "recall", "samples": 0.123456, "low": 0.1, "high": 0.2, "better": "higher"}
-    row |= {"floor": 0.9, "floor_low": 0.8, "floor_high": 1.0} | changes
+    row |= {"train": 0.9, "train_low": 0.8, "train_high": 1.0, "other": 0.95, "other_low": None} | changes
     return {"run": run, "data": data, "data_digest": data, "train_digest": train, "measures": [row]}
 
 
-def test_the_table_has_a_column_a_run_and_one_floor() -> None:
+def test_the_table_has_a_column_per_run_and_one_per_reference() -> None:
     (line,) = compare_module.table([entry("a"), entry("b", samples=0.5)])
     assert line == {
         "": "recall", "a": "0.1235 [0.1, 0.2]", "b": "0.5 [0.1, 0.2]",
-        "floor (real images)": "0.9 [0.8, 1]", "better": "higher",
+        "training images": "0.9 [0.8, 1]", "other real images": "0.95", "better": "higher",
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("other", [{"data": "z"}, {"train": "z"}])
-def test_other_images_have_a_floor_of_their_own(other: dict[str, str]) -> None:
-    (line,) = compare_module.table([entry("a"), entry("b", **other, floor=0.7), entry("c")])
-    assert line["floor of a and c"] == "0.9 [0.8, 1]"
-    assert line["floor of b"] == "0.7 [0.8, 1]"
-    (line,) = compare_module.table([entry("a", floor=None), entry("b")])
-    assert line["floor (real images)"] == "-"
+def test_other_images_have_references_of_their_own(other: dict[str, str]) -> None:
+    (line,) = compare_module.table([entry("a"), entry("b", **other, other=0.7), entry("c")])
+    assert line["training images of a and c"] == "0.9 [0.8, 1]"
+    assert line["other real images of b"] == "0.7"
+    (line,) = compare_module.table([entry("a", other=None), entry("b")])
+    assert line["other real images"] == "-"
 
 
 def test_runs_on_other_data_have_a_note(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def measured(info: RunInfo, *_: object) -> compare_module.Quality:
         values = entry("", data=info.name) | {"samples": SAMPLES, "sampling": {}}
-        values["measures"] = [{"measure": "frechet_distance", "samples": 2.0, "floor": 1.0}]
+        values["measures"] = [{"measure": "frechet_distance", "samples": 2.0, "train": 1.0}]
         return compare_module.Quality(values, (), Image.new("RGB", (9, 9)))
 
     monkeypatch.setattr(compare_module, "quality", measured)

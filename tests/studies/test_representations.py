@@ -268,8 +268,8 @@ def test_a_loss_of_another_kind_is_marked() -> None:
 
 def test_a_title_says_what_the_runs_have_in_common() -> None:
     one = run_of(simsiam(encoder="small"))
-    assert title_of([one]) == "cifar10-images, 500 images, encoder small, 4 epochs"
+    assert title_of([one]) == "photos, 500 images, encoder small, 4 epochs"
     other = run_of(simsiam(encoder="resnet18"), train_images=1000)
-    assert title_of([one, other]) == "cifar10-images, 4 epochs"
+    assert title_of([one, other]) == "photos, 4 epochs"
     short = Measured(one.info.__class__(Path(), one.info.config, 3, True, {}, ""), history(), one.findings)
     assert title_of([short]).endswith("3 of 4 epochs")

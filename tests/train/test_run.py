@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,9 +18,15 @@ from safetensors.torch import load_file
 from genssl import checkpoint, run_info
 from genssl.config import Config, DDPMConfig, VAEConfig
 from genssl.data.augment import views
+from genssl.data.load import load
 from genssl.errors import FAILED_RUN, UserError
+from genssl.models.build import build
+from genssl.models.method import Method
+from genssl.report import load as load_report
+from genssl.report import page
 from genssl.train import loop, run
 from genssl.train.events import EpochEnded, Event, Note, Started, TrainingProgress
+from genssl.train.monitor import Monitor, overfitting_warning
 from genssl.train.options import Options
 from genssl.train.run_folder import RunFolder
 
@@ -70,6 +77,92 @@ def test_a_run_folder_holds_everything(digits: Path, tmp_path: Path) -> None:
     info = run_info.inspect(tmp_path / "run")
     assert (info.epoch, info.finished) == (3, True)
     assert info.metrics == {**record, "train_sharpness": info.metrics["train_sharpness"]}
+    parameters = sum(p.numel() for p in build(info.config).parameters())
+    assert started.parameters == started.all_parameters == parameters
+    split = load(str(digits), "train")
+    assert info.training == {
+        "parameters": parameters, "all_parameters": parameters,
+        "images": 120, "data_digest": split.digest,
+    }  # fmt: skip
+
+
+def measured(losses: list[float], tests: list[float | None]) -> list[dict[str, Any]]:
+    return [
+        {"epoch": epoch, "loss": loss, "test_loss": test}
+        for epoch, (loss, test) in enumerate(zip(losses, tests, strict=True), 1)
+    ]
+
+
+FALLING = [-1.0, -2.0, -3.0, -4.0, -5.0, -6.0, -7.0, -8.0]
+RISING = measured(FALLING, [0.0, None, -3.5, None, -4.0, None, -3.0, -2.0])
+
+
+def test_a_test_loss_that_has_risen_above_the_train_loss_is_remarked() -> None:
+    warning = overfitting_warning(RISING, error=2.9, unit="nats per image")
+    assert warning is not None
+    for part in (
+        "test loss, -2,",
+        "6 above the train loss",
+        "by chance: 5.8",
+        "2 above its lowest",
+        "epoch 5",
+    ):
+        assert part in warning, (part, warning)
+    assert "(nats per image)" in warning
+    renamed = [{"epoch": r["epoch"], "loss": r["loss"], "validation_loss": r["test_loss"]} for r in RISING]
+    of_validation = overfitting_warning(renamed, 2.9, "nats per image", "validation")
+    assert of_validation == warning.replace("the test loss", "the validation loss")
+    assert overfitting_warning(renamed, 2.9, "nats per image") is None
+
+
+@pytest.mark.parametrize(
+    ("history", "error"),
+    [
+        (RISING, 3.1),  # the gap may be chance
+        (RISING[:5], 0.01),  # a gap, and the test loss still falls
+        (RISING[:7], 0.01),  # one uneven measurement is no rise
+        (measured(FALLING, [None] * 8), 0.01),
+        (measured([20 + loss for loss in FALLING], [r["test_loss"] for r in RISING]), 0.01),
+        ([], 0.01),
+    ],
+)
+def test_nothing_is_remarked_while_the_test_loss_falls_or_differs_by_chance(
+    history: list[dict[str, Any]], error: float
+) -> None:
+    assert overfitting_warning(history, error) is None
+
+
+def test_a_vae_that_overfits_says_so_at_its_end_and_in_the_report(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = Monitor.held_out_losses, []
+
+    def rising(self: Monitor, method: Method) -> dict[str, float]:
+        values = real(self, method)
+        calls.append(values)
+        return values | {"test_loss": values["test_loss"] + 1000 * len(calls)}
+
+    monkeypatch.setattr(Monitor, "held_out_losses", rising)
+    events = train(config(digits, sample_every=1), tmp_path / "over")
+    [told] = [event.text for event in events if isinstance(event, Note) and "overfitting" in event.text]
+    assert "above its lowest, that of epoch 1 (nats per image)" in told
+    assert run_info.inspect(tmp_path / "over").training["notes"] == [told]
+    made = page.write(load_report.gather([str(tmp_path / "over")]), tmp_path / "report.html")
+    assert f"over: {told}" in made.path.read_text()
+
+
+def test_the_chance_in_a_test_loss_is_the_standard_error_over_its_batches(digits: Path) -> None:
+    settings = config(digits)
+    test = load(str(digits), "test")
+    monitor = Monitor(views.Plain(), load(str(digits), "train"), test, settings)
+    method = build(settings).eval()
+    value = monitor.held_out_losses(method)["test_loss"]
+    batches = [
+        float(monitor._losses(method, monitor.images[rows], i)["loss"].detach())  # type: ignore[index]
+        for i, rows in enumerate((slice(0, 16), slice(16, 32)))
+    ]
+    assert value == pytest.approx(sum(batches) / 2)
+    assert monitor.loss_error == pytest.approx(abs(batches[0] - batches[1]) / 2)
 
 
 def test_a_run_starts_again_from_its_own_config(digits: Path, tmp_path: Path) -> None:
