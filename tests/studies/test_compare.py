@@ -32,6 +32,8 @@ app = typer.Typer(cls=Program, pretty_exceptions_enable=False)
 app.callback()(lambda: None)
 study_module.register(app)
 
+SHIPPED = paths.shipped_root()
+
 
 def call(*arguments: object) -> Result:
     return CliRunner().invoke(app, ["compare", *map(str, arguments)])
@@ -100,7 +102,8 @@ def test_data_that_cannot_be_had_end_it_before_anything_is_measured(
 
 
 @pytest.mark.usefixtures("pair")
-def test_samples_are_measured_and_shown(tmp_path: Path) -> None:
+def test_samples_are_measured_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths, "shipped_root", lambda: SHIPPED)
     result = call("vae", "vae-digits-z", "-n", 14, "--device", "cpu", "--out", tmp_path / "a")
     assert result.exit_code == 0, result.output
     for words in ("sample quality [95 % interval]", "frechet_distance", "training images", "sharpness"):
