@@ -202,8 +202,8 @@ def describe_start(event: "Started") -> str:
     from genssl.run_info import parameters_text
 
     again = f", resumed at step {event.step:,}" if event.step else ""
-    parameters = parameters_text(event.parameters, event.all_parameters)
     held_out = f", and {event.held_out:,} held out for validation" if event.held_out else ""
+    parameters = parameters_text(event.parameters, event.all_parameters)
     return (
         f"training {event.method} ({parameters} parameters) on {event.data} "
         f"({event.images:,} images{held_out}), {event.epochs} epochs, {event.total_steps:,} steps, "

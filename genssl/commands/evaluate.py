@@ -307,6 +307,8 @@ def fidelity(
     """Sample quality: FD, KD, precision, recall, density, coverage and memorization."""
     chosen = _options.given(prior=prior, sampler=sampler, steps=steps, eta=eta, variance=variance)
     if sensitivity:
+        if split == "validation":
+            raise UserError("--sensitivity takes --split train or test")
         _sensitivity(run, n, features, split, data, skip_bad, seed, batch_size, device, out, as_json)
         return
     if run is None:

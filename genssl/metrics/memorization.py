@@ -67,11 +67,13 @@ def leave_one_out(train: Tensor, rows: Tensor) -> NearestTraining:
     """
     if len(train) < 3 or len(rows) == 0:
         raise ValueError(f"leaving one out needs a row and three training images: {len(rows)}, {len(train)}")
-    parts = [(part, _nearest_other(train, part, part[:, None])) for part in rows.split(QUERIES)]
-    index = torch.cat([found for _, found in parts])
-    neighbor = torch.cat(
-        [_nearest_other(train, found, torch.stack([found, part], 1)) for part, found in parts]
-    )
+    index, neighbor = torch.empty_like(rows), torch.empty_like(rows)
+    for start in range(0, len(rows), QUERIES):
+        part = slice(start, start + QUERIES)
+        # The nearest other image x*, and the nearest image to that one, neither of them the one left out
+        index[part] = _nearest_other(train, rows[part], rows[part, None])
+        excluded = torch.stack([index[part], rows[part]], 1)
+        neighbor[part] = _nearest_other(train, index[part], excluded)
     distance = distances(train, train[rows], index)
     return NearestTraining(index, distance, neighbor, distances(train, train[index], neighbor))
 
@@ -90,6 +92,7 @@ def _nearest_other(bank: Tensor, rows: Tensor, excluded: Tensor) -> Tensor:
     smallest, index = torch.full_like(queries[:, 0], torch.inf), torch.zeros_like(rows)
     for start in range(0, len(bank), BANK):
         piece = bank[start : start + BANK].float() - center
+        # |b|^2 - 2 q.b, (q, n): the squared distances but for |q|^2, which changes no order
         squares = torch.addmm(piece.square().sum(1), queries, piece.T, alpha=-2)
         query, column = ((excluded >= start) & (excluded < start + len(piece))).nonzero(as_tuple=True)
         squares[query, excluded[query, column] - start] = torch.inf

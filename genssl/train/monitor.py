@@ -57,11 +57,11 @@ class Monitor:
     ) -> None:
         self.views, self.config = views, config
         self.device = device or train.images.device
+        self.loss_error: float | None = None  # standard error of the last held-out loss, over its batches
         self.images = None
         if held_out is not None:
             self.images = held_out.take(LOSS_IMAGES, config.seed).images.to(self.device)
         self.train, self.held_out = train, held_out
-        self.loss_error: float | None = None  # standard error of the last held-out loss, over its batches
 
     @property
     def validation_images(self) -> int:
@@ -128,8 +128,7 @@ class Monitor:
             return None
         # Of the difference of two means, as if both losses were of images of one distribution
         error = self.loss_error * math.sqrt(1 + len(self.images) / len(self.train))
-        unit = method.units.get("loss", "")
-        return overfitting_warning(history, error, unit, self.config.monitor_split)
+        return overfitting_warning(history, error, method.units.get("loss", ""), self.config.monitor_split)
 
     def _losses(self, method: Method, images: Tensor, batch: int) -> dict[str, Tensor]:
         stream = generator(self.config.seed, "eval", batch, device=images.device)
@@ -215,27 +214,27 @@ class Monitor:
 def overfitting_warning(
     history: Sequence[Mapping[str, Any]], error: float, unit: str = "", split: str = "test"
 ) -> str | None:
-    """A warning where the held-out loss is above the train loss beyond chance, and has risen; else None.
+    """A warning where the test loss is above the train loss by more than chance, and has risen; else None.
 
     It has risen where it was lowest two measurements ago or earlier (as Prechelt 1998, Early stopping - but
     when?, counts strips in succession), so that one uneven step is no rise.
 
     Args:
-        history: one record an epoch; those with the held-out loss count.
-        error: standard error of the difference of the last held-out and train losses; twice that is chance.
+        history: one record an epoch; those with a loss of the split count.
+        error: standard error of the difference of the last two losses; twice that is chance.
         unit: of the loss.
-        split: that was measured while training.
+        split: "test", or "validation" with a holdout.
     """
-    name = f"{split}_loss"
-    measured = [record for record in history if record.get(name) is not None]
+    key = f"{split}_loss"
+    measured = [record for record in history if record.get(key) is not None]
     if len(measured) < 3 or measured[-1].get("loss") is None:
         return None
-    last, lowest = measured[-1], min(measured, key=lambda record: record[name])
-    gap, rise = last[name] - last["loss"], last[name] - lowest[name]
+    last, lowest = measured[-1], min(measured, key=lambda record: record[key])
+    gap, rise = last[key] - last["loss"], last[key] - lowest[key]
     if gap <= 2 * error or rise <= 0 or lowest["epoch"] >= measured[-2]["epoch"]:
         return None
     return (
-        f"overfitting: the {split} loss, {last[name]:,.5g}, is {gap:,.3g} above the train loss "
+        f"overfitting: the {split} loss, {last[key]:,.5g}, is {gap:,.3g} above the train loss "
         f"(by chance: {2 * error:,.2g}) and {rise:,.3g} above its lowest, that of epoch {lowest['epoch']:g}"
         f"{f' ({unit})' if unit else ''}; the weights are those of the last epoch, and --epochs takes fewer"
     )

@@ -59,10 +59,10 @@ def test_the_start_names_the_folder_and_the_device() -> None:
     text = _console.describe_start(started)
     for part in ("1,234,567 parameters", "1,000 images", "resumed at step 7", "checkpoints/x", "cpu, bf16"):
         assert part in text
-    assert "held out" not in text
-    assert "1,000 images, and 100 held out" in _console.describe_start(replace(started, held_out=100))
     byol = _console.describe_start(replace(started, parameters=12_484_160, all_parameters=24_441_728))
     assert "(12,484,160 trained of 24,441,728 parameters)" in byol
+    assert "held out" not in text
+    assert "1,000 images, and 100 held out" in _console.describe_start(replace(started, held_out=100))
 
 
 def test_a_list_of_mappings_is_a_table_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
