@@ -335,12 +335,10 @@ def fidelity(
 
 
 def _sensitivity(
-    run: str | None, n: int | None, features: str | None, split: _options.RunSplitName, data: str | None,
+    run: str | None, n: int | None, features: str | None, split: _options.SplitName, data: str | None,
     skip_bad: bool, seed: int, batch_size: int, device: str, out: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """The table of disturbances, of real images of --data or of the data of a run."""
-    if split == "validation":
-        raise UserError("--sensitivity is of data, which have no validation split; use --split test")
     if data is None:
         if run is None:
             raise UserError("--sensitivity needs real images; name them with --data, or a run for its data")

@@ -101,7 +101,7 @@ def test_of_a_run_without_holdout_fidelity_takes_what_the_limit_left(digits: Pat
     [
         (["features", "WHOLE"], "has no validation split, since nothing was held out of its training"),
         (["fidelity", "WHOLE", "--features", "pixels"], "has no validation split"),
-        (["fidelity", "RUN", "--sensitivity"], "--sensitivity is of data, which have no validation split"),
+        (["fidelity", "RUN", "--sensitivity"], "--sensitivity takes --split train or test"),
         (["features", "RUN", "--data", "synthetic"], "a validation split is of the run's own data"),
         (
             ["fidelity", "SAMPLES", "--data", "DIGITS", "--features", "pixels"],
