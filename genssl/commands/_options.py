@@ -89,6 +89,7 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Batch size of the evaluatio
 SplitName = Literal["train", "test"]
 SPLITS: tuple[SplitName, SplitName] = ("train", "test")
 RunSplitName = Literal["train", "validation", "test"]  # validation: what the run held out of its training
+RealSplitName = Literal["train", "validation", "test", "all"]  # all: train and test together
 ImageSize = Annotated[int, typer.Option(min=1, help="Image size, in pixels per side.")]
 # Settings of a training; None: the default of the method
 TrainingData = Annotated[

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from genssl.commands._console import echo, progress, show_values
-from genssl.commands._options import Common, RunSplitName, SplitName
+from genssl.commands._options import Common, RealSplitName, RunSplitName, SplitName
 from genssl.commands._outputs import Target, evaluation_name, target_of_run
 from genssl.data.registry import base_name
 from genssl.environment import command_line, launched_rank
@@ -295,8 +295,13 @@ class SampleSource:
     seed: int
     skip_bad: bool
 
-    def real(self, split: RunSplitName, n: int, seed: int) -> "Split":
+    def real(self, split: RealSplitName, n: int, seed: int) -> "Split":
         """At most `n` real images, shuffled, on the device."""
+        if split == "all":
+            from genssl.data.subset import pool
+
+            everything = pool(self._read(self.data, "train"), self._read(self.data, "test"))
+            return everything.take(n, seed).to(self.device)
         return self._read(self.data, split).take(n, seed).to(self.device)
 
     def training_images(self) -> "Split":

@@ -228,7 +228,9 @@ def fidelity(
     sensitivity: Annotated[
         bool, typer.Option("--sensitivity", help="Measure what the features notice of disturbed real images.")
     ] = False,
-    split: Annotated[_options.RunSplitName, typer.Option(help="Split of the real images.")] = "test",
+    split: Annotated[
+        _options.RealSplitName, typer.Option(help="Split of the real images; all: train and test together.")
+    ] = "test",
     k: Annotated[int, typer.Option("-k", min=1, help="k of precision, recall, density and coverage.")] = 5,
     resamples: Annotated[
         int, typer.Option(min=0, help="Random halves for the 95 % intervals; 0: no intervals.")
@@ -239,7 +241,7 @@ def fidelity(
 ) -> None:
     """Sample quality: FD, KD, precision, recall, density, coverage and memorization."""
     if sensitivity:
-        if split == "validation":
+        if split == "validation" or split == "all":  # noqa: PLR1714 (mypy narrows no set)
             raise UserError("--sensitivity takes --split train or test")
         _sensitivity(run, n, features, split, common)
         return

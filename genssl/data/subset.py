@@ -163,6 +163,19 @@ def _gather(pool: Sequence[Tensor], rows: Tensor) -> Tensor:
     return chosen
 
 
+def pool(train: Split, test: Split) -> Split:
+    """All images of both parts, train first, as the part "all".
+
+    Raises:
+        UserError: the parts have different classes.
+    """
+    if train.classes != test.classes:
+        raise UserError(f"the train and test part of {train.name} have different classes; name one of them")
+    digest = hashlib.sha256(f"{train.digest}|{test.digest}|all".encode()).hexdigest()
+    rows = torch.arange(len(train) + len(test))
+    return select_rows([train, test], rows, digest=digest, name=train.name, part="all")
+
+
 REMIX_SEED = 0  # one remix for everybody, whatever the seed of a run
 
 

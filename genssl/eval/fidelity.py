@@ -299,7 +299,7 @@ def fidelity(
                 sample_split.images, train.images, nearest
             )
         # Where the real images are training images themselves, these would be compared with themselves
-        if real.part != "train" and len(train_set) >= _least(settings.neighbors):
+        if real.part not in {"train", "all"} and len(train_set) >= _least(settings.neighbors):
             references = {"train": (real_set.rows(slice(len(train_set))), train_set)} | references
     reference = real_set.rows(slice(len(generated)))
     estimates, deviation = measure(reference, generated, settings, tick)

@@ -110,7 +110,7 @@ class Table:
     Attributes:
         conditions: what all its rows have in common: data, split, images, device.
         notes: on its rows.
-        floor: how many of the last rows are no models.
+        references: how many of the last rows are no models.
     """
 
     title: str
@@ -118,7 +118,7 @@ class Table:
     rows: list[list[Cell]]
     conditions: str = ""
     notes: list[str] = field(default_factory=list)
-    floor: int = 0
+    references: int = 0
 
 
 @dataclass(frozen=True)

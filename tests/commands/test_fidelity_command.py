@@ -99,6 +99,28 @@ def test_a_folder_has_the_numbers_of_the_run_that_made_it(
     assert folder["sampling"]["digest"]  # type: ignore[index]
 
 
+def test_a_flat_folder_of_real_images_is_used_whole(samples: Path, digits: Path, tmp_path: Path) -> None:
+    files = sorted((digits / "train").rglob("*.png"))[:60]
+    for i, file in enumerate(files):
+        (tmp_path / "flat").mkdir(exist_ok=True)
+        shutil.copy(file, tmp_path / "flat" / f"{i:02d}.png")
+    chosen = [
+        "--data",
+        tmp_path / "flat",
+        "--features",
+        "pixels",
+        "-k",
+        3,
+        "--resamples",
+        0,
+        "--split",
+        "all",
+    ]
+    found = json_of("fidelity", samples, *chosen)
+    assert (found["part"], found["real_images"], found["other_images"]) == ("all", 24, 24)
+    assert "train" not in rows_of(found)["precision"]  # they are among the real images
+
+
 def test_a_folder_stays_nothing_but_samples(samples: Path, digits: Path) -> None:
     chosen = ["--data", digits, "--features", "pixels", "-k", 3, "--resamples", 0]
     assert json_of("fidelity", samples, *chosen, "-n", 20)["samples"] == 20

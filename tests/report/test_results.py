@@ -87,7 +87,7 @@ def test_the_rows_of_a_table_in_the_headline_are_columns_over_runs(tmp_path: Pat
         ["two", "12.5", "0.62", "0.62", "64"],
         ["floor", "3.25", "0.875", "0.5", "-"],
     ]
-    assert table.floor == 1
+    assert table.references == 1
     assert table.rows[0][1].small == "11.0 to 14.0"
     assert table.rows[2][1].small == "3.00 to 3.50"
     assert table.conditions == "data: svhn-images; split: test; device: cpu; features: simsiam"
@@ -114,7 +114,7 @@ def test_references_that_disagree_are_shown_apart(tmp_path: Path) -> None:
         run = folder.run(tmp_path / f"run-{i}", "vae")
         folder.evaluation(run, "fidelity", {"headline": ["measures"], "measures": measures})
     [table] = compared(tmp_path)
-    assert table.floor == 2
+    assert table.references == 2
     assert table.rows[-2:] == [
         [Cell("floor", "beside run-0, run-1"), Cell("3.25", "3.00 to 3.50"), Cell("0.875")],
         [Cell("floor", "beside run-2"), Cell("4.00", "3.00 to 3.50"), Cell("-")],
