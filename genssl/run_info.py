@@ -18,7 +18,6 @@ CONFIG = "config.json"
 HISTORY = "history.jsonl"
 ENVIRONMENT = "environment.json"
 FORMAT = "1"  # of checkpoints
-VALIDATION_IMAGES = "validation_images"  # among the metrics of a run with a holdout
 
 State = Literal["finished", "stopped by time", "unfinished"]
 
@@ -66,16 +65,16 @@ def parameters_text(trained: int, total: int) -> str:
     return f"{trained:,}" if trained == total else f"{trained:,} trained of {total:,}"
 
 
-def held_out(share: float, metrics: Mapping[str, Any]) -> str | None:
+def held_out(share: float, training: Mapping[str, Any]) -> str | None:
     """What a run held out of its training, `10 % (443 images)`; None: nothing.
 
     Args:
         share: the setting.
-        metrics: of the run's weights.
+        training: as in `RunInfo`.
     """
     if share == 0:
         return None
-    images = metrics.get(VALIDATION_IMAGES)
+    images = training.get("validation_images")
     return f"{100 * share:.4g} %" + ("" if images is None else f" ({images:,} images)")
 
 
@@ -87,7 +86,8 @@ class RunInfo:
         epoch: whole epochs that the weights were trained for.
         finished: whether training came to its end, after the last epoch or by --max-minutes.
         training: what was trained, and on what: "parameters" (trained), "all_parameters", "images" and
-            "data_digest" of the train split, and "notes" on how it ended, if any. Older files do not have it.
+            "data_digest" of the train split, "validation_images", if any were held out, and "notes" on how it
+            ended, if any. Older files do not have it.
     """
 
     folder: Path
@@ -111,7 +111,7 @@ class RunInfo:
     @property
     def held_out(self) -> str | None:
         """What was held out of training, as text; None: nothing."""
-        return held_out(self.config.holdout, self.metrics)
+        return held_out(self.config.holdout, self.training)
 
     @property
     def epochs_trained(self) -> float:

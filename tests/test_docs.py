@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 
 import genssl
 from genssl.cli import app
+from genssl.eval import fidelity_features
+from genssl.eval.sensitivity import not_rising
 from genssl.models import build
 from genssl.studies.results import ALIKE, TIMES, Statistic, _pace
 
@@ -152,3 +155,20 @@ def test_the_assignments_page_says_which_questions_its_command_leaves_out() -> N
     assert left_out == ["2.3 a", "3.5 c", "3.6", "3.7", "3.8"]
     [sentence] = re.findall(r"It does not\s+include (.*?):", text, re.DOTALL)
     assert all(question in sentence for question in [*left_out, "2.3 b"])
+
+
+def test_the_table_of_disturbances_is_what_was_measured_and_the_default_passes() -> None:
+    spaces = json.loads((ROOT / "docs" / "results" / "sensitivity-svhn-images.json").read_text())["spaces"]
+    rows = {space["features"]: space["disturbances"] for space in spaces}
+    default = rows[fidelity_features.NAME]
+    table = (ROOT / "docs" / "metrics.md").read_text().split("<!-- sensitivity-svhn-images.json -->")[1]
+    for i in range(0, len(default), 3):
+        cells = [row["over_undisturbed"] for row in default[i : i + 3]]
+        cells += [rows[f"shipped {name}"][i + 1]["over_undisturbed"] for name in ("simsiam", "ddpm", "vae")]
+        name = default[i]["disturbance"]
+        assert f"| {name} | {' | '.join(f'{cell:.2f}' for cell in cells)} |" in table
+        if name in {"gray", "channels permuted", "blur"}:
+            assert cells[1] >= 2
+    (measured,) = [space for space in spaces if space["features"] == fidelity_features.NAME]
+    assert measured["not_rising"] == not_rising(default) == []
+    assert measured["features_digest"] == fidelity_features.default_features(torch.device("cpu")).digest

@@ -76,8 +76,7 @@ class Run:
     def held_out(self) -> str | None:
         """What was held out of training for validation, as text; None: nothing."""
         share = self.config.get("holdout", 0)
-        metrics = self.info.metrics if self.info is not None else {}
-        return run_info.held_out(share, metrics) if isinstance(share, int | float) else None
+        return run_info.held_out(share, self.training) if isinstance(share, int | float) else None
 
     @property
     def progress(self) -> str:

@@ -18,7 +18,6 @@ from genssl.metrics.sharpness import SHARPNESS, mean_sharpness
 from genssl.models.build import build
 from genssl.models.method import CanSample, Method
 from genssl.pixels import to_model
-from genssl.run_info import VALIDATION_IMAGES
 from genssl.runtime import chunks, generator, generators, measuring
 
 LOSS_IMAGES = 1024  # held-out images that a loss is the mean of
@@ -157,19 +156,10 @@ class Monitor:
         return {"knn_accuracy": self._accuracy(method.eval().features)}
 
     def data_statistics(self, method: Method) -> dict[str, float]:
-        """What is measured of the data once.
-
-        Returns:
-            validation_images, the number of images held out, where there is a holdout; train_sharpness of up
-            to 1,024 training images, to compare with samples, where the method has them.
-        """
-        values: dict[str, float] = {}
-        if self.validation_images:
-            values[VALIDATION_IMAGES] = self.validation_images
-        if isinstance(method, CanSample):
-            train = self.train.take(SHARPNESS_IMAGES, self.config.seed)
-            values[SHARPNESS] = mean_sharpness(train.images)
-        return values
+        """train_sharpness of up to 1,024 training images, to compare with a method's samples."""
+        if not isinstance(method, CanSample):
+            return {}
+        return {SHARPNESS: mean_sharpness(self.train.take(SHARPNESS_IMAGES, self.config.seed).images)}
 
     @measuring()
     def baselines(self, method: Method, known: float | None) -> dict[str, float]:

@@ -59,7 +59,8 @@ def test_a_run_is_measured_on_what_it_is_not_trained_on(digits: Path, tmp_path: 
     assert {"validation_loss", "validation_nll", "validation_kl"} <= set(record)
     assert not any(name.startswith("test_") for name in record)
     info = run_info.inspect(tmp_path / "run")
-    assert info.metrics["validation_images"] == len(held_out)
+    assert info.training["validation_images"] == len(held_out)
+    assert (info.training["images"], info.training["data_digest"]) == (len(kept), kept.digest)
     assert info.held_out == f"25 % ({len(held_out)} images)"
     monitor = Monitor(choose_views(settled), kept, held_out, settled)
     losses = monitor.held_out_losses(checkpoint.load(tmp_path / "run"))

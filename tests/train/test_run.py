@@ -109,6 +109,10 @@ def test_a_test_loss_that_has_risen_above_the_train_loss_is_remarked() -> None:
     ):
         assert part in warning, (part, warning)
     assert "(nats per image)" in warning
+    renamed = [{"epoch": r["epoch"], "loss": r["loss"], "validation_loss": r["test_loss"]} for r in RISING]
+    of_validation = overfitting_warning(renamed, 2.9, "nats per image", "validation")
+    assert of_validation == warning.replace("the test loss", "the validation loss")
+    assert overfitting_warning(renamed, 2.9, "nats per image") is None
 
 
 @pytest.mark.parametrize(
