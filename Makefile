@@ -4,7 +4,7 @@ VENV := .venv
 OLDEST := .venv-oldest
 BIN := $(VENV)/bin
 INSTALL := -m pip install --quiet --disable-pip-version-check
-PYTEST := -m pytest --quiet --numprocesses auto
+PYTEST := -m pytest --quiet --numprocesses auto --dist worksteal
 
 .PHONY: install install-dev demo test test-oldest fast lint bench docs clean
 

@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-ALL = ("startup", "vae", "ddpm", "simsiam", "augment", "knn", "fidelity")
+ALL = ("startup", "peers", "ddpm", "simsiam", "augment", "knn", "fidelity")
 
 for name in sys.argv[1:] or ALL:
     importlib.import_module(f"benchmarks.{name}").main()

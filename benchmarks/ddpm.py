@@ -1,11 +1,11 @@
 """The U-Net against those of denoising-diffusion-pytorch and diffusers, and fast against slow sampling.
 
 For each peer there is a U-Net of ours with its parameters and multiply-adds, both within 5 %. A peer runs as
-it comes, in fp32; ours as genssl runs it, channels_last with bf16 where the hardware multiplies it.
+it comes, in fp32, and tuned: channels_last, bf16 autocast and a fused optimizer, as genssl runs ours.
 """
 
+import copy
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.cost import flop_counter
-from benchmarks.timing import in_turn
+from benchmarks.timing import SIDES
 from genssl.config import DDPMConfig
 from genssl.models.build import build
 from genssl.models.diffusion import linear_schedule, p_losses, q_sample
 from genssl.models.unet import Layout, UNet
-from genssl.runtime import autocast, choose_device, choose_precision, describe, generators
+from genssl.runtime import autocast, choose_device, choose_precision, generators
 
 BATCH = 16
 TRAIN_STEPS, FORWARD_STEPS = 4, 12
@@ -73,16 +73,26 @@ def cost(network: nn.Module, predict: Predict) -> tuple[int, int]:
     return sum(p.numel() for p in network.parameters()), counter.get_total_flops() // 2
 
 
-def their_step(peer: Peer, device: torch.device) -> Callable[[], None]:
-    """A plain training step in fp32."""
-    optimizer = torch.optim.Adam(peer.network.parameters(), lr=1e-4)
+def tune(peer: Peer) -> Peer:
+    """A copy of the peer with channels_last weights."""
+    network = copy.deepcopy(peer.network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    predict = network if peer.predict is peer.network else lambda x, t: network(x, t).sample
+    return Peer(peer.name, network, predict, peer.layout)
+
+
+def their_step(peer: Peer, device: torch.device, *, tuned: bool) -> Callable[[], None]:
+    """A plain training step: in fp32 as the peer comes, or with bf16 autocast and a fused optimizer."""
+    precision = choose_precision("auto", device) if tuned else "fp32"
+    layout = torch.channels_last if tuned else torch.contiguous_format
+    optimizer = torch.optim.Adam(peer.network.parameters(), lr=1e-4, fused=tuned)
     schedule = linear_schedule().to(device)
-    x = torch.rand(BATCH, 3, 32, 32, device=device) * 2 - 1
+    x = (torch.rand(BATCH, 3, 32, 32, device=device) * 2 - 1).contiguous(memory_format=layout)
 
     def step() -> None:
         t = torch.randint(0, 1000, (BATCH,), device=device)
         noise = torch.randn_like(x)
-        loss = F.smooth_l1_loss(peer.predict(q_sample(schedule, x, t, noise), t), noise)
+        with autocast(device, precision):
+            loss = F.smooth_l1_loss(peer.predict(q_sample(schedule, x, t, noise), t).float(), noise)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -134,28 +144,26 @@ def rate(action: Callable[[], None], times: int, device: torch.device) -> Callab
     return measure
 
 
-def against(peer: Peer, device: torch.device) -> None:
-    """Print the sizes and both ratios for one peer."""
+def training_sides(peer: Peer, device: torch.device) -> dict[str, Callable[[], float]]:
+    """Training steps of the peer as it comes, tuned, and of ours of the same size."""
     torch.manual_seed(0)
     ours = UNet(peer.layout)
-    sizes = cost(peer.network, peer.predict), cost(ours, ours)
-    for theirs, own in zip(*sizes, strict=True):
+    for theirs, own in zip(cost(peer.network, peer.predict), cost(ours, ours), strict=True):
         assert abs(own / theirs - 1) <= TOLERANCE, (theirs, own)
-    print(
-        f"{peer.name}: {sizes[0][0] / 1e6:.2f} M parameters, {sizes[0][1] / 1e6:.0f} M multiply-adds; "
-        f"ours {sizes[1][0] / 1e6:.2f} M, {sizes[1][1] / 1e6:.0f} M"
-    )
     peer.network.to(device)
     ours = ours.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    train = in_turn(
-        rate(their_step(peer, device), TRAIN_STEPS, device), rate(our_step(ours, device), TRAIN_STEPS, device)
-    )
-    print("  " + train.line("training step"))
-    forward = in_turn(
-        rate(forward_of(peer.predict, device, True), FORWARD_STEPS, device),
-        rate(forward_of(ours, device, False), FORWARD_STEPS, device),
-    )
-    print("  " + forward.line("forward pass"))
+    steps = (their_step(peer, device, tuned=False), their_step(tune(peer), device, tuned=True))
+    rates = [rate(step, TRAIN_STEPS, device) for step in (*steps, our_step(ours, device))]
+    return dict(zip(SIDES, rates, strict=True))
+
+
+def forward_sides(peer: Peer, device: torch.device) -> dict[str, Callable[[], float]]:
+    """The same three forward passes."""
+    peer.network.to(device)
+    ours = UNet(peer.layout).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    passes = [(peer.predict, True), (tune(peer).predict, False), (ours, False)]
+    rates = [rate(forward_of(predict, device, precise), FORWARD_STEPS, device) for predict, precise in passes]
+    return dict(zip(SIDES, rates, strict=True))
 
 
 def sampling(device: torch.device) -> None:
@@ -170,13 +178,7 @@ def sampling(device: torch.device) -> None:
 
 
 def main() -> None:
-    warnings.simplefilter("ignore")
-    device = choose_device("auto")
-    precision = choose_precision("auto", device)
-    print(f"device: {describe(device)}; batch {BATCH}; ours in {precision}, peers in fp32; 5 rounds in turn")
-    for peer in peers():
-        against(peer, device)
-    sampling(device)
+    sampling(choose_device("auto"))
 
 
 if __name__ == "__main__":

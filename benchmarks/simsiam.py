@@ -19,21 +19,20 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.augment import their_transform
-from benchmarks.table import print_head, print_rates, spread, versions
-from benchmarks.timing import in_turn
+from benchmarks.table import spread, versions
+from benchmarks.timing import SIDES
 from genssl.config import SimSiamConfig
 from genssl.data.augment.views import choose_views
 from genssl.data.split import Split
 from genssl.data.synthetic import render
 from genssl.models.build import build
-from genssl.runtime import choose_device, choose_precision, describe
+from genssl.runtime import autocast, choose_device, choose_precision, describe
 from genssl.train.loop import Step, Training
 from genssl.train.monitor import KNN_BANK, KNN_QUERIES, Monitor
 from genssl.train.options import Options, should_compile
 
 STEPS = {128: 6, 32: 16}  # of one measurement, by batch size
 GPU_TIMES = 16  # as many more steps on a GPU
-ROUNDS = 3
 TRAIN, TEST, CLASSES = 50_000, 10_000, 10  # CIFAR-10
 EPOCH_BATCH, EPOCHS = 512, 5  # of genssl's own epochs; one more warms up
 
@@ -72,10 +71,17 @@ class LightlySimSiam(nn.Module):
         return z.detach(), p
 
 
-def their_side(images: Tensor, batch: int, device: torch.device) -> Callable[[], float]:
-    """Images a second over an epoch of lightly's loop, each time it is called."""
-    model, criterion = LightlySimSiam().to(device), NegativeCosineSimilarity()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.03 * batch / 256, momentum=0.9, weight_decay=5e-4)
+def their_side(
+    images: Tensor, batch: int, device: torch.device, *, tuned: bool = False
+) -> Callable[[], float]:
+    """Images a second over an epoch of lightly's loop; tuned: channels_last, bf16 and a fused optimizer."""
+    layout = torch.channels_last if tuned else torch.contiguous_format
+    precision = choose_precision("auto", device) if tuned else "fp32"
+    model = LightlySimSiam().to(device).to(memory_format=layout)  # type: ignore[call-overload]
+    criterion = NegativeCosineSimilarity()
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=0.03 * batch / 256, momentum=0.9, weight_decay=5e-4, fused=tuned
+    )
     # The workers live on between epochs, so that starting them does not count against so short ones
     loader = DataLoader(
         Pictures(images), batch, shuffle=True, drop_last=True, num_workers=2, persistent_workers=True
@@ -85,9 +91,10 @@ def their_side(images: Tensor, batch: int, device: torch.device) -> Callable[[],
         start = time.perf_counter()
         total = torch.zeros((), device=device)
         for x1, x2 in loader:
-            z1, p1 = model(x1.to(device))
-            z2, p2 = model(x2.to(device))
-            loss = 0.5 * (criterion(z1, p2) + criterion(z2, p1))
+            with autocast(device, precision):
+                z1, p1 = model(x1.to(device).contiguous(memory_format=layout))
+                z2, p2 = model(x2.to(device).contiguous(memory_format=layout))
+                loss = 0.5 * (criterion(z1, p2) + criterion(z2, p1))
             total += loss.detach()
             loss.backward()
             optimizer.step()
@@ -134,22 +141,15 @@ def settings(batch: int, precision: str = "auto") -> SimSiamConfig:
     return SimSiamConfig(**kept, batch_size=batch, precision=precision, epochs=10_000)
 
 
-def against_lightly(device: torch.device) -> None:
-    """Print the sizes and a row for each batch size, and one for genssl in fp32."""
+def sides(batch: int, device: torch.device) -> dict[str, Callable[[], float]]:
+    """lightly's loop as its guide writes it, tuned, and genssl's."""
     parameters = [
-        sum(p.numel() for p in net.parameters()) for net in (LightlySimSiam(), build(settings(128)))
+        sum(p.numel() for p in net.parameters()) for net in (LightlySimSiam(), build(settings(batch)))
     ]
     assert parameters[0] == parameters[1], parameters
-    precision = choose_precision("auto", device)
-    print(f"{parameters[0]:,} parameters on both sides; {ROUNDS} rounds in turn; images/s, end to end")
-    print_head("train SimSiam, ResNet-18", "lightly, fp32")
-    rows = [(batch, precision) for batch in STEPS] + ([(128, "fp32")] if precision != "fp32" else [])
-    for batch, ours in rows:
-        steps = STEPS[batch] * (GPU_TIMES if device.type == "cuda" else 1)
-        split = render.make("train", count=steps * batch)
-        theirs = their_side(split.images, batch, device)
-        pair = in_turn(theirs, our_side(split, settings(batch, ours), device), ROUNDS)
-        print_rates(f"batch {batch}, genssl in {ours}", pair)
+    split = render.make("train", count=STEPS[batch] * (GPU_TIMES if device.type == "cuda" else 1) * batch)
+    theirs = [their_side(split.images, batch, device, tuned=tuned) for tuned in (False, True)]
+    return dict(zip(SIDES, (*theirs, our_side(split, settings(batch), device)), strict=True))
 
 
 def random_split(part: str, count: int) -> Split:
@@ -184,7 +184,6 @@ def main(device_name: str = "auto") -> None:
     device = choose_device(device_name)
     torch.manual_seed(0)
     print(f"device: {describe(device)}; {versions('torch', 'torchvision', 'lightly', 'pillow')}")
-    against_lightly(device)
     if device.type == "cuda":
         own_epochs(device)
 

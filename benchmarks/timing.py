@@ -1,8 +1,10 @@
 """Timing two things in turn, so that a machine whose speed drifts is fair to both."""
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
+SIDES = ("peer", "peer, tuned", "genssl")
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,18 @@ class Pair:
         )
 
 
+def all_in_turn(sides: Mapping[str, Callable[[], float]], rounds: int = 5) -> dict[str, list[float]]:
+    """Measure every side `rounds` times in turn after one warm-up each; each call returns images a second."""
+    for measure in sides.values():
+        measure()
+    rates: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, measure in sides.items():
+            rates[name].append(measure())
+    return rates
+
+
 def in_turn(theirs: Callable[[], float], ours: Callable[[], float], rounds: int = 5) -> Pair:
     """Measure both `rounds` times in turn after one warm-up each; each call returns images a second."""
-    theirs(), ours()
-    pairs = [(theirs(), ours()) for _ in range(rounds)]
-    return Pair([first for first, _ in pairs], [second for _, second in pairs])
+    rates = all_in_turn({"theirs": theirs, "ours": ours}, rounds)
+    return Pair(rates["theirs"], rates["ours"])
