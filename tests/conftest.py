@@ -15,6 +15,14 @@ from genssl.data.synthetic import render
 SMALL = ["--set", "width=8", "--set", "z_dim=6", "--set", "mixture_components=2"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Two workers get a half each: let both begin with slow tests, so that neither ends with them."""
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    fast = [item for item in items if not item.get_closest_marker("slow")]
+    first, second = len(slow) // 2, len(fast) // 2
+    items[:] = [*slow[:first], *fast[:second], *slow[first:], *fast[second:]]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)  # tiny tensors: threads only cost
