@@ -172,3 +172,30 @@ def test_the_table_of_disturbances_is_what_was_measured_and_the_default_passes()
     (measured,) = [space for space in spaces if space["features"] == fidelity_features.NAME]
     assert measured["not_rising"] == not_rising(default) == []
     assert measured["features_digest"] == fidelity_features.default_features(torch.device("cpu")).digest
+
+
+def test_the_table_of_sample_quality_is_what_was_measured() -> None:
+    table = (ROOT / "docs" / "metrics.md").read_text().split("<!-- fidelity in the default features -->")[1]
+    rows = [
+        ("shipped VAE, N(0, I)", "shipped-vae", "samples"),
+        ("shipped DDPM, DPM-Solver++, 20 calls", "shipped-ddpm", "samples"),
+        ("rendered training images", "shipped-vae", "train"),
+        ("other rendered test images", "shipped-vae", "other"),
+        ("VAE on the remix, N(0, I)", "vae-unit-remix", "samples"),
+        ("the same, mixture prior", "vae-unit-remix-mixture", "samples"),
+        ("training images of the remix", "vae-unit-remix", "train"),
+        ("other test images of the remix", "vae-unit-remix", "other"),
+    ]
+    places = {
+        "frechet_distance": 1, "frechet_distance_infinity": 1, "precision": 2, "recall": 2,
+        "authenticity": 2, "sharpness": 0,
+    }  # fmt: skip
+    for title, name, column in rows:
+        values = json.loads((ROOT / "docs" / "results" / f"{name}-fidelity.json").read_text())
+        assert values["features"] == fidelity_features.NAME
+        measures = {row["measure"]: row.get(column) for row in values["measures"]}
+        cells = [
+            "-" if measures[measure] is None else f"{measures[measure]:.{digits}f}"
+            for measure, digits in places.items()
+        ]
+        assert f"| {title} | {' | '.join(cells)} |" in table
