@@ -19,7 +19,7 @@ from genssl.config import DDPMConfig
 from genssl.models.build import build
 from genssl.models.diffusion import linear_schedule, p_losses, q_sample
 from genssl.models.unet import Layout, UNet
-from genssl.runtime import autocast, choose_device, choose_precision, generators
+from genssl.runtime import autocast, choose_device, choose_precision, describe, generators
 
 BATCH = 16
 TRAIN_STEPS, FORWARD_STEPS = 4, 12
@@ -178,7 +178,9 @@ def sampling(device: torch.device) -> None:
 
 
 def main() -> None:
-    sampling(choose_device("auto"))
+    device = choose_device("auto")
+    print(f"device: {describe(device)}")
+    sampling(device)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
 """Timing two things in turn, so that a machine whose speed drifts is fair to both."""
 
-import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-SIDES = ("peer", "peer, tuned", "genssl")
+SIDES = ("peer", "peer_tuned", "genssl")
 
 
 @dataclass(frozen=True)
@@ -13,20 +12,6 @@ class Pair:
 
     theirs: list[float]
     ours: list[float]
-
-    @property
-    def ratio(self) -> float:
-        """The median over the pairs of ours / theirs."""
-        return statistics.median(our / their for our, their in zip(self.ours, self.theirs, strict=True))
-
-    def line(self, what: str) -> str:
-        """One line of a table."""
-        theirs, ours = statistics.median(self.theirs), statistics.median(self.ours)
-        spread = [our / their for our, their in zip(self.ours, self.theirs, strict=True)]
-        return (
-            f"{what}: plain {theirs:,.0f}, genssl {ours:,.0f} images/s; "
-            f"ratio {self.ratio:.2f} (pairs {min(spread):.2f} to {max(spread):.2f})"
-        )
 
 
 def all_in_turn(sides: Mapping[str, Callable[[], float]], rounds: int = 5) -> dict[str, list[float]]:

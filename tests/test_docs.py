@@ -199,3 +199,12 @@ def test_the_table_of_sample_quality_is_what_was_measured() -> None:
             for measure, digits in places.items()
         ]
         assert f"| {title} | {' | '.join(cells)} |" in table
+
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    distances = {}
+    for name in ("shipped-ddpm", "shipped-vae"):
+        rows_of = json.loads((ROOT / "docs" / "results" / f"{name}-fidelity.json").read_text())["measures"]
+        distances[name] = rows_of[0]
+    assert f"have a Frechet distance of {distances['shipped-ddpm']['samples']:.1f}" in readme
+    assert f"the shipped VAE's {distances['shipped-vae']['samples']:.1f}" in readme
+    assert f"training images {distances['shipped-vae']['train']:.1f}" in readme

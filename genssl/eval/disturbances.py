@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from genssl.data.augment.color import WEIGHTS
 from genssl.runtime import generator
 
 PATCH = 8  # pixels, the side of a swapped patch
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's mode L
 
 
 @dataclass(frozen=True)
@@ -24,23 +24,21 @@ class Disturbance:
     Attributes:
         name: as a noun phrase, e.g. "Gaussian blur".
         strengths: from weak to strong.
-        unit: a format of one strength, e.g. "sigma {:g} px".
+        label: a strength with its unit, as text.
         apply: uint8 (N, 3, H, W) and a strength -> uint8 (N, 3, H, W).
     """
 
     name: str
     strengths: tuple[float, float, float]
-    unit: str
+    label: Callable[[float], str]
     apply: Callable[[Tensor, float], Tensor]
-
-    def label(self, strength: float) -> str:
-        """The strength with its unit."""
-        return PERMUTED[strength] if self.apply is permute_channels else self.unit.format(strength)
 
 
 def desaturate(images: Tensor, amount: float) -> Tensor:
     """Blend every image with its gray version; 1 is gray."""
-    gray = (images.float() * images.new_tensor(LUMA, dtype=torch.float32).view(3, 1, 1)).sum(1, keepdim=True)
+    gray = (images.float() * images.new_tensor(WEIGHTS, dtype=torch.float32).view(3, 1, 1)).sum(
+        1, keepdim=True
+    )
     return _bytes(images.float().lerp(gray.expand_as(images), amount))
 
 
@@ -126,14 +124,14 @@ def _bytes(values: Tensor) -> Tensor:
 PERMUTED = {0.5: "red and blue swapped in 50%", 1.0: "in all images", 2.0: "all three rotated"}
 SHARES = (0.25, 0.5, 1.0)
 DISTURBANCES = (
-    Disturbance("gray", (0.5, 0.75, 1.0), "{:.0%} of the color lost", desaturate),
-    Disturbance("channels permuted", (0.5, 1.0, 2.0), "{:g}", permute_channels),
-    Disturbance("blur", (0.5, 1.0, 2.0), "sigma {:g} px", blur),
-    Disturbance("noise", (5.0, 10.0, 20.0), "std {:g} levels", add_noise),
-    Disturbance("brightness", (25.0, 50.0, 75.0), "+{:g} levels", brighten),
-    Disturbance("contrast", (1.35, 1.7, 2.4), "x{:g}", raise_contrast),
-    Disturbance("negative", SHARES, "{:.0%} of the images", invert),
-    Disturbance("mirrored", SHARES, "{:.0%} of the images", mirror),
-    Disturbance("shifted", (2.0, 4.0, 8.0), "{:g} px", shift),
-    Disturbance("patches swapped", (1.0, 2.0, 4.0), "{:g} pairs", swap_patches),
+    Disturbance("gray", (0.5, 0.75, 1.0), "{:.0%} of the color lost".format, desaturate),
+    Disturbance("channels permuted", (0.5, 1.0, 2.0), PERMUTED.__getitem__, permute_channels),
+    Disturbance("blur", (0.5, 1.0, 2.0), "sigma {:g} px".format, blur),
+    Disturbance("noise", (5.0, 10.0, 20.0), "std {:g} levels".format, add_noise),
+    Disturbance("brightness", (25.0, 50.0, 75.0), "+{:g} levels".format, brighten),
+    Disturbance("contrast", (1.35, 1.7, 2.4), "x{:g}".format, raise_contrast),
+    Disturbance("negative", SHARES, "{:.0%} of the images".format, invert),
+    Disturbance("mirrored", SHARES, "{:.0%} of the images".format, mirror),
+    Disturbance("shifted", (2.0, 4.0, 8.0), "{:g} px".format, shift),
+    Disturbance("patches swapped", (1.0, 2.0, 4.0), "{:g} pairs".format, swap_patches),
 )
