@@ -1,6 +1,7 @@
 """Runs side by side: settings, curves, numbers and samples."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -196,7 +197,21 @@ def _sample_notes(result: Mapping[str, Quality], space: FeatureSpace) -> tuple[s
             f"distances to real images do not compare: they are to other images ({data}); compare each with "
             "real images of its own"
         )
+    else:
+        notes += _rankings(result)
     return (*notes, *dict.fromkeys(note for item in result.values() for note in item.notes))
+
+
+def _rankings(result: Mapping[str, Quality]) -> Iterator[str]:
+    """The runs by their Frechet distance, each beside the next; a verdict only where intervals are apart."""
+    rows = {name: item.number("frechet_distance") for name, item in result.items()}
+    order = sorted(rows, key=lambda name: rows[name]["samples"])
+    for better, worse in itertools.pairwise(order):
+        bounds = rows[better]["high"], rows[worse]["low"]
+        if None not in bounds and bounds[0] < bounds[1]:
+            yield f"Frechet distance: {better} is nearer to real images than {worse} (95 % intervals are apart)"
+        else:
+            yield f"Frechet distance: {better} and {worse} are not resolved (95 % intervals overlap)"
 
 
 SHORT = 10  # epochs

@@ -25,7 +25,16 @@ from genssl.paths import is_writable_run
 from genssl.pixels import to_model
 from genssl.run_info import RunInfo
 from genssl.runtime import describe, measuring
-from genssl.studies.results import BY_EPOCH, KNN, LINEAR, LINEAR_TRAIN, NEIGHBORS, Findings, Measured
+from genssl.studies.results import (
+    BY_EPOCH,
+    KNN,
+    LINEAR,
+    LINEAR_TRAIN,
+    NEIGHBORS,
+    STANDARD_ERROR,
+    Findings,
+    Measured,
+)
 from genssl.train.events import Listener, Loading, Note
 from genssl.train.run import load_splits
 
@@ -195,7 +204,9 @@ def bound(trained: Trained) -> dict[str, float]:
     times = min(BOUND_TIMES, trained.method.schedule.timesteps - 1)
     tick = trained.tick("bounding")
     outcome = bits_per_dim(trained.method, test, t_samples=times, seed=0, batch_size=BOUND_IMAGES, tick=tick)
-    return {"bits_per_dim": outcome.values["bits_per_dim"]}
+    error = outcome.values["standard_error"]
+    known = {} if error is None else {f"bits_per_dim{STANDARD_ERROR}": error}
+    return {"bits_per_dim": outcome.values["bits_per_dim"], **known}
 
 
 # Each is kept under its name: give it another one when what it measures changes. A measure returns {} for a
@@ -204,7 +215,7 @@ MEASURES: dict[str, Measure] = {
     "data": data,
     "sampling": sampling,
     "ancestral": ancestral,
-    "bound": bound,
+    "bound with its error": bound,
     "knn": knn,
     "linear": linear,
 }

@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from genssl import files, run_info
@@ -79,11 +79,19 @@ class Measured:
 
 @dataclass(frozen=True)
 class Statistic:
-    """A number over the seeds of an arm; `std` is the sample standard deviation, None for one seed."""
+    """A number over the seeds of an arm.
+
+    Attributes:
+        mean: over the seeds.
+        std: sample standard deviation over the seeds; None for one seed.
+        runs: number of seeds.
+        standard_error: of one seed's number, over the test images; None for several seeds and where unknown.
+    """
 
     mean: float
     std: float | None
     runs: int
+    standard_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -98,7 +106,16 @@ class ArmRuns:
         """Every number that a run has, over the runs that have it."""
         names = dict.fromkeys(name for run in self.runs for name in run.findings.numbers)
         result = [run.findings.numbers for run in self.runs]
-        return {name: over_seeds([item[name] for item in result if name in item]) for name in names}
+        statistics_of = {
+            name: over_seeds([item[name] for item in result if name in item])
+            for name in names
+            if not name.endswith(STANDARD_ERROR)
+        }
+        if len(result) == 1:
+            for name, number in statistics_of.items():
+                error = standard_error(name, result[0])
+                statistics_of[name] = replace(number, standard_error=error)
+        return statistics_of
 
     def redefines(self) -> list[str]:
         """The arm's changes that make its loss another quantity than the baseline's."""
@@ -122,7 +139,15 @@ def over_seeds(values: Sequence[float]) -> Statistic:
     return Statistic(statistics.fmean(values), std, len(values))
 
 
+def standard_error(name: str, numbers: Mapping[str, float]) -> float | None:
+    """The standard error of one run's number over its test images: measured, or binomial for an accuracy."""
+    if name in ACCURACIES and numbers.get("test_images"):
+        return math.sqrt(numbers[name] * (1 - numbers[name]) / numbers["test_images"])
+    return numbers.get(f"{name}{STANDARD_ERROR}")
+
+
 NEIGHBORS = 200  # or the whole bank, when it is smaller
+STANDARD_ERROR = "_standard_error"  # ends the name of the error of the number of that name
 BY_EPOCH = "_by_epoch"  # ends the name of a curve whose last value is the number of that name
 KNN, LINEAR, LINEAR_TRAIN = "knn_accuracy_full", "linear_test_accuracy", "linear_train_accuracy"
 FIRST = (KNN, LINEAR, LINEAR_TRAIN, "output_std", "rankme")  # what a table begins with
@@ -143,6 +168,7 @@ TIMES = {
 # Times closer than this ratio are not told apart: the machine of docs/scaling.md varies by a fifth in speed,
 # so that the same work takes up to 1 / (1 - 1/5) times as long
 ALIKE = 1.25
+LEVEL = 0.05  # of the tests behind "resolved"
 TIMED = {
     "training": 10.0,
     "sampling": 0.0,
@@ -205,23 +231,47 @@ def _compare(name: str, before: Statistic, after: Statistic, arm: ArmRuns) -> st
     elif before.mean > 0 and after.mean > 0:
         percent = 100 * (after.mean / before.mean - 1)
         remarks.append(f"{percent:+.0f} %" if abs(percent) >= 10 else f"{percent:+.1f} %")
-    if (clear := _is_clear(before, after)) is not None:
-        remarks.append(f"{'beyond' if clear else 'within'} the seeds' spread")
-    return f"{text} ({', '.join(remarks)})" if remarks else text
+    remarks.append(_resolution(before, after))
+    return f"{text} ({', '.join(remarks)})"
 
 
-def _is_clear(before: Statistic, after: Statistic) -> bool | None:
-    """Whether two means differ by more than the deviation of such a difference; None for one seed."""
-    if before.std is None or after.std is None:
+def _resolution(before: Statistic, after: Statistic) -> str:
+    """Whether a difference is more than chance, and what says so."""
+    resolved = is_resolved(before, after)
+    if resolved is None:
+        return "not resolved: one seed"
+    if before.std is None:
+        return "resolved over the test images, one seed" if resolved else "not resolved"
+    return "resolved" if resolved else "not resolved"
+
+
+def is_resolved(before: Statistic, after: Statistic) -> bool | None:
+    """Whether two numbers differ at the 5 % level; None where nothing says how far they vary.
+
+    Several seeds on both sides: Welch's t-test. One seed on both sides: a normal test with the standard errors
+    over the test images, which says nothing about another seed.
+    """
+    import scipy.stats
+
+    difference = abs(after.mean - before.mean)
+    if before.std is not None and after.std is not None:
+        if before.std == after.std == 0:
+            return difference > 0
+        test = scipy.stats.ttest_ind_from_stats(
+            before.mean, before.std, before.runs, after.mean, after.std, after.runs, equal_var=False
+        )
+        return bool(test.pvalue < LEVEL)
+    if before.standard_error is None or after.standard_error is None:
         return None
-    return abs(after.mean - before.mean) > math.hypot(before.std, after.std)
+    error = math.hypot(before.standard_error, after.standard_error)
+    return difference > scipy.stats.norm.isf(LEVEL / 2) * error
 
 
 def _pace(what: str, before: Statistic, after: Statistic) -> str:
     if max(before.mean, after.mean) < TIMED[what]:
         return ""
     ratio = max(after.mean, 1e-9) / max(before.mean, 1e-9)
-    if 1 / ALIKE < ratio < ALIKE or _is_clear(before, after) is False:
+    if 1 / ALIKE < ratio < ALIKE or is_resolved(before, after) is False:
         return f"{what} about as fast"
     return f"{what} {ratio:.2g}x slower" if ratio > 1 else f"{what} {1 / ratio:.2g}x faster"
 

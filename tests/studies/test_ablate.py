@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import scipy.stats
 import torch
 import typer
 from PIL import Image
@@ -22,7 +23,7 @@ from genssl.eval.result import EvalResult
 from genssl.run_info import RunInfo
 from genssl.studies import ablate as study
 from genssl.studies import compare, measures
-from genssl.studies.results import Arm, ArmRuns, Findings, Measured, over_seeds, verdict
+from genssl.studies.results import KNN, Arm, ArmRuns, Findings, Measured, is_resolved, over_seeds, verdict
 from genssl.train import loop, run
 from genssl.train.events import Event, Note
 from genssl.train.options import Options
@@ -504,7 +505,7 @@ def test_mean_and_standard_deviation_over_seeds() -> None:
 def test_a_verdict_is_computed_from_the_numbers() -> None:
     base = arm_of("baseline", {}, {"test_loss": 2889.0, "training_seconds": 100, "sampling_seconds": 1})
     arm = arm_of("z", {"z_dim": 2}, {"test_loss": 2391.0, "training_seconds": 140, "sampling_seconds": 0.5})
-    expected = "test_loss 2889 -> 2391 (-17 %); training 1.4x slower; sampling 2x faster"
+    expected = "test_loss 2889 -> 2391 (-17 %, not resolved: one seed); training 1.4x slower; sampling 2x faster"
     assert verdict(arm, base) == expected
     assert verdict(base, base) == "the baseline: test_loss 2889"
     other = arm_of("v", {"decoder_variance": "learned"}, {"test_loss": -50.0, "training_seconds": 105})
@@ -518,24 +519,48 @@ def test_a_verdict_is_computed_from_the_numbers() -> None:
 def test_a_verdict_is_about_the_validation_loss_of_runs_with_a_holdout() -> None:
     base = arm_of("baseline", {}, {"validation_loss": 10.0, "loss": 9.0})
     arm = arm_of("z", {"z_dim": 2}, {"validation_loss": 11.0, "loss": 7.0})
-    assert verdict(arm, base) == "validation_loss 10 -> 11 (+10 %)"
+    assert verdict(arm, base) == "validation_loss 10 -> 11 (+10 %, not resolved: one seed)"
     held_out = arm_of("h", {"holdout": 0.2}, {"validation_loss": 11.0})
     assert verdict(held_out, base) == "validation_loss 10 -> 11 (not comparable: another loss)"
 
 
-def test_a_verdict_knows_the_seeds_spread() -> None:
-    base = arm_of(
-        "baseline", {}, {"loss": 10.0, "training_seconds": 9}, {"loss": 12.0, "training_seconds": 5}
-    )
+def test_a_verdict_over_seeds_is_welchs() -> None:
+    base = arm_of("baseline", {}, {"loss": 10.0, "training_seconds": 9}, {"loss": 12.0, "training_seconds": 5})
     near = arm_of("a", {}, {"loss": 11.0, "training_seconds": 99}, {"loss": 13.0, "training_seconds": 99})
     far = arm_of("b", {}, {"loss": 20.0}, {"loss": 22.0})
-    assert verdict(near, base) == "loss 11 -> 12 (+9.1 %, within the seeds' spread); training 14x slower"
-    assert verdict(far, base) == "loss 11 -> 21 (+91 %, beyond the seeds' spread)"
+    assert verdict(near, base) == "loss 11 -> 12 (+9.1 %, not resolved); training 14x slower"
+    assert verdict(far, base) == "loss 11 -> 21 (+91 %, resolved)"
     slow = arm_of("baseline", {}, {"training_seconds": 20.0}, {"training_seconds": 40.0})
     noisy = arm_of("d", {}, {"training_seconds": 45.0}, {"training_seconds": 25.0})
     assert verdict(noisy, slow) == "training about as fast"  # 1.2x, which is within the spread
     short = arm_of("c", {}, {"loss": 11.0, "training_seconds": 2}, {"loss": 13.0, "training_seconds": 3})
     assert "training" not in verdict(short, base)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5, 1.0, 2.0, 4.0])
+def test_welchs_test_is_scipys_on_the_values(shift: float) -> None:
+    first, second = [1.0, 1.4, 0.7, 1.1], [1.0 + shift, 3.1 + shift, 2.0 + shift]
+    p = scipy.stats.ttest_ind(first, second, equal_var=False).pvalue
+    assert is_resolved(over_seeds(first), over_seeds(second)) == (p < 0.05)
+
+
+def test_one_seed_is_judged_by_its_test_images() -> None:
+    def verdict_of(second: float, images: int) -> str:
+        base = arm_of("baseline", {}, {KNN: 0.5, "test_images": images})
+        return verdict(arm_of("a", {}, {KNN: second, "test_images": images}), base)
+
+    # the difference of two shares near a half over 10,000 images has a standard error of 0.0071
+    assert verdict_of(0.513, 10_000).endswith("(+1.3 percentage points, not resolved)")
+    assert verdict_of(0.515, 10_000).endswith("(+1.5 percentage points, resolved over the test images, one seed)")
+    assert verdict_of(0.515, 1_000).endswith("(+1.5 percentage points, not resolved)")
+    bound = {"bits_per_dim": 3.0, "bits_per_dim_standard_error": 0.03}
+    base = arm_of("baseline", {}, bound)
+    near, far = (arm_of("a", {}, {**bound, "bits_per_dim": value}) for value in (3.08, 3.09))
+    assert verdict(near, base) == "bits_per_dim 3 -> 3.08 (+2.7 %, not resolved)"
+    assert verdict(far, base) == "bits_per_dim 3 -> 3.09 (+3.0 %, resolved over the test images, one seed)"
+    assert "bits_per_dim_standard_error" not in base.numbers()
+    two_seeds = arm_of("baseline", {}, bound, bound)
+    assert verdict(far, two_seeds) == "bits_per_dim 3 -> 3.09 (+3.0 %, not resolved: one seed)"
 
 
 # The command

@@ -222,6 +222,25 @@ def test_runs_on_other_data_have_a_note(root: Path, monkeypatch: pytest.MonkeyPa
 # The picture
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (4.0, 6.0, "b is nearer to real images than a (95 % intervals are apart)"),
+        (4.0, 7.5, "b and a are not resolved (95 % intervals overlap)"),
+        (None, None, "b and a are not resolved (95 % intervals overlap)"),
+    ],
+)
+def test_distances_rank_runs_only_where_intervals_are_apart(
+    low: float | None, high: float | None, verdict: str
+) -> None:
+    def quality(value: float, low: float | None, high: float | None) -> compare_module.Quality:
+        row = {"measure": "frechet_distance", "samples": value, "low": low, "high": high}
+        return compare_module.Quality({"measures": [row]}, (), Image.new("RGB", (1, 1)))
+
+    runs = {"a": quality(8.0, 7.0, 9.0), "b": quality(5.0, low, high)}
+    assert list(compare_module._rankings(runs)) == [f"Frechet distance: {verdict}"]
+
+
 def test_panels_lie_side_by_side_and_unscaled() -> None:
     red, blue = (Image.new("RGB", (40, 30), color) for color in ("red", "blue"))
     wide = "a title that is a good deal wider than its grid"
