@@ -147,6 +147,20 @@ def test_verdicts_on_times_have_one_margin_on_all_pages() -> None:
                     assert _pace(what, *times) in arm["verdict"].split("; "), (file.name, arm["arm"])
 
 
+def test_the_tables_of_speed_are_what_was_measured() -> None:
+    rows = json.loads((ROOT / "docs" / "results" / "speed.json").read_text())["rows"]
+    readme, page = ((ROOT / name).read_text() for name in ("README.md", "docs/speed.md"))
+    assert len(rows) == 7
+    for row in rows:
+        rates = [row[f"{side}_images_per_second"] for side in ("peer", "peer_tuned", "genssl")]
+        ratios = [row[f"ratio_to_{side}"] for side in ("peer", "peer_tuned")]
+        cells = [f"{rate:.0f}" for rate in rates]
+        cells += [f"{middle:.1f} ({low:.1f} to {high:.1f})" for middle, low, high in ratios]
+        line = f"| {row['what']}; {row['peer']} | {' | '.join(cells)} |"
+        assert line in page
+        assert ("forward" in row["what"]) or line in readme
+
+
 def test_the_assignments_page_says_which_questions_its_command_leaves_out() -> None:
     text = (ROOT / "docs" / "assignment.md").read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line]
