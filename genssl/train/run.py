@@ -218,10 +218,13 @@ class RunInProgress:
         """
         saved = folder.read_state()
         if saved is None:
-            if folder.has_results():
+            # Before the first saved state there may be a history and pictures: they are made again
+            if folder.is_finished():
                 again = f"`genssl train --config {folder.path}` starts a new run like it"
                 raise UserError(f"{folder.path} has lost its {run_info.STATE} and cannot go on; {again}")
-            self.listener(Note("nothing was saved before the interruption: starting from the first step"))
+            self.listener(Note("no state was saved before the interruption: starting from the first step"))
+            if distributed.is_main_process():
+                folder.remove_history()
             return
         tensors, texts = saved
         split = self.training.split

@@ -81,9 +81,14 @@ class RunFolder:
         lines = [json.dumps(record, allow_nan=False) + "\n" for record in records]
         files.write_text(self.path / run_info.HISTORY, "".join(lines))
 
-    def has_results(self) -> bool:
-        """Whether weights or history were written."""
-        return any((self.path / name).exists() for name in (run_info.MODEL, run_info.HISTORY))
+    def is_finished(self) -> bool:
+        """Whether it holds the weights of a training that came to its end."""
+        return (self.path / run_info.MODEL).exists() and run_info.inspect(self.path).finished
+
+    def remove_history(self) -> None:
+        """Remove what a run that begins at its first step writes again."""
+        (self.path / run_info.HISTORY).unlink(missing_ok=True)
+        self.remove_previews_after(0)
 
     def read_history(self, step: int, steps_per_epoch: int) -> list[dict[str, Any]]:
         """The records of the whole epochs that had ended by `step`."""

@@ -316,15 +316,30 @@ def test_other_data_are_refused(digits: Path, tmp_path: Path) -> None:
         run.resume(tmp_path / "run", {}, Options(device="cpu"))
 
 
-def test_a_run_that_lost_its_state_is_never_begun_anew(digits: Path, tmp_path: Path) -> None:
+def test_a_finished_run_that_lost_its_state_is_never_begun_anew(digits: Path, tmp_path: Path) -> None:
     train(config(digits), tmp_path / "run")
-    before = (tmp_path / "run" / run_info.HISTORY).read_text()
     (tmp_path / "run" / run_info.STATE).unlink()
     run.resume(tmp_path / "run", {}, Options(device="cpu"))  # complete: nothing to do
-    (tmp_path / "run" / run_info.MODEL).unlink()
+    train(config(digits, epochs=400, sample_every=0), tmp_path / "timed", max_minutes=0.2 / 60)
+    (tmp_path / "timed" / run_info.STATE).unlink()
+    before = (tmp_path / "timed" / run_info.HISTORY).read_text()
     with pytest.raises(UserError, match="has lost its state"):
-        run.resume(tmp_path / "run", {}, Options(device="cpu"))
-    assert (tmp_path / "run" / run_info.HISTORY).read_text() == before
+        run.resume(tmp_path / "timed", {}, Options(device="cpu"))
+    assert (tmp_path / "timed" / run_info.HISTORY).read_text() == before
+
+
+@pytest.mark.parametrize("left", [run_info.CONFIG, run_info.HISTORY])
+def test_a_run_killed_before_its_first_state_begins_again(digits: Path, tmp_path: Path, left: str) -> None:
+    train(config(digits), tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    for file in (tmp_path / "run").glob("*"):
+        if file.is_file() and file.name not in {run_info.CONFIG, left}:
+            file.unlink()
+    events: list[Event] = []
+    run.resume(tmp_path / "run", {}, Options(device="cpu"), events.append)
+    assert any("from the first step" in event.text for event in events if isinstance(event, Note))
+    same_weights(tmp_path / "whole", tmp_path / "run")
+    assert without_time(tmp_path / "whole") == without_time(tmp_path / "run")
 
 
 def test_a_damaged_model_is_written_again_from_the_state(digits: Path, tmp_path: Path) -> None:
