@@ -209,9 +209,9 @@ def _rankings(result: Mapping[str, Quality]) -> Iterator[str]:
     for better, worse in itertools.pairwise(order):
         bounds = rows[better]["high"], rows[worse]["low"]
         if None not in bounds and bounds[0] < bounds[1]:
-            yield f"Frechet distance: {better} is nearer to real images than {worse} (95 % intervals are apart)"
+            yield f"Frechet distance: {better} is nearer to real images than {worse} (intervals are apart)"
         else:
-            yield f"Frechet distance: {better} and {worse} are not resolved (95 % intervals overlap)"
+            yield f"Frechet distance: {better} and {worse} are not resolved (intervals overlap)"
 
 
 SHORT = 10  # epochs

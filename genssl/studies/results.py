@@ -248,8 +248,8 @@ def _resolution(before: Statistic, after: Statistic) -> str:
 def is_resolved(before: Statistic, after: Statistic) -> bool | None:
     """Whether two numbers differ at the 5 % level; None where nothing says how far they vary.
 
-    Several seeds on both sides: Welch's t-test. One seed on both sides: a normal test with the standard errors
-    over the test images, which says nothing about another seed.
+    Several seeds on both sides: Welch's t-test. One seed on both sides: a normal test with the standard
+    errors over the test images, which says nothing about another seed.
     """
     import scipy.stats
 
@@ -264,7 +264,7 @@ def is_resolved(before: Statistic, after: Statistic) -> bool | None:
     if before.standard_error is None or after.standard_error is None:
         return None
     error = math.hypot(before.standard_error, after.standard_error)
-    return difference > scipy.stats.norm.isf(LEVEL / 2) * error
+    return bool(difference > scipy.stats.norm.isf(LEVEL / 2) * error)
 
 
 def _pace(what: str, before: Statistic, after: Statistic) -> str:

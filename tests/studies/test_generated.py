@@ -225,9 +225,9 @@ def test_runs_on_other_data_have_a_note(root: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("low", "high", "verdict"),
     [
-        (4.0, 6.0, "b is nearer to real images than a (95 % intervals are apart)"),
-        (4.0, 7.5, "b and a are not resolved (95 % intervals overlap)"),
-        (None, None, "b and a are not resolved (95 % intervals overlap)"),
+        (4.0, 6.0, "b is nearer to real images than a (intervals are apart)"),
+        (4.0, 7.5, "b and a are not resolved (intervals overlap)"),
+        (None, None, "b and a are not resolved (intervals overlap)"),
     ],
 )
 def test_distances_rank_runs_only_where_intervals_are_apart(
