@@ -59,7 +59,7 @@ def _start(config: Config, options: Options, device: torch.device, listener: Lis
     _mention_unfinished(config, options, listener)
     folder = RunFolder(runs.new_folder(config, options.tag, options.out, arm=options.arm))
     try:
-        folder.write_start(config, run.training.device)
+        folder.write_start(run.config, run.training.device)
         return run.train(folder)
     finally:
         folder.release()
@@ -129,8 +129,18 @@ def _prepare(config: Config, options: Options, device: torch.device, listener: L
     if options.tensorboard:
         loggers.require_tensorboard()
     train, held_out = load_splits(config, listener, config.monitor_split)
+    config = with_classes_of(config, train)
     loader = make_loader(train, device, options.resident_limit)
     return RunInProgress(config, options, listener, loader, held_out)
+
+
+def with_classes_of(config: Config, train: Split) -> Config:
+    """The settings of a class-conditional method with the number of classes of its data."""
+    if not getattr(config, "conditional", False) or getattr(config, "num_classes", None) is not None:
+        return config
+    if train.labels is None:
+        raise UserError(f"{config.data} has no labels, and conditional=true needs them; leave it away")
+    return config.updated({"num_classes": len(train.classes)})
 
 
 def load_splits(config: Config, listener: Listener, other: RunPart = "test") -> tuple[Split, Split]:
