@@ -142,9 +142,9 @@ def _texts(values: list[Any]) -> str:
 def differences(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
     """The settings that differ, by name: (before, after)."""
     old, new = before.model_dump(), after.model_dump()
-    names = dict.fromkeys([*old, *new])
     # What training takes from the data is no difference to settings that leave it open
-    names = [name for name in names if name not in FROM_DATA or None not in (old.get(name), new.get(name))]
+    every = dict.fromkeys([*old, *new])
+    names = [name for name in every if name not in FROM_DATA or None not in (old.get(name), new.get(name))]
     return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
 
 

@@ -140,8 +140,8 @@ def cosine_schedule(timesteps: int, s: float = 0.008) -> NoiseSchedule:
 def zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:
     """The schedule shifted and scaled so that x_{T-1} is pure noise (Lin et al. 2024, algorithm 1).
 
-    sqrt(alpha-bar) keeps its first value and ends at 0 exactly. A network that predicts epsilon learns nothing
-    about x_0 there: predict v or x.
+    sqrt(alpha-bar) keeps its first value and ends at 0 exactly. A network that predicts epsilon learns
+    nothing about x_0 there: predict v or x.
     """
     roots = torch.tensor(schedule.log_alphas_cumprod, dtype=torch.float64).mul(0.5).exp()
     roots = (roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])
@@ -294,8 +294,8 @@ def loss_weights(snr: Tensor, prediction: Prediction, weighting: Weighting) -> T
     """The weight of each image's loss, given its signal-to-noise ratio (B,): (B,).
 
     "simple" weighs the errors of whatever is predicted alike. "min_snr" weighs errors of x_0 by
-    min(SNR, 5) (Hang et al. 2023, equation 6): an error of epsilon is SNR times as large, squared, and one of v
-    SNR + 1 times, so their weights are divided by that.
+    min(SNR, 5) (Hang et al. 2023, equation 6): a squared error of epsilon is SNR times as large, and one of
+    v SNR + 1 times, so their weights are divided by that.
     """
     if weighting == "simple":
         return torch.ones_like(snr)

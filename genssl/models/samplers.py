@@ -3,8 +3,8 @@
 All take (model, schedule, x, steps) first. They visit `steps` of the schedule's times, one network call
 each (`heun`: two), from `t_start` (T - 1 when not given) to the clean image; x is (B, ...) at time t_start.
 `prediction` is what the model predicts: "epsilon", "v" or "x". `clip` keeps every predicted x_0 in [-1, 1].
-`callback` is called with (time, x) after each step, time -1 for the clean image. All raise ValueError when the
-steps or t_start do not fit the schedule.
+`callback` is called with (time, x) after each step, time -1 for the clean image. All raise ValueError when
+the steps or t_start do not fit the schedule.
 
 Samplers know nothing of classes: `guided` makes a model of one class from a conditional network.
 """
@@ -214,11 +214,11 @@ def heun(
     clip: bool = False,
     callback: StepCallback | None = None,
 ) -> Tensor:
-    """Heun's method of second order on the equation of `ddim` (Karras et al. 2022, algorithm 1 without noise).
+    """Heun's method of second order on the equation of `ddim` (Karras et al. 2022, algorithm 1).
 
-    In y = x / alpha and s = sigma / alpha the equation is dy/ds = epsilon. A step goes to the next level along
-    epsilon, asks the network again there, and takes the mean of both. The step to the clean image is Euler's, so
-    that `steps` steps cost 2 steps - 1 network calls.
+    In y = x / alpha and s = sigma / alpha the equation is dy/ds = epsilon. A step goes to the next level
+    along epsilon, asks the network again there, and takes the mean of both. The step to the clean image is
+    Euler's, so that `steps` steps cost 2 steps - 1 network calls.
     """
     levels = _levels(schedule, log_snr_times(schedule, check_start(schedule, t_start), steps))
     for level, level_next in pairwise(levels):
@@ -247,10 +247,10 @@ def unipc(
     clip: bool = False,
     callback: StepCallback | None = None,
 ) -> Tensor:
-    """UniPC-2 with B(h) = e^-h - 1 (Zhao et al. 2023, algorithms 5 to 8): predictor and corrector, multistep.
+    """UniPC-2 with B(h) = e^-h - 1 (Zhao et al. 2023, algorithms 5 to 8): predictor and corrector.
 
-    The predictor is the step of `dpm_solver_pp`; the corrector moves its result by what the network says there,
-    a call that the next step needs anyway. It is of third order at no further calls.
+    The predictor is the step of `dpm_solver_pp`; the corrector moves its result by what the network says
+    there, a call that the next step needs anyway. It is of third order at no further calls.
     """
     levels = list(_levels(schedule, log_snr_times(schedule, check_start(schedule, t_start), steps)))
     level_prev: Level | None = None
@@ -262,9 +262,8 @@ def unipc(
         factor = level_next.alpha - sigma_ratio * level.alpha
         base = sigma_ratio * x + factor * x_start
         is_last = level_next.t == CLEAN
-        second_order = level_prev is not None and not is_last
         slope = torch.zeros_like(x)  # of x_0 in lambda, times h
-        if second_order:
+        if level_prev is not None and not is_last:
             ratio = (level_next.log_snr - level.log_snr) / (level.log_snr - level_prev.log_snr)
             slope = ratio * (x_start - x_start_prev)
         predicted = base + 0.5 * factor * slope

@@ -94,7 +94,8 @@ class UNet(nn.Module):
             return time
         if labels is None:
             labels = torch.full_like(t, self.class_embedding.num_embeddings - 1)
-        return time + self.class_embedding(labels)
+        condition: Tensor = time + self.class_embedding(labels)
+        return condition
 
     def _descend(self, x: Tensor, time: Tensor) -> tuple[Tensor, list[Tensor]]:
         """From images through the middle; its output, and the skips from fine to coarse."""
