@@ -47,7 +47,7 @@ def save(
 
 
 def load(path: Path, device: "torch.device | str" = "cpu") -> "Method":
-    """Load weights, verified, in eval mode and without gradients, with their `.config` and `.epoch`.
+    """Load weights, verified, in eval mode and without gradients, with their config, epoch and class names.
 
     Args:
         path: a run folder or a model file.
@@ -66,6 +66,7 @@ def load(path: Path, device: "torch.device | str" = "cpu") -> "Method":
     method.load_state_dict(tensors)
     metrics = json.loads(metadata.get("metrics", "{}"))
     method.epoch = epochs_trained(int(metadata["epoch"]), metrics)
+    method.class_names = tuple(json.loads(metadata.get("training", "{}")).get("classes", ()))
     return method.to(device).eval().requires_grad_(False)
 
 

@@ -57,6 +57,8 @@ class DDPM(Method):
         timestep_sampling: how training draws times, see `t_sample`.
     """
 
+    guidance = GUIDANCE
+
     def __init__(
         self,
         schedule: NoiseSchedule,
@@ -193,7 +195,7 @@ class DDPM(Method):
             drawn = uniform((n,), generator, self.device)
             labels = (drawn * self.classes).long().clamp(max=self.classes - 1)
         if labels is not None and guidance is None:
-            guidance = GUIDANCE
+            guidance = self.guidance
         return self.denoise(
             x, None, generator, sampler, steps, labels=labels, guidance=guidance,
             eta=eta, variance=variance, clip=clip, callback=callback,

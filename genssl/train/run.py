@@ -417,6 +417,7 @@ class RunInProgress:
             "all_parameters": total,
             "images": len(split),
             "data_digest": split.digest,
+            **({"classes": list(split.classes)} if self.training.method.classes else {}),
             **({"validation_images": held_out} if (held_out := self.monitor.validation_images) else {}),
             **({"notes": self.notes} if self.notes else {}),
         }
