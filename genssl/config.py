@@ -46,6 +46,7 @@ class Config(BaseModel):
     image_size: PositiveInt = 32  # pixels a side
 
     # Optimization
+    init: str | None = None  # a run or model file whose weights training starts from
     epochs: PositiveInt = 70
     batch_size: int = Field(64, ge=2)  # batch norm has no use for one image
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
@@ -146,6 +147,23 @@ def differences(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
     every = dict.fromkeys([*old, *new])
     names = [name for name in every if name not in FROM_DATA or None not in (old.get(name), new.get(name))]
     return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
+
+
+def resumed(config: Config, changes: Mapping[str, Any]) -> Config:
+    """The settings with which a run of `config` goes on: its own, or more epochs.
+
+    Raises:
+        UserError: a setting is unknown, or another one than the run's, or epochs are fewer.
+    """
+    epochs = changes.get("epochs")
+    longer = config if epochs is None else config.updated({"epochs": epochs})
+    if longer.epochs < config.epochs:
+        raise UserError(
+            f"the run has {config.epochs} epochs, and --epochs {longer.epochs} is fewer; "
+            "--max-minutes ends a run earlier"
+        )
+    refuse_changes(longer, changes)
+    return longer
 
 
 def refuse_changes(config: Config, changes: Mapping[str, Any]) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from genssl import distributed, figures, run_info, runs
-from genssl.config import Config, refuse_changes
+from genssl import checkpoint, distributed, figures, run_info, runs
+from genssl.config import Config, resumed
 from genssl.data.augment.views import choose_views
 from genssl.data.load import RunPart, load_for_run
 from genssl.data.loader import Loader, make_loader
@@ -17,7 +17,7 @@ from genssl.data.split import Split
 from genssl.environment import restart_count
 from genssl.errors import FAILED_RUN, Echo, UserError
 from genssl.models.build import build
-from genssl.models.method import count_parameters
+from genssl.models.method import Method, count_parameters
 from genssl.run_info import epochs_of, progress_of
 from genssl.runtime import choose_device, describe, generator
 from genssl.train import loggers
@@ -29,6 +29,7 @@ from genssl.train.options import Options, continuing, should_compile
 from genssl.train.run_folder import RunFolder, is_complete
 from genssl.train.signals import Clock, StopSignals, format_seconds, peak_memory
 
+NAMED = 5  # weights in a note
 READ_EVERY = 1.0  # seconds between reads of the losses from the device
 DRAW_EVERY = 30.0  # seconds between drawings of the curves
 WARM_STEPS = 3  # left out of the estimate: they compile and allocate
@@ -108,12 +109,16 @@ def _resume(
 ) -> Path:
     folder = RunFolder(path, lock=distributed.is_main_process())
     try:
-        config = folder.read_config()
-        refuse_changes(config, changes)
+        before = folder.read_config()
+        config = resumed(before, changes)
         if is_complete(path, config.epochs):
             listener(Note(f"{path} is complete: all {config.epochs} epochs are done, nothing is left to do"))
             return path
+        if config.epochs > before.epochs:
+            listener(Note(_prolonging(before, config)))
         run = _prepare(config, options, device, listener)
+        if distributed.is_main_process() and config.epochs > before.epochs:
+            folder.write_config(config)
         if not distributed.is_main_process():
             distributed.broadcast("")  # a state that cannot be read is said once, by the first process
         run.restore(folder)
@@ -123,6 +128,16 @@ def _resume(
         return run.train(folder)
     finally:
         folder.release()
+
+
+def _prolonging(before: Config, config: Config) -> str:
+    """What more epochs change: a schedule that falls over the whole run begins to fall later."""
+    text = f"{config.epochs} epochs instead of {before.epochs}"
+    if config.schedule == "constant":
+        return text
+    return (
+        f"{text}: the {config.schedule} schedule of the learning rate is now over all of them, and it rises"
+    )
 
 
 def _prepare(config: Config, options: Options, device: torch.device, listener: Listener) -> "RunInProgress":
@@ -155,6 +170,27 @@ def load_splits(config: Config, listener: Listener, other: RunPart = "test") -> 
             f"{config.data} leaves {len(train)} image to train on, and batch norm needs 2 or more"
         )
     return train, load_for_run(config, other, progress)
+
+
+def initialize(method: Method, path: Path, listener: Listener) -> None:
+    """Copy the weights of a run of the same method; what differs in name or shape keeps its initial values.
+
+    Raises:
+        UserError: there are none, they are of another method, or none of them fits.
+    """
+    source = checkpoint.load(path)
+    if source.config.method != method.config.method:
+        theirs, ours = source.config.method, method.config.method
+        raise UserError(f"{path} is a {theirs}, and a {ours} cannot start from it")
+    given, initial = source.state_dict(), method.state_dict()
+    fitting = {name for name, value in initial.items() if name in given and value.shape == given[name].shape}
+    if not fitting:
+        raise UserError(f"no weight of {path} fits these settings; start from another run")
+    for name in fitting:
+        initial[name].copy_(given[name])
+    if left := [name for name in {**initial, **given} if name not in fitting]:
+        names = f"{', '.join(left[:NAMED])}{', ...' * (len(left) > NAMED)}"
+        listener(Note(f"{len(left)} weights differ in name or shape, and were not taken: {names}"))
 
 
 def require_data(configs: Iterable[Config], listener: Listener) -> None:
@@ -206,7 +242,10 @@ class RunInProgress:
     ) -> None:
         self.config, self.options, self.listener = config, options, listener
         views = choose_views(config, train.split.classes)
-        self.training = Training(build(config).to(train.device), views, train, config)
+        method = build(config).to(train.device)
+        if config.init is not None:
+            initialize(method, Path(config.init), listener)
+        self.training = Training(method, views, train, config)
         if should_compile(options, train.device, self.training.total_steps):
             self.training.compile()
         self.monitor = Monitor(views, train.split, held_out, config, train.device)
