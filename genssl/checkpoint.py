@@ -70,6 +70,28 @@ def load(path: Path, device: "torch.device | str" = "cpu") -> "Method":
     return method.to(device).eval().requires_grad_(False)
 
 
+def initialize(method: "Method", path: Path) -> list[str]:
+    """Copy the weights of a run of the same method; what differs in name or shape keeps its initial values.
+
+    Returns:
+        The names of the weights that one side alone has, or in another shape.
+
+    Raises:
+        UserError: there are none, they are of another method, or none of them fits.
+    """
+    source = load(path)
+    if source.config.method != method.config.method:
+        theirs, ours = source.config.method, method.config.method
+        raise UserError(f"{path} is a {theirs}, and a {ours} cannot start from it")
+    given, initial = source.state_dict(), method.state_dict()
+    fitting = {name for name, value in initial.items() if name in given and value.shape == given[name].shape}
+    if not fitting:
+        raise UserError(f"no weight of {path} fits these settings; start from another run")
+    for name in fitting:
+        initial[name].copy_(given[name])
+    return [name for name in {**initial, **given} if name not in fitting]
+
+
 def trained_seconds(folder: Path) -> float:
     """Seconds that a run was trained for, those before it was resumed included; 0 where none were saved."""
     from safetensors import SafetensorError, safe_open

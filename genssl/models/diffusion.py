@@ -143,6 +143,8 @@ def zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:
     sqrt(alpha-bar) keeps its first value and ends at 0 exactly. A network that predicts epsilon learns
     nothing about x_0 there: predict v or x.
     """
+    # Common schedules leave a little of the image in x_{T-1}, its mean color above all, and sampling starts
+    # from noise that has none: generated images would all be of medium brightness
     roots = torch.tensor(schedule.log_alphas_cumprod, dtype=torch.float64).mul(0.5).exp()
     roots = (roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])
     alphas_cumprod = roots.square()
@@ -190,6 +192,7 @@ def x_start_and_epsilon(
         alpha: the share of the image in x, sqrt(alpha-bar).
         sigma: the standard deviation of the noise in x; alpha^2 + sigma^2 = 1.
     """
+    # With alpha = cos(phi) and sigma = sin(phi), (x, v) is (x_0, epsilon) turned by phi: turn it back
     if prediction == "v":
         return alpha * x - sigma * output, sigma * x + alpha * output
     if prediction == "x":
@@ -299,6 +302,8 @@ def loss_weights(snr: Tensor, prediction: Prediction, weighting: Weighting) -> T
     """
     if weighting == "simple":
         return torch.ones_like(snr)
+    # Weighing x_0 by the full SNR is "simple" for epsilon: nearly clean images would count for all, though
+    # there is little to learn from them
     weights = snr.clamp(max=MIN_SNR_GAMMA)
     match prediction:
         case "epsilon":

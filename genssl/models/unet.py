@@ -92,6 +92,7 @@ class UNet(nn.Module):
         time: Tensor = self.time_embedding(t)
         if self.class_embedding is None:
             return time
+        # "No class" is a class of its own: training hides the true one now and then, and guidance needs both
         if labels is None:
             labels = torch.full_like(t, self.class_embedding.num_embeddings - 1)
         condition: Tensor = time + self.class_embedding(labels)

@@ -17,7 +17,7 @@ from genssl.data.split import Split
 from genssl.environment import restart_count
 from genssl.errors import FAILED_RUN, Echo, UserError
 from genssl.models.build import build
-from genssl.models.method import Method, count_parameters
+from genssl.models.method import count_parameters
 from genssl.run_info import epochs_of, progress_of
 from genssl.runtime import choose_device, describe, generator
 from genssl.train import loggers
@@ -172,27 +172,6 @@ def load_splits(config: Config, listener: Listener, other: RunPart = "test") -> 
     return train, load_for_run(config, other, progress)
 
 
-def initialize(method: Method, path: Path, listener: Listener) -> None:
-    """Copy the weights of a run of the same method; what differs in name or shape keeps its initial values.
-
-    Raises:
-        UserError: there are none, they are of another method, or none of them fits.
-    """
-    source = checkpoint.load(path)
-    if source.config.method != method.config.method:
-        theirs, ours = source.config.method, method.config.method
-        raise UserError(f"{path} is a {theirs}, and a {ours} cannot start from it")
-    given, initial = source.state_dict(), method.state_dict()
-    fitting = {name for name, value in initial.items() if name in given and value.shape == given[name].shape}
-    if not fitting:
-        raise UserError(f"no weight of {path} fits these settings; start from another run")
-    for name in fitting:
-        initial[name].copy_(given[name])
-    if left := [name for name in {**initial, **given} if name not in fitting]:
-        names = f"{', '.join(left[:NAMED])}{', ...' * (len(left) > NAMED)}"
-        listener(Note(f"{len(left)} weights differ in name or shape, and were not taken: {names}"))
-
-
 def require_data(configs: Iterable[Config], listener: Listener) -> None:
     """Load the data of several runs, each data set once, so that an error comes before the first run starts.
 
@@ -243,8 +222,9 @@ class RunInProgress:
         self.config, self.options, self.listener = config, options, listener
         views = choose_views(config, train.split.classes)
         method = build(config).to(train.device)
-        if config.init is not None:
-            initialize(method, Path(config.init), listener)
+        if config.init is not None and (left := checkpoint.initialize(method, Path(config.init))):
+            names = f"{', '.join(left[:NAMED])}{', ...' * (len(left) > NAMED)}"
+            listener(Note(f"{len(left)} weights differ in name or shape, and were not taken: {names}"))
         self.training = Training(method, views, train, config)
         if should_compile(options, train.device, self.training.total_steps):
             self.training.compile()
