@@ -47,7 +47,7 @@ def save(
 
 
 def load(path: Path, device: "torch.device | str" = "cpu") -> "Method":
-    """Load weights, verified, in eval mode and without gradients, with their `.config` and `.epoch`.
+    """Load weights, verified, in eval mode and without gradients, with their config, epoch and class names.
 
     Args:
         path: a run folder or a model file.
@@ -66,7 +66,30 @@ def load(path: Path, device: "torch.device | str" = "cpu") -> "Method":
     method.load_state_dict(tensors)
     metrics = json.loads(metadata.get("metrics", "{}"))
     method.epoch = epochs_trained(int(metadata["epoch"]), metrics)
+    method.class_names = tuple(json.loads(metadata.get("training", "{}")).get("classes", ()))
     return method.to(device).eval().requires_grad_(False)
+
+
+def initialize(method: "Method", path: Path) -> list[str]:
+    """Copy the weights of a run of the same method; what differs in name or shape keeps its initial values.
+
+    Returns:
+        The names of the weights that one side alone has, or in another shape.
+
+    Raises:
+        UserError: there are none, they are of another method, or none of them fits.
+    """
+    source = load(path)
+    if source.config.method != method.config.method:
+        theirs, ours = source.config.method, method.config.method
+        raise UserError(f"{path} is a {theirs}, and a {ours} cannot start from it")
+    given, initial = source.state_dict(), method.state_dict()
+    fitting = {name for name, value in initial.items() if name in given and value.shape == given[name].shape}
+    if not fitting:
+        raise UserError(f"no weight of {path} fits these settings; start from another run")
+    for name in fitting:
+        initial[name].copy_(given[name])
+    return [name for name in {**initial, **given} if name not in fitting]
 
 
 def trained_seconds(folder: Path) -> float:

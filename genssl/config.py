@@ -23,6 +23,7 @@ from genssl.errors import UserError
 SHORT = {"lr": "learning_rate", "bs": "batch_size", "wd": "weight_decay"}  # what people type
 # Names of earlier versions, still read everywhere: in files, and from the command line
 RENAMED = {"rate_batch_size": "base_batch_size", "constant_predictor_rate": "fix_predictor_lr"}
+FROM_DATA = {"num_classes"}
 AnyConfig = TypeVar("AnyConfig", bound="Config")
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -45,6 +46,7 @@ class Config(BaseModel):
     image_size: PositiveInt = 32  # pixels a side
 
     # Optimization
+    init: str | None = None  # a run or model file whose weights training starts from
     epochs: PositiveInt = 70
     batch_size: int = Field(64, ge=2)  # batch norm has no use for one image
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
@@ -141,8 +143,27 @@ def _texts(values: list[Any]) -> str:
 def differences(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
     """The settings that differ, by name: (before, after)."""
     old, new = before.model_dump(), after.model_dump()
-    names = dict.fromkeys([*old, *new])
+    # What training takes from the data is no difference to settings that leave it open
+    every = dict.fromkeys([*old, *new])
+    names = [name for name in every if name not in FROM_DATA or None not in (old.get(name), new.get(name))]
     return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
+
+
+def resumed(config: Config, changes: Mapping[str, Any]) -> Config:
+    """The settings with which a run of `config` goes on: its own, or more epochs.
+
+    Raises:
+        UserError: a setting is unknown, or another one than the run's, or epochs are fewer.
+    """
+    epochs = changes.get("epochs")
+    longer = config if epochs is None else config.updated({"epochs": epochs})
+    if longer.epochs < config.epochs:
+        raise UserError(
+            f"the run has {config.epochs} epochs, and --epochs {longer.epochs} is fewer; "
+            "--max-minutes ends a run earlier"
+        )
+    refuse_changes(longer, changes)
+    return longer
 
 
 def refuse_changes(config: Config, changes: Mapping[str, Any]) -> None:
@@ -239,6 +260,12 @@ class DDPMConfig(Config):
     loss: Literal["smooth_l1", "mse"] = "smooth_l1"
     network: Literal["tiny", "small", "base"] = "small"  # about 1, 10 and 36 million parameters
     features_t: NonNegativeInt = 50  # zero-based time at which features are taken
+    prediction: Literal["epsilon", "v", "x"] = "epsilon"  # what the network predicts
+    weighting: Literal["simple", "min_snr"] = "simple"  # of an image's loss by its noise
+    timestep_sampling: Literal["uniform", "logit_normal"] = "uniform"
+    zero_terminal_snr: bool = False  # end in pure noise exactly; needs prediction=v or x
+    conditional: bool = False  # the network is told the class of an image
+    num_classes: PositiveInt | None = None  # of a conditional network; that of the data, once training starts
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -250,6 +277,12 @@ class DDPMConfig(Config):
             )
         if self.beta_start > self.beta_end:
             raise ValueError(f"beta_start {self.beta_start:g} must not exceed beta_end {self.beta_end:g}")
+        if self.zero_terminal_snr and self.prediction == "epsilon":
+            raise ValueError(
+                "zero_terminal_snr needs prediction=v or prediction=x: pure noise has no epsilon to learn"
+            )
+        if self.num_classes is not None and not self.conditional:
+            raise ValueError("num_classes is for conditional=true")
         if self.scale_betas and self.beta_end * 1000 / self.timesteps >= 1:
             raise ValueError("scale_betas takes beta_end to 1 or beyond with so few timesteps; use more")
         return self

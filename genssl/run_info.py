@@ -86,8 +86,8 @@ class RunInfo:
         epoch: whole epochs that the weights were trained for.
         finished: whether training came to its end, after the last epoch or by --max-minutes.
         training: what was trained, and on what: "parameters" (trained), "all_parameters", "images" and
-            "data_digest" of the train split, "validation_images", if any were held out, and "notes" on how it
-            ended, if any. Older files do not have it.
+            "data_digest" of the train split, "classes" where the method was told them, "validation_images",
+            if any were held out, and "notes" on how it ended, if any. Older files do not have it.
     """
 
     folder: Path

@@ -115,15 +115,25 @@ Prior = Annotated[
     Literal["normal", "mixture"] | None,
     typer.Option(help="VAE prior: normal (N(0, I)), or the mixture fitted to the latents."),
 ]
-Sampler = Annotated[
-    Literal["dpm++", "ddim", "ancestral"] | None, typer.Option(help="DDPM sampler; default: dpm++.")
-]
+SamplerName = Literal["dpm++", "unipc", "heun", "ddim", "ancestral"]
+Sampler = Annotated[SamplerName | None, typer.Option(help="DDPM sampler; default: dpm++.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Number of sampler steps (DDPM).")]
 Eta = Annotated[
     float | None, typer.Option(help="Noise of the ddim sampler: 0 is deterministic, 1 ancestral.")
 ]
 Variance = Annotated[
     Literal["posterior", "large"] | None, typer.Option(help="Variance of the ancestral sampler.")
+]
+ClassLabel = Annotated[
+    str | None,
+    typer.Option(
+        "--class",
+        metavar="CLASS",
+        help="Class to sample, by name or number, or all: a column per class; default: drawn at random.",
+    ),
+]
+Guidance = Annotated[
+    float | None, typer.Option(help="Classifier-free guidance w; 0: none, -1: no class; default: 1.")
 ]
 
 
@@ -156,6 +166,8 @@ class Sampling:
     steps: Steps = None
     eta: Eta = None
     variance: Variance = None
+    class_label: ClassLabel = None
+    guidance: Guidance = None
 
     def given(self) -> dict[str, Any]:
         """The options that are not None."""

@@ -205,7 +205,7 @@ def features(
     work.finish(result, images)
 
 
-@with_options("limit")
+@with_options("limit", "class_label")
 def fidelity(
     context: typer.Context,
     common: Common,

@@ -96,9 +96,6 @@ def sample(
     work.finish(result)
 
 
-Sampler = Literal["dpm++", "ddim", "ancestral"]
-
-
 @with_options()
 def reconstruct(
     context: typer.Context,
@@ -114,7 +111,7 @@ def reconstruct(
     ] = None,
     queries: Annotated[int, typer.Option(min=1, help="Images per noise level of the sweep.")] = 256,
     sampler: Annotated[
-        Sampler | None,
+        _options.SamplerName | None,
         typer.Option(help="Reverse process; default: ancestral, and dpm++ for the curves of a sweep."),
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Maximum number of sampler steps.")] = None,

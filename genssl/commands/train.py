@@ -49,7 +49,15 @@ def train(
             help="Settings to start from: a run folder, a config.json, or `shipped` (the shipped weights)."
         ),
     ] = None,
-    resume: Annotated[str | None, typer.Option(metavar="RUN", help="Resume an interrupted run.")] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN", help="Resume an interrupted run; with --epochs N, prolong a finished one."
+        ),
+    ] = None,
+    init: Annotated[
+        str | None, typer.Option(metavar="REF", help="Start from the weights of this run or model file.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show settings, memory and time; do not train.")
     ] = False,
@@ -107,8 +115,10 @@ def train(
     if is_launcher and dry_run:
         raise UserError("--dry-run measures one process; leave --gpus away")
     if resume is not None:
-        if dry_run or remix or config is not None:
-            raise UserError("a resumed run has its own settings; leave --dry-run, --config and --remix away")
+        if dry_run or remix or config is not None or init is not None:
+            raise UserError(
+                "a resumed run has its own settings; leave --dry-run, --config, --init and --remix away"
+            )
         folder = _resumable(resume, method, changes, options)
         if is_launcher:
             _launch(gpus, device, max_restarts)
@@ -116,6 +126,8 @@ def train(
             _resume(folder, changes, options, as_json)
         return
     resolved = _resolve(method, config, changes)
+    if init is not None:
+        resolved = _with_init(resolved, init)
     if remix:
         resolved = _with_remix(resolved)
     _check(resolved, options)
@@ -140,6 +152,17 @@ def _launch(gpus: int, device: str, max_restarts: int) -> None:
     from genssl.train.ddp import launch
 
     launch(arguments(), gpus, device, max_restarts)
+
+
+def _with_init(config: "Config", reference: str) -> "Config":
+    from genssl import run_info, runs
+
+    path = runs.find(reference)
+    info = run_info.inspect(path)
+    if info.config.method != config.method:
+        raise UserError(f"{path} is a {info.config.method}, and a {config.method} cannot start from it")
+    echo(f"starting from {path} (epoch {info.epochs_trained:g})")
+    return config.updated({"init": str(path.resolve())})
 
 
 def _with_remix(config: "Config") -> "Config":
@@ -191,14 +214,14 @@ def _start(config: "Config", options: "Options", as_json: bool) -> None:
 def _resumable(reference: str, method: str | None, changes: dict[str, Any], options: "Options") -> Path:
     """Find and check the run to resume, before torch is imported."""
     from genssl import runs
-    from genssl.config import config_class, refuse_changes
+    from genssl.config import config_class, resumed
 
     if method is not None:
         changes["method"] = config_class(method).model_fields["method"].default
     if options.tag is not None or options.out is not None:
         raise UserError("a resumed run keeps its folder; leave --tag and --out away")
     folder = runs.find_unfinished(reference)
-    refuse_changes(runs.read_config(folder), changes)
+    resumed(runs.read_config(folder), changes)
     return folder
 
 

@@ -157,8 +157,9 @@ def _terms(
     for column, times in enumerate(t.T):
         drawn = normal(x.shape, noise, x.device)
         terms = bound_terms(
-            diffusion.network, diffusion.schedule, x, times.to(x.device), drawn, variance=variance
-        )
+            diffusion.network, diffusion.schedule, x, times.to(x.device), drawn,
+            variance=variance, prediction=diffusion.prediction,
+        )  # fmt: skip
         columns.append(_in_bits(terms, x))
         report((column + 1) / t.shape[1])
     return torch.stack(columns, 1)

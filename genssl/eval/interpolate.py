@@ -10,7 +10,7 @@ from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.eval.result import EvalResult, check_size, header_of, require_ability
 from genssl.eval.sample import Tick
-from genssl.models.diffusion import NoisePredictor, StepCallback, extract, predict_x_start, q_sample
+from genssl.models.diffusion import Predictor, StepCallback, extract, predict_x_start, q_sample
 from genssl.models.method import CanDenoise, CanInterpolate, Method
 from genssl.models.samplers import ddim, ddim_invert
 from genssl.pixels import to_model
@@ -221,11 +221,12 @@ def _deterministic(
     return torch.cat(decoded).view(rows, steps, *ends.shape[1:])
 
 
-def _clipped(diffusion: CanDenoise) -> NoisePredictor:
+def _clipped(diffusion: CanDenoise) -> Predictor:
     """The predicted noise, recomputed from the predicted image clamped to [-1, 1]."""
 
     def model(x: Tensor, t: Tensor) -> Tensor:
-        x_start = predict_x_start(diffusion.schedule, x, t, diffusion.network(x, t)).clamp(-1, 1)
+        output = diffusion.network(x, t)
+        x_start = predict_x_start(diffusion.schedule, x, t, output, diffusion.prediction).clamp(-1, 1)
         signal = extract(diffusion.schedule.sqrt_alphas_cumprod, t, x)
         return (x - signal * x_start) / extract(diffusion.schedule.sqrt_one_minus_alphas_cumprod, t, x)
 

@@ -21,12 +21,54 @@ from genssl.runtime import chunks, generators, measuring
 Tick = Callable[[int, int], None]  # images done, images in all
 
 SNAPSHOTS = 10  # of a trajectory
+SHOWN = 20  # class names in a message
 FOLLOWED = 8  # images whose trajectory is drawn
 UNITS = {"nfe": "network evaluations per image", "seconds": "s", "sharpness": "squared gray levels"}
 FACTOR = 2.0  # between the sharpness of samples and of training images, above which there is a note
 # Fewer samples get no note: of 16 rendered digits, 2.7 % of draws differ by more than the factor from all of
 # them by chance; of 64 none of 5,000
 ENOUGH = 16
+
+
+ALL = "all"  # classes in turn
+
+
+def labels_of(method: Method, label: str, rows: range) -> Tensor:
+    """The labels of the images `rows` of a sample, (len(rows),) int64.
+
+    Args:
+        method: one that is told classes.
+        label: a class by its name or its number, or "all": image i is of class i modulo their number.
+        rows: which images.
+
+    Raises:
+        UserError: it has no classes, or not this one.
+    """
+    if not method.classes:
+        raise UserError(
+            f"this {method.config.method} was trained without classes; train with --set conditional=true"
+        )
+    names = class_names(method)
+    if label == ALL:
+        return torch.tensor([i % method.classes for i in rows])
+    if label not in names and not (label.isdecimal() and int(label) < method.classes):
+        raise UserError(
+            f"no class {label!r}; it has {', '.join(names[:SHOWN])}{', ...' * (len(names) > SHOWN)}"
+        )
+    return torch.full((len(rows),), names.index(label) if label in names else int(label))
+
+
+def class_names(method: Method) -> tuple[str, ...]:
+    """The names of the classes that a method is told, or their numbers."""
+    return method.class_names or tuple(map(str, range(method.classes)))
+
+
+def _with_labels(method: Method, options: Mapping[str, Any], rows: range) -> dict[str, Any]:
+    """The options as `sample` of the method takes them: a class becomes the label of each image."""
+    rest = {name: value for name, value in options.items() if name != "class_label"}
+    if (label := options.get("class_label")) is None:
+        return rest
+    return {**rest, "labels": labels_of(method, label, rows)}
 
 
 def sampler_of(method: Method, options: Mapping[str, Any]) -> Callable[..., Tensor]:
@@ -37,7 +79,7 @@ def sampler_of(method: Method, options: Mapping[str, Any]) -> Callable[..., Tens
     """
     if not isinstance(method, CanSample):
         raise UserError(f"a {method.config.method} does not generate images; choose a generative run")
-    for name in options:
+    for name in options.keys() - {"class_label"}:
         if name not in inspect.signature(method.sample).parameters:
             raise UserError(f"a {method.config.method} has no --{name} to sample with; leave it away")
     return method.sample
@@ -57,9 +99,11 @@ def draw_samples(
         raise UserError(f"-n must be at least 1, not {n}")
     images = []
     for rows in chunks(n, batch_size):
-        noise = generators(seed, "sample", range(rows.start, rows.stop))
+        indices = range(rows.start, rows.stop)
+        noise = generators(seed, "sample", indices)
+        arguments = _with_labels(method, options, indices)
         try:
-            images.append(to_bytes(sample(len(noise), noise, **options)).cpu())
+            images.append(to_bytes(sample(len(noise), noise, **arguments)).cpu())
         except ValueError as error:
             raise UserError(f"cannot sample this {method.config.method}: {error}") from error
         tick(rows.stop, n)
@@ -107,8 +151,10 @@ def sample(
     if calls[0]:
         values["nfe"] = calls[0] // len(list(chunks(n, batch_size)))
     header = header_of(method, f"{n} samples, {_in_words(values)}")
+    names = class_names(method) if options.get("class_label") == ALL else ()
+    grid = figures.titled_grid(images, header, min(n, len(names)) or None, names)
     result = EvalResult(
-        values, {"samples": figures.titled_grid(images, header)}, name="sample", title="Samples",
+        values, {"samples": grid}, name="sample", title="Samples",
         headline=("prior", "sampler", "nfe", "sharpness", "train_sharpness"), units=UNITS,
     )  # fmt: skip
     return result, images
@@ -144,8 +190,10 @@ def _sharpness_note(mean: float, reference: float, *, fast: bool) -> str | None:
 def _how(method: Method, options: Mapping[str, Any]) -> dict[str, Any]:
     """The sampling settings: the prior or sampler, also where it is the default, and the options."""
     parameters = inspect.signature(sampler_of(method, options)).parameters
-    defaults = {name: parameters[name].default for name in ("prior", "sampler") if name in parameters}
-    return {**defaults, **options}
+    how = {name: parameters[name].default for name in ("prior", "sampler") if name in parameters}
+    if method.classes:
+        how |= {"class": options.get("class_label", "random"), "guidance": getattr(method, "guidance", None)}
+    return how | {name: value for name, value in options.items() if name != "class_label"}
 
 
 def _in_words(values: Mapping[str, Any]) -> str:
@@ -155,7 +203,8 @@ def _in_words(values: Mapping[str, Any]) -> str:
         f"{values['prior']} prior" if "prior" in values else "",
         str(values.get("sampler", "")),
         f"{calls} network calls per image" if calls else "",
-        *(f"{name} {values[name]}" for name in ("eta", "variance") if name in values),
+        f"class {values['class']}" if values.get("class") not in {None, ALL, "random"} else "",
+        *(f"{name} {values[name]}" for name in ("guidance", "eta", "variance") if name in values),
         f"seed {values['seed']}",
     ]
     return ", ".join(filter(None, parts))
@@ -178,7 +227,9 @@ def trajectory(method: Method, *, seed: int, options: Mapping[str, Any]) -> Eval
         states.append(to_bytes(x).cpu())  # bytes: a thousand steps of eight images are 25 MB
         left.append(t + 1)
 
-    sample(FOLLOWED, generators(seed, "sample", range(FOLLOWED)), **options, callback=callback)
+    followed = range(FOLLOWED)
+    arguments = _with_labels(method, options, followed)
+    sample(FOLLOWED, generators(seed, "sample", followed), **arguments, callback=callback)
     indices = torch.linspace(0, len(states) - 1, min(SNAPSHOTS, len(states))).round().int().tolist()
     rows = torch.stack([states[i] for i in indices], 1).flatten(0, 1)
     how = _in_words({**_how(method, options), "seed": seed, "nfe": len(states)})

@@ -115,7 +115,7 @@ def graphs(method: Method) -> dict[str, Graph]:
             "x": f"noisy; clean is {RANGE}",
             "alphas_cumprod": json.dumps(method.schedule.alphas_cumprod.tolist()),
         }
-        return {"network": Graph(method.network, x, ("epsilon",), metadata)}
+        return {"network": Graph(method.network, x, (method.prediction,), metadata)}
     return {"encoder": Graph(Features(method), images, ("features",), {})}
 
 

@@ -11,20 +11,31 @@ from genssl.config import DDPMConfig
 from genssl.models.diffusion import (
     Loss,
     NoiseSchedule,
+    Prediction,
+    Predictor,
     StepCallback,
+    TimestepSampling,
     Variance,
+    Weighting,
     cosine_schedule,
     extract,
     linear_schedule,
     p_losses_per_image,
+    probability_of_times,
     t_sample,
+    x_start_and_epsilon,
+    zero_terminal_snr,
 )
 from genssl.models.method import Method
-from genssl.models.samplers import ancestral, ddim, dpm_solver_pp
+from genssl.models.samplers import ancestral, ddim, dpm_solver_pp, guided, heun, unipc
 from genssl.models.unet import LAYOUTS, UNet
-from genssl.runtime import Randomness, normal
+from genssl.runtime import Randomness, normal, uniform
 
-Sampler = Literal["dpm++", "ddim", "ancestral"]
+Sampler = Literal["dpm++", "ddim", "ancestral", "heun", "unipc"]
+DETERMINISTIC = {"dpm++": dpm_solver_pp, "heun": heun, "unipc": unipc}
+TARGETS = {"epsilon": "noise", "v": "v", "x": "image"}
+GUIDANCE = 1.0  # of classes, where none is asked for
+LABEL_DROPOUT = 0.1  # share of images that are shown without their class (Ho & Salimans 2022, section 4)
 FAST_STEPS = 20
 VISIBLE = 1e-3  # alpha-bar at the last time above which an image shows through the noise
 LEVELS = ("low", "mid", "high")  # thirds of the times, by noise
@@ -35,12 +46,18 @@ class DDPM(Method):
 
     Args:
         schedule: of T steps.
-        network: (x (B, C, H, W), t (B,)) -> epsilon.
+        network: (x (B, C, H, W), t (B,), labels (B,) | None) -> prediction.
         image_size: pixels a side.
         channels: of the images.
-        loss: on epsilon, "smooth_l1" or "mse".
+        loss: on the prediction, "smooth_l1" or "mse".
         features_t: the time at which `features` looks at an image.
+        classes: number of classes of a class-conditional network; 0: unconditional.
+        prediction: what the network predicts, see `x_start_and_epsilon`.
+        weighting: of an image's loss by its noise, see `loss_weights`.
+        timestep_sampling: how training draws times, see `t_sample`.
     """
+
+    guidance = GUIDANCE
 
     def __init__(
         self,
@@ -50,6 +67,11 @@ class DDPM(Method):
         channels: int = 3,
         loss: Loss = "smooth_l1",
         features_t: int = 50,
+        *,
+        classes: int = 0,
+        prediction: Prediction = "epsilon",
+        weighting: Weighting = "simple",
+        timestep_sampling: TimestepSampling = "uniform",
     ) -> None:
         super().__init__()
         self.schedule = schedule
@@ -58,8 +80,10 @@ class DDPM(Method):
         self.loss_kind: Loss = loss
         error = {"smooth_l1": "smooth L1 error", "mse": "mean squared error"}[loss]
         names = ("loss", *(f"loss_{level}" for level in LEVELS))
-        self.units = dict.fromkeys(names, f"{error} of the noise")
+        self.units = dict.fromkeys(names, f"{error} of the {TARGETS[prediction]}")
         self.features_t = features_t
+        self.classes, self.prediction = classes, prediction
+        self.weighting, self.timestep_sampling = weighting, timestep_sampling
 
     @classmethod
     def from_config(cls, config: DDPMConfig) -> Self:
@@ -69,8 +93,14 @@ class DDPM(Method):
         else:
             betas = (config.beta_start, config.beta_end)
             schedule = linear_schedule(config.timesteps, *betas, scaled=config.scale_betas)
-        network = UNet(LAYOUTS[config.network])
-        return cls(schedule, network, config.image_size, 3, config.loss, config.features_t)
+        if config.zero_terminal_snr:
+            schedule = zero_terminal_snr(schedule)
+        network = UNet(LAYOUTS[config.network], classes=config.num_classes or 0)
+        return cls(
+            schedule, network, config.image_size, 3, config.loss, config.features_t,
+            classes=config.num_classes or 0, prediction=config.prediction, weighting=config.weighting,
+            timestep_sampling=config.timestep_sampling,
+        )  # fmt: skip
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         # The schedule follows the weights from device to device. It is no buffer: it is made from the config,
@@ -92,13 +122,16 @@ class DDPM(Method):
         if signal < VISIBLE:
             return ()
         what = f"{self.schedule.timesteps} steps with these betas end with visible signal"
-        advice = "sampling starts from none; --set scale_betas=true mends it"
+        advice = "sampling starts from none; --set scale_betas=true or zero_terminal_snr=true mends it"
         return (f"{what} (alpha-bar {signal:.1e}), {advice}",)
 
     def draws(self, n: int, generator: Randomness) -> dict[str, Tensor]:
-        """The times, (n,) int64, and the noise, (n, C, H, W)."""
-        t = t_sample(self.schedule.timesteps, n, generator)
-        return {"t": t, "noise": normal((n, *self.shape), generator)}
+        """The times, (n,) int64, the noise, (n, C, H, W), and whether the class is shown, (n,) bool."""
+        t = t_sample(self.schedule.timesteps, n, generator, self.timestep_sampling)
+        draws = {"t": t, "noise": normal((n, *self.shape), generator)}
+        if self.classes:
+            draws["shows_class"] = uniform((n,), generator) >= LABEL_DROPOUT
+        return draws
 
     def loss(self, views: tuple[Tensor, ...], draws: dict[str, Tensor]) -> dict[str, Tensor]:
         """The simplified objective (equation 14), and its part in each third of the times.
@@ -111,14 +144,23 @@ class DDPM(Method):
         (x_start,) = views
         t = draws["t"]
         losses = p_losses_per_image(
-            self.network, self.schedule, x_start, t, draws["noise"], self.loss_kind
-        )  # (B,)
+            self._model(draws), self.schedule, x_start, t, draws["noise"], self.loss_kind,
+            prediction=self.prediction, weighting=self.weighting,
+        )  # (B,)  # fmt: skip
         terms = {"loss": losses.mean()}
         for name, (first, end) in zip(LEVELS, thirds(self.schedule.timesteps), strict=True):
             inside = (t >= first) & (t < end)
-            expected = len(t) * (end - first) / self.schedule.timesteps
+            share = probability_of_times(self.schedule.timesteps, first, end, self.timestep_sampling)
+            expected = len(t) * share
             terms[f"loss_{name}"] = (losses.detach() * inside).sum() / max(expected, 1e-12)
         return terms
+
+    def _model(self, draws: dict[str, Tensor]) -> Predictor:
+        """The network, told the class of each image of a batch, or for some of them that there is none."""
+        if not self.classes:
+            return self.network
+        labels = torch.where(draws["shows_class"], draws["labels"], self.classes)
+        return lambda x, t: self.network(x, t, labels)
 
     # Generation
 
@@ -129,6 +171,8 @@ class DDPM(Method):
         sampler: Sampler = "dpm++",
         steps: int | None = None,
         *,
+        labels: Tensor | None = None,
+        guidance: float | None = None,
         eta: float = 0.0,
         variance: Variance = "posterior",
         clip: bool = True,
@@ -136,12 +180,26 @@ class DDPM(Method):
     ) -> Tensor:
         """Images (n, C, H, W) from noise; with one generator an image, image i depends on its own alone.
 
-        The rest is as for `denoise`.
+        Args:
+            n: number of images.
+            generator: of all noise; one for all, or one an image.
+            sampler, steps, eta, variance, clip, callback: as for `denoise`.
+            labels: the class of each image, (n,) int64; None: drawn uniformly where the network has classes.
+            guidance: as for `denoise`; GUIDANCE when None.
+
+        Raises:
+            ValueError: as for `denoise`.
         """
         x = normal((n, *self.shape), generator, self.device)
+        if self.classes and labels is None:
+            drawn = uniform((n,), generator, self.device)
+            labels = (drawn * self.classes).long().clamp(max=self.classes - 1)
+        if labels is not None and guidance is None:
+            guidance = self.guidance
         return self.denoise(
-            x, None, generator, sampler, steps, eta=eta, variance=variance, clip=clip, callback=callback
-        )
+            x, None, generator, sampler, steps, labels=labels, guidance=guidance,
+            eta=eta, variance=variance, clip=clip, callback=callback,
+        )  # fmt: skip
 
     def denoise(
         self,
@@ -151,6 +209,8 @@ class DDPM(Method):
         sampler: Sampler = "dpm++",
         steps: int | None = None,
         *,
+        labels: Tensor | None = None,
+        guidance: float | None = None,
         eta: float = 0.0,
         variance: Variance = "posterior",
         clip: bool = True,
@@ -162,15 +222,19 @@ class DDPM(Method):
             x: at time t_start, (B, C, H, W).
             t_start: T - 1 when None.
             generator: of the noise that stochastic samplers add; one for all, or one an image.
-            sampler: "dpm++", "ddim" or "ancestral".
-            steps: network calls; 20 when not given, or as many as there are times; all for "ancestral".
+            sampler: "dpm++", "unipc", "heun", "ddim" or "ancestral".
+            steps: network calls, of which "heun" takes two a step; 20 when not given, or as many as there
+                are times; all for "ancestral".
+            labels: the class of each image, (B,) int64; None: no class.
+            guidance: w of `guided`; 0, no guidance, when None.
             eta: of "ddim".
             variance: of "ancestral".
             clip: keep the predicted images in [-1, 1] on the way.
             callback: called with (time, x) after each step.
 
         Raises:
-            ValueError: an unknown sampler, or steps or t_start that do not fit the schedule.
+            ValueError: an unknown sampler, steps or t_start that do not fit the schedule, or a class or
+                guidance that the network does not have.
         """
         times = self.schedule.timesteps if t_start is None else t_start + 1
         if steps is None:
@@ -179,15 +243,38 @@ class DDPM(Method):
         def noise(_: int) -> Tensor:
             return normal(x.shape, generator, x.device)
 
-        common: dict[str, Any] = {"clip": clip, "callback": callback}
+        model = self.model_of(labels, guidance)
+        common: dict[str, Any] = {"prediction": self.prediction, "clip": clip, "callback": callback}
+        if sampler in DETERMINISTIC:
+            return DETERMINISTIC[sampler](model, self.schedule, x, steps, t_start, **common)
         match sampler:
-            case "dpm++":
-                return dpm_solver_pp(self.network, self.schedule, x, steps, t_start, **common)
             case "ddim":
-                return ddim(self.network, self.schedule, x, steps, t_start, noise, eta, **common)
+                return ddim(model, self.schedule, x, steps, t_start, noise, eta, **common)
             case "ancestral":
-                return ancestral(self.network, self.schedule, x, steps, t_start, noise, variance, **common)
-        raise ValueError(f"unknown sampler {sampler!r}; use dpm++, ddim or ancestral")
+                return ancestral(model, self.schedule, x, steps, t_start, noise, variance, **common)
+        raise ValueError(f"unknown sampler {sampler!r}; use dpm++, unipc, heun, ddim or ancestral")
+
+    def model_of(self, labels: Tensor | None = None, guidance: float | None = None) -> Predictor:
+        """The network as a model (x, t) -> prediction of images of these classes, guided towards them.
+
+        Raises:
+            ValueError: the network has no classes, or not this one.
+        """
+        if labels is None:
+            if guidance is not None:
+                raise ValueError("guidance needs a class, and there is none")
+            return self.network
+        if not self.classes:
+            raise ValueError("it was trained without classes; --set conditional=true trains with them")
+        if bool(((labels < 0) | (labels >= self.classes)).any()):
+            raise ValueError(f"a class must be from 0 to {self.classes - 1}")
+        return guided(self.network, labels.to(self.device), self.classes, guidance or 0.0)
+
+    def predict(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(x_0, epsilon) that the network predicts for x (B, C, H, W) at times t (B,), of no class."""
+        signal = extract(self.schedule.sqrt_alphas_cumprod, t, x)
+        std = extract(self.schedule.sqrt_one_minus_alphas_cumprod, t, x)
+        return x_start_and_epsilon(self.prediction, self.network(x, t), x, signal, std)
 
     # Looking at it
 

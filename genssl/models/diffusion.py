@@ -1,7 +1,8 @@
 """The diffusion process of Ho et al. 2020 (DDPM): schedules, forward process, reverse process, loss.
 
 Time is zero-based: t = 0 is the paper's t = 1, and alpha-bar "before" t = 0 is 1. A model is any callable
-(x (B, ...), t (B,) int64) -> the noise epsilon that it finds in x, shape of x.
+(x (B, ...), t (B,) int64) -> its prediction, shape of x: by default the noise epsilon in x, or what
+`prediction` names, see `x_start_and_epsilon`.
 """
 
 import math
@@ -13,14 +14,18 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-from genssl.runtime import Randomness, uniform
+from genssl.runtime import Randomness, normal, uniform
 
-NoisePredictor = Callable[[Tensor, Tensor], Tensor]
+Predictor = Callable[[Tensor, Tensor], Tensor]
 Noise = Callable[[int], Tensor]  # standard normal noise for the step that leaves time t, shape of x
 # Called after each step of a sampler with the time (-1: the clean image) and x
 StepCallback = Callable[[int, Tensor], None]
 Loss = Literal["smooth_l1", "mse"]
 Variance = Literal["posterior", "large"]
+Prediction = Literal["epsilon", "v", "x"]
+Weighting = Literal["simple", "min_snr"]
+TimestepSampling = Literal["uniform", "logit_normal"]
+MIN_SNR_GAMMA = 5.0  # Hang et al. 2023, section 4.2
 
 
 @dataclass(frozen=True)
@@ -51,9 +56,14 @@ class NoiseSchedule:
 
     @classmethod
     def from_betas(cls, betas: Tensor) -> Self:
-        """Every coefficient from the betas (T,); a ValueError unless there are some, all in (0, 1)."""
+        """Every coefficient from the betas (T,); a ValueError unless there are some, all in (0, 1).
+
+        The last one may be 1: then nothing of the image is left at T - 1 (`zero_terminal_snr`).
+        """
         betas = betas.double()
-        if not (len(betas) and bool(((betas > 0) & (betas < 1)).all())):
+        in_range = (betas > 0) & (betas < 1)
+        in_range[1:][-1:] |= betas[1:][-1:] == 1
+        if not (len(betas) and bool(in_range.all())):
             raise ValueError(f"betas must be one or more, between 0 and 1, not {betas[:1].tolist()} ...")
         # alpha-bar in logarithms: 1 - alpha-bar near t = 0 would be a difference of nearly equal numbers
         log_alphas_cumprod = torch.log1p(-betas).cumsum(0)
@@ -127,6 +137,21 @@ def cosine_schedule(timesteps: int, s: float = 0.008) -> NoiseSchedule:
     return NoiseSchedule.from_betas((1 - alphas_cumprod[1:] / alphas_cumprod[:-1]).clamp(max=0.999))
 
 
+def zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:
+    """The schedule shifted and scaled so that x_{T-1} is pure noise (Lin et al. 2024, algorithm 1).
+
+    sqrt(alpha-bar) keeps its first value and ends at 0 exactly. A network that predicts epsilon learns
+    nothing about x_0 there: predict v or x.
+    """
+    # Common schedules leave a little of the image in x_{T-1}, its mean color above all, and sampling starts
+    # from noise that has none: generated images would all be of medium brightness
+    roots = torch.tensor(schedule.log_alphas_cumprod, dtype=torch.float64).mul(0.5).exp()
+    roots = (roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])
+    alphas_cumprod = roots.square()
+    before = torch.cat([torch.ones_like(roots[:1]), alphas_cumprod[:-1]])
+    return NoiseSchedule.from_betas(1 - alphas_cumprod / before)
+
+
 def extract(values: Tensor, t: Tensor, x: Tensor) -> Tensor:
     """values (T,) at t (B,), shaped (B, 1, ...) to multiply x (B, ...)."""
     return values[t].view(-1, *[1] * (x.ndim - 1))
@@ -145,14 +170,38 @@ def q_sample(schedule: NoiseSchedule, x_start: Tensor, t: Tensor, noise: Tensor)
     return signal * x_start + extract(schedule.sqrt_one_minus_alphas_cumprod, t, x_start) * noise
 
 
-def predict_x_start(schedule: NoiseSchedule, x: Tensor, t: Tensor, epsilon: Tensor) -> Tensor:
-    """Solve equation 4 for x_0, given x_t (B, ...) and the noise in it."""
-    noise = extract(schedule.sqrt_one_minus_alphas_cumprod, t, x) * epsilon
-    return (x - noise) / extract(schedule.sqrt_alphas_cumprod, t, x)
+def predict_x_start(
+    schedule: NoiseSchedule, x: Tensor, t: Tensor, output: Tensor, prediction: Prediction = "epsilon"
+) -> Tensor:
+    """x_0 (equation 4), given x_t (B, ...) and what the model predicts there."""
+    signal = extract(schedule.sqrt_alphas_cumprod, t, x)
+    std = extract(schedule.sqrt_one_minus_alphas_cumprod, t, x)
+    return x_start_and_epsilon(prediction, output, x, signal, std)[0]
+
+
+def x_start_and_epsilon(
+    prediction: Prediction, output: Tensor, x: Tensor, alpha: Tensor | float, sigma: Tensor | float
+) -> tuple[Tensor, Tensor]:
+    """(x_0, epsilon) of x = alpha x_0 + sigma epsilon, given a model's output: the only conversion there is.
+
+    Args:
+        prediction: what `output` is. "epsilon"; "x", which is x_0; or "v" = alpha epsilon - sigma x_0
+            (Salimans & Ho 2022, appendix D), which tells x_0 apart at any noise level, as sigma -> 1 too.
+        output: of the model, (B, ...).
+        x: the model's input, (B, ...).
+        alpha: the share of the image in x, sqrt(alpha-bar).
+        sigma: the standard deviation of the noise in x; alpha^2 + sigma^2 = 1.
+    """
+    # With alpha = cos(phi) and sigma = sin(phi), (x, v) is (x_0, epsilon) turned by phi: turn it back
+    if prediction == "v":
+        return alpha * x - sigma * output, sigma * x + alpha * output
+    if prediction == "x":
+        return output, (x - alpha * output) / sigma
+    return (x - sigma * output) / alpha, output
 
 
 def p_sample(
-    model: NoisePredictor,
+    model: Predictor,
     schedule: NoiseSchedule,
     x: Tensor,
     t: Tensor,
@@ -183,7 +232,7 @@ def p_sample(
 
 
 def p_sample_loop(
-    model: NoisePredictor,
+    model: Predictor,
     schedule: NoiseSchedule,
     x: Tensor,
     noise: Noise,
@@ -222,42 +271,104 @@ def check_start(schedule: NoiseSchedule, t_start: int | None) -> int:
     return last if t_start is None else t_start
 
 
-def t_sample(timesteps: int, n: int, generator: Randomness = None) -> Tensor:
-    """Times drawn uniformly from 0 .. T - 1, (n,) int64."""
+def t_sample(
+    timesteps: int, n: int, generator: Randomness = None, sampling: TimestepSampling = "uniform"
+) -> Tensor:
+    """Times drawn from 0 .. T - 1, (n,) int64.
+
+    Uniformly, or "logit_normal": T times the sigmoid of a standard normal number, which prefers the middle
+    (Esser et al. 2024, section 3.1).
+    """
+    share = normal((n,), generator).sigmoid() if sampling == "logit_normal" else uniform((n,), generator)
     # A float32 just below 1 times T may round up to T
-    return (uniform((n,), generator) * timesteps).long().clamp(max=timesteps - 1)
+    return (share * timesteps).long().clamp(max=timesteps - 1)
+
+
+def probability_of_times(timesteps: int, first: int, end: int, sampling: TimestepSampling) -> float:
+    """The probability that `t_sample` draws a time in [first, end)."""
+    if sampling == "uniform":
+        return (end - first) / timesteps
+    edges = torch.tensor([first / timesteps, end / timesteps], dtype=torch.float64)
+    low, high = torch.special.ndtr(edges.logit()).tolist()
+    return float(high - low)
+
+
+def loss_weights(snr: Tensor, prediction: Prediction, weighting: Weighting) -> Tensor:
+    """The weight of each image's loss, given its signal-to-noise ratio (B,): (B,).
+
+    "simple" weighs the errors of whatever is predicted alike. "min_snr" weighs errors of x_0 by
+    min(SNR, 5) (Hang et al. 2023, equation 6): a squared error of epsilon is SNR times as large, and one of
+    v SNR + 1 times, so their weights are divided by that.
+    """
+    if weighting == "simple":
+        return torch.ones_like(snr)
+    # Weighing x_0 by the full SNR is "simple" for epsilon: nearly clean images would count for all, though
+    # there is little to learn from them
+    weights = snr.clamp(max=MIN_SNR_GAMMA)
+    match prediction:
+        case "epsilon":
+            return weights / snr
+        case "v":
+            return weights / (snr + 1)
+    return weights
 
 
 def p_losses(
-    model: NoisePredictor,
+    model: Predictor,
     schedule: NoiseSchedule,
     x_start: Tensor,
     t: Tensor,
     noise: Tensor,
     loss: Loss = "smooth_l1",
+    *,
+    prediction: Prediction = "epsilon",
+    weighting: Weighting = "simple",
 ) -> Tensor:
     """The simplified objective (equation 14), a scalar: the mean over images and dimensions."""
-    return p_losses_per_image(model, schedule, x_start, t, noise, loss).mean()
+    return p_losses_per_image(
+        model, schedule, x_start, t, noise, loss, prediction=prediction, weighting=weighting
+    ).mean()
 
 
 def p_losses_per_image(
-    model: NoisePredictor,
+    model: Predictor,
     schedule: NoiseSchedule,
     x_start: Tensor,
     t: Tensor,
     noise: Tensor,
     loss: Loss = "smooth_l1",
+    *,
+    prediction: Prediction = "epsilon",
+    weighting: Weighting = "simple",
 ) -> Tensor:
-    """How far the model's epsilon is from the true one, the mean over dimensions: (B,) float32.
+    """How far the model's prediction is from the true one, the mean over dimensions: (B,) float32.
 
     Args:
-        model: finds the noise.
+        model: predicts epsilon, v or x_0.
         schedule, x_start, t, noise: as for `q_sample`.
         loss: "mse", or "smooth_l1": half the square up to 1 and the absolute value less 1/2 beyond.
+        prediction: what the model predicts, see `x_start_and_epsilon`.
+        weighting: of the images, see `loss_weights`.
     """
+    output = model(q_sample(schedule, x_start, t, noise), t)
     # In float32 even under bf16 autocast: the loss is a mean over small differences
-    error = (model(q_sample(schedule, x_start, t, noise), t).float() - noise).flatten(1)
+    error = (output.float() - _target(schedule, x_start, t, noise, prediction)).flatten(1)
     if loss == "mse":
-        return error.square().mean(1)
-    size = error.abs()
-    return torch.where(size < 1, 0.5 * size.square(), size - 0.5).mean(1)
+        losses = error.square().mean(1)
+    else:
+        size = error.abs()
+        losses = torch.where(size < 1, 0.5 * size.square(), size - 0.5).mean(1)
+    if weighting == "simple":
+        return losses
+    return loss_weights(schedule.snr[t], prediction, weighting) * losses
+
+
+def _target(
+    schedule: NoiseSchedule, x_start: Tensor, t: Tensor, noise: Tensor, prediction: Prediction
+) -> Tensor:
+    if prediction == "epsilon":
+        return noise
+    if prediction == "x":
+        return x_start
+    signal = extract(schedule.sqrt_alphas_cumprod, t, x_start)
+    return signal * noise - extract(schedule.sqrt_one_minus_alphas_cumprod, t, x_start) * x_start

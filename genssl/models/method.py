@@ -10,7 +10,7 @@ from genssl.config import Config
 from genssl.runtime import Randomness
 
 if TYPE_CHECKING:
-    from genssl.models.diffusion import NoiseSchedule, StepCallback
+    from genssl.models.diffusion import NoiseSchedule, Prediction, StepCallback
     from genssl.models.gaussian import DiagonalGaussianDistribution
 
 
@@ -22,6 +22,8 @@ class Method(nn.Module):
 
     config: Config  # set by `build`
     epoch: float | None = None  # how many epochs the weights were trained; set by `checkpoint.load`
+    class_names: tuple[str, ...] = ()  # of the data it was trained on; set by `checkpoint.load`
+    classes: int = 0  # that it is told while training: `draws` of `loss` then has "labels", (B,) int64
     units: Mapping[str, str] = {}  # of the terms of `loss`, by name, e.g. {"kl": "nats per image"}
 
     @classmethod
@@ -124,7 +126,8 @@ class CanDenoise(Protocol):
     """Undoes a diffusion process from any of its noise levels."""
 
     schedule: "NoiseSchedule"
-    network: nn.Module  # (x (B, C, H, W), t (B,)) -> epsilon
+    network: nn.Module  # (x (B, C, H, W), t (B,)) -> prediction
+    prediction: "Prediction"  # what it predicts
 
     @property
     def device(self) -> torch.device:

@@ -1,20 +1,32 @@
 """Fast samplers: from noise to images in a few network calls, and from images to noise.
 
 All take (model, schedule, x, steps) first. They visit `steps` of the schedule's times, one network call
-each, from `t_start` (T - 1 when not given) to the clean image; x is (B, ...) at time t_start. `clip` keeps
-every predicted x_0 in [-1, 1]. `callback` is called with (time, x) after each step, time -1 for the clean
-image. All raise ValueError when the steps or t_start do not fit the schedule.
+each (`heun`: two), from `t_start` (T - 1 when not given) to the clean image; x is (B, ...) at time t_start.
+`prediction` is what the model predicts: "epsilon", "v" or "x". `clip` keeps every predicted x_0 in [-1, 1].
+`callback` is called with (time, x) after each step, time -1 for the clean image. All raise ValueError when
+the steps or t_start do not fit the schedule.
+
+Samplers know nothing of classes: `guided` makes a model of one class from a conditional network.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from genssl.models.diffusion import Noise, NoisePredictor, NoiseSchedule, StepCallback, Variance, check_start
+from genssl.models.diffusion import (
+    Noise,
+    NoiseSchedule,
+    Prediction,
+    Predictor,
+    StepCallback,
+    Variance,
+    check_start,
+    x_start_and_epsilon,
+)
 
 CLEAN = -1  # the time of the clean image, one before t = 0
 
@@ -53,7 +65,7 @@ class Level:
 
 
 def ddim(
-    model: NoisePredictor,
+    model: Predictor,
     schedule: NoiseSchedule,
     x: Tensor,
     steps: int,
@@ -61,13 +73,14 @@ def ddim(
     noise: Noise | None = None,
     eta: float = 0.0,
     *,
+    prediction: Prediction = "epsilon",
     clip: bool = False,
     callback: StepCallback | None = None,
 ) -> Tensor:
     """Song et al. 2021 (DDIM), equation 12: deterministic with eta = 0, ancestral with eta = 1.
 
     Args:
-        model, schedule, x, steps, t_start, clip, callback: see the module.
+        model, schedule, x, steps, t_start, prediction, clip, callback: see the module.
         noise: t -> standard normal (B, ...), needed when eta > 0; not asked for the last step.
         eta: the standard deviation of the noise that a step adds, as a share of the posterior's.
     """
@@ -77,7 +90,7 @@ def ddim(
     for level, level_next in pairwise(levels):
         # "Predicted x_0", "direction pointing to x_t" and "random noise" of equation 12; the variance of the
         # last two is that of the next level, whatever eta is
-        x_start, epsilon = _predict(model, x, level, clip)
+        x_start, epsilon = _predict(model, x, level, prediction, clip)
         sigma_added = eta * math.sqrt(posterior_variance(level, level_next))
         x = level_next.alpha * x_start + math.sqrt(max(level_next.variance - sigma_added**2, 0.0)) * epsilon
         if noise is not None and sigma_added > 0:
@@ -87,12 +100,13 @@ def ddim(
 
 
 def ddim_invert(
-    model: NoisePredictor,
+    model: Predictor,
     schedule: NoiseSchedule,
     x: Tensor,
     steps: int,
     t_end: int | None = None,
     *,
+    prediction: Prediction = "epsilon",
     callback: StepCallback | None = None,
 ) -> Tensor:
     """Run `ddim` (eta = 0) backwards: the noise that it would make the clean images x (B, ...) from.
@@ -101,20 +115,27 @@ def ddim_invert(
     other up to an error that falls in proportion to 1 / steps.
 
     Args:
-        model, schedule, x, steps, callback: see the module.
+        model, schedule, x, steps, prediction, callback: see the module.
         t_end: the time to reach, T - 1 when not given.
     """
     levels = list(_levels(schedule, quadratic_times(check_start(schedule, t_end), steps)))[::-1]
     for level, level_next in pairwise(levels):
         # The network was trained on t >= 0: at the clean image it is asked at t = 0
-        epsilon = model(x, _times(x, max(level.t, 0)))
-        x = level_next.alpha * (x - level.sigma * epsilon) / level.alpha + level_next.sigma * epsilon
+        output = model(x, _times(x, max(level.t, 0)))
+        if level.t == CLEAN:
+            # x is x_0 itself; the little noise that the network finds at t = 0 stands for epsilon
+            first = _level(schedule, 0)
+            _, epsilon = x_start_and_epsilon(prediction, output, x, first.alpha, first.sigma)
+            x_start = x
+        else:
+            x_start, epsilon = x_start_and_epsilon(prediction, output, x, level.alpha, level.sigma)
+        x = level_next.alpha * x_start + level_next.sigma * epsilon
         _report(callback, level_next, x)
     return x
 
 
 def ancestral(
-    model: NoisePredictor,
+    model: Predictor,
     schedule: NoiseSchedule,
     x: Tensor,
     steps: int,
@@ -122,13 +143,14 @@ def ancestral(
     noise: Noise | None = None,
     variance: Variance = "posterior",
     *,
+    prediction: Prediction = "epsilon",
     clip: bool = False,
     callback: StepCallback | None = None,
 ) -> Tensor:
     """Ho et al. 2020, algorithm 2; with fewer steps than times, on the process that visits only those.
 
     Args:
-        model, schedule, x, steps, t_start, clip, callback: see the module.
+        model, schedule, x, steps, t_start, prediction, clip, callback: see the module.
         noise: t -> standard normal (B, ...); not asked for the last step, which takes the mode.
         variance: of a step: "posterior", or "large", all the variance that the forward step added.
     """
@@ -136,7 +158,7 @@ def ancestral(
         raise ValueError("ancestral sampling adds noise at each step: give it")
     levels = _levels(schedule, quadratic_times(check_start(schedule, t_start), steps))
     for level, level_next in pairwise(levels):
-        x_start, _ = _predict(model, x, level, clip)
+        x_start, _ = _predict(model, x, level, prediction, clip)
         x = _posterior_mean(x_start, x, level, level_next)
         if level_next.t != CLEAN:
             large = variance == "large"
@@ -147,12 +169,13 @@ def ancestral(
 
 
 def dpm_solver_pp(
-    model: NoisePredictor,
+    model: Predictor,
     schedule: NoiseSchedule,
     x: Tensor,
     steps: int,
     t_start: int | None = None,
     *,
+    prediction: Prediction = "epsilon",
     clip: bool = False,
     callback: StepCallback | None = None,
 ) -> Tensor:
@@ -165,7 +188,7 @@ def dpm_solver_pp(
     level_prev: Level | None = None
     x_start_prev = x
     for level, level_next in pairwise(levels):
-        x_start, _ = _predict(model, x, level, clip)
+        x_start, _ = _predict(model, x, level, prediction, clip)
         # Second order: x_0 is extrapolated from the last two predictions in lambda = log(alpha / sigma)
         target = x_start
         if level_prev is not None and level_next.t != CLEAN:
@@ -178,6 +201,128 @@ def dpm_solver_pp(
         level_prev, x_start_prev = level, x_start
         _report(callback, level_next, x)
     return x
+
+
+def heun(
+    model: Predictor,
+    schedule: NoiseSchedule,
+    x: Tensor,
+    steps: int,
+    t_start: int | None = None,
+    *,
+    prediction: Prediction = "epsilon",
+    clip: bool = False,
+    callback: StepCallback | None = None,
+) -> Tensor:
+    """Heun's method of second order on the equation of `ddim` (Karras et al. 2022, algorithm 1).
+
+    In y = x / alpha and s = sigma / alpha the equation is dy/ds = epsilon. A step goes to the next level
+    along epsilon, asks the network again there, and takes the mean of both. The step to the clean image is
+    Euler's, so that `steps` steps cost 2 steps - 1 network calls.
+    """
+    levels = _levels(schedule, log_snr_times(schedule, check_start(schedule, t_start), steps))
+    for level, level_next in pairwise(levels):
+        x_start, epsilon = _predict(model, x, level, prediction, clip)
+        # Euler's step, which is the one of `ddim`
+        x_euler = level_next.alpha * x_start + level_next.sigma * epsilon
+        if level_next.t == CLEAN:
+            x = x_euler
+        else:
+            _, epsilon_next = _predict(model, x_euler, level_next, prediction, clip)
+            # x_euler + alpha_next (s_next - s) (epsilon_next - epsilon) / 2, without s, which may be infinite
+            ratio = level_next.alpha / level.alpha if level.alpha > 0 else level_next.sigma / level.sigma
+            x = x_euler + 0.5 * (level_next.sigma - ratio * level.sigma) * (epsilon_next - epsilon)
+        _report(callback, level_next, x)
+    return x
+
+
+def unipc(
+    model: Predictor,
+    schedule: NoiseSchedule,
+    x: Tensor,
+    steps: int,
+    t_start: int | None = None,
+    *,
+    prediction: Prediction = "epsilon",
+    clip: bool = False,
+    callback: StepCallback | None = None,
+) -> Tensor:
+    """UniPC-2 with B(h) = e^-h - 1 (Zhao et al. 2023, algorithms 5 to 8): predictor and corrector.
+
+    The predictor is the step of `dpm_solver_pp`; the corrector moves its result by what the network says
+    there, a call that the next step needs anyway. It is of third order at no further calls.
+    """
+    levels = list(_levels(schedule, log_snr_times(schedule, check_start(schedule, t_start), steps)))
+    level_prev: Level | None = None
+    x_start_prev = x
+    x_start, _ = _predict(model, x, levels[0], prediction, clip)
+    for level, level_next in pairwise(levels):
+        sigma_ratio = level_next.sigma / level.sigma
+        # -alpha_next (e^-h - 1), as in `dpm_solver_pp`
+        factor = level_next.alpha - sigma_ratio * level.alpha
+        base = sigma_ratio * x + factor * x_start
+        is_last = level_next.t == CLEAN
+        slope = torch.zeros_like(x)  # of x_0 in lambda, times h
+        if level_prev is not None and not is_last:
+            ratio = (level_next.log_snr - level.log_snr) / (level.log_snr - level_prev.log_snr)
+            slope = ratio * (x_start - x_start_prev)
+        predicted = base + 0.5 * factor * slope
+        if is_last:
+            _report(callback, level_next, predicted)
+            return predicted
+        x_start_next, _ = _predict(model, predicted, level_next, prediction, clip)
+        weight_prev, weight_next = _corrector(level_prev, level, level_next)
+        x = base + factor * (weight_prev * slope + weight_next * (x_start_next - x_start))
+        level_prev, x_start_prev, x_start = level, x_start, x_start_next
+        _report(callback, level_next, x)
+    return x
+
+
+def _corrector(level_prev: Level | None, level: Level, level_next: Level) -> tuple[float, float]:
+    """The weights of both differences of x_0, which make the step exact for x_0 a polynomial of lambda.
+
+    Zhao et al. 2023, theorem 3.1, in terms of hh = -h: the first two moments of the difference quotients at
+    r = (lambda_prev - lambda) / h and at 1 are those of the exact integral.
+    """
+    if level_prev is None or math.isinf(level_prev.log_snr) or math.isinf(level.log_snr):
+        return 0.0, 0.5
+    h = level_next.log_snr - level.log_snr
+    r = (level_prev.log_snr - level.log_snr) / h
+    phi_1 = math.expm1(-h)
+    phi_2 = phi_1 / -h - 1
+    b_1 = phi_2 / phi_1
+    b_2 = 2 * (phi_2 / -h - 0.5) / phi_1
+    # [1 1; r 1] (w_prev, w_next) = (b_1, b_2); slope above is -(x_0_prev - x_0) / r
+    weight_prev = (b_1 - b_2) / (1 - r)
+    return weight_prev, b_1 - weight_prev
+
+
+def guided(
+    model: Callable[[Tensor, Tensor, Tensor], Tensor], labels: Tensor, null: int, w: float
+) -> Predictor:
+    """A conditional network as a model of its classes, by classifier-free guidance (Ho & Salimans 2022).
+
+    (1 + w) f(x, class) - w f(x, none), equation 6: w = 0 is the conditional model, w = -1 the unconditional
+    one. It is linear in f, so that f may be epsilon, v or x_0. Both are one batch of 2 B.
+
+    Args:
+        model: (x (B, ...), t (B,), labels (B,)) -> prediction (B, ...).
+        labels: the class of each image, (B,) int64.
+        null: the label that stands for no class.
+        w: guidance.
+    """
+    if w == 0:
+        return lambda x, t: model(x, t, labels)
+    nulls = torch.full_like(labels, null)
+    if w == -1:
+        return lambda x, t: model(x, t, nulls)
+    both = torch.cat([labels, nulls])
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        conditional, unconditional = model(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
+        return (1 + w) * conditional - w * unconditional
+
+    return predict
 
 
 def forward_variance(level: Level, level_next: Level) -> float:
@@ -212,6 +357,8 @@ def quadratic_times(t_start: int, steps: int) -> list[int]:
 def log_snr_times(schedule: NoiseSchedule, t_start: int, steps: int) -> list[int]:
     """`steps` times from t_start down to 0, evenly spaced in lambda (Lu et al. 2022, section 6)."""
     _check_steps(t_start, steps)
+    if schedule.log_alphas_cumprod[t_start] == -math.inf:  # lambda is -inf at pure noise: leave it by itself
+        return [t_start, *(log_snr_times(schedule, t_start - 1, steps - 1) if steps > 1 else [])]
     levels = [_level(schedule, t).log_snr for t in range(t_start + 1)]
     lambdas = torch.tensor(levels, dtype=torch.float64)  # falling
     wanted = torch.linspace(levels[-1], levels[0], steps, dtype=torch.float64)
@@ -243,10 +390,12 @@ def _times(x: Tensor, t: int) -> Tensor:
     return torch.full((len(x),), t, dtype=torch.int64, device=x.device)
 
 
-def _predict(model: NoisePredictor, x: Tensor, level: Level, clip: bool) -> tuple[Tensor, Tensor]:
+def _predict(
+    model: Predictor, x: Tensor, level: Level, prediction: Prediction, clip: bool
+) -> tuple[Tensor, Tensor]:
     """(x_0, epsilon), which always make up x: epsilon follows x_0 when that is clipped."""
-    epsilon = model(x, _times(x, level.t))
-    x_start = (x - level.sigma * epsilon) / level.alpha
+    output = model(x, _times(x, level.t))
+    x_start, epsilon = x_start_and_epsilon(prediction, output, x, level.alpha, level.sigma)
     # Clipping x_0 alone would leave an epsilon that belongs to another image
     if clip:
         x_start = x_start.clamp(-1, 1)

@@ -43,9 +43,10 @@ class UNet(nn.Module):
     Args:
         layout: widths and depths.
         channels: of the images.
+        classes: number of classes that it is told; 0: none. The label `classes` stands for no class.
     """
 
-    def __init__(self, layout: Layout, channels: int = 3) -> None:
+    def __init__(self, layout: Layout, channels: int = 3, classes: int = 0) -> None:
         super().__init__()
         widths, finest, coarsest = layout.widths, layout.widths[0], layout.widths[-1]
         time_width = 4 * finest
@@ -62,10 +63,15 @@ class UNet(nn.Module):
         self.end_norm = group_norm(finest)
         # Zero weights at the end: the untrained network predicts epsilon = 0
         self.end = zeroed(nn.Conv2d(finest, channels, 3, padding=1))
+        # Last, so that a network without classes has the weights that it always had
+        self.class_embedding = nn.Embedding(classes + 1, time_width) if classes else None
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """The noise in x (B, channels, H, W) at times t (B,): (B, channels, H, W) float32."""
-        time = self.time_embedding(t)
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The prediction for x (B, channels, H, W) at times t (B,): (B, channels, H, W) float32.
+
+        `labels`: (B,) int64 in [0, classes] of a network with classes; None: no class.
+        """
+        time = self._condition(t, labels)
         x, skips = self._descend(x, time)
         # Back up: double the side, join the skip of the same level, and mix
         for level in reversed(range(len(skips))):
@@ -78,8 +84,19 @@ class UNet(nn.Module):
 
     def middle(self, x: Tensor, t: Tensor) -> Tensor:
         """What the middle of the network sees in x (B, channels, H, W), averaged over places: (B, D)."""
-        x, _ = self._descend(x, self.time_embedding(t))
+        x, _ = self._descend(x, self._condition(t, None))
         return x.float().mean((2, 3))
+
+    def _condition(self, t: Tensor, labels: Tensor | None) -> Tensor:
+        """What every block is told, (B, time_width): the time, plus the class where there are some."""
+        time: Tensor = self.time_embedding(t)
+        if self.class_embedding is None:
+            return time
+        # "No class" is a class of its own: training hides the true one now and then, and guidance needs both
+        if labels is None:
+            labels = torch.full_like(t, self.class_embedding.num_embeddings - 1)
+        condition: Tensor = time + self.class_embedding(labels)
+        return condition
 
     def _descend(self, x: Tensor, time: Tensor) -> tuple[Tensor, list[Tensor]]:
         """From images through the middle; its output, and the skips from fine to coarse."""

@@ -12,16 +12,17 @@ Expectations over x_t are estimated from one draw: each function takes standard 
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from genssl.models.diffusion import NoisePredictor, NoiseSchedule, Variance, predict_x_start, q_sample
+from genssl.models.diffusion import NoiseSchedule, Prediction, Predictor, Variance, predict_x_start, q_sample
 from genssl.pixels import BIN_WIDTH, to_bytes
 
 
 def bound_terms(
-    model: NoisePredictor,
+    model: Predictor,
     schedule: NoiseSchedule,
     x_start: Tensor,
     t: Tensor,
@@ -29,6 +30,7 @@ def bound_terms(
     *,
     variance: Variance = "posterior",
     clip: bool = True,
+    prediction: Prediction = "epsilon",
 ) -> Tensor:
     """The term of each image's own time: the decoder's at t = 0, else the denoising one, (B,) nats.
 
@@ -40,14 +42,16 @@ def bound_terms(
         noise: standard normal, (B, ...).
         variance: of p(x_{t-1} | x_t) at t > 0, as for `p_sample`.
         clip: keep the predicted x_0 in [-1, 1].
+        prediction: what the model predicts.
     """
     terms = x_start.new_empty(len(x_start))
+    common: dict[str, Any] = {"clip": clip, "prediction": prediction}
     is_last, is_denoising = t == 0, t > 0
     if bool(is_last.any()):
-        terms[is_last] = decoder_nll(model, schedule, x_start[is_last], noise[is_last], clip=clip)
+        terms[is_last] = decoder_nll(model, schedule, x_start[is_last], noise[is_last], **common)
     if bool(is_denoising.any()):
         rest = (x_start[is_denoising], t[is_denoising], noise[is_denoising])
-        terms[is_denoising] = denoising_kl(model, schedule, *rest, variance=variance, clip=clip)
+        terms[is_denoising] = denoising_kl(model, schedule, *rest, variance=variance, **common)
     return terms
 
 
@@ -63,7 +67,7 @@ def prior_kl(schedule: NoiseSchedule, x_start: Tensor) -> Tensor:
 
 
 def denoising_kl(
-    model: NoisePredictor,
+    model: Predictor,
     schedule: NoiseSchedule,
     x_start: Tensor,
     t: Tensor,
@@ -71,6 +75,7 @@ def denoising_kl(
     *,
     variance: Variance = "posterior",
     clip: bool = True,
+    prediction: Prediction = "epsilon",
 ) -> Tensor:
     """KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) at x_t = q_sample(x_0, t, noise): (B,) nats.
 
@@ -79,10 +84,10 @@ def denoising_kl(
     difference is all there is.
 
     Args:
-        model, schedule, x_start, noise, variance, clip: as for `bound_terms`.
+        model, schedule, x_start, noise, variance, clip, prediction: as for `bound_terms`.
         t: (B,) int64 in [1, T).
     """
-    x_start_predicted = _predict_x_start(model, schedule, x_start, t, noise, clip)
+    x_start_predicted = _predict_x_start(model, schedule, x_start, t, noise, clip, prediction)
     alpha_bar_prev, beta = schedule.alphas_cumprod_prev[t], schedule.betas[t]
     one_minus_alpha_bar = schedule.sqrt_one_minus_alphas_cumprod[t].square()
     # Equation 7: the coefficient of x_0 in the posterior mean
@@ -97,7 +102,13 @@ def denoising_kl(
 
 
 def decoder_nll(
-    model: NoisePredictor, schedule: NoiseSchedule, x_start: Tensor, noise: Tensor, *, clip: bool = True
+    model: Predictor,
+    schedule: NoiseSchedule,
+    x_start: Tensor,
+    noise: Tensor,
+    *,
+    clip: bool = True,
+    prediction: Prediction = "epsilon",
 ) -> Tensor:
     """-log p(x_0 | x_1), x_1 the image after the first step of noise, for the discrete decoder: (B,) nats.
 
@@ -105,10 +116,10 @@ def decoder_nll(
     as the official code does, for either choice of the other variances.
 
     Args:
-        model, schedule, x_start, noise, clip: as for `bound_terms`.
+        model, schedule, x_start, noise, clip, prediction: as for `bound_terms`.
     """
     first = torch.zeros(len(x_start), dtype=torch.int64, device=x_start.device)
-    mean = _predict_x_start(model, schedule, x_start, first, noise, clip)
+    mean = _predict_x_start(model, schedule, x_start, first, noise, clip, prediction)
     log_p = byte_log_probability(to_bytes(x_start), mean, decoder_std(schedule))
     return -log_p.flatten(1).sum(1).to(x_start.dtype).to(x_start.device)
 
@@ -142,10 +153,16 @@ def byte_log_probability(images: Tensor, mean: Tensor, std: float) -> Tensor:
 
 
 def _predict_x_start(
-    model: NoisePredictor, schedule: NoiseSchedule, x_start: Tensor, t: Tensor, noise: Tensor, clip: bool
+    model: Predictor,
+    schedule: NoiseSchedule,
+    x_start: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    clip: bool,
+    prediction: Prediction,
 ) -> Tensor:
     x = q_sample(schedule, x_start, t, noise)
-    x_start_predicted = predict_x_start(schedule, x, t, model(x, t))
+    x_start_predicted = predict_x_start(schedule, x, t, model(x, t), prediction)
     return x_start_predicted.clamp(-1, 1) if clip else x_start_predicted
 
 

@@ -16,7 +16,7 @@ from genssl.runtime import choose_device, describe
 from genssl.train.events import Listener, silent
 from genssl.train.loop import Training
 from genssl.train.options import Options
-from genssl.train.run import load_splits
+from genssl.train.run import load_splits, with_classes_of
 from genssl.train.signals import peak_memory
 
 WARM_STEPS = 3
@@ -115,6 +115,7 @@ def estimate(config: Config, options: Options, listener: Listener = silent) -> E
 
 
 def _training(config: Config, train: Split, device: torch.device, options: Options) -> Training:
+    config = with_classes_of(config, train)
     data = make_loader(train, device, options.resident_limit)
     return Training(build(config).to(device), choose_views(config, train.classes), data, config)
 

@@ -1,5 +1,6 @@
 """The only training loop. It knows no method and no data set, and it never prints, draws or saves."""
 
+import itertools
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ from genssl.config import Config
 from genssl.data.augment.views import Views
 from genssl.data.loader import Loader
 from genssl.data.split import Split
+from genssl.errors import UserError
 from genssl.models.method import Method
 from genssl.runtime import autocast, choose_precision, epoch_permutation, generator
 from genssl.train.ddp import check_batch_divides, convert_batch_norm, wrap_ddp
@@ -92,6 +94,7 @@ class Training:
         self.step = 0
         self.views = views
         self.objective = wrap_ddp(Objective(method, views))
+        self.labels = labels_for(method, self.split)
 
     def compile(self) -> None:
         """Compile views, network and losses into one graph, at the first step."""
@@ -108,24 +111,32 @@ class Training:
         while self.step < self.total_steps:
             # A resumed run begins inside an epoch, at the batch that it had come to
             epoch, batch = divmod(self.step, self.steps_per_epoch)
-            for images in self._batches(epoch, batch):
-                losses = self._take_step(images)
+            for images, labels in self._batches(epoch, batch):
+                losses = self._take_step(images, labels)
                 yield Step(epoch + 1, self.step, losses, self.batch_size, time.perf_counter() - start)
 
-    def _batches(self, epoch: int, first: int) -> Iterator[Tensor]:
-        """This process's batches of zero-based `epoch`, from number `first` on: uint8 (B, 3, H, W)."""
+    def _batches(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """This process's batches of zero-based `epoch`, from number `first` on.
+
+        Images, uint8 (B, 3, H, W), and their labels, (B,) int64, for a method that asks for them.
+        """
         # A function of (seed, epoch) alone, so that a resumed run goes on in the same order
         order = epoch_permutation(self.config.seed, epoch, len(self.split))
         batches = order[: self.steps_per_epoch * self.batch_size].view(-1, self.batch_size)
-        return self.data.batches(batches[first:, distributed.shard(self.batch_size)])
+        rows = batches[first:, distributed.shard(self.batch_size)]
+        images = self.data.batches(rows)
+        if self.labels is None:
+            return zip(images, itertools.repeat(None))
+        # All of the epoch's labels at once: 8 bytes an image
+        return zip(images, self.labels[rows.to(self.labels.device)].to(self.device), strict=True)
 
-    def _take_step(self, images: Tensor) -> dict[str, Tensor]:
+    def _take_step(self, images: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         # Batch norms use the batch's statistics; pictures between epochs have left the method in eval mode
         self.method.train()
         set_lr(self.optimizer, self.config, self.step, self.steps_per_epoch)
         # The forward pass moves running statistics: keep them, in case the loss is not finite
         self.guard.remember()
-        losses = self._forward(images)
+        losses = self._forward(images, labels)
         # None instead of zeros: the backward pass then writes gradients and need not add to them
         self.optimizer.zero_grad(set_to_none=True)
         # DDP averages the gradients over the processes meanwhile
@@ -135,7 +146,7 @@ class Training:
         self._update(means["loss"])
         return means
 
-    def _forward(self, images: Tensor) -> dict[str, Tensor]:
+    def _forward(self, images: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         # All randomness is drawn for the global batch, so that the number of processes changes none, and
         # outside the graph: a generator inside a full graph does not compile
         rows = distributed.shard(self.batch_size)
@@ -144,6 +155,8 @@ class Training:
             self.method.draws(self.batch_size, self._stream("method")),
         )
         view_draws, method_draws = ({name: value[rows] for name, value in drawn.items()} for drawn in draws)
+        if labels is not None:
+            method_draws["labels"] = labels
         # bf16 where the hardware multiplies it; losses and statistics leave autocast themselves
         with autocast(self.device, self.precision):
             losses: dict[str, Tensor] = self.objective(images, view_draws, method_draws)
@@ -209,6 +222,21 @@ class Training:
                 group["fix_lr"] = group.pop("constant_rate")
         self.optimizer.load_state_dict({"state": entries, "param_groups": groups})
         self.step = int(texts["step"])
+
+
+def labels_for(method: Method, split: Split) -> Tensor | None:
+    """The labels (N,) of a split for a method that is told them; None for one that is not.
+
+    Raises:
+        UserError: there are none, or of another number of classes.
+    """
+    if not method.classes:
+        return None
+    if split.labels is None:
+        raise UserError(f"{split.name} has no labels, and conditional=true needs them; leave it away")
+    if len(split.classes) != method.classes:
+        raise UserError(f"{split.name} has {len(split.classes)} classes, and the network {method.classes}")
+    return split.labels
 
 
 class LossMeter:

@@ -58,9 +58,12 @@ class Monitor:
         self.views, self.config = views, config
         self.device = device or train.images.device
         self.loss_error: float | None = None  # standard error of the last held-out loss, over its batches
-        self.images = None
+        self.images: Tensor | None = None
+        self.labels: Tensor | None = None
         if held_out is not None:
-            self.images = held_out.take(LOSS_IMAGES, config.seed).images.to(self.device)
+            shown = held_out.take(LOSS_IMAGES, config.seed)
+            self.images = shown.images.to(self.device)
+            self.labels = None if shown.labels is None else shown.labels.to(self.device)
         self.train, self.held_out = train, held_out
 
     @property
@@ -109,7 +112,8 @@ class Monitor:
         whole = len(self.images) - len(self.images) % size
         for i, rows in enumerate(chunks(whole, size)):
             images = self.images[rows]
-            losses = self._losses(method, images, i)
+            labels = None if self.labels is None else self.labels[rows]
+            losses = self._losses(method, images, labels, i)
             batch_losses.append(losses["loss"])
             for name, value in losses.items():
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value * len(images)
@@ -130,10 +134,13 @@ class Monitor:
         error = self.loss_error * math.sqrt(1 + len(self.images) / len(self.train))
         return overfitting_warning(history, error, method.units.get("loss", ""), self.config.monitor_split)
 
-    def _losses(self, method: Method, images: Tensor, batch: int) -> dict[str, Tensor]:
+    def _losses(self, method: Method, images: Tensor, labels: Tensor | None, batch: int) -> dict[str, Tensor]:
         stream = generator(self.config.seed, "eval", batch, device=images.device)
         views = self.views(images, self.views.draws(len(images), stream))
-        return method.loss(views, method.draws(len(images), stream))
+        draws = method.draws(len(images), stream)
+        if method.classes and labels is not None:
+            draws["labels"] = labels
+        return method.loss(views, draws)
 
     @measuring()
     def collapse(self, method: Method, steps: int) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from genssl import distributed, figures, run_info, runs
-from genssl.config import Config, refuse_changes
+from genssl import checkpoint, distributed, figures, run_info, runs
+from genssl.config import Config, resumed
 from genssl.data.augment.views import choose_views
 from genssl.data.load import RunPart, load_for_run
 from genssl.data.loader import Loader, make_loader
@@ -29,6 +29,7 @@ from genssl.train.options import Options, continuing, should_compile
 from genssl.train.run_folder import RunFolder, is_complete
 from genssl.train.signals import Clock, StopSignals, format_seconds, peak_memory
 
+NAMED = 5  # weights in a note
 READ_EVERY = 1.0  # seconds between reads of the losses from the device
 DRAW_EVERY = 30.0  # seconds between drawings of the curves
 WARM_STEPS = 3  # left out of the estimate: they compile and allocate
@@ -59,7 +60,7 @@ def _start(config: Config, options: Options, device: torch.device, listener: Lis
     _mention_unfinished(config, options, listener)
     folder = RunFolder(runs.new_folder(config, options.tag, options.out, arm=options.arm))
     try:
-        folder.write_start(config, run.training.device)
+        folder.write_start(run.config, run.training.device)
         return run.train(folder)
     finally:
         folder.release()
@@ -108,12 +109,16 @@ def _resume(
 ) -> Path:
     folder = RunFolder(path, lock=distributed.is_main_process())
     try:
-        config = folder.read_config()
-        refuse_changes(config, changes)
+        before = folder.read_config()
+        config = resumed(before, changes)
         if is_complete(path, config.epochs):
             listener(Note(f"{path} is complete: all {config.epochs} epochs are done, nothing is left to do"))
             return path
+        if config.epochs > before.epochs:
+            listener(Note(_prolonging(before, config)))
         run = _prepare(config, options, device, listener)
+        if distributed.is_main_process() and config.epochs > before.epochs:
+            folder.write_config(config)
         if not distributed.is_main_process():
             distributed.broadcast("")  # a state that cannot be read is said once, by the first process
         run.restore(folder)
@@ -125,12 +130,32 @@ def _resume(
         folder.release()
 
 
+def _prolonging(before: Config, config: Config) -> str:
+    """What more epochs change: a schedule that falls over the whole run begins to fall later."""
+    text = f"{config.epochs} epochs instead of {before.epochs}"
+    if config.schedule == "constant":
+        return text
+    return (
+        f"{text}: the {config.schedule} schedule of the learning rate is now over all of them, and it rises"
+    )
+
+
 def _prepare(config: Config, options: Options, device: torch.device, listener: Listener) -> "RunInProgress":
     if options.tensorboard:
         loggers.require_tensorboard()
     train, held_out = load_splits(config, listener, config.monitor_split)
+    config = with_classes_of(config, train)
     loader = make_loader(train, device, options.resident_limit)
     return RunInProgress(config, options, listener, loader, held_out)
+
+
+def with_classes_of(config: Config, train: Split) -> Config:
+    """The settings of a class-conditional method with the number of classes of its data."""
+    if not getattr(config, "conditional", False) or getattr(config, "num_classes", None) is not None:
+        return config
+    if train.labels is None:
+        raise UserError(f"{config.data} has no labels, and conditional=true needs them; leave it away")
+    return config.updated({"num_classes": len(train.classes)})
 
 
 def load_splits(config: Config, listener: Listener, other: RunPart = "test") -> tuple[Split, Split]:
@@ -196,7 +221,11 @@ class RunInProgress:
     ) -> None:
         self.config, self.options, self.listener = config, options, listener
         views = choose_views(config, train.split.classes)
-        self.training = Training(build(config).to(train.device), views, train, config)
+        method = build(config).to(train.device)
+        if config.init is not None and (left := checkpoint.initialize(method, Path(config.init))):
+            names = f"{', '.join(left[:NAMED])}{', ...' * (len(left) > NAMED)}"
+            listener(Note(f"{len(left)} weights differ in name or shape, and were not taken: {names}"))
+        self.training = Training(method, views, train, config)
         if should_compile(options, train.device, self.training.total_steps):
             self.training.compile()
         self.monitor = Monitor(views, train.split, held_out, config, train.device)
@@ -407,6 +436,7 @@ class RunInProgress:
             "all_parameters": total,
             "images": len(split),
             "data_digest": split.digest,
+            **({"classes": list(split.classes)} if self.training.method.classes else {}),
             **({"validation_images": held_out} if (held_out := self.monitor.validation_images) else {}),
             **({"notes": self.notes} if self.notes else {}),
         }

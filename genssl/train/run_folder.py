@@ -33,8 +33,12 @@ class RunFolder:
 
     def write_start(self, config: Config, device: torch.device) -> None:
         """Write the settings, and the environment that they run in."""
-        files.write_text(self.path / run_info.CONFIG, config.to_json())
+        self.write_config(config)
         files.write_json(self.path / run_info.ENVIRONMENT, run_environment(device))
+
+    def write_config(self, config: Config) -> None:
+        """Write the settings."""
+        files.write_text(self.path / run_info.CONFIG, config.to_json())
 
     def read_config(self) -> Config:
         """The run's settings."""

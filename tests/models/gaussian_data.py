@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from genssl.models.diffusion import NoiseSchedule
+from genssl.models.diffusion import NoiseSchedule, Prediction
 from genssl.runtime import generator
 
 
@@ -39,6 +39,22 @@ class GaussianData:
     def flow(self, x: Tensor, t: int) -> Tensor:
         """Where the probability-flow equation carries x_t = x (n, D): the same quantile of the data."""
         return self.mean + self.std * (x - self.alpha[t] * self.mean) / self.marginal_std(t)
+
+
+class Predicting:
+    """The same as a model of another quantity, by its definition: E[x_0 | x_t], or v from it."""
+
+    def __init__(self, data: GaussianData, prediction: Prediction) -> None:
+        self.data, self.prediction = data, prediction
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        data, prediction = self.data, self.prediction
+        if prediction == "epsilon":
+            return data(x, t)
+        alpha, variance = data.alpha[t][:, None], data.variance[t][:, None]
+        off = x - alpha * data.mean
+        x_start = data.mean + alpha * data.std**2 * off / (alpha**2 * data.std**2 + variance)
+        return x_start if prediction == "x" else alpha * data(x, t) - variance.sqrt() * x_start
 
 
 def distance(x: Tensor, y: Tensor) -> float:

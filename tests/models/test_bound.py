@@ -9,7 +9,7 @@ from scipy import stats
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from genssl.models.diffusion import NoisePredictor, NoiseSchedule, Variance, linear_schedule, q_sample
+from genssl.models.diffusion import NoiseSchedule, Predictor, Variance, linear_schedule, q_sample
 from genssl.models.vlb import (
     bound_terms,
     byte_log_probability,
@@ -46,7 +46,7 @@ def coefficients(schedule: NoiseSchedule, t: int) -> tuple[float, float, float, 
     return of_start, of_x, betas[t] * (1 - before) / (1 - kept[t]), betas[t]
 
 
-def predicted(model: NoisePredictor, schedule: NoiseSchedule, x: Tensor, t: int) -> Tensor:
+def predicted(model: Predictor, schedule: NoiseSchedule, x: Tensor, t: int) -> Tensor:
     kept = math.exp(schedule.log_alphas_cumprod[t])
     return (x - math.sqrt(1 - kept) * model(x, torch.full((len(x),), t))) / math.sqrt(kept)
 

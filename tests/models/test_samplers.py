@@ -9,12 +9,28 @@ import pytest
 import torch
 from torch import Tensor
 
-from genssl.models.diffusion import NoiseSchedule, cosine_schedule, linear_schedule, p_sample_loop
-from genssl.models.samplers import ancestral, ddim, ddim_invert, dpm_solver_pp, log_snr_times, quadratic_times
+from genssl.models.diffusion import (
+    NoiseSchedule,
+    Prediction,
+    cosine_schedule,
+    linear_schedule,
+    p_sample_loop,
+    zero_terminal_snr,
+)
+from genssl.models.samplers import (
+    ancestral,
+    ddim,
+    ddim_invert,
+    dpm_solver_pp,
+    heun,
+    log_snr_times,
+    quadratic_times,
+    unipc,
+)
 from genssl.runtime import generator
 
 from ..peers import import_peer
-from .gaussian_data import GaussianData, distance
+from .gaussian_data import GaussianData, Predicting, distance
 
 Sampler = Callable[..., Tensor]
 # Times are whole numbers: with so many of them, a grid of 100 steps is as even as asked
@@ -235,6 +251,48 @@ def test_times_fall_from_the_start_to_zero_without_repeating(t_start: int) -> No
             assert all(a > b for a, b in pairwise(times))
 
 
+# Other predictions
+
+
+@pytest.mark.parametrize("prediction", ["v", "x"])
+@pytest.mark.parametrize("sampler", [ancestral, ddim, dpm_solver_pp, heun, unipc])
+def test_what_is_predicted_changes_nothing(sampler: Sampler, prediction: Prediction) -> None:
+    data = GaussianData(linear_schedule())
+    x = data.noised(999)
+    noise = {"noise": lambda _: torch.ones_like(x)} if sampler is ancestral else {}
+    for clip in (False, True):
+        expected = sampler(data, data.schedule, x, 10, clip=clip, **noise)
+        out = sampler(
+            Predicting(data, prediction), data.schedule, x, 10, prediction=prediction, clip=clip, **noise
+        )
+        torch.testing.assert_close(out, expected, rtol=0, atol=1e-9)
+    inverted = ddim_invert(Predicting(data, prediction), data.schedule, x, 10, prediction=prediction)
+    torch.testing.assert_close(inverted, ddim_invert(data, data.schedule, x, 10), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "bound"), [(ddim, 0.08), (dpm_solver_pp, 0.02), (heun, 0.02), (unipc, 0.02)]
+)
+def test_samplers_start_from_pure_noise(sampler: Sampler, bound: float) -> None:
+    schedule = zero_terminal_snr(linear_schedule())
+    data = Predicting(GaussianData(schedule), "v")
+    x = data.data.noised(999)
+    out = sampler(data, schedule, x, 40, prediction="v")
+    assert distance(out, data.data.flow(x, 999)) < bound
+
+
+@pytest.mark.parametrize("sampler", [heun, unipc])
+def test_higher_orders_converge_faster_than_euler(sampler: Sampler) -> None:
+    data = GaussianData(FINE)
+    x = data.noised(19_999)
+    exact = data.flow(x, 19_999)
+    errors = [distance(sampler(data, FINE, x, steps), exact) for steps in (25, 50, 100)]
+    assert errors[0] < distance(ddim(data, FINE, x, 50), exact)
+    # second order: a quarter of the error with twice the steps, once the last step to the image allows it
+    assert errors[1] < errors[0] / 2
+    assert errors[2] < errors[1]
+
+
 # Against diffusers
 
 
@@ -294,3 +352,54 @@ def test_dpm_solver_is_that_of_diffusers_and_nearer_to_the_flow() -> None:
         assert error < 0.5 * distance(theirs(None, steps, use_karras_sigmas=True), exact)
         # even steps in lambda are ours too, but for how they are rounded to whole times
         assert error < 1.1 * distance(theirs(None, steps, use_lu_lambdas=True), exact)
+
+
+def sigmas_of(schedule: NoiseSchedule, times: list[int]) -> Tensor:
+    """sigma / alpha of diffusers' schedulers at falling times, and 0 for the clean image; float64."""
+    log_alphas_cumprod = torch.tensor([schedule.log_alphas_cumprod[t] for t in times], dtype=torch.float64)
+    ratios = (-torch.expm1(log_alphas_cumprod) / log_alphas_cumprod.exp()).sqrt()
+    return torch.cat([ratios, ratios.new_zeros(1)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+def test_unipc_is_that_of_diffusers(prediction: Prediction) -> None:
+    diffusers = import_peer("diffusers")
+    schedule = linear_schedule()
+    data = Predicting(GaussianData(schedule), prediction)
+    x = data.data.noised(999)
+    names = {"epsilon": "epsilon", "v": "v_prediction"}
+    for steps in (5, 20):
+        times = log_snr_times(schedule, 999, steps)
+        peer = diffusers.UniPCMultistepScheduler(
+            1000, 1e-4, 0.02, prediction_type=names[prediction], final_sigmas_type="zero"
+        )
+        peer.set_timesteps(steps)
+        peer.timesteps, peer.sigmas = torch.tensor(times), sigmas_of(schedule, times)
+        theirs = x
+        for t in peer.timesteps:
+            theirs = peer.step(data(theirs, t.expand(len(x))), t, theirs).prev_sample
+        ours = unipc(data, schedule, x, steps, prediction=prediction)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_heun_is_that_of_diffusers() -> None:
+    diffusers = import_peer("diffusers")
+    schedule = linear_schedule()
+    data = GaussianData(schedule)
+    x = data.noised(999)
+    for steps in (5, 20):
+        times = log_snr_times(schedule, 999, steps)
+        peer = diffusers.HeunDiscreteScheduler(1000, 1e-4, 0.02)
+        peer.set_timesteps(steps)
+        sigmas, steps_of = sigmas_of(schedule, times), torch.tensor(times)
+        repeated = sigmas[1:-1].repeat_interleave(2)
+        peer.sigmas = torch.cat([sigmas[:1], repeated, sigmas[-1:]])
+        peer.timesteps = torch.cat([steps_of[:1], steps_of[1:].repeat_interleave(2)])
+        alpha = math.exp(0.5 * schedule.log_alphas_cumprod[999])
+        theirs = x / alpha
+        for t in peer.timesteps:
+            epsilon = data(peer.scale_model_input(theirs, t), t.expand(len(x)))
+            theirs = peer.step(epsilon, t, theirs).prev_sample
+        torch.testing.assert_close(heun(data, schedule, x, steps), theirs, rtol=0, atol=1e-5)

@@ -1,0 +1,107 @@
+"""A class-conditional DDPM on the command line: trained, resumed, sampled by class."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from genssl import config as configs
+from genssl import run_info
+from genssl.models import unet
+from genssl.models.unet import Layout
+
+from ..conftest import call
+
+SETTINGS = [
+    "--set", "network=tiny", "--set", "timesteps=20", "--set", "features_t=3", "--epochs", 1,
+    "--batch-size", 30, "--device", "cpu",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(unet.LAYOUTS, "tiny", Layout((16, 16), (1, 1), (False, False)))
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("classes") / "run"
+    result = call(
+        "train", "ddpm", "--data", digits, "--out", folder, "--set", "conditional=true", *SETTINGS,
+        "--set", "prediction=v", "--set", "weighting=min_snr",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def test_the_run_knows_its_classes(run: Path) -> None:
+    info = run_info.inspect(run)
+    assert info.training["classes"] == [str(digit) for digit in range(10)]
+    settings = json.loads((run / "config.json").read_text())
+    assert (settings["conditional"], settings["num_classes"]) == (True, 10)
+    # the settings as they were typed are those of this run
+    asked = configs.read((run / "config.json").read_text(), "config.json").updated({"num_classes": None})
+    assert configs.differences(asked, info.config) == {}
+
+
+def test_samples_of_one_class_and_of_all(run: Path, tmp_path: Path) -> None:
+    result = call(
+        "sample", run, "-n", 4, "--class", 7, "--guidance", 2, "--json", "--out", tmp_path / "seven.png"
+    )
+    assert result.exit_code == 0, result.output
+    values = json.loads(result.stdout)
+    assert (values["class"], values["guidance"], values["sampler"]) == ("7", 2, "dpm++")
+    with Image.open(tmp_path / "seven.png") as picture:
+        assert "class 7, guidance 2" in picture.text["Description"]
+    result = call("sample", run, "-n", 20, "--class", "all", "--out", tmp_path / "all.png")
+    assert result.exit_code == 0, result.output
+    result = call(
+        "sample", run, "-n", 4, "--sampler", "heun", "--steps", 4, "--json", "--out", tmp_path / "r.png"
+    )
+    values = json.loads(result.stdout)
+    assert (values["class"], values["guidance"], values["nfe"]) == ("random", 1.0, 7)
+
+
+def test_it_is_measured_like_any_other(run: Path, tmp_path: Path) -> None:
+    for command in (
+        ("reconstruct", run, "--t-prime", 5, "-n", 4),
+        ("bits-per-dim", run, "--limit", 8, "--t-samples", 4),
+        ("interpolate", run, "--rows", 2, "--steps", 3, "--t-prime", 10, "--nfe", 4),
+    ):
+        result = call(*command, "--device", "cpu", "--out", tmp_path / f"{command[0]}.png")
+        assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--class", "ten"), "no class 'ten'; it has 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"),
+        (("--class", "10"), "no class '10'"),
+    ],
+)
+def test_a_class_that_is_not_there_is_refused(
+    run: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    result = call("sample", run, *arguments, "--out", tmp_path / "x.png")
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_what_has_no_classes_says_so(vae_run: Path, digits: Path, tmp_path: Path) -> None:
+    result = call("sample", vae_run, "--class", "7", "--out", tmp_path / "x.png")
+    assert result.exit_code == 2
+    assert "this vae was trained without classes" in result.stderr
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for file in list(digits.rglob("*.png"))[:40]:
+        (flat / file.name).write_bytes(file.read_bytes())
+    result = call(
+        "train", "ddpm", "--data", flat, "--out", tmp_path / "run", "--set", "conditional=true", *SETTINGS
+    )
+    assert result.exit_code == 2
+    assert "has no labels, and conditional=true needs them" in result.stderr
+    assert not (tmp_path / "run").exists()
