@@ -288,6 +288,30 @@ class DDPMConfig(Config):
         return self
 
 
+class FlowConfig(Config):
+    """Flow matching (Lipman et al. 2023; Liu et al. 2023) with the networks of the DDPM."""
+
+    method: Literal["flow"] = "flow"
+    on_a_cpu: ClassVar[Mapping[str, Any]] = {"network": "tiny", "learning_rate": 4e-4}
+
+    gradient_clip: PositiveFloat | None = 1.0
+    ema_decay: Fraction | None = 0.999
+
+    network: Literal["tiny", "small", "base"] = "small"  # about 1, 10 and 36 million parameters
+    timestep_sampling: Literal["uniform", "logit_normal"] = "logit_normal"
+    features_t: Share = 0.05  # time at which features are taken; 0: the image, 1: noise
+    conditional: bool = False  # the network is told the class of an image
+    num_classes: PositiveInt | None = None  # of a conditional network; that of the data, once training starts
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.image_size % 8:
+            raise ValueError("image_size must be a multiple of 8: the network halves it up to three times")
+        if self.num_classes is not None and not self.conditional:
+            raise ValueError("num_classes is for conditional=true")
+        return self
+
+
 class SelfSupervisedConfig(Config):
     """What the self-supervised methods share: an encoder, a projector, and random views of each image.
 

@@ -115,9 +115,12 @@ Prior = Annotated[
     Literal["normal", "mixture"] | None,
     typer.Option(help="VAE prior: normal (N(0, I)), or the mixture fitted to the latents."),
 ]
-SamplerName = Literal["dpm++", "unipc", "heun", "ddim", "ancestral"]
-Sampler = Annotated[SamplerName | None, typer.Option(help="DDPM sampler; default: dpm++.")]
-Steps = Annotated[int | None, typer.Option(min=1, help="Number of sampler steps (DDPM).")]
+DiffusionSampler = Literal["dpm++", "unipc", "heun", "ddim", "ancestral"]
+Sampler = Annotated[
+    Literal["dpm++", "unipc", "heun", "ddim", "ancestral", "euler"] | None,
+    typer.Option(help="Sampler; default: dpm++ (DDPM), heun (flow)."),
+]
+Steps = Annotated[int | None, typer.Option(min=1, help="Number of sampler steps (DDPM, flow).")]
 Eta = Annotated[
     float | None, typer.Option(help="Noise of the ddim sampler: 0 is deterministic, 1 ancestral.")
 ]

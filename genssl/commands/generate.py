@@ -111,7 +111,7 @@ def reconstruct(
     ] = None,
     queries: Annotated[int, typer.Option(min=1, help="Images per noise level of the sweep.")] = 256,
     sampler: Annotated[
-        _options.SamplerName | None,
+        _options.DiffusionSampler | None,
         typer.Option(help="Reverse process; default: ancestral, and dpm++ for the curves of a sweep."),
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Maximum number of sampler steps.")] = None,

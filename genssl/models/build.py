@@ -8,6 +8,7 @@ from genssl.config import (
     Config,
     DDPMConfig,
     DSSLConfig,
+    FlowConfig,
     SimSiamConfig,
     VAEConfig,
     VICRegConfig,
@@ -16,6 +17,7 @@ from genssl.models.barlow_twins import BarlowTwins
 from genssl.models.byol import BYOL
 from genssl.models.ddpm import DDPM
 from genssl.models.dssl import DSSL
+from genssl.models.flow import Flow
 from genssl.models.method import Method
 from genssl.models.simsiam import SimSiam
 from genssl.models.vae import VAE
@@ -26,6 +28,7 @@ from genssl.runtime import seed_of
 METHODS: dict[str, tuple[type[Config], type[Method]]] = {
     "vae": (VAEConfig, VAE),
     "ddpm": (DDPMConfig, DDPM),
+    "flow": (FlowConfig, Flow),
     "simsiam": (SimSiamConfig, SimSiam),
     "byol": (BYOLConfig, BYOL),
     "barlow_twins": (BarlowTwinsConfig, BarlowTwins),

@@ -12,7 +12,6 @@ from genssl.models.diffusion import (
     Loss,
     NoiseSchedule,
     Prediction,
-    Predictor,
     StepCallback,
     TimestepSampling,
     Variance,
@@ -26,16 +25,15 @@ from genssl.models.diffusion import (
     x_start_and_epsilon,
     zero_terminal_snr,
 )
+from genssl.models.guidance import GUIDANCE, model_of, random_labels, shows_class, training_model
 from genssl.models.method import Method
-from genssl.models.samplers import ancestral, ddim, dpm_solver_pp, guided, heun, unipc
+from genssl.models.samplers import ancestral, ddim, dpm_solver_pp, heun, unipc
 from genssl.models.unet import LAYOUTS, UNet
-from genssl.runtime import Randomness, normal, uniform
+from genssl.runtime import Randomness, normal
 
 Sampler = Literal["dpm++", "ddim", "ancestral", "heun", "unipc"]
 DETERMINISTIC = {"dpm++": dpm_solver_pp, "heun": heun, "unipc": unipc}
 TARGETS = {"epsilon": "noise", "v": "v", "x": "image"}
-GUIDANCE = 1.0  # of classes, where none is asked for
-LABEL_DROPOUT = 0.1  # share of images that are shown without their class (Ho & Salimans 2022, section 4)
 FAST_STEPS = 20
 VISIBLE = 1e-3  # alpha-bar at the last time above which an image shows through the noise
 LEVELS = ("low", "mid", "high")  # thirds of the times, by noise
@@ -130,7 +128,7 @@ class DDPM(Method):
         t = t_sample(self.schedule.timesteps, n, generator, self.timestep_sampling)
         draws = {"t": t, "noise": normal((n, *self.shape), generator)}
         if self.classes:
-            draws["shows_class"] = uniform((n,), generator) >= LABEL_DROPOUT
+            draws["shows_class"] = shows_class(n, generator)
         return draws
 
     def loss(self, views: tuple[Tensor, ...], draws: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -144,8 +142,8 @@ class DDPM(Method):
         (x_start,) = views
         t = draws["t"]
         losses = p_losses_per_image(
-            self._model(draws), self.schedule, x_start, t, draws["noise"], self.loss_kind,
-            prediction=self.prediction, weighting=self.weighting,
+            training_model(self.network, self.classes, draws), self.schedule, x_start, t, draws["noise"],
+            self.loss_kind, prediction=self.prediction, weighting=self.weighting,
         )  # (B,)  # fmt: skip
         terms = {"loss": losses.mean()}
         for name, (first, end) in zip(LEVELS, thirds(self.schedule.timesteps), strict=True):
@@ -154,13 +152,6 @@ class DDPM(Method):
             expected = len(t) * share
             terms[f"loss_{name}"] = (losses.detach() * inside).sum() / max(expected, 1e-12)
         return terms
-
-    def _model(self, draws: dict[str, Tensor]) -> Predictor:
-        """The network, told the class of each image of a batch, or for some of them that there is none."""
-        if not self.classes:
-            return self.network
-        labels = torch.where(draws["shows_class"], draws["labels"], self.classes)
-        return lambda x, t: self.network(x, t, labels)
 
     # Generation
 
@@ -192,8 +183,7 @@ class DDPM(Method):
         """
         x = normal((n, *self.shape), generator, self.device)
         if self.classes and labels is None:
-            drawn = uniform((n,), generator, self.device)
-            labels = (drawn * self.classes).long().clamp(max=self.classes - 1)
+            labels = random_labels(n, self.classes, generator, self.device)
         if labels is not None and guidance is None:
             guidance = self.guidance
         return self.denoise(
@@ -243,7 +233,8 @@ class DDPM(Method):
         def noise(_: int) -> Tensor:
             return normal(x.shape, generator, x.device)
 
-        model = self.model_of(labels, guidance)
+        labels = None if labels is None else labels.to(self.device)
+        model = model_of(self.network, self.classes, labels, guidance)
         common: dict[str, Any] = {"prediction": self.prediction, "clip": clip, "callback": callback}
         if sampler in DETERMINISTIC:
             return DETERMINISTIC[sampler](model, self.schedule, x, steps, t_start, **common)
@@ -253,22 +244,6 @@ class DDPM(Method):
             case "ancestral":
                 return ancestral(model, self.schedule, x, steps, t_start, noise, variance, **common)
         raise ValueError(f"unknown sampler {sampler!r}; use dpm++, unipc, heun, ddim or ancestral")
-
-    def model_of(self, labels: Tensor | None = None, guidance: float | None = None) -> Predictor:
-        """The network as a model (x, t) -> prediction of images of these classes, guided towards them.
-
-        Raises:
-            ValueError: the network has no classes, or not this one.
-        """
-        if labels is None:
-            if guidance is not None:
-                raise ValueError("guidance needs a class, and there is none")
-            return self.network
-        if not self.classes:
-            raise ValueError("it was trained without classes; --set conditional=true trains with them")
-        if bool(((labels < 0) | (labels >= self.classes)).any()):
-            raise ValueError(f"a class must be from 0 to {self.classes - 1}")
-        return guided(self.network, labels.to(self.device), self.classes, guidance or 0.0)
 
     def predict(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """(x_0, epsilon) that the network predicts for x (B, C, H, W) at times t (B,), of no class."""

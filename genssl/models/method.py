@@ -158,6 +158,15 @@ class HasLatents(Protocol):
 
 
 @runtime_checkable
+class HasFlow(Protocol):
+    """Carries images to noise by an invertible flow, whose change of variables gives log p(x)."""
+
+    def log_likelihood_of_flow(self, x: Tensor, steps: int, generator: Randomness = None) -> Tensor:
+        """log p(x) of images (B, C, H, W), (B,) nats, estimated without bias but for the steps."""
+        ...
+
+
+@runtime_checkable
 class HasLikelihood(Protocol):
     """Has importance weights for log p(x)."""
 

@@ -6,11 +6,11 @@ each (`heun`: two), from `t_start` (T - 1 when not given) to the clean image; x 
 `callback` is called with (time, x) after each step, time -1 for the clean image. All raise ValueError when
 the steps or t_start do not fit the schedule.
 
-Samplers know nothing of classes: `guided` makes a model of one class from a conditional network.
+Samplers know nothing of classes: `genssl.models.guidance` makes a model of a class from a network.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -295,34 +295,6 @@ def _corrector(level_prev: Level | None, level: Level, level_next: Level) -> tup
     # [1 1; r 1] (w_prev, w_next) = (b_1, b_2); slope above is -(x_0_prev - x_0) / r
     weight_prev = (b_1 - b_2) / (1 - r)
     return weight_prev, b_1 - weight_prev
-
-
-def guided(
-    model: Callable[[Tensor, Tensor, Tensor], Tensor], labels: Tensor, null: int, w: float
-) -> Predictor:
-    """A conditional network as a model of its classes, by classifier-free guidance (Ho & Salimans 2022).
-
-    (1 + w) f(x, class) - w f(x, none), equation 6: w = 0 is the conditional model, w = -1 the unconditional
-    one. It is linear in f, so that f may be epsilon, v or x_0. Both are one batch of 2 B.
-
-    Args:
-        model: (x (B, ...), t (B,), labels (B,)) -> prediction (B, ...).
-        labels: the class of each image, (B,) int64.
-        null: the label that stands for no class.
-        w: guidance.
-    """
-    if w == 0:
-        return lambda x, t: model(x, t, labels)
-    nulls = torch.full_like(labels, null)
-    if w == -1:
-        return lambda x, t: model(x, t, nulls)
-    both = torch.cat([labels, nulls])
-
-    def predict(x: Tensor, t: Tensor) -> Tensor:
-        conditional, unconditional = model(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
-        return (1 + w) * conditional - w * unconditional
-
-    return predict
 
 
 def forward_variance(level: Level, level_next: Level) -> float:

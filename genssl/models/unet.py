@@ -36,7 +36,7 @@ LAYOUTS = {
 
 
 class UNet(nn.Module):
-    """epsilon(x_t, t): residual blocks down to the coarsest level and up again, with one skip a level.
+    """f(x_t, t): residual blocks down to the coarsest level and up again, with one skip a level.
 
     Images are (B, channels, H, W), H and W multiples of 2^(levels - 1).
 
@@ -94,7 +94,8 @@ class UNet(nn.Module):
             return time
         # "No class" is a class of its own: training hides the true one now and then, and guidance needs both
         if labels is None:
-            labels = torch.full_like(t, self.class_embedding.num_embeddings - 1)
+            none = self.class_embedding.num_embeddings - 1
+            labels = torch.full(t.shape, none, dtype=torch.int64, device=t.device)
         condition: Tensor = time + self.class_embedding(labels)
         return condition
 

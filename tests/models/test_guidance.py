@@ -11,7 +11,7 @@ from genssl.errors import UserError
 from genssl.models import unet
 from genssl.models.build import build
 from genssl.models.ddpm import DDPM
-from genssl.models.samplers import guided
+from genssl.models.guidance import guided
 from genssl.models.unet import Layout
 from genssl.runtime import generator, generators
 from genssl.train.loop import Training

@@ -1,0 +1,226 @@
+"""Flow matching (Lipman et al. 2023; Liu et al. 2023): a velocity field that carries noise to images.
+
+x_t = (1 - t) x_0 + t epsilon runs on a straight line from an image at t = 0 to noise at t = 1, with the
+velocity epsilon - x_0. A network learns the mean velocity at each (x, t); following it from noise back to
+t = 0 makes an image. A field is any callable (x (B, ...), t (B,) in [0, 1]) -> velocity, shape of x.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal, Self
+
+import torch
+from torch import Tensor
+
+from genssl.config import FlowConfig
+from genssl.models.diffusion import StepCallback
+from genssl.models.guidance import GUIDANCE, model_of, random_labels, shows_class, training_model
+from genssl.models.method import Method
+from genssl.models.unet import LAYOUTS, UNet
+from genssl.runtime import Randomness, normal, uniform
+
+Field = Callable[[Tensor, Tensor], Tensor]
+Sampler = Literal["heun", "euler"]
+CALLS = 20  # of the network per image, where none are asked for
+TIME_SCALE = 1000.0  # the network's sinusoids are made for times up to 1,000
+
+
+class Flow(Method):
+    """Images by following a learned velocity field from noise.
+
+    Args:
+        network: (x (B, C, H, W), 1000 t (B,), labels (B,) | None) -> velocity.
+        image_size: pixels a side.
+        channels: of the images.
+        classes: number of classes of a class-conditional network; 0: unconditional.
+        timestep_sampling: times of training drawn from a "logit_normal" distribution, or "uniform".
+        features_t: the time at which `features` looks at an image, in [0, 1].
+    """
+
+    guidance = GUIDANCE
+
+    def __init__(
+        self,
+        network: UNet,
+        image_size: int = 32,
+        channels: int = 3,
+        classes: int = 0,
+        timestep_sampling: Literal["uniform", "logit_normal"] = "logit_normal",
+        features_t: float = 0.05,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.shape = (channels, image_size, image_size)
+        self.classes, self.timestep_sampling, self.features_t = classes, timestep_sampling, features_t
+        self.units = {"loss": "mean squared error of the velocity"}
+
+    @classmethod
+    def from_config(cls, config: FlowConfig) -> Self:
+        """The flow of a config."""
+        classes = config.num_classes or 0
+        network = UNet(LAYOUTS[config.network], classes=classes)
+        return cls(network, config.image_size, 3, classes, config.timestep_sampling, config.features_t)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.network.parameters()).device
+
+    # Training
+
+    def draws(self, n: int, generator: Randomness) -> dict[str, Tensor]:
+        """The times, (n,) in [0, 1], the noise, (n, C, H, W), and whether the class is shown, (n,) bool."""
+        if self.timestep_sampling == "logit_normal":
+            # Most times in the middle, where the velocity is hardest to tell (Esser et al. 2024, section 3.1)
+            t = normal((n,), generator).sigmoid()
+        else:
+            t = uniform((n,), generator)
+        draws = {"t": t, "noise": normal((n, *self.shape), generator)}
+        return draws | ({"shows_class": shows_class(n, generator)} if self.classes else {})
+
+    def loss(self, views: tuple[Tensor, ...], draws: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Conditional flow matching (Lipman et al. 2023, equation 23): the squared error of the velocity.
+
+        Its gradient is that of regressing the marginal velocity E[epsilon - x_0 | x_t], which no one knows.
+        """
+        (x_start,) = views
+        t, noise = draws["t"], draws["noise"]
+        share = t.view(-1, 1, 1, 1)
+        x = (1 - share) * x_start + share * noise
+        velocity = training_model(self._velocity, self.classes, draws)(x, t)
+        return {"loss": (velocity - (noise - x_start)).square().mean()}
+
+    def _velocity(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        velocity: Tensor = self.network(x, TIME_SCALE * t, labels)
+        return velocity
+
+    # Generation
+
+    def sample(
+        self,
+        n: int,
+        generator: Randomness = None,
+        sampler: Sampler = "heun",
+        steps: int | None = None,
+        *,
+        labels: Tensor | None = None,
+        guidance: float | None = None,
+        callback: StepCallback | None = None,
+    ) -> Tensor:
+        """Images (n, C, H, W) from noise; with one generator an image, image i depends on its own alone.
+
+        Args:
+            n: number of images.
+            generator: one for all, or one an image.
+            sampler: "heun", of second order at two network calls per step, or "euler", at one.
+            steps: 10 of "heun" or 20 of "euler" when None, 20 network calls.
+            labels: the class of each image, (n,) int64; None: drawn uniformly where the network has classes.
+            guidance: w of `guided`; GUIDANCE when None.
+            callback: called with (steps that are left - 1, x) after each step.
+
+        Raises:
+            ValueError: an unknown sampler, no step, or a class or guidance that the network does not have.
+        """
+        x = normal((n, *self.shape), generator, self.device)
+        if self.classes and labels is None:
+            labels = random_labels(n, self.classes, generator, self.device)
+        if labels is not None:
+            labels, guidance = labels.to(self.device), self.guidance if guidance is None else guidance
+        field = model_of(self._velocity, self.classes, labels, guidance)
+        if sampler not in {"heun", "euler"}:
+            raise ValueError(f"unknown sampler {sampler!r}; use heun or euler")
+        calls = 2 if sampler == "heun" else 1
+        return follow(field, x, steps or CALLS // calls, heun=sampler == "heun", callback=callback)
+
+    # Looking at it
+
+    def features(self, images: Tensor) -> Tensor:
+        """The middle of the network, averaged over places, for images (B, C, H, W): (B, D).
+
+        Each image stands for x_t at `features_t` by its mean, (1 - t) x: nothing is drawn.
+        """
+        t = torch.full((len(images),), self.features_t, device=images.device)
+        return self.network.middle((1 - self.features_t) * images, TIME_SCALE * t)
+
+    def previews(self, images: Tensor, generator: Randomness) -> dict[str, Tensor]:
+        """Samples, as many as there are images."""
+        return {"samples": self.sample(len(images), generator)}
+
+    # Likelihood
+
+    def log_likelihood_of_flow(self, x: Tensor, steps: int, generator: Randomness = None) -> Tensor:
+        """log p(x) of images (B, C, H, W) of no class, (B,) nats; see `log_likelihood`."""
+        return log_likelihood(self._velocity, x, steps, generator)
+
+
+def follow(
+    field: Field,
+    x: Tensor,
+    steps: int,
+    *,
+    heun: bool = True,
+    backwards: bool = False,
+    callback: StepCallback | None = None,
+) -> Tensor:
+    """Solve dx/dt = field(x, t) in equal steps, from noise at t = 1 to images at t = 0.
+
+    Args:
+        field: the velocity.
+        x: (B, ...) at t = 1, or at t = 0 where `backwards`.
+        steps: number of steps.
+        heun: Heun's method, of second order and two calls per step; else Euler's.
+        backwards: from images to noise.
+        callback: called with (steps that are left - 1, x) after each step.
+
+    Raises:
+        ValueError: there is no step.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be 1 or more, not {steps}")
+    dt = (1 if backwards else -1) / steps
+    start = 0.0 if backwards else 1.0
+    for i in range(steps):
+        t, t_next = (x.new_full((len(x),), start + k * dt) for k in (i, i + 1))
+        velocity = field(x, t)
+        if heun:
+            velocity = 0.5 * (velocity + field(x + dt * velocity, t_next))
+        x = x + dt * velocity
+        if callback is not None:
+            callback(steps - i - 2, x)
+    return x
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def log_likelihood(field: Field, x: Tensor, steps: int, generator: Randomness = None) -> Tensor:
+    """log p(x), by the instantaneous change of variables along the flow to noise: (B,) nats.
+
+    log p_0(x_0) = log N(x_1; 0, I) + integral from 0 to 1 of div field(x_t, t) dt (Chen et al. 2018). The
+    divergence is estimated by e^T J e with random signs e (Hutchinson 1989), without bias; Heun's method.
+
+    Args:
+        field: the velocity.
+        x: at t = 0, (B, ...).
+        steps: of Heun's method.
+        generator: of the signs; one for all, or one per image.
+    """
+    signs = torch.where(uniform(x.shape, generator, x.device).to(x.dtype) < 0.5, -1.0, 1.0)
+
+    def slope(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+        x = x.detach().requires_grad_()
+        velocity = field(x, x.new_full((len(x),), t))
+        # One product with the transposed Jacobian, e^T J: a backward pass
+        (product,) = torch.autograd.grad((velocity * signs).sum(), x)
+        return velocity.detach(), (product * signs).flatten(1).sum(1)
+
+    # A copy, since a tensor of inference mode takes part in no gradient
+    x = x.detach().clone()
+    integral = x.new_zeros(len(x))
+    dt = 1 / steps
+    for i in range(steps):
+        velocity, divergence = slope(x, i * dt)
+        velocity_next, divergence_next = slope(x + dt * velocity, (i + 1) * dt)
+        x = x + 0.5 * dt * (velocity + velocity_next)
+        integral = integral + 0.5 * dt * (divergence + divergence_next)
+    squares = x.square().flatten(1)
+    return -0.5 * (squares.sum(1) + squares.shape[1] * math.log(2 * math.pi)) + integral

@@ -1,0 +1,90 @@
+"""Classes of generated images: what a network is told of them, and classifier-free guidance."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from genssl.runtime import Randomness, uniform
+
+GUIDANCE = 1.0  # w, where none is asked for
+LABEL_DROPOUT = 0.1  # share of images that are shown without their class (Ho & Salimans 2022, section 4)
+
+Model = Callable[[Tensor, Tensor], Tensor]  # (x (B, ...), t (B,)) -> prediction (B, ...)
+# The same with the class of each image, (B,) int64, as the third argument; None: no class
+ConditionalModel = Callable[..., Tensor]
+
+
+def shows_class(n: int, generator: Randomness) -> Tensor:
+    """Which of `n` images are shown with their class, (n,) bool: all but LABEL_DROPOUT of them."""
+    return uniform((n,), generator) >= LABEL_DROPOUT
+
+
+def training_model(model: ConditionalModel, classes: int, draws: dict[str, Tensor]) -> Model:
+    """The model of a training step: told the class of each image that shows it, and none for the others.
+
+    Args:
+        model: with classes, or without where `classes` is 0.
+        classes: their number; the label `classes` stands for no class.
+        draws: "labels" (B,) int64 and "shows_class" (B,) bool, where there are classes.
+    """
+    if not classes:
+        return model
+    labels = torch.where(draws["shows_class"], draws["labels"], classes)
+    return lambda x, t: model(x, t, labels)
+
+
+def random_labels(n: int, classes: int, generator: Randomness, device: torch.device) -> Tensor:
+    """Classes drawn uniformly, (n,) int64."""
+    return (uniform((n,), generator, device) * classes).long().clamp(max=classes - 1)
+
+
+def model_of(
+    model: ConditionalModel, classes: int, labels: Tensor | None = None, w: float | None = None
+) -> Model:
+    """A network as a model of images of these classes, guided towards them.
+
+    Args:
+        model: as for `training_model`.
+        classes: their number.
+        labels: the class of each image, (B,) int64; None: no class.
+        w: guidance, see `guided`; 0 when None.
+
+    Raises:
+        ValueError: the network has no classes, or not this one, or guidance is without a class.
+    """
+    if labels is None:
+        if w is not None:
+            raise ValueError("guidance needs a class, and there is none")
+        return model
+    if not classes:
+        raise ValueError("it was trained without classes; --set conditional=true trains with them")
+    if bool(((labels < 0) | (labels >= classes)).any()):
+        raise ValueError(f"a class must be from 0 to {classes - 1}")
+    return guided(model, labels, classes, w or 0.0)
+
+
+def guided(model: ConditionalModel, labels: Tensor, null: int, w: float) -> Model:
+    """A conditional network as a model of its classes, by classifier-free guidance (Ho & Salimans 2022).
+
+    (1 + w) f(x, class) - w f(x, none), equation 6: w = 0 is the conditional model, w = -1 the unconditional
+    one. It is linear in f, so that f may be epsilon, v, x_0 or a velocity. Both are one batch of 2 B.
+
+    Args:
+        model: (x (B, ...), t (B,), labels (B,)) -> prediction (B, ...).
+        labels: the class of each image, (B,) int64.
+        null: the label that stands for no class.
+        w: guidance.
+    """
+    if w == 0:
+        return lambda x, t: model(x, t, labels)
+    nulls = torch.full_like(labels, null)
+    if w == -1:
+        return lambda x, t: model(x, t, nulls)
+    both = torch.cat([labels, nulls])
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        conditional, unconditional = model(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
+        return (1 + w) * conditional - w * unconditional
+
+    return predict
