@@ -248,5 +248,6 @@ def _shade_collapsed(axis: "Axes", history: Sequence[Mapping[str, Any]]) -> None
 
 
 def one(image: Tensor) -> Image.Image:
-    """One uint8 image (3, H, W)."""
-    return Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy()))
+    """One uint8 image (C, H, W), in mode RGB, or L where it has one channel."""
+    pixels = image[0] if len(image) == 1 else image.permute(1, 2, 0)
+    return Image.fromarray(np.ascontiguousarray(pixels.cpu().numpy()))

@@ -17,6 +17,7 @@ from genssl.features import extract
 from genssl.files import read_tensors, write_tensors
 from genssl.models.build import build
 from genssl.models.method import Method
+from genssl.pixels import to_bytes, to_channels, to_model
 from genssl.runtime import Tick
 
 Encoder = Callable[[Tensor], Tensor]  # images (B, 3, H, W) in the model's range -> (B, D)
@@ -25,6 +26,18 @@ Encoder = Callable[[Tensor], Tensor]  # images (B, 3, H, W) in the model's range
 def pixels(images: Tensor) -> Tensor:
     """Flatten images to vectors, (B, 3 H W)."""
     return images.flatten(1)
+
+
+def encoder_of(method: Method) -> Encoder:
+    """The features of a method, also for images of another number of channels than its own, in whole bytes."""
+    channels = method.config.channels
+
+    def encode(images: Tensor) -> Tensor:
+        if images.shape[1] != channels:
+            images = to_model(to_channels(to_bytes(images), channels))
+        return method.features(images)
+
+    return encode
 
 
 def untrained_copy(method: Method, device: torch.device) -> Method:

@@ -100,7 +100,7 @@ def choose(method: Method, part: str | None) -> tuple[str, Graph]:
 def graphs(method: Method) -> dict[str, Graph]:
     """The networks of a method that can be exported, by name."""
     size, source = method.config.image_size, generator(0, "eval")
-    shape = (CHECKED, 3, size, size)
+    shape = (CHECKED, method.config.channels, size, size)
     images = {"images": torch.randint(256, shape, generator=source, dtype=torch.uint8)}
     if isinstance(method, HasLatents) and isinstance(method, CanInterpolate):
         z = {"z": method.sample_prior(CHECKED, source)}

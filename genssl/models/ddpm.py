@@ -63,14 +63,14 @@ class DDPM(Method):
 
     @classmethod
     def from_config(cls, config: DDPMConfig) -> Self:
-        """The DDPM of a config, for images of three channels."""
+        """The DDPM of a config."""
         if config.beta_schedule == "cosine":
             schedule = cosine_schedule(config.timesteps)
         else:
             betas = (config.beta_start, config.beta_end)
             schedule = linear_schedule(config.timesteps, *betas, scaled=config.scale_betas)
-        network = UNet(LAYOUTS[config.network])
-        return cls(schedule, network, config.image_size, 3, config.loss, config.features_t)
+        network = UNet(LAYOUTS[config.network], config.channels)
+        return cls(schedule, network, config.image_size, config.channels, config.loss, config.features_t)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         # The schedule follows the weights from device to device. It is no buffer: it is made from the config,

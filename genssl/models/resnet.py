@@ -18,14 +18,15 @@ class Encoder(nn.Module):
 
     Args:
         width: channels of the first stage.
+        channels: of the images.
     """
 
-    def __init__(self, width: int = 64) -> None:
+    def __init__(self, width: int = 64, channels: int = 3) -> None:
         super().__init__()
         from torchvision.models.resnet import BasicBlock  # here: torchvision takes seconds to import
 
         self.dim = width * 2 ** (STAGES - 1)
-        self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.layer1 = _stage(BasicBlock, width, width, stride=1)
         self.layer2 = _stage(BasicBlock, width, 2 * width, stride=2)

@@ -30,7 +30,7 @@ class Siamese(Method):
     def from_config(cls, config: SelfSupervisedConfig) -> Self:
         """The method of a config: its encoder, its projector, and what `settings_of` gives."""
         hidden = [config.projector_hidden] * (config.projector_layers - 1)
-        encoder = Encoder(WIDTHS[config.encoder])
+        encoder = Encoder(WIDTHS[config.encoder], config.channels)
         return cls(encoder, [*hidden, config.projector_dim], **cls.settings_of(config))
 
     @classmethod

@@ -103,9 +103,9 @@ class VAE(Method):
 
     @classmethod
     def from_config(cls, config: VAEConfig) -> Self:
-        """The VAE of a config, for images of three channels."""
+        """The VAE of a config."""
         variance, components = config.decoder_variance, config.mixture_components
-        return cls(config.image_size, 3, config.width, config.z_dim, variance, components)
+        return cls(config.image_size, config.channels, config.width, config.z_dim, variance, components)
 
     # The model
 

@@ -1,6 +1,6 @@
 """Color jitter, grayscale and blur of a whole batch, with separate parameters for each image.
 
-Images are three planes, float32 (3, N, H, W) in [0, 1].
+Images are three planes, or one of gray images: float32 (C, N, H, W) in [0, 1].
 """
 
 import torch
@@ -14,7 +14,9 @@ SIGMAS = (0.1, 2.0)  # range of the blur's deviation, in pixels
 
 
 def gray(planes: Tensor) -> Tensor:
-    """(3, N, H, W) -> (N, H, W)."""
+    """(C, N, H, W) -> (N, H, W), a new tensor."""
+    if len(planes) == 1:
+        return planes[0].clone()
     red, green, blue = planes.unbind(0)
     return (red * WEIGHTS[0]).add_(green, alpha=WEIGHTS[1]).add_(blue, alpha=WEIGHTS[2])
 

@@ -5,7 +5,7 @@ translations as a share of the side, not as the paper's pixels of ImageNet; magn
 of 32 pixels by 4. Geometric operations resample bilinearly, and what they uncover is black. An operation runs
 on every image, with parameters that change nothing where it was not drawn: no shape depends on chance.
 
-Images are bytes as three planes: whole numbers in 0..255, float32 (3, N, H, W).
+Images are bytes as three planes, or one of gray images: whole numbers in 0..255, float32 (C, N, H, W).
 """
 
 import math
