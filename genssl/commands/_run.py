@@ -328,7 +328,7 @@ class SampleSource:
     def images(
         self, n: int, options: Mapping[str, Any], seed: int, batch_size: int
     ) -> "tuple[Tensor, dict[str, Any]]":
-        """At most `n` samples, uint8 (n, 3, H, W), and how they were generated."""
+        """At most `n` samples, uint8 (n, C, H, W), and how they were generated."""
         if self.loaded is not None:
             from genssl.eval.sample import sample
 
@@ -424,7 +424,7 @@ def feature_space(
 
 
 def write_each(images: "Tensor", folder: Path) -> None:
-    """Write uint8 images (N, 3, H, W) as 00000.png, 00001.png, ... into a folder from `claim_folder`.
+    """Write uint8 images (N, C, H, W) as 00000.png, 00001.png, ... into a folder from `claim_folder`.
 
     Files of an earlier run of this command are deleted, since other tools count all images.
     """

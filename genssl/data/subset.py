@@ -101,7 +101,7 @@ def select_rows(
 
 
 def with_channels(split: Split, channels: int, progress: Progress | None = None) -> Split:
-    """The split with images of 1 channel (`to_channels`; a large one is written to the cache once) or of 3."""
+    """The split with images of 1 channel or 3, by `to_channels`; large ones are written to the cache once."""
     if split.images.shape[1] == channels:
         return split
     digest = hashlib.sha256(f"{split.digest}|channels|{channels}".encode()).hexdigest()

@@ -29,7 +29,7 @@ TOLERANCE = 1e-4  # of the largest output
 
 
 class Features(nn.Module):
-    """Images, uint8 (B, 3, H, W) -> features (B, D)."""
+    """Images, uint8 (B, C, H, W) -> features (B, D)."""
 
     def __init__(self, method: Method) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Features(nn.Module):
 
 
 class Posterior(nn.Module):
-    """Images, uint8 (B, 3, H, W) -> mean and log variance of q(z|x), both (B, z_dim)."""
+    """Images, uint8 (B, C, H, W) -> mean and log variance of q(z|x), both (B, z_dim)."""
 
     def __init__(self, method: HasLatents) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Posterior(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents (B, z_dim) -> the mode of p(x|z) as uint8 and in the model's range, both (B, 3, H, W)."""
+    """Latents (B, z_dim) -> the mode of p(x|z) as uint8 and in the model's range, both (B, C, H, W)."""
 
     def __init__(self, method: CanInterpolate) -> None:
         super().__init__()

@@ -40,7 +40,7 @@ def sharpness(images: Tensor) -> Tensor:
 
 
 def mean_sharpness(images: Tensor) -> float:
-    """The mean of `sharpness` over images, uint8 (N, 3, H, W); in float64, N at least 1."""
+    """The mean of `sharpness` over images, uint8 (N, C, H, W); in float64, N at least 1."""
     return float(sharpness(images).double().mean())
 
 

@@ -40,7 +40,7 @@ class Encoder(nn.Module):
                 nn.init.zeros_(module.bn2.weight)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, 8 width), the mean over places of the last stage."""
+        """(B, C, H, W) -> (B, 8 width), the mean over places of the last stage."""
         # No max pooling after the stem: 32x32 images would be 8x8 before the first stage
         x = F.relu(self.bn1(self.conv1(images)))  # (B, width, H, W)
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):

@@ -27,7 +27,7 @@ def blend(planes: Tensor, kind: Tensor, factor: Tensor) -> Tensor:
     The reference is black, the image's mean gray, or its gray: whichever `kind` says, per image.
 
     Args:
-        planes: (3, N, H, W).
+        planes: (C, N, H, W).
         kind: (N,) BRIGHTNESS, CONTRAST or SATURATION; anything else counts as brightness.
         factor: (N,), 1 changes nothing, exactly.
     """
@@ -82,10 +82,10 @@ def jitter(planes: Tensor, order: Tensor, factors: Tensor, turn: Tensor | None) 
     uses those that its order asks for; the others have factor 1.
 
     Args:
-        planes: (3, N, H, W).
+        planes: (C, N, H, W).
         order: (N, 4) int64, a permutation of BRIGHTNESS, CONTRAST, SATURATION and HUE in each row.
         factors: (N, 3) of the first three.
-        turn: (N,) of the hue, in whole circles; None: no hue is turned.
+        turn: (N,) of the hue, in whole circles; None: no hue is turned, as there is none in one plane.
     """
     factor = F.pad(factors, (0, 1), value=1.0).gather(1, order)  # (N, 4), in the order of application
     if turn is None:
@@ -113,7 +113,7 @@ def blur(planes: Tensor, sigma: Tensor, chosen: Tensor, kernel: int = KERNEL) ->
     """Gaussian blur of the chosen images; the border is mirrored.
 
     Args:
-        planes: (3, N, H, W).
+        planes: (C, N, H, W).
         sigma: (N,), in pixels.
         chosen: (N,) bool.
         kernel: odd number of pixels at which the Gaussian is cut off.
