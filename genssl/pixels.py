@@ -11,11 +11,8 @@ from torch import Tensor
 
 BIN_WIDTH = 1 / 128
 HALF = 0.5
-LUMA = (
-    19595,
-    38470,
-    7471,
-)  # 65,536 times red's, green's and blue's weight in gray (ITU-R BT.601, as in Pillow)
+# 65,536 times the weight of red, green and blue in gray, as in Pillow (ITU-R BT.601)
+LUMA = (19595, 38470, 7471)
 AT_ONCE = 2**24  # bytes that are compared at a time
 
 

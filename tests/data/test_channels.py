@@ -110,7 +110,7 @@ def test_large_splits_are_converted_to_the_cache_once(gray: Path, monkeypatch: p
         assert entries.describe(entry) == ((12, 1, 32, 32), "")
         assert split.digest == expected.digest
         assert torch.equal(split.images, expected.images)
-        monkeypatch.setattr(subset, "to_channels", None)  # the second time it is read
+        monkeypatch.setattr(entries, "store", None)  # the second time it is read
     streaming = make_loader(split, torch.device("cpu"), 0)
     assert streaming.stream
     rows = torch.randperm(12).view(3, 4)
