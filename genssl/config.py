@@ -44,6 +44,7 @@ class Config(BaseModel):
     holdout: Fraction = 0.0  # share of these images that is held out of training, as a validation split
     skip_bad: bool = False  # leave unreadable files out
     image_size: PositiveInt = 32  # pixels a side
+    channels: int = 3  # of the images: 1 (gray) or 3; `genssl train` takes 1 where all images are gray
 
     # Optimization
     init: str | None = None  # a run or model file whose weights training starts from
@@ -77,6 +78,13 @@ class Config(BaseModel):
         if not data.strip():
             raise ValueError("must name a data set or a path")
         return data
+
+    @field_validator("channels", mode="before")
+    @classmethod
+    def _is_gray_or_color(cls, channels: Any) -> int:
+        if str(channels) not in {"1", "3"}:
+            raise ValueError("must be 1 (gray) or 3 (color)")
+        return int(channels)
 
     @property
     def monitor_split(self) -> Literal["validation", "test"]:

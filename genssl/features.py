@@ -9,7 +9,7 @@ from genssl import distributed
 from genssl.pixels import to_model
 from genssl.runtime import Tick
 
-FeatureFunction = Callable[[Tensor], Tensor]  # images (B, 3, H, W) in the model's range -> vectors (B, D)
+FeatureFunction = Callable[[Tensor], Tensor]  # images (B, C, H, W) in the model's range -> vectors (B, D)
 
 
 def extract(
@@ -25,9 +25,9 @@ def extract(
     """Features of each image. Memory beyond the result is that of one batch.
 
     Args:
-        function: images (B, 3, H, W), float in the model's range and channels_last, to (B, D); in eval
+        function: images (B, C, H, W), float in the model's range and channels_last, to (B, D); in eval
             mode and without gradients, if it is a network's.
-        images: uint8 (N, 3, H, W), at least one.
+        images: uint8 (N, C, H, W), at least one.
         batch_size: images at a time.
         tick: called with (images done, number of images of this process).
         sharded: each process extracts its shard of the images, which are the same in all, and all get the
@@ -43,7 +43,7 @@ def extract(
     """
     n = len(images)
     if images.ndim != 4 or n == 0:
-        raise ValueError(f"images must be (N, 3, H, W) and not empty, not {list(images.shape)}")
+        raise ValueError(f"images must be (N, C, H, W) and not empty, not {list(images.shape)}")
     # Fewer images than processes: each process extracts them all
     sharded = sharded and n >= distributed.world_size()
     local = images[distributed.shard(n)] if sharded else images

@@ -40,7 +40,7 @@ def grid(images: Tensor, columns: int | None = None, scale: int = 1) -> Image.Im
     """Images side by side on white, row by row.
 
     Args:
-        images: (N, 3, H, W), uint8, or float in the model's range.
+        images: (N, C, H, W), uint8, or float in the model's range.
         columns: the square root of N, rounded up, when None.
         scale: whole factor of magnification.
     """
@@ -60,7 +60,7 @@ def grid(images: Tensor, columns: int | None = None, scale: int = 1) -> Image.Im
 
 
 def magnification(images: Tensor, columns: int | None = None) -> int:
-    """The whole factor at which a grid of images (N, 3, H, W) is easy to see and not too large a file."""
+    """The whole factor at which a grid of images (N, C, H, W) is easy to see and not too large a file."""
     count, _, height, width = images.shape
     columns = columns or math.ceil(math.sqrt(count))
     native = max(columns * (width + PADDING), math.ceil(count / columns) * (height + PADDING)) + PADDING
@@ -74,7 +74,7 @@ def titled_grid(
     """A magnified grid below a line that says what it shows, and below a title per column.
 
     Args:
-        images: (N, 3, H, W), uint8, or float in the model's range.
+        images: (N, C, H, W), uint8, or float in the model's range.
         header: method, data, epoch, number, sampler; wrapped at spaces where the grid is narrow.
         columns: as in `grid`.
         titles: of the first columns, repeated over the others; left out where they are wider than an image.
@@ -119,7 +119,7 @@ def run_title(method: str, data: str, epoch: float | None = None) -> str:
 
 
 def preview(kind: str, images: Tensor, header: str = "") -> Image.Image:
-    """The grid of a kind of preview, (M, 3, H, W): reconstructions are pairs, which a row keeps together.
+    """The grid of a kind of preview, (M, C, H, W): reconstructions are pairs, which a row keeps together.
 
     As it is without a header, and magnified below one.
     """
@@ -248,5 +248,6 @@ def _shade_collapsed(axis: "Axes", history: Sequence[Mapping[str, Any]]) -> None
 
 
 def one(image: Tensor) -> Image.Image:
-    """One uint8 image (3, H, W)."""
-    return Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy()))
+    """One uint8 image (C, H, W), in mode RGB, or L where it has one channel."""
+    pixels = image[0] if len(image) == 1 else image.permute(1, 2, 0)
+    return Image.fromarray(np.ascontiguousarray(pixels.cpu().numpy()))

@@ -11,6 +11,9 @@ from torch import Tensor
 
 BIN_WIDTH = 1 / 128
 HALF = 0.5
+# 65,536 times the weight of red, green and blue in gray, as in Pillow (ITU-R BT.601)
+LUMA = (19595, 38470, 7471)
+AT_ONCE = 2**24  # bytes that are compared at a time
 
 
 def to_model(images: Tensor, noise: Tensor | float = HALF) -> Tensor:
@@ -27,6 +30,26 @@ def to_model(images: Tensor, noise: Tensor | float = HALF) -> Tensor:
 def to_bytes(x: Tensor) -> Tensor:
     """Map model-range images back to uint8: floor((x + 1) 128), clamped to 0..255."""
     return ((x.float() + 1) * 128).floor().clamp(0, 255).to(torch.uint8)
+
+
+def to_channels(images: Tensor, channels: int) -> Tensor:
+    """Images (N, C, H, W) with 1 or 3 channels: gray is repeated, color (uint8) becomes Pillow's mode L.
+
+    The weights of the latter sum to one: of three equal channels one remains, bit for bit.
+    """
+    if images.shape[1] == channels:
+        return images
+    if channels == 3:
+        return images.expand(-1, 3, -1, -1)
+    weights = torch.tensor(LUMA, dtype=torch.int32, device=images.device).view(1, 3, 1, 1)
+    luma = (images.int() * weights).sum(1, keepdim=True, dtype=torch.int32) + 2**15
+    return (luma >> 16).to(torch.uint8)
+
+
+def is_gray(images: Tensor) -> bool:
+    """Whether the channels of all images (N, C, H, W) are equal."""
+    parts = images.split(max(1, AT_ONCE // images[:1].numel()))
+    return all(bool((part == part[:, :1]).all()) for part in parts)
 
 
 def bits_per_dim(nats: float, dimensions: int) -> float:

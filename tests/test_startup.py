@@ -39,6 +39,7 @@ WRONG = [
     (["train", "vae", "--set", "width"], "key=value"),
     (["train", "vae", "--data", "DIGITS", "--epochs", "0"], "epochs must be greater than 0"),
     (["train", "vae", "--data", "DIGITS", "--image-size", "20"], "multiple of 16"),
+    (["train", "vae", "--data", "DIGITS", "--channels", "2"], "channels must be 1 (gray) or 3 (color)"),
     (["train", "vae", "--precision", "half"], "precision must be"),
     (["train", "vae", "--data", "nowhere.zip"], "no such file or folder: nowhere.zip"),
     (["train", "vae", "--data", "svnh"], "did you mean svhn?"),

@@ -238,6 +238,20 @@ def readable_seconds(seconds: float) -> str:
     return format_seconds(seconds)
 
 
+def with_channels(config: "Config", quiet: bool) -> "Config":
+    """The settings with as many channels as the data have: one where all training images are gray.
+
+    Raises:
+        UserError: the data cannot be read.
+    """
+    from genssl.data.load import channels_of
+    from genssl.train.events import Loading
+
+    with TrainingScreen(quiet=quiet or launched_rank() > 0) as screen:
+        channels = channels_of(config, lambda *progress: screen(Loading(*progress)))
+    return config.updated({"channels": channels})
+
+
 LONG = 30 * 60.0  # seconds
 FEW = 20_000  # images of 32 pixels, over all epochs: too few for a trial to pay
 SMALLER = 10 * 60.0  # seconds that the smaller command may train

@@ -64,7 +64,12 @@ class LoadedRun:
 
 
 def read_split(
-    data: str, split: SplitName, image_size: int = 32, seed: int = 0, skip_bad: bool = False
+    data: str,
+    split: SplitName,
+    image_size: int = 32,
+    seed: int = 0,
+    skip_bad: bool = False,
+    channels: int | None = None,
 ) -> "Split":
     """Load a split of a data set, with a progress bar."""
     from genssl.data.load import load
@@ -76,6 +81,7 @@ def read_split(
             image_size=image_size,
             seed=seed,
             skip_bad=skip_bad,
+            channels=channels,
             progress=lambda _, done, total: tick(done, total or done),
         )
 
@@ -98,7 +104,7 @@ def read_for_run(config: "Config", data: str, split: RunSplitName, skip_bad: boo
         config = config.updated({"skip_bad": skip_bad})
         with progress(f"reading {data}") as tick:
             return load_for_run(config, split, lambda _, done, total: tick(done, total or done))
-    return read_split(data, split, config.image_size, config.seed, skip_bad)
+    return read_split(data, split, config.image_size, config.seed, skip_bad, config.channels)
 
 
 def find_run(reference: str, named: str | None, data: str | None = None) -> "tuple[Path, RunInfo]":
@@ -255,6 +261,7 @@ def origin(split: "Split") -> dict[str, str]:
 # Default number of samples on a CPU and on a GPU
 FEW, MANY = 512, 10_000
 PIXELS_SIZE = 32  # image size of a folder of samples that is compared in pixels
+COLOR = 3  # channels of a folder of samples, as it is read
 
 
 def default_samples(device: "torch.device") -> int:
@@ -316,12 +323,12 @@ class SampleSource:
             return read_for_run(self.loaded.info.config, data, split, self.skip_bad)
         if split == "validation":
             raise UserError(f"{self.folder} is a folder of images, which held nothing out; use --split test")
-        return read_split(data, split, self.image_size, self.seed, self.skip_bad)
+        return read_split(data, split, self.image_size, self.seed, self.skip_bad, COLOR)
 
     def images(
         self, n: int, options: Mapping[str, Any], seed: int, batch_size: int
     ) -> "tuple[Tensor, dict[str, Any]]":
-        """At most `n` samples, uint8 (n, 3, H, W), and how they were generated."""
+        """At most `n` samples, uint8 (n, C, H, W), and how they were generated."""
         if self.loaded is not None:
             from genssl.eval.sample import sample
 
@@ -397,7 +404,7 @@ def feature_space(
     Raises:
         UserError: the run is for images of another size, or there is no run to default to.
     """
-    from genssl.eval.feature_cache import PIXELS, FeatureSpace
+    from genssl.eval.feature_cache import PIXELS, FeatureSpace, encoder_of
 
     if reference == "pixels":
         return PIXELS, None
@@ -413,11 +420,11 @@ def feature_space(
             f"{loaded.info.name} takes images of {size} pixels, and these have {image_size}; "
             "choose other --features, or pixels"
         )
-    return FeatureSpace(loaded.info.name, loaded.method.features, loaded.info.digest), size
+    return FeatureSpace(loaded.info.name, encoder_of(loaded.method), loaded.info.digest), size
 
 
 def write_each(images: "Tensor", folder: Path) -> None:
-    """Write uint8 images (N, 3, H, W) as 00000.png, 00001.png, ... into a folder from `claim_folder`.
+    """Write uint8 images (N, C, H, W) as 00000.png, 00001.png, ... into a folder from `claim_folder`.
 
     Files of an earlier run of this command are deleted, since other tools count all images.
     """

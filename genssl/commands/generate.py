@@ -176,7 +176,9 @@ def _encoder(reference: str | None, loaded: LoadedRun, device: str) -> "Callable
     other = load_run(reference, None, device)
     if other.info.config.image_size != loaded.info.config.image_size:
         raise UserError(f"{reference} was trained on images of another size; choose another --features")
-    return other.method.features
+    from genssl.eval.feature_cache import encoder_of
+
+    return encoder_of(other.method)
 
 
 @with_options("limit")

@@ -134,7 +134,7 @@ def _views_picture(split: "Split", config: "Config", seed: int, header: str) -> 
     choice = choose_views(config, split.classes)
     seen = choice(split.images, choice.draws(len(split), generator(seed, "views")))
     echo(f"each row repeats: image, {', '.join(choice.names)}")
-    cells = torch.stack([to_model(split.images), *seen], 1)  # (N, 1 + views, 3, H, W)
+    cells = torch.stack([to_model(split.images), *seen], 1)  # (N, 1 + views, C, H, W)
     columns = cells.shape[1] * (4 if len(split) >= 4 else 1)
     header = f"{header}, with views of {config.method}"
     return figures.titled_grid(cells.flatten(0, 1), header, columns, ("image", *choice.names))

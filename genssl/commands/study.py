@@ -15,6 +15,7 @@ from genssl.commands._console import (
     show_rows,
     show_values,
     stdout,
+    with_channels,
 )
 from genssl.commands._run import default_samples
 from genssl.environment import command_line
@@ -106,7 +107,8 @@ def ablate(
         data=data, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, limit=limit,
         seed=seed, knn_every=knn_every, holdout=holdout,
     )  # fmt: skip
-    baseline = configs.make(method, common | _parse_base(base))
+    common |= _parse_base(base)
+    baseline = configs.make(method, common)
     changes: dict[str, list[Any]] = {
         "timesteps": timesteps or [],
         "stop_gradient": [False] if no_stopgrad else [],
@@ -120,6 +122,9 @@ def ablate(
     require(baseline.data)
     target = _outputs.target_of_study(runs_root() / name[:LONGEST], "ablate", out)
     options = Options(device=device, max_minutes=max_minutes)
+    if "channels" not in common:
+        baseline = with_channels(baseline, as_json)
+        arms = _arms(baseline, changes, settings or [])
     if not (yes or as_json):
         confirm_long(study.untrained(baseline, arms, seeds), options, "--base")
     with TrainingScreen(quiet=as_json) as screen:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from genssl.commands import _options
-from genssl.commands._console import TrainingScreen, confirm_long, echo, show_values
+from genssl.commands._console import TrainingScreen, confirm_long, echo, show_values, with_channels
 from genssl.environment import arguments, is_launched_by_torchrun, launched_rank, restart_count
 from genssl.errors import UserError
 from genssl.run_info import progress_of
@@ -34,6 +34,13 @@ def train(
     limit: _options.TrainingLimit = None,
     holdout: _options.Holdout = None,
     image_size: Annotated[int | None, typer.Option(help="Image size, in pixels per side.")] = None,
+    channels: Annotated[
+        str | None,
+        typer.Option(
+            help="Image channels: 1 (gray), 3 (color), or auto: 1 where all training images are gray; "
+            "default: auto, or those of --config."
+        ),
+    ] = None,
     timesteps: Annotated[int | None, typer.Option(help="Number of diffusion steps (DDPM).")] = None,
     seed: _options.TrainingSeed = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
@@ -103,7 +110,7 @@ def train(
         "data": data, "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate,
         "limit": limit, "image_size": image_size, "seed": seed, "precision": precision,
         "sample_every": sample_every, "skip_bad": skip_bad, "timesteps": timesteps,
-        "knn_every": knn_every, "holdout": holdout,
+        "knn_every": knn_every, "holdout": holdout, "channels": None if channels == "auto" else channels,
     }  # fmt: skip
     changes = {name: value for name, value in named.items() if value is not None}
     changes |= parse_settings(settings or [])
@@ -134,6 +141,8 @@ def train(
     if is_launcher:
         _launch(gpus, device, max_restarts)
         return
+    if "channels" not in changes and (channels == "auto" or config is None):
+        resolved = with_channels(resolved, as_json)
     if dry_run:
         _dry_run(resolved, options, as_json)
         return

@@ -136,7 +136,7 @@ def read_split(path: Path) -> "Split | None":
 
 
 def describe(path: Path) -> tuple[tuple[int, int, int, int], str] | None:
-    """What the header of an entry says: the shape (N, 3, H, W) of its images, and where they came from.
+    """What the header of an entry says: the shape (N, C, H, W) of its images, and where they came from.
 
     None when the entry is missing, damaged or of another format. Needs neither torch nor numpy.
     """
@@ -307,7 +307,8 @@ def _consistent(split: "Split") -> bool:
 
     images, labels, masks = split.images, split.labels, split.masks
     n, *_, height, width = images.shape
-    if images.dtype != torch.uint8 or images.shape != (n, 3, height, width) or n == 0:
+    shapes = {(n, channels, height, width) for channels in (1, 3)}
+    if images.dtype != torch.uint8 or images.shape not in shapes or n == 0:
         return False
     if masks is not None and (masks.dtype != torch.uint8 or masks.shape != (n, height, width)):
         return False

@@ -22,8 +22,9 @@ from genssl.data.registry import (
     path_of,
 )
 from genssl.data.split import Split
-from genssl.data.subset import limit_split, remix, train_validation_split
+from genssl.data.subset import limit_split, remix, train_validation_split, with_channels
 from genssl.errors import UserError
+from genssl.pixels import is_gray
 
 
 def load(
@@ -33,6 +34,7 @@ def load(
     image_size: int = NATIVE_SIZE,
     seed: int = 0,
     skip_bad: bool = False,
+    channels: int | None = None,
     progress: Progress | None = None,
 ) -> Split:
     """Load a part of a data set; what is slow about it is done once and cached.
@@ -45,10 +47,11 @@ def load(
         image_size: pixels on a side.
         seed: of the 90/10 split of a path that has no parts; not used elsewhere.
         skip_bad: leave out files of a path that are no usable images, with a warning.
+        channels: 1 (gray) or 3 of the images; as they are in the cache when None.
         progress: called with (what, how many done, of how many or None).
 
     Returns:
-        The split on the CPU, images uint8 (N, 3, image_size, image_size).
+        The split on the CPU, images uint8 (N, channels, image_size, image_size).
 
     Raises:
         UserError: nothing of that name, no network, damaged files, a wrong checksum, no image for the part,
@@ -56,6 +59,9 @@ def load(
     """
     if image_size < 1:
         raise UserError(f"the image size must be positive, not {image_size}")
+    if channels is not None:
+        split = load(data, part, image_size=image_size, seed=seed, skip_bad=skip_bad, progress=progress)
+        return with_channels(split, channels, progress)
     if data in SOURCES:
         return _load_known(data, part, image_size, progress)
     if is_remix(data):
@@ -91,6 +97,7 @@ def load_for_run(config: Config, part: RunPart, progress: Progress | None = None
         image_size=config.image_size,
         seed=config.seed,
         skip_bad=config.skip_bad,
+        channels=config.channels,
         progress=progress,
     )
     if part == "test":
@@ -100,6 +107,21 @@ def load_for_run(config: Config, part: RunPart, progress: Progress | None = None
         return split
     train, validation = train_validation_split(split, config.holdout, config.seed, progress)
     return train if part == "train" else validation
+
+
+def channels_of(config: Config, progress: Progress | None = None) -> int:
+    """How many channels the images have that a run of these settings trains on: 1 where all of them are gray.
+
+    Raises:
+        UserError: as in `load`.
+    """
+    if source := SOURCES.get(base_name(config.data)):
+        return source.channels
+    split = load(
+        config.data, "train", image_size=config.image_size, seed=config.seed, skip_bad=config.skip_bad,
+        progress=progress,
+    )  # fmt: skip
+    return 1 if is_gray(split.images) else 3
 
 
 def _load_copies(
@@ -134,7 +156,9 @@ def _load_known(
 def _store_resized(key: str, split: Split, size: int) -> Split:
     assert split.labels is not None
     images = LazyArray(
-        (len(split), 3, size, size), "uint8", lambda rows: _resize(split.images[rows], size).numpy()
+        (len(split), split.images.shape[1], size, size),
+        "uint8",
+        lambda rows: _resize(split.images[rows], size).numpy(),
     )
     digest = hashlib.sha256(f"{split.digest}|{size}".encode()).hexdigest()
     arrays: Arrays = {"images": images, "labels": split.labels.numpy()}
@@ -142,7 +166,7 @@ def _store_resized(key: str, split: Split, size: int) -> Split:
 
 
 def _resize(images: Tensor, size: int) -> Tensor:
-    """Antialiased bicubic, uint8 (B, 3, H, W) to (B, 3, size, size)."""
+    """Antialiased bicubic, uint8 (B, C, H, W) to (B, C, size, size)."""
     return F.interpolate(images, (size, size), mode="bicubic", antialias=True)
 
 

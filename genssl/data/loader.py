@@ -64,7 +64,7 @@ def resident(images: Tensor, batches: Tensor) -> Iterator[Tensor]:
     """The batches of images that lie on the device.
 
     Args:
-        images: uint8 (N, 3, H, W).
+        images: uint8 (N, C, H, W).
         batches: int64 (S, B), the rows of each batch.
     """
     for rows in batches.to(images.device):
@@ -78,7 +78,7 @@ def streamed(images: Tensor, batches: Tensor, device: torch.device) -> Iterator[
     For CUDA, worker processes read ahead and batches are copied from pinned memory while the device works.
 
     Args:
-        images: uint8 (N, 3, H, W), on the host.
+        images: uint8 (N, C, H, W), on the host.
         batches: int64 (S, B), the rows of each batch.
         device: where the batches go.
 

@@ -39,6 +39,7 @@ class DataSource:
         images: how many, train and test together.
         files: names of the official files by which a user's copy is recognized.
         version: part of the cache key.
+        channels: of the images that `read` gives; 1 where all of them are gray.
     """
 
     name: str
@@ -49,6 +50,7 @@ class DataSource:
     images: int
     files: tuple[str, ...] = ()
     version: str = ""
+    channels: int = 3
 
 
 def _read_official(

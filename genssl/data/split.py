@@ -14,7 +14,7 @@ class Split:
     """Images at rest.
 
     Attributes:
-        images: uint8 (N, 3, H, W).
+        images: uint8 (N, C, H, W), of 1 channel (gray) or 3.
         labels: int64 (N,), or None.
         classes: the name of each label.
         masks: uint8 (N, H, W), 0 for ground, 1 + digit elsewhere; or None.

@@ -20,8 +20,10 @@ from genssl.data.cache import LazyArray, Progress
 from genssl.data.registry import REMIX_SUFFIX
 from genssl.data.split import Split
 from genssl.errors import UserError
+from genssl.pixels import to_channels
 from genssl.runtime import generator
 
+AT_ONCE = 1024  # images whose channels are converted at a time
 LARGE = 2**30  # bytes of images from which on the processes of a computer share one copy
 DTYPES = {torch.uint8: "uint8", torch.int64: "int64"}
 
@@ -33,6 +35,7 @@ def select_rows(
     digest: str,
     name: str,
     part: str,
+    channels: int | None = None,
     progress: Progress | None = None,
 ) -> Split:
     """The rows of the sources, laid end to end.
@@ -47,6 +50,7 @@ def select_rows(
         digest: of the result; no other content may have it.
         name: of the result.
         part: of the result.
+        channels: of the result's images, 1 or 3; those of the sources when None.
         progress: called while a large result is written, with (what, how many done, of how many).
 
     Returns:
@@ -62,18 +66,27 @@ def select_rows(
     if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < total:
         raise IndexError(f"rows are to be chosen from {total:,}")
     pools, classes = _pools(sources), sources[0].classes
+
+    def gather(kind: str, wanted: Tensor) -> Tensor:
+        if kind != "images" or channels is None:
+            return _gather(pools[kind], wanted)
+        parts = wanted.split(AT_ONCE)
+        return torch.cat([to_channels(_gather(pools[kind], part), channels) for part in parts])
+
     if len(rows) * sources[0].images.shape[1:].numel() <= LARGE or sources[0].images.is_cuda:
-        chosen = {kind: _gather(pool, rows) for kind, pool in pools.items()}
+        chosen = {kind: gather(kind, rows) for kind in pools}
         labels, masks = chosen.get("labels"), chosen.get("masks")
         return Split(chosen["images"], labels, classes, name, part, digest, masks)
 
     def read(kind: str, piece: slice) -> npt.NDArray[Any]:
         if progress and kind == "images":
             progress(f"writing {name} to the cache", piece.stop, len(rows))
-        return _gather(pools[kind], rows[piece]).numpy()
+        return gather(kind, rows[piece]).numpy()
 
     arrays = {
-        kind: LazyArray((len(rows), *pool[0].shape[1:]), DTYPES[pool[0].dtype], partial(read, kind))
+        kind: LazyArray(
+            (len(rows), *gather(kind, rows[:1]).shape[1:]), DTYPES[pool[0].dtype], partial(read, kind)
+        )
         for kind, pool in pools.items()
     }
     key = f"rows-{digest[:16]}"
@@ -85,6 +98,19 @@ def select_rows(
     )
     assert split is not None
     return replace(split, name=name)
+
+
+def with_channels(split: Split, channels: int, progress: Progress | None = None) -> Split:
+    """The split with images of 1 channel or 3, by `to_channels`; large ones are written to the cache once."""
+    if split.images.shape[1] == channels:
+        return split
+    digest = hashlib.sha256(f"{split.digest}|channels|{channels}".encode()).hexdigest()
+    if channels == 3:  # takes no memory: one plane is seen three times
+        return replace(split, images=to_channels(split.images, 3), digest=digest)
+    rows = torch.arange(len(split))
+    return select_rows(
+        [split], rows, digest=digest, name=split.name, part=split.part, channels=channels, progress=progress
+    )
 
 
 def limit_split(split: Split, limit: int | None, seed: int, progress: Progress | None = None) -> Split:

@@ -194,7 +194,7 @@ def _terms(
     variance: Variance,
     report: Callable[[float], None],
 ) -> Tensor:
-    """The terms of images x (B, 3, H, W) at their times t (B, S): (B, S) bits/dim."""
+    """The terms of images x (B, C, H, W) at their times t (B, S): (B, S) bits/dim."""
     columns = []
     for column, times in enumerate(t.T):
         drawn = normal(x.shape, noise, x.device)

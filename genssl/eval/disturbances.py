@@ -25,7 +25,7 @@ class Disturbance:
         name: as a noun phrase, e.g. "Gaussian blur".
         strengths: from weak to strong.
         label: a strength with its unit, as text.
-        apply: uint8 (N, 3, H, W) and a strength -> uint8 (N, 3, H, W).
+        apply: uint8 (N, C, H, W) and a strength -> uint8 (N, C, H, W).
     """
 
     name: str

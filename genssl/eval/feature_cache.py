@@ -17,14 +17,27 @@ from genssl.features import extract
 from genssl.files import read_tensors, write_tensors
 from genssl.models.build import build
 from genssl.models.method import Method
+from genssl.pixels import to_bytes, to_channels, to_model
 from genssl.runtime import Tick
 
-Encoder = Callable[[Tensor], Tensor]  # images (B, 3, H, W) in the model's range -> (B, D)
+Encoder = Callable[[Tensor], Tensor]  # images (B, C, H, W) in the model's range -> (B, D)
 
 
 def pixels(images: Tensor) -> Tensor:
-    """Flatten images to vectors, (B, 3 H W)."""
+    """Flatten images to vectors, (B, C H W)."""
     return images.flatten(1)
+
+
+def encoder_of(method: Method) -> Encoder:
+    """The features of a method; images of another number of channels are converted, in whole bytes."""
+    channels = method.config.channels
+
+    def encode(images: Tensor) -> Tensor:
+        if images.shape[1] != channels:
+            images = to_model(to_channels(to_bytes(images), channels))
+        return method.features(images)
+
+    return encode
 
 
 def untrained_copy(method: Method, device: torch.device) -> Method:
@@ -97,7 +110,7 @@ class FeatureSpace:
 
     Attributes:
         name: "pixels", or the name of the run.
-        encode: images (B, 3, H, W) in the model's range -> (B, D).
+        encode: images (B, C, H, W) in the model's range -> (B, D).
         digest: SHA-256 of the weights and settings; empty for pixels.
     """
 

@@ -184,8 +184,8 @@ def draw_nearest_training(samples: Tensor, train: Tensor, nearest: NearestTraini
     red.
 
     Args:
-        samples: uint8 (M, 3, H, W).
-        train: uint8 (N, 3, H, W).
+        samples: uint8 (M, C, H, W).
+        train: uint8 (N, C, H, W).
         nearest: of the samples.
     """
     closest = nearest.closeness.argsort()[:ROWS]
@@ -273,7 +273,7 @@ def fidelity(
     distribution would get, and of other images of the same split as the real ones: sampling noise alone.
 
     Args:
-        samples: uint8 (n, 3, H, W).
+        samples: uint8 (n, C, H, W).
         real: shuffled. The first n are the reference; the next n are the other images. Where there are fewer
             than 2 n, the latter row compares one half with the other.
         train: the training images of the generator; None: no row of training images, no authenticity.

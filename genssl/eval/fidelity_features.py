@@ -18,6 +18,7 @@ from genssl.errors import UserError
 from genssl.eval.feature_cache import FeatureSpace
 from genssl.files import read_tensors
 from genssl.models.method import Method
+from genssl.pixels import to_channels
 
 NAME = "genssl-1"  # another number where the same images get other features
 SIZE = 32  # pixels a side of the images that the networks were trained on
@@ -48,7 +49,8 @@ class FidelityFeatures(nn.Module):
         self.register_buffer("projection", projection)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) of any size, in the model's range -> (B, 48)."""
+        """Images (B, C, H, W) of any size, gray or color, in the model's range -> (B, 48)."""
+        images = to_channels(images, 3)
         return (raw_features(self.encoder, self.denoiser, images) - self.mean) @ self.projection
 
 

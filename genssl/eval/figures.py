@@ -49,9 +49,9 @@ def draw_neighbors(
     """A row a query: the test image, then its nearest train images; framed red where the class is another.
 
     Args:
-        queries: uint8 (Q, 3, H, W).
+        queries: uint8 (Q, C, H, W).
         query_names: the class of each.
-        neighbors: uint8 (Q, n, 3, H, W), nearest first.
+        neighbors: uint8 (Q, n, C, H, W), nearest first.
         names: the class of each.
     """
     font = ImageFont.load_default(12)

@@ -56,7 +56,7 @@ def interpolate_latents(
         images = latent_model.interpolate(z[0::2], z[1::2], steps)
     else:
         images = latent_model.decode_path(spherical_path(z[0::2], z[1::2], steps))
-    by_row = images.transpose(0, 1).flatten(0, 1)  # (rows steps, 3, H, W)
+    by_row = images.transpose(0, 1).flatten(0, 1)  # (rows steps, C, H, W)
     # How even the path is: the largest step between neighbors over the mean one, averaged over rows
     step = (images[1:] - images[:-1]).square().flatten(2).mean(2).sqrt()  # (steps - 1, rows)
     values = {

@@ -92,13 +92,13 @@ def cropped(images: Tensor, mirror: bool, seed: int, epoch: int) -> Tensor:
     """A random crop of each image, resized to its size, and half of them mirrored where `mirror` is set.
 
     Args:
-        images: uint8 (N, 3, H, W).
+        images: uint8 (N, C, H, W).
         mirror: whether any are mirrored.
         seed: of the crops.
         epoch: zero-based; each has its own.
 
     Returns:
-        uint8 (N, 3, H, W).
+        uint8 (N, C, H, W).
     """
     chances = uniform(
         (len(images), geometry.CROP_CHANCES + 1), generator(seed, "views", epoch), images.device

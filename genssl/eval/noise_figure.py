@@ -25,7 +25,7 @@ class Rows:
     """One image from several noise levels.
 
     Attributes:
-        images: (levels, columns, 3, H, W) in the model's range: original, noised, ..., result.
+        images: (levels, columns, C, H, W) in the model's range: original, noised, ..., result.
         titles: of each row.
     """
 

@@ -25,7 +25,7 @@ from genssl.models.method import CanDenoise, Method
 from genssl.pixels import to_model
 from genssl.runtime import chunks, generators, measuring
 
-Encoder = Callable[[Tensor], Tensor]  # images (B, 3, H, W) in the model's range -> features (B, D)
+Encoder = Callable[[Tensor], Tensor]  # images (B, C, H, W) in the model's range -> features (B, D)
 NEIGHBORS = 200
 UNITS = {"t_star_pixels.level": "noising steps", "t_star_features.level": "noising steps", "seconds": "s"}
 
@@ -54,7 +54,7 @@ class InstanceRetrieval:
         return list(self.spaces)[-1]
 
     def __call__(self, x: Tensor, noised: Tensor, restored: Tensor, query_index: Tensor) -> dict[str, Tensor]:
-        """Measure images x (B, 3, H, W), rows `query_index` (B,) of the candidates.
+        """Measure images x (B, C, H, W), rows `query_index` (B,) of the candidates.
 
         Returns:
             By name, (B,) each on the CPU: "mse", "noised_mse", a top-1 match under the name of each space,
@@ -94,7 +94,7 @@ def make_retrieval(
 
 
 def pixels(images: Tensor) -> Tensor:
-    """Images as vectors, (B, 3 H W)."""
+    """Images as vectors, (B, C H W)."""
     return images.flatten(1)
 
 
@@ -267,7 +267,7 @@ def sweep(
         batch_size: in images.
         sampler: of the curves; the images of the figure take all steps of the reverse process.
         steps: sampler steps, fewer where t' is less; None: 20, or all for "ancestral".
-        encoder: images (B, 3, H, W) in the model's range -> features; None: compare pixels only.
+        encoder: images (B, C, H, W) in the model's range -> features; None: compare pixels only.
         bank_split: labeled images for the classes by kNN; None: no classes.
         tick: called with the network evaluations (images times steps) done and in total.
 
@@ -346,7 +346,7 @@ def _shown(levels: Sequence[int]) -> list[int]:
 
 
 def _rows(diffusion: CanDenoise, image: Tensor, levels: Sequence[int], seed: int, count: Counter) -> Rows:
-    """One image, uint8 (1, 3, H, W), through all steps of the reverse process from each level."""
+    """One image, uint8 (1, C, H, W), through all steps of the reverse process from each level."""
     reverse, rows, titles = Reverse(diffusion, "ancestral"), [], []
     for level in _shown(levels):
         x = to_model(image)

@@ -45,7 +45,7 @@ def reconstruct(
         "psnr_db": float(psnr(mse).mean()),
     }
     shown = to_model(split.take(n, seed).images)
-    pairs = torch.stack([shown, model.reconstruct(shown)], 1).flatten(0, 1)  # (2 n, 3, H, W)
+    pairs = torch.stack([shown, model.reconstruct(shown)], 1).flatten(0, 1)  # (2 n, C, H, W)
     error = f"PSNR {values['psnr_db']:.1f} dB over {len(split):,} images"
     header = header_of(method, f"{len(shown)} {split.name} {split.part} images and reconstructions, {error}")
     titles = ("original", "reconstruction")

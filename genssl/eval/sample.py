@@ -89,7 +89,7 @@ def sampler_of(method: Method, options: Mapping[str, Any]) -> Callable[..., Tens
 def draw_samples(
     method: Method, n: int, seed: int, batch_size: int, tick: Tick, options: Mapping[str, Any]
 ) -> Tensor:
-    """Sample `n` images, uint8 (n, 3, H, W) on the CPU. Image i depends on (seed, i) alone.
+    """Sample `n` images, uint8 (n, C, H, W) on the CPU. Image i depends on (seed, i) alone.
 
     Raises:
         UserError: the method does not generate, or not with these options.
@@ -132,7 +132,7 @@ def counting_calls(method: Method) -> Iterator[list[int]]:
 def sample(
     method: Method, n: int, *, seed: int, batch_size: int, tick: Tick, options: Mapping[str, Any]
 ) -> tuple[EvalResult, Tensor]:
-    """Sample `n` images: a grid with the sampling settings, and the images, uint8 (n, 3, H, W).
+    """Sample `n` images: a grid with the sampling settings, and the images, uint8 (n, C, H, W).
 
     Args:
         method: on its device; one that generates.
@@ -165,7 +165,7 @@ def with_sharpness(result: EvalResult, images: Tensor, train_sharpness: float | 
 
     Args:
         result: of `sample`.
-        images: the samples, uint8 (N, 3, H, W).
+        images: the samples, uint8 (N, C, H, W).
         train_sharpness: mean sharpness of the training images; None: unknown, no comparison.
     """
     mean = mean_sharpness(images)

@@ -114,7 +114,7 @@ def draw_disturbances(images: Tensor, rows: Sequence[Mapping[str, Any]]) -> Imag
     """A row per disturbance: its name, and some images at each strength under their Frechet distance.
 
     Args:
-        images: uint8 (n, 3, H, W), undisturbed.
+        images: uint8 (n, C, H, W), undisturbed.
         rows: of `sensitivity`.
     """
     block = len(images) * SIDE + GAP

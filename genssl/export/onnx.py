@@ -29,7 +29,7 @@ TOLERANCE = 1e-4  # of the largest output
 
 
 class Features(nn.Module):
-    """Images, uint8 (B, 3, H, W) -> features (B, D)."""
+    """Images, uint8 (B, C, H, W) -> features (B, D)."""
 
     def __init__(self, method: Method) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Features(nn.Module):
 
 
 class Posterior(nn.Module):
-    """Images, uint8 (B, 3, H, W) -> mean and log variance of q(z|x), both (B, z_dim)."""
+    """Images, uint8 (B, C, H, W) -> mean and log variance of q(z|x), both (B, z_dim)."""
 
     def __init__(self, method: HasLatents) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Posterior(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents (B, z_dim) -> the mode of p(x|z) as uint8 and in the model's range, both (B, 3, H, W)."""
+    """Latents (B, z_dim) -> the mode of p(x|z) as uint8 and in the model's range, both (B, C, H, W)."""
 
     def __init__(self, method: CanInterpolate) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ def choose(method: Method, part: str | None) -> tuple[str, Graph]:
 def graphs(method: Method) -> dict[str, Graph]:
     """The networks of a method that can be exported, by name."""
     size, source = method.config.image_size, generator(0, "eval")
-    shape = (CHECKED, 3, size, size)
+    shape = (CHECKED, method.config.channels, size, size)
     images = {"images": torch.randint(256, shape, generator=source, dtype=torch.uint8)}
     if isinstance(method, HasLatents) and isinstance(method, CanInterpolate):
         z = {"z": method.sample_prior(CHECKED, source)}

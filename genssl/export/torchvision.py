@@ -29,7 +29,7 @@ model = SmallResNet(BasicBlock, [2, 2, 2, 2])
 model.bn1 = nn.BatchNorm2d(16)
 """
 LOAD_STEM = """\
-model.conv1 = nn.Conv2d(3, {width}, 3, padding=1, bias=False)
+model.conv1 = nn.Conv2d({channels}, {width}, 3, padding=1, bias=False)
 model.maxpool = nn.Identity()
 model.fc = nn.Identity()
 model.load_state_dict(load_file({file!r}), strict=True)
@@ -40,7 +40,7 @@ model.eval()
 def torchvision_state(method: Method) -> dict[str, Tensor]:
     """Every tensor of torchvision's ResNet-18 under its name there, except `fc.*`; batch statistics included.
 
-    `conv1.weight` is (width, 3, 3, 3): the stem is one for small images (`genssl.models.resnet`).
+    `conv1.weight` is (width, C, 3, 3): the stem is one for small images (`genssl.models.resnet`).
 
     Raises:
         UserError: the method has no ResNet encoder.
@@ -56,15 +56,15 @@ def torchvision_state(method: Method) -> dict[str, Tensor]:
 
 def torchvision_code(state: dict[str, Tensor], file: str) -> str:
     """The lines of Python that load a written state into torchvision's ResNet, strictly, as `model`."""
-    width = len(state["conv1.weight"])
+    width, channels = state["conv1.weight"].shape[:2]
     start = LOAD_RESNET18 if width == WIDTHS["resnet18"] else LOAD_SMALL
-    return start + LOAD_STEM.format(width=width, file=file)
+    return start + LOAD_STEM.format(channels=channels, width=width, file=file)
 
 
 def torchvision_interface(state: dict[str, Tensor]) -> dict[str, dict[str, str]]:
     """The inputs and outputs of the loaded `model`, as text."""
     features = len(state["layer4.1.bn2.weight"])
     return {
-        "inputs": {"images": f"float32 (N, 3, H, W), {RANGE}"},
+        "inputs": {"images": f"float32 (N, {state['conv1.weight'].shape[1]}, H, W), {RANGE}"},
         "outputs": {"features": f"float32 (N, {features})"},
     }

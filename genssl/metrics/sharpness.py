@@ -17,7 +17,7 @@ def sharpness(images: Tensor) -> Tensor:
     too, so that a number above that of real images is no merit.
 
     Args:
-        images: uint8 (N, 3, H, W), at least 3 pixels a side.
+        images: uint8 (N, C, H, W) of 1 or 3 channels, at least 3 pixels a side.
 
     Returns:
         (N,) float32, in squared gray levels.
@@ -25,9 +25,11 @@ def sharpness(images: Tensor) -> Tensor:
     Raises:
         ValueError: the shape is another.
     """
-    if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < 3:
-        raise ValueError(f"images must be (N, 3, H, W) of at least 3 pixels a side, not {list(images.shape)}")
-    weights = torch.tensor(GRAY, device=images.device).view(1, 3, 1, 1)
+    if images.ndim != 4 or images.shape[1] not in {1, 3} or min(images.shape[2:]) < 3:
+        raise ValueError(
+            f"images must be (N, 1 or 3, H, W) of at least 3 pixels a side, not {list(images.shape)}"
+        )
+    weights = torch.tensor(GRAY if images.shape[1] == 3 else (1.0,), device=images.device).view(1, -1, 1, 1)
     kernel = torch.tensor(LAPLACIAN, device=images.device).view(1, 1, 3, 3)
     parts = []
     for part in images.split(ROWS):
@@ -38,7 +40,7 @@ def sharpness(images: Tensor) -> Tensor:
 
 
 def mean_sharpness(images: Tensor) -> float:
-    """The mean of `sharpness` over images, uint8 (N, 3, H, W); in float64, N at least 1."""
+    """The mean of `sharpness` over images, uint8 (N, C, H, W); in float64, N at least 1."""
     return float(sharpness(images).double().mean())
 
 

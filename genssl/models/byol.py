@@ -56,7 +56,7 @@ class BYOL(Predicting):
 
     @torch.no_grad()
     def target(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> the target network's output (B, projector_dim), without gradient."""
+        """(B, C, H, W) -> the target network's output (B, projector_dim), without gradient."""
         output: Tensor = self.target_projector(self.target_encoder(images))
         return output
 

@@ -85,7 +85,7 @@ class DDPM(Method):
 
     @classmethod
     def from_config(cls, config: DDPMConfig) -> Self:
-        """The DDPM of a config, for images of three channels."""
+        """The DDPM of a config."""
         if config.beta_schedule == "cosine":
             schedule = cosine_schedule(config.timesteps)
         else:
@@ -93,9 +93,9 @@ class DDPM(Method):
             schedule = linear_schedule(config.timesteps, *betas, scaled=config.scale_betas)
         if config.zero_terminal_snr:
             schedule = zero_terminal_snr(schedule)
-        network = UNet(LAYOUTS[config.network], classes=config.num_classes or 0)
+        network = UNet(LAYOUTS[config.network], config.channels, config.num_classes or 0)
         return cls(
-            schedule, network, config.image_size, 3, config.loss, config.features_t,
+            schedule, network, config.image_size, config.channels, config.loss, config.features_t,
             classes=config.num_classes or 0, prediction=config.prediction, weighting=config.weighting,
             timestep_sampling=config.timestep_sampling,
         )  # fmt: skip

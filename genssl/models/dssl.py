@@ -40,7 +40,7 @@ class DSSL(Predicting):
         return {**super().settings_of(config), "beta": config.beta, "naive": config.naive}
 
     def forward(self, view: Tensor) -> tuple[Tensor, Tensor]:
-        """A view (B, 3, H, W) -> z and p, each (B, projector_dim); z without gradient."""
+        """A view (B, C, H, W) -> z and p, each (B, projector_dim); z without gradient."""
         z = self.embed(view)
         p = self.predictor(z)
         return (z.detach() if self.stop_gradient else z), p

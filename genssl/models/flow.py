@@ -58,8 +58,10 @@ class Flow(Method):
     def from_config(cls, config: FlowConfig) -> Self:
         """The flow of a config."""
         classes = config.num_classes or 0
-        network = UNet(LAYOUTS[config.network], classes=classes)
-        return cls(network, config.image_size, 3, classes, config.timestep_sampling, config.features_t)
+        network = UNet(LAYOUTS[config.network], config.channels, classes)
+        return cls(
+            network, config.image_size, config.channels, classes, config.timestep_sampling, config.features_t
+        )
 
     @property
     def device(self) -> torch.device:

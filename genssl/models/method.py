@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Method(nn.Module):
     """What the training loop, the evaluations and the commands ask of every method.
 
-    Images are float (B, 3, H, W) in the range of `genssl.pixels`, unless said otherwise.
+    Images are float (B, C, H, W) in the range of `genssl.pixels`, unless said otherwise.
     """
 
     config: Config  # set by `build`
@@ -55,18 +55,18 @@ class Method(nn.Module):
         """Called after each optimizer step with the share of the run that is done; e.g. an EMA target."""
 
     def after_training(self, images: Tensor, generator: Randomness = None) -> None:
-        """Fit what is fitted once, at the end. `images`: the train split, uint8 (N, 3, H, W), anywhere."""
+        """Fit what is fitted once, at the end. `images`: the train split, uint8 (N, C, H, W), anywhere."""
 
     def features(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, D), for kNN, linear evaluation and distances."""
+        """(B, C, H, W) -> (B, D), for kNN, linear evaluation and distances."""
         raise NotImplementedError
 
     def outputs(self, images: Tensor) -> Tensor | None:
-        """(B, 3, H, W) -> (B, D), what may collapse while training; None when nothing can."""
+        """(B, C, H, W) -> (B, D), what may collapse while training; None when nothing can."""
         return None
 
     def previews(self, images: Tensor, generator: Randomness) -> dict[str, Tensor]:
-        """Pictures to draw while training, each (M, 3, H, W), from fixed test images and fixed noise."""
+        """Pictures to draw while training, each (M, C, H, W), from fixed test images and fixed noise."""
         return {}
 
 
@@ -88,7 +88,7 @@ class CanSample(Protocol):
     """Draws images from nothing but noise."""
 
     def sample(self, n: int, generator: Randomness = None) -> Tensor:
-        """`n` images (n, 3, H, W); with one generator per image, image i depends on its own alone.
+        """`n` images (n, C, H, W); with one generator per image, image i depends on its own alone.
 
         Further keyword parameters are the method's own sampling options (prior, sampler, steps, ...).
         """
@@ -100,7 +100,7 @@ class CanReconstruct(Protocol):
     """Passes images through a bottleneck and back."""
 
     def reconstruct(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, 3, H, W), deterministic."""
+        """(B, C, H, W) -> (B, C, H, W), deterministic."""
         ...
 
 
@@ -113,11 +113,11 @@ class CanInterpolate(Protocol):
         ...
 
     def interpolate(self, z_1: Tensor, z_2: Tensor, n: int) -> Tensor:
-        """`n` images on the straight line from z_1 to z_2, both (B, D): (n, B, 3, H, W)."""
+        """`n` images on the straight line from z_1 to z_2, both (B, D): (n, B, C, H, W)."""
         ...
 
     def decode_path(self, z: Tensor) -> Tensor:
-        """Latents (n, B, D) -> images (n, B, 3, H, W)."""
+        """Latents (n, B, D) -> images (n, B, C, H, W)."""
         ...
 
 
@@ -144,7 +144,7 @@ class CanDenoise(Protocol):
         *,
         callback: "StepCallback | None" = None,
     ) -> Tensor:
-        """x (B, 3, H, W) at the zero-based time t_start -> clean images."""
+        """x (B, C, H, W) at the zero-based time t_start -> clean images."""
         ...
 
 
@@ -153,7 +153,7 @@ class HasLatents(Protocol):
     """Has a posterior over latents for each image."""
 
     def encode(self, x: Tensor) -> "DiagonalGaussianDistribution":
-        """q(z|x) of images (B, 3, H, W)."""
+        """q(z|x) of images (B, C, H, W)."""
         ...
 
 

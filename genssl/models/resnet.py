@@ -18,14 +18,15 @@ class Encoder(nn.Module):
 
     Args:
         width: channels of the first stage.
+        channels: of the images.
     """
 
-    def __init__(self, width: int = 64) -> None:
+    def __init__(self, width: int = 64, channels: int = 3) -> None:
         super().__init__()
         from torchvision.models.resnet import BasicBlock  # here: torchvision takes seconds to import
 
         self.dim = width * 2 ** (STAGES - 1)
-        self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.layer1 = _stage(BasicBlock, width, width, stride=1)
         self.layer2 = _stage(BasicBlock, width, 2 * width, stride=2)
@@ -39,7 +40,7 @@ class Encoder(nn.Module):
                 nn.init.zeros_(module.bn2.weight)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, 8 width), the mean over places of the last stage."""
+        """(B, C, H, W) -> (B, 8 width), the mean over places of the last stage."""
         # No max pooling after the stem: 32x32 images would be 8x8 before the first stage
         x = F.relu(self.bn1(self.conv1(images)))  # (B, width, H, W)
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):

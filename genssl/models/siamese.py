@@ -15,7 +15,7 @@ class Siamese(Method):
     """An encoder and a projector, applied to each view on its own, so that a batch norm sees one view.
 
     Args:
-        encoder: images (B, 3, H, W) -> features (B, encoder.dim).
+        encoder: images (B, C, H, W) -> features (B, encoder.dim).
         projector_sizes: widths of the projector's layers after the features.
         norm_last: whether the projector ends with a batch norm.
     """
@@ -30,7 +30,7 @@ class Siamese(Method):
     def from_config(cls, config: SelfSupervisedConfig) -> Self:
         """The method of a config: its encoder, its projector, and what `settings_of` gives."""
         hidden = [config.projector_hidden] * (config.projector_layers - 1)
-        encoder = Encoder(WIDTHS[config.encoder])
+        encoder = Encoder(WIDTHS[config.encoder], config.channels)
         return cls(encoder, [*hidden, config.projector_dim], **cls.settings_of(config))
 
     @classmethod
@@ -39,7 +39,7 @@ class Siamese(Method):
         return {}
 
     def embed(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> the projector's output (B, projector_dim)."""
+        """(B, C, H, W) -> the projector's output (B, projector_dim)."""
         output: Tensor = self.projector(self.encoder(images))
         return output
 
@@ -54,12 +54,12 @@ class Siamese(Method):
         return distributed.all_gather(z1), distributed.all_gather(z2)
 
     def features(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, encoder.dim): the encoder's output; the projector is for training only."""
+        """(B, C, H, W) -> (B, encoder.dim): the encoder's output; the projector is for training only."""
         features: Tensor = self.encoder(images)
         return features
 
     def outputs(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, projector_dim), what may collapse."""
+        """(B, C, H, W) -> (B, projector_dim), what may collapse."""
         return self.embed(images)
 
 

@@ -16,7 +16,7 @@ class SimSiam(Predicting):
     """
 
     def forward(self, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Two views (B, 3, H, W) -> z1, z2, p1, p2, each (B, projector_dim); z without gradient."""
+        """Two views (B, C, H, W) -> z1, z2, p1, p2, each (B, projector_dim); z without gradient."""
         # Each view passes through the encoder on its own: a batch norm must not see both views at once
         z1, z2 = self.embed(x1), self.embed(x2)
         p1, p2 = self.predictor(z1), self.predictor(z2)

@@ -103,9 +103,9 @@ class VAE(Method):
 
     @classmethod
     def from_config(cls, config: VAEConfig) -> Self:
-        """The VAE of a config, for images of three channels."""
+        """The VAE of a config."""
         variance, components = config.decoder_variance, config.mixture_components
-        return cls(config.image_size, 3, config.width, config.z_dim, variance, components)
+        return cls(config.image_size, config.channels, config.width, config.z_dim, variance, components)
 
     # The model
 
@@ -160,7 +160,7 @@ class VAE(Method):
 
     @torch.no_grad()
     def after_training(self, images: Tensor, generator: Randomness = None) -> None:
-        """Fit the Gaussian mixture to one draw of q(z|x) per training image, uint8 (N, 3, H, W).
+        """Fit the Gaussian mixture to one draw of q(z|x) per training image, uint8 (N, C, H, W).
 
         Where there are many, every second, third, ... of them will do.
         """
@@ -178,7 +178,7 @@ class VAE(Method):
         self.mixture_scales.copy_(scales)
 
     def _aggregate_posterior(self, images: Tensor, noise: Tensor) -> Tensor:
-        """One draw of q(z|x) for each of `images`, uint8 (N, 3, H, W), from `noise` (N, z_dim): (N, z_dim).
+        """One draw of q(z|x) for each of `images`, uint8 (N, C, H, W), from `noise` (N, z_dim): (N, z_dim).
 
         The decoder was trained on these, Cov = Var(mu) + E[sigma^2]; the means alone lack the second term.
         """

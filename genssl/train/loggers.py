@@ -54,7 +54,7 @@ class TensorBoardLogger:
 
         Args:
             record: the epoch's line of the history; what is no finite number is left out.
-            previews: the pictures by kind, each (M, 3, H, W) in the model's range.
+            previews: the pictures by kind, each (M, C, H, W) in the model's range.
         """
         step = record["step"]
         for name, value in record.items():

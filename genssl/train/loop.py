@@ -55,7 +55,7 @@ class Objective(nn.Module):
     def forward(
         self, images: Tensor, view_draws: dict[str, Tensor], method_draws: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """uint8 images (B, 3, H, W) and all random draws -> named scalar losses."""
+        """uint8 images (B, C, H, W) and all random draws -> named scalar losses."""
         views = self.views(images, view_draws)
         # Convolutions are fastest on channels_last, on GPUs and on CPUs
         views = tuple(view.contiguous(memory_format=torch.channels_last) for view in views)
@@ -118,7 +118,7 @@ class Training:
     def _batches(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         """This process's batches of zero-based `epoch`, from number `first` on.
 
-        Images, uint8 (B, 3, H, W), and their labels, (B,) int64, for a method that asks for them.
+        Images, uint8 (B, C, H, W), and their labels, (B,) int64, for a method that asks for them.
         """
         # A function of (seed, epoch) alone, so that a resumed run goes on in the same order
         order = epoch_permutation(self.config.seed, epoch, len(self.split))

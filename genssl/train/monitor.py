@@ -210,7 +210,7 @@ class Monitor:
 
     @torch.no_grad()
     def draw(self, method: Method) -> dict[str, Tensor]:
-        """The method's previews, each (M, 3, H, W) in the model's range."""
+        """The method's previews, each (M, C, H, W) in the model's range."""
         if self.images is None:
             return {}
         method.eval()

@@ -311,6 +311,8 @@ class RunInProgress:
                 precision=training.precision,
             )
         )
+        if self.config.channels == 1:
+            self.listener(Note("images are gray: one channel"))
         for remark in training.method.remarks():
             self.listener(Note(remark))
 

@@ -1,6 +1,6 @@
 """Color jitter, grayscale and blur of a whole batch, with separate parameters for each image.
 
-Images are three planes, float32 (3, N, H, W) in [0, 1].
+Images are three planes, or one of gray images: float32 (C, N, H, W) in [0, 1].
 """
 
 import torch
@@ -14,7 +14,9 @@ SIGMAS = (0.1, 2.0)  # range of the blur's deviation, in pixels
 
 
 def gray(planes: Tensor) -> Tensor:
-    """(3, N, H, W) -> (N, H, W)."""
+    """(C, N, H, W) -> (N, H, W), a new tensor."""
+    if len(planes) == 1:
+        return planes[0].clone()
     red, green, blue = planes.unbind(0)
     return (red * WEIGHTS[0]).add_(green, alpha=WEIGHTS[1]).add_(blue, alpha=WEIGHTS[2])
 
@@ -25,7 +27,7 @@ def blend(planes: Tensor, kind: Tensor, factor: Tensor) -> Tensor:
     The reference is black, the image's mean gray, or its gray: whichever `kind` says, per image.
 
     Args:
-        planes: (3, N, H, W).
+        planes: (C, N, H, W).
         kind: (N,) BRIGHTNESS, CONTRAST or SATURATION; anything else counts as brightness.
         factor: (N,), 1 changes nothing, exactly.
     """
@@ -80,10 +82,10 @@ def jitter(planes: Tensor, order: Tensor, factors: Tensor, turn: Tensor | None) 
     uses those that its order asks for; the others have factor 1.
 
     Args:
-        planes: (3, N, H, W).
+        planes: (C, N, H, W).
         order: (N, 4) int64, a permutation of BRIGHTNESS, CONTRAST, SATURATION and HUE in each row.
         factors: (N, 3) of the first three.
-        turn: (N,) of the hue, in whole circles; None: no hue is turned.
+        turn: (N,) of the hue, in whole circles; None: no hue is turned, as there is none in one plane.
     """
     factor = F.pad(factors, (0, 1), value=1.0).gather(1, order)  # (N, 4), in the order of application
     if turn is None:
@@ -111,7 +113,7 @@ def blur(planes: Tensor, sigma: Tensor, chosen: Tensor, kernel: int = KERNEL) ->
     """Gaussian blur of the chosen images; the border is mirrored.
 
     Args:
-        planes: (3, N, H, W).
+        planes: (C, N, H, W).
         sigma: (N,), in pixels.
         chosen: (N,) bool.
         kernel: odd number of pixels at which the Gaussian is cut off.

@@ -52,19 +52,19 @@ def resized_crop(images: Tensor, boxes: Tensor, flips: Tensor | None = None) -> 
     entries in a row; mirroring reverses the order of the columns.
 
     Args:
-        images: (N, 3, H, W), any real type.
+        images: (N, C, H, W), any real type.
         boxes: (N, 4) top, left, height, width, within the image.
         flips: (N,) bool, or None for none.
 
     Returns:
-        float32 (3, N, H, W), in the units of `images`: three planes, which is how colors are computed fast.
+        float32 (C, N, H, W), in the units of `images`: planes, which is how colors are computed fast.
     """
     _, channels, height, width = images.shape
     top, left, h, w = boxes.unbind(1)
     # Bilinear weights are products: R (N, H, H) image (N, H, W) C^T (N, W, W)
     rows = interpolation(top, h, height)
     columns = interpolation(left, w, width, flips)
-    wide = torch.bmm(images.float().flatten(1, 2), columns.mT)  # (N, 3 H, W)
+    wide = torch.bmm(images.float().flatten(1, 2), columns.mT)  # (N, C H, W)
     planes = wide.unflatten(1, (channels, height)).unbind(1)
     return torch.stack([torch.bmm(rows, plane) for plane in planes])
 

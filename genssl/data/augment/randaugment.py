@@ -5,7 +5,7 @@ translations as a share of the side, not as the paper's pixels of ImageNet; magn
 of 32 pixels by 4. Geometric operations resample bilinearly, and what they uncover is black. An operation runs
 on every image, with parameters that change nothing where it was not drawn: no shape depends on chance.
 
-Images are bytes as three planes: whole numbers in 0..255, float32 (3, N, H, W).
+Images are bytes as three planes, or one of gray images: whole numbers in 0..255, float32 (C, N, H, W).
 """
 
 import math
@@ -35,7 +35,7 @@ def randaugment(planes: Tensor, kinds: Tensor, signs: Tensor, magnitude: int) ->
     """Apply K operations to each image, one after the other.
 
     Args:
-        planes: (3, N, H, W) bytes.
+        planes: (C, N, H, W) bytes.
         kinds: (N, K) int64 in 0..13: IDENTITY to EQUALIZE.
         signs: (N, K) of -1 and 1; which way to shear, shift, rotate or blend.
         magnitude: how much, 0..30.
@@ -52,7 +52,7 @@ def warp(planes: Tensor, kind: Tensor, amount: Tensor) -> Tensor:
     """Shear (from the top left corner), shift by whole pixels, or rotate (about the center).
 
     Args:
-        planes: (3, N, H, W) bytes.
+        planes: (C, N, H, W) bytes.
         kind: (N,); other operations than these five leave the image as it is.
         amount: (N,) share of the largest, in [-1, 1].
     """
@@ -88,7 +88,7 @@ def enhance(planes: Tensor, kind: Tensor, amount: Tensor) -> Tensor:
     The reference is black, gray, the mean gray, or the image smoothed.
 
     Args:
-        planes: (3, N, H, W) bytes.
+        planes: (C, N, H, W) bytes.
         kind: (N,); other operations than these four leave the image as it is.
         amount: (N,) share of the largest change, in [-1, 1]; factors are 1 + 0.9 amount.
     """
@@ -117,7 +117,7 @@ def remap(planes: Tensor, kind: Tensor, magnitude: int) -> Tensor:
     """Posterize, solarize, autocontrast or equalize: a table of 256 levels for each plane.
 
     Args:
-        planes: (3, N, H, W) bytes.
+        planes: (C, N, H, W) bytes.
         kind: (N,); other operations than these four leave the image as it is.
         magnitude: 0..30: bits that posterize clears, and how far down from white solarize begins.
     """
@@ -129,13 +129,13 @@ def remap(planes: Tensor, kind: Tensor, magnitude: int) -> Tensor:
     kind = kind[:, None]
     table = torch.where(kind == POSTERIZE, (ramp / step).floor() * step, ramp)  # (N, 256)
     table = torch.where(kind == SOLARIZE, torch.where(ramp >= threshold, LEVELS - 1 - ramp, ramp), table)
-    tables = torch.where(kind == AUTOCONTRAST, _stretching(planes, ramp), table)  # (3, N, 256)
+    tables = torch.where(kind == AUTOCONTRAST, _stretching(planes, ramp), table)  # (C, N, 256)
     tables = torch.where(kind == EQUALIZE, _equalizing(levels, ramp), tables)
     return tables.gather(2, levels).view_as(planes)
 
 
 def _stretching(planes: Tensor, ramp: Tensor) -> Tensor:
-    """Tables (3, N, 256) that take a plane's darkest level to 0 and its brightest to 255."""
+    """Tables (C, N, 256) that take a plane's darkest level to 0 and its brightest to 255."""
     low, high = planes.amin((2, 3)), planes.amax((2, 3))
     flat = (high == low)[:, :, None]
     span = (high - low).clamp(min=1)[:, :, None]
@@ -144,7 +144,7 @@ def _stretching(planes: Tensor, ramp: Tensor) -> Tensor:
 
 
 def _equalizing(levels: Tensor, ramp: Tensor) -> Tensor:
-    """Tables (3, N, 256) that make a plane's levels about equally frequent, as Pillow's equalize does.
+    """Tables (C, N, 256) that make a plane's levels about equally frequent, as Pillow's equalize does.
 
     A level goes to the number of pixels below it over a 255th of all pixels but those of the brightest level
     there is, in whole numbers. A plane with fewer than 255 such pixels stays.

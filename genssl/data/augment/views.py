@@ -26,7 +26,7 @@ class Views(Protocol):
         ...
 
     def __call__(self, images: Tensor, draws: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """uint8 (B, 3, H, W) -> views, each float (B, 3, H, W) in the model's range."""
+        """uint8 (B, C, H, W) -> views, each float (B, C, H, W) in the model's range."""
         ...
 
 
@@ -40,7 +40,7 @@ class Plain:
         return {}
 
     def __call__(self, images: Tensor, draws: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """uint8 (B, 3, H, W) -> (float (B, 3, H, W),)."""
+        """uint8 (B, C, H, W) -> (float (B, C, H, W),)."""
         return (to_model(images),)
 
 
@@ -92,14 +92,14 @@ class Standard:
         return dict(zip(sizes, chances.split(list(sizes.values()), 2), strict=True))
 
     def __call__(self, images: Tensor, draws: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """uint8 (B, 3, H, W) -> two views, each float32 (B, 3, H, W) in the model's range."""
+        """uint8 (B, C, H, W) -> two views, each float32 (B, C, H, W) in the model's range."""
         # bf16 has 8 significant bits, and would round the pixels
         with torch.autocast(images.device.type, enabled=False):
             first, second = _to_model(self.planes(images, draws)).chunk(VIEWS)
         return first, second
 
     def planes(self, images: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        """uint8 (B, 3, H, W) -> float32 (3, 2 B, H, W) in [0, 1], all first views before all second ones."""
+        """uint8 (B, C, H, W) -> float32 (C, 2 B, H, W) in [0, 1], all first views before all second ones."""
         chances = {name: chance.transpose(0, 1).flatten(0, 1) for name, chance in draws.items()}
         height, width = images.shape[2:]
         boxes = geometry.crop_boxes(chances["crop"], height, width, self.config.crop_scale)
@@ -108,10 +108,10 @@ class Standard:
         return self._change_colors(planes, chances)
 
     def _change_colors(self, planes: Tensor, chances: dict[str, Tensor]) -> Tensor:
-        config = self.config
+        config, is_gray = self.config, len(planes) == 1
         if config.jitter > 0:
             planes = self._jittered(planes, chances)
-        if config.grayscale > 0:
+        if config.grayscale > 0 and not is_gray:
             planes = color.make_gray(planes, chances["grayscale"][:, 0] < config.grayscale)
         if config.blur > 0:
             apply, sigma = chances["blur"].unbind(1)
@@ -120,13 +120,14 @@ class Standard:
         return planes
 
     def _jittered(self, planes: Tensor, chances: dict[str, Tensor]) -> Tensor:
-        config = self.config
+        config, is_gray = self.config, len(planes) == 1
         apply = (chances["jitter"][:, :1] < config.jitter).float()
         # Uniform in [-1, 1); 0 where an image is not jittered, which makes its factors exactly 1: (N, 4)
         signed = (2 * chances["jitter"][:, 1:] - 1) * apply
-        ranges = (config.brightness, config.contrast, config.saturation)
+        # Gray has neither saturation nor hue: factors of 1 change nothing, exactly
+        ranges = (config.brightness, config.contrast, 0.0 if is_gray else config.saturation)
         factors = torch.stack([1 + most * signed[:, i] for i, most in enumerate(ranges)], 1)
-        turn = config.hue * signed[:, 3] if config.hue > 0 else None
+        turn = config.hue * signed[:, 3] if config.hue > 0 and not is_gray else None
         # The ranks of uniform numbers are a uniform permutation
         return color.jitter(planes, chances["order"].argsort(1), factors, turn)
 
@@ -147,7 +148,7 @@ class Directional:
         return standard | {"heavy": uniform((n, VIEWS, self.config.heavy_operations, 2), generator)}
 
     def __call__(self, images: Tensor, draws: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """uint8 (B, 3, H, W) -> v1, v2, h1, h2: each float32 (B, 3, H, W) in the model's range."""
+        """uint8 (B, C, H, W) -> v1, v2, h1, h2: each float32 (B, C, H, W) in the model's range."""
         with torch.autocast(images.device.type, enabled=False):
             planes = self.standard.planes(images, draws)
             which, sign = draws["heavy"].transpose(0, 1).flatten(0, 1).unbind(2)  # (2 B, K)
@@ -160,6 +161,6 @@ class Directional:
 
 
 def _to_model(planes: Tensor) -> Tensor:
-    """float32 (3, N, H, W) in [0, 1] -> (N, 3, H, W), contiguous, in the model's range."""
+    """float32 (C, N, H, W) in [0, 1] -> (N, C, H, W), contiguous, in the model's range."""
     images = planes.transpose(0, 1).contiguous()
     return images.mul_(255 * BIN_WIDTH).add_(HALF * BIN_WIDTH - 1)
