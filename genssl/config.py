@@ -42,6 +42,7 @@ class Config(BaseModel):
     limit: PositiveInt | None = None  # train on this many images of the shuffled train split
     holdout: Fraction = 0.0  # share of these images that is held out of training, as a validation split
     skip_bad: bool = False  # leave unreadable files out
+    zip_encoding: str | None = None  # of names in a .zip that are not marked as UTF-8
     image_size: PositiveInt = 32  # pixels a side
 
     # Optimization
@@ -277,7 +278,7 @@ class SelfSupervisedConfig(Config):
     projector_layers: PositiveInt = 2
 
     crop_scale: Annotated[float, Field(gt=0, le=1)] = 0.2  # smallest share of the area that a view shows
-    flip: Literal["auto", "on", "off"] = "auto"  # auto: off for digits, on for everything else
+    flip: Literal["auto", "on", "off"] = "auto"  # auto: as the data set says; of a path off for digits, letters
     jitter: Share = 0.8  # probability of the next four, in an order of their own for each image
     brightness: Share = 0.4  # factors from 1 - this to 1 + this
     contrast: Share = 0.4

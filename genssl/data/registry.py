@@ -104,11 +104,34 @@ def key_of(name: str, image_size: int = NATIVE_SIZE) -> str:
     return f"{name}{SOURCES[name].version}-{image_size}"
 
 
+DIGITS = set("zero one two three four five six seven eight nine".split())
+
+
 def allows_flips(data: str, classes: tuple[str, ...]) -> bool:
-    """Whether mirrored images keep their class: as the source says, else unless all classes are digits."""
+    """Whether mirrored images keep their class: as the source says, else unless classes are digits or letters.
+
+    Classes are taken for digits or letters where most of their names are numbers, single letters or words of
+    digits.
+    """
     if source := SOURCES.get(base_name(data)):
         return source.flips
-    return not classes or not all(name.isdigit() for name in classes)
+    glyphs = sum(name.isdigit() or len(name) == 1 or name.lower() in DIGITS for name in classes)
+    return 2 * glyphs <= len(classes)
+
+
+def describe_flips(data: str, classes: tuple[str, ...], setting: str) -> str:
+    """A line on whether images are mirrored, and why; "" where a known data set decides that."""
+    if setting != "auto":
+        return f"flips are {setting}, as set"
+    if base_name(data) in SOURCES:
+        return ""
+    if not allows_flips(data, classes):
+        return (
+            "flips are off, since the classes are named as digits or letters, which mirrored are others; "
+            "--set flip=on turns them on"
+        )
+    why = "the classes are not named as digits or letters" if classes else "there are no classes to judge by"
+    return f"flips are on, since {why}; --set flip=off turns them off, as for images of text"
 
 
 def path_of(data: str) -> Path:
