@@ -56,12 +56,17 @@ def data_fetch(
     """Download and convert a data set ahead of training."""
     from genssl.data.image_folder import DataWarning
 
-    warnings.simplefilter("ignore", DataWarning)  # they are among the notes, also of what is cached
     for split in _options.SPLITS:
-        images = read_split(data, split, image_size, 0, skip_bad, zip_encoding)
+        with warnings.catch_warnings():
+            # They are among the notes, also where the data are cached
+            warnings.simplefilter("ignore", DataWarning)
+            images = read_split(data, split, image_size, 0, skip_bad, zip_encoding)
         echo(f"{images.name} {split}: {len(images):,} images, {len(images.classes)} classes")
-    for note in images.notes:
-        echo(f"  {note}")
+    from genssl.data.registry import SOURCES, base_name
+
+    if base_name(data) not in SOURCES:
+        for note in images.notes or ("nothing was left out",):
+            echo(f"  {note}")
 
 
 @data_app.command("preview")

@@ -1,6 +1,7 @@
 """`load`: from what --data says to a split in memory."""
 
 import hashlib
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -65,7 +66,8 @@ def load(
             load, base_name(data), image_size=image_size, seed=seed, skip_bad=skip_bad,
             zip_encoding=zip_encoding, progress=progress,
         )  # fmt: skip
-        return remix(source("train"), source("test"), part, progress)
+        train, test = source("train"), source("test")
+        return replace(remix(train, test, part, progress), notes=train.notes)
     path = path_of(data)
     if sources := official_sources(path):
         return _load_copies(sources, path, part, image_size, progress)

@@ -104,19 +104,14 @@ def key_of(name: str, image_size: int = NATIVE_SIZE) -> str:
     return f"{name}{SOURCES[name].version}-{image_size}"
 
 
-DIGITS = set("zero one two three four five six seven eight nine".split())
-
-
 def allows_flips(data: str, classes: tuple[str, ...]) -> bool:
     """Whether mirrored images keep their class: as the source says, else unless classes are digits or letters.
 
-    Classes are taken for digits or letters where most of their names are numbers, single letters or words of
-    digits.
+    They are, where all of their names are numbers or single letters.
     """
     if source := SOURCES.get(base_name(data)):
         return source.flips
-    glyphs = sum(name.isdigit() or len(name) == 1 or name.lower() in DIGITS for name in classes)
-    return 2 * glyphs <= len(classes)
+    return not classes or not all(name.isdigit() or len(name) == 1 for name in classes)
 
 
 def describe_flips(data: str, classes: tuple[str, ...], setting: str) -> str:

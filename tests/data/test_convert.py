@@ -80,7 +80,7 @@ def stop_at(k: int, monkeypatch: pytest.MonkeyPatch, how: Callable[[], object]) 
     """Let the k-th call to decode, from 0 on, do something first."""
     calls = iter(range(1000))
 
-    def stopping(content: bytes, image_size: int) -> Bytes:
+    def stopping(content: bytes, image_size: int, *_: object) -> Bytes:
         if next(calls) == k:
             how()
         return decode(content, image_size)
@@ -188,7 +188,7 @@ def test_of_two_processes_that_convert_at_once_one_waits(
     path = put(tmp_path / "set.tar", pictures)
     log = tmp_path / "log"
 
-    def slow(content: bytes, image_size: int) -> Bytes:
+    def slow(content: bytes, image_size: int, *_: object) -> Bytes:
         with log.open("a") as file:
             file.write("decoded\n")
         time.sleep(0.1)
@@ -333,7 +333,7 @@ def test_where_there_is_no_room_at_all_the_user_is_told(
 def test_an_error_of_reading_is_none_of_writing(
     tmp_path: Path, put: Put, pictures: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(_: Path) -> Iterator[NoReturn]:
+    def broken(*_: object) -> Iterator[NoReturn]:
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(module, "members", broken)
