@@ -253,11 +253,16 @@ def test_a_damaged_member_of_any_compression_is_a_bad_file(method: int, tmp_path
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w", method) as archive:
         archive.writestr("1.png", bytes(range(256)) * 40)
-    whole = path.read_bytes()
+    whole, bad = path.read_bytes(), 0
     for i in range(40, 120, 4):
         path.write_bytes(whole[:i] + bytes([whole[i] ^ 255]) + whole[i + 1 :])
-        with pytest.raises(BadFile, match="damaged"):
-            contents(path)
+        try:
+            # A byte that says how much memory to take changes nothing
+            assert contents(path) == {"1.png": bytes(range(256)) * 40}
+        except BadFile as error:
+            assert "damaged" in str(error)
+            bad += 1
+    assert bad >= 16
 
 
 def test_a_folder_that_cannot_be_read_is_a_bad_file(

@@ -45,7 +45,7 @@ def run(path: Path, folder: Path, calls: Calls | None = None, *, skip_bad: bool 
     return convert(Conversion(path, "some", "key", 8, skip_bad, progress), folder)
 
 
-def reference(files: dict[str, bytes], path: Path) -> dict[str, Split]:
+def reference(files: dict[str, bytes], path: Path, notes: tuple[str, ...] = ()) -> dict[str, Split]:
     """What a conversion is to give, all in memory."""
     splits = {}
     for part in ("train", "test"):
@@ -54,14 +54,14 @@ def reference(files: dict[str, bytes], path: Path) -> dict[str, Split]:
         labels = [CLASSES.index(name.split("/")[2]) for name in names]
         tensors = {"images": torch.from_numpy(images), "labels": torch.tensor(labels)}
         splits[part] = Split(
-            tensors["images"], tensors["labels"], CLASSES, "some", part, tensor_digest(tensors)
+            tensors["images"], tensors["labels"], CLASSES, "some", part, tensor_digest(tensors), notes=notes
         )
     return splits
 
 
-def is_right(folder: Path, files: dict[str, bytes], path: Path) -> bool:
+def is_right(folder: Path, files: dict[str, bytes], path: Path, *notes: str) -> bool:
     """Whether the folder has the entries that `write_split` makes of the reference, and nothing else."""
-    for part, split in reference(files, path).items():
+    for part, split in reference(files, path, notes).items():
         expected = folder.parent / "reference"
         write_split(expected, split, str(path))
         entry = folder / f"key-{part}"
@@ -216,7 +216,8 @@ def test_the_last_of_two_files_of_one_name_counts(
     path, folder = put(tmp_path / "set.tar", first | pictures | {f"//{spoilt}": b"bad"}), tmp_path / "to"
     with pytest.warns(UserWarning, match="1 of 12 images"):
         run(path, folder, skip_bad=True)
-    assert is_right(folder, {name: data for name, data in pictures.items() if name != spoilt}, path)
+    note = f"1 of 12 images are left out: {spoilt} (not an image)"
+    assert is_right(folder, {name: data for name, data in pictures.items() if name != spoilt}, path, note)
 
 
 @pytest.mark.parametrize("kind", ["set", "set.tar"])

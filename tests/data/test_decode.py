@@ -262,7 +262,7 @@ def test_a_jpeg_without_its_last_two_bytes_is_read(options: dict[str, Any]) -> N
     data = content(Image.fromarray(RGB), "JPEG", **options)
     for missing in (1, 2):
         assert np.array_equal(decode(data[:-missing], 32), decode(data, 32))
-    for missing in (8, 20, 100):
+    for missing in (20, 50, 100):
         with pytest.raises(BadImage, match="truncated"):
             decode(data[:-missing], 32)
 
