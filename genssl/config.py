@@ -278,7 +278,7 @@ class SelfSupervisedConfig(Config):
     projector_layers: PositiveInt = 2
 
     crop_scale: Annotated[float, Field(gt=0, le=1)] = 0.2  # smallest share of the area that a view shows
-    flip: Literal["auto", "on", "off"] = "auto"  # auto: as the data set says; of a path off for digits, letters
+    flip: Literal["auto", "on", "off"] = "auto"  # auto: off for digits and letters
     jitter: Share = 0.8  # probability of the next four, in an order of their own for each image
     brightness: Share = 0.4  # factors from 1 - this to 1 + this
     contrast: Share = 0.4

@@ -63,7 +63,7 @@ class DrawnNames:
 def drawn_names(classes: tuple[str, ...]) -> DrawnNames:
     """Look for an installed font that has all letters of the names; warn where there is none.
 
-    The fonts of matplotlib and of Pillow have no Chinese, Japanese or Korean, and Pillow's only Latin letters.
+    The fonts of matplotlib and of Pillow have no Chinese, Japanese or Korean; Pillow's is Latin only.
     A space before an underscore keeps matplotlib from leaving the name out of a legend.
     """
     names = tuple(f" {name}" if name.startswith("_") else name for name in classes)

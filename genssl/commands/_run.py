@@ -322,7 +322,7 @@ class SampleSource:
         return (train if is_limited else train.take(self.limit, self.seed)).to(self.device)
 
     def _undivided(self) -> "Split | None":
-        """All real images, where nothing was trained on them and they have no parts; a hold-out would cut them."""
+        """All real images, where they have no parts and nothing was trained on them."""
         from genssl.data.load import load_undivided
 
         if self.loaded is not None and base_name(self.data) == base_name(self.training_data):

@@ -215,7 +215,9 @@ def fidelity(
     sampling: Sampling,
     run: Annotated[
         str | None,
-        typer.Argument(metavar="REF", help="A method, the name or path of a run, or a folder or archive of samples."),
+        typer.Argument(
+            metavar="REF", help="A method, the name or path of a run, or a folder or archive of samples."
+        ),
     ] = None,
     n: Annotated[
         int | None,

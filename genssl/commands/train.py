@@ -95,8 +95,8 @@ def train(
     named = {
         "data": data, "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate,
         "limit": limit, "image_size": image_size, "seed": seed, "precision": precision,
-        "sample_every": sample_every, "skip_bad": skip_bad, "zip_encoding": zip_encoding, "timesteps": timesteps,
-        "knn_every": knn_every, "holdout": holdout,
+        "sample_every": sample_every, "skip_bad": skip_bad, "zip_encoding": zip_encoding,
+        "timesteps": timesteps, "knn_every": knn_every, "holdout": holdout,
     }  # fmt: skip
     changes = {name: value for name, value in named.items() if value is not None}
     changes |= parse_settings(settings or [])

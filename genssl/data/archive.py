@@ -37,10 +37,10 @@ SYSTEM = {
 SYSTEM_PATTERN = re.compile(r"\.|\$recycle|found\.\d{3}$|@ea")
 # Files that lie beside images and are none, which nobody misses
 SIDE_FILES = set(
-    ".txt .md .rst .csv .tsv .json .jsonl .xml .yaml .yml .html .htm .css .js .py .ipynb .m .sh .bat .log .ini "
-    ".cfg .toml .db .names .lst .license .url .lnk .doc .docx .xls .xlsx .bib .tex .mat .pkl .pickle .h5 .hdf5 "
-    ".npy .npz .parquet .arrow .pt .pth .ckpt .safetensors .gz .bz2 .xz .zip .tar .rar .7z .md5 .sha256 .info "
-    ".dat .xmp .aae .thm .sqlite .tfrecord .zst".split()
+    ".txt .md .rst .csv .tsv .json .jsonl .xml .yaml .yml .html .htm .css .js .py .ipynb .m .sh .bat .log "
+    ".ini .cfg .toml .db .names .lst .license .url .lnk .doc .docx .xls .xlsx .bib .tex .mat .pkl .pickle "
+    ".h5 .hdf5 .npy .npz .parquet .arrow .pt .pth .ckpt .safetensors .gz .bz2 .xz .zip .tar .rar .7z .md5 "
+    ".sha256 .info .dat .xmp .aae .thm .sqlite .tfrecord .zst".split()
 )
 SUFFIX = re.compile(r"\.(?=.*[a-z])[a-z0-9]{1,12}")
 UNREADABLE_FOLDER = (-2,)  # the stamp of a member that is one
@@ -65,7 +65,7 @@ class Skipped:
 
     def loud(self) -> list[str]:
         """A note on the files that may be missed, with what to do, and what else is odd."""
-        kinds = {kind: n for kind, n in self.counts.items() if kind.startswith(".") and kind not in SIDE_FILES}
+        kinds = {kind: n for kind, n in self.counts.items() if kind[0] == "." and kind not in SIDE_FILES}
         if not kinds:
             return self.notes
         listed = ", ".join(f"{n:,} {kind}" for kind, n in sorted(kinds.items()))
@@ -76,7 +76,7 @@ class Skipped:
 
     def quiet(self) -> list[str]:
         """A note on all the others."""
-        others = {kind: n for kind, n in self.counts.items() if not kind.startswith(".") or kind in SIDE_FILES}
+        others = {kind: n for kind, n in self.counts.items() if kind[0] != "." or kind in SIDE_FILES}
         listed = ", ".join(f"{n:,} {kind}" for kind, n in sorted(others.items()))
         return [f"not images: {listed}"] if others else []
 
@@ -205,7 +205,8 @@ def _from_folder(path: Path, skipped: Skipped) -> Iterator[Member]:
     for file, problem in _walk(os.fspath(path), (), skipped):
         relative = os.path.relpath(file, path).replace(os.sep, "/")
         if problem:
-            yield Member(printable(relative), UNREADABLE_FOLDER, _refuse(f"a folder that cannot be read: {problem}"))
+            reader = _refuse(f"a folder that cannot be read: {problem}")
+            yield Member(printable(relative), UNREADABLE_FOLDER, reader)
             continue
         name = clean(relative, skipped)
         if name is None:
@@ -263,7 +264,7 @@ def _from_zip(path: Path, skipped: Skipped, encoding: str | None = None) -> Iter
         infos = [info for info in archive.infolist() if not info.is_dir()]
         bases = {posixpath.basename(info.filename) for info in infos}
         if "data.pkl" in bases and not any(suffix_of(base) in suffixes() for base in bases):
-            raise UserError(f"{path} is a file of PyTorch (.pt), not of images; write its images as PNG files")
+            raise UserError(f"{path} is a file of PyTorch (.pt), not of images; write them as PNG files")
         for info, raw in zip(infos, _names(path, infos, encoding, skipped), strict=True):
             name = clean(raw, skipped)
             if name is not None:

@@ -43,9 +43,9 @@ SIGNATURES = (
 )  # fmt: skip
 # First bytes of what is often given in place of images: what it is, and what to do
 CONTENTS = (
-    (b"version https://git-lfs", "a Git LFS pointer in place of the file; run `git lfs pull` where it is from"),
+    (b"version https://git-lfs", "a Git LFS pointer in place of the file; run `git lfs pull`"),
     (b"<!doctype html", WEB_PAGE), (b"<html", WEB_PAGE),
-    *((b"\x80" + bytes([protocol]), f"a pickle, which is never loaded; {WRITE}") for protocol in (2, 3, 4, 5)),
+    *((bytes([0x80, i]), f"a pickle, which is never loaded; {WRITE}") for i in (2, 3, 4, 5)),
     (b"\x93NUMPY", f"a NumPy array; {WRITE}"), (b"PAR1", f"a Parquet file; {WRITE}"),
     (b"ARROW1", f"an Arrow file; {WRITE}"), (b"\x89HDF", f"an HDF5 file; {WRITE}"),
     (b"MATLAB", f"a MATLAB file; {WRITE}"),

@@ -200,7 +200,7 @@ def _decode_all(task: Conversion, path: Path, observed: Observed) -> _Decoded:
 
 
 def _count(task: Conversion) -> int | None:
-    """How many files there are, where that can be known; the layout is tried, so that it is asked about first.
+    """How many files there are, where that can be known; the layout is tried, so that questions come first.
 
     Raises:
         UserError: it cannot be told what is a class.
@@ -291,8 +291,8 @@ def _odd(decoded: _Decoded) -> Iterator[str]:
     observed, n = decoded.observed, len(decoded.rows)
     if observed.bits < 16:
         yield (
-            f"the {observed.wide:,} images of 16 bits hold values up to {observed.largest:,}: they are read as "
-            f"images of {observed.bits} bits"
+            f"the {observed.wide:,} images of 16 bits hold values up to {observed.largest:,}: they are read "
+            f"as images of {observed.bits} bits"
         )
     if decoded.uniform:
         yield (
@@ -301,8 +301,8 @@ def _odd(decoded: _Decoded) -> Iterator[str]:
         )
     if decoded.brightest < DARK:
         yield (
-            f"no pixel of the {n:,} images is brighter than {decoded.brightest} of 255; if they are colors of "
-            "fewer than 16 bits in files of 16, or numbers of classes, convert them to 8 bits"
+            f"no pixel of the {n:,} images is brighter than {decoded.brightest} of 255; if they are colors "
+            "of fewer than 16 bits in files of 16, or numbers of classes, convert them to 8 bits"
         )
     if observed.animated:
         yield f"{observed.animated:,} of {n:,} images have several frames, of which the first one is taken"

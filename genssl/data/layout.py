@@ -27,10 +27,11 @@ WORDS = {
     for word in words.split()
 }
 # Words that say nothing beside one of those above, and nothing of a class where they stand alone
-NEUTRAL = set(
+NEUTRAL_TEXT = (
     "set sets data dataset datasets image images img imgs picture pictures pic pics photo photos sample "
-    "samples split splits part dir folder folders file files public private seg".split()
+    "samples split splits part dir folder folders file files public private seg"
 )
+NEUTRAL = frozenset(NEUTRAL_TEXT.split())
 JOINED = re.compile(rf"({'|'.join(WORDS)})({'|'.join(NEUTRAL)})")  # trainset, testdata
 TOGETHER = re.compile(
     r"(?<![a-z])(hold|held|un|k|no)[\W_]*(out|labell?ed|labels?|folds?)(?![a-z])", re.IGNORECASE

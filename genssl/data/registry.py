@@ -105,9 +105,9 @@ def key_of(name: str, image_size: int = NATIVE_SIZE) -> str:
 
 
 def allows_flips(data: str, classes: tuple[str, ...]) -> bool:
-    """Whether mirrored images keep their class: as the source says, else unless classes are digits or letters.
+    """Whether mirrored images keep their class: as the source says, else unless they are digits or letters.
 
-    They are, where all of their names are numbers or single letters.
+    Classes are digits or letters where all of their names are numbers or single letters.
     """
     if source := SOURCES.get(base_name(data)):
         return source.flips

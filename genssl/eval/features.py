@@ -83,7 +83,8 @@ def draw_components(points: Tensor, shares: Tensor, split: Split) -> "Figure":
     for name, color in zip(drawn.names, palette, strict=False):
         axis.scatter([], [], s=25, color=color, label=name)
     if colored:
-        axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), prop={"family": drawn.families})
+        family = {"family": drawn.families}
+        axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), prop=family)
     first, second = (100 * share for share in shares.tolist())
     axis.set(
         xlabel=f"first principal component ({first:.1f} % of the variance)",

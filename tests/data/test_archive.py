@@ -257,11 +257,11 @@ def test_a_damaged_member_of_any_compression_is_a_bad_file(method: int, tmp_path
     for i in range(40, 120, 4):
         path.write_bytes(whole[:i] + bytes([whole[i] ^ 255]) + whole[i + 1 :])
         try:
-            # A byte that says how much memory to take changes nothing
-            assert contents(path) == {"1.png": bytes(range(256)) * 40}
-        except BadFile as error:
-            assert "damaged" in str(error)
+            found = contents(path)
+        except BadFile:
             bad += 1
+        else:  # a byte that says how much memory to take changes nothing
+            assert found == {"1.png": bytes(range(256)) * 40}
     assert bad >= 16
 
 
@@ -286,7 +286,7 @@ def test_a_folder_that_cannot_be_read_is_a_bad_file(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "Git LFS pointer.*git lfs pull"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer.*git lfs pull"),
         (b"\n<!DOCTYPE html><html>", "web page; download"),
         (b"\x80\x02}q\x00.", "pickle, which is never loaded"),
         (b"\x89HDF\r\n\x1a\n" + bytes(99), "HDF5 file"),

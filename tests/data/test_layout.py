@@ -94,8 +94,8 @@ def in_parts(*parts: str, classes: str = "AB") -> list[str]:
         ("test_set", "test"), ("testing data", "test"), ("PublicTest", "test"), ("seg_test", "test"),
         ("eval", "evaluation"), ("Evaluation", "evaluation"), ("holdout", "holdout"), ("hold-out", "holdout"),
         ("HeldOut", "holdout"), ("valid", "validation"), ("dev", "validation"), ("ValSet", "validation"),
-        ("unlabeled", "unlabeled"), ("un-labelled", "unlabeled"), ("seg_pred", "unlabeled"), ("fold3", "fold"),
-        ("k-fold_03", "fold"), ("fold", None), ("stretch", None), ("interval", None), ("contest", None),
+        ("unlabeled", "unlabeled"), ("un-labelled", "unlabeled"), ("seg_pred", "unlabeled"),
+        ("fold3", "fold"), ("k-fold_03", "fold"), ("fold", None), ("stretch", None), ("interval", None), ("contest", None),
         ("unfold4", None), ("train_test", None), ("cat", None), ("2", None),
     ],
 )  # fmt: skip
@@ -173,11 +173,9 @@ def test_classes_may_have_folders_of_their_own(names: list[str]) -> None:
 
 def test_spellings_of_one_class_are_one() -> None:
     accents = [unicodedata.normalize(form, "caf\xe9") for form in ("NFC", "NFD")]
-    names = [f"{folder}/{i}.png" for i, folder in enumerate([*accents, "cat", "cat ", r"cat\xa0", "Cat", "dog"])]
-    layout = lay_out(names)
-    assert layout.classes == ("Cat", accents[0], "cat", "dog") or layout.classes == (
-        "Cat", "cat", accents[0], "dog",
-    )  # fmt: skip
+    folders = [*accents, "cat", "cat ", r"cat\xa0", "Cat", "dog"]
+    layout = lay_out(f"{folder}/{i}.png" for i, folder in enumerate(folders))
+    assert set(layout.classes) == {"Cat", accents[0], "cat", "dog"}
     counts = [label for _, label in layout.parts["all"]]
     assert sorted(counts.count(label) for label in set(counts)) == [1, 1, 2, 3]
     assert layout.notes[-1].startswith("classes that differ by case only: Cat and cat;")
