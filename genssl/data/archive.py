@@ -36,12 +36,13 @@ SYSTEM = {
 }  # fmt: skip
 SYSTEM_PATTERN = re.compile(r"\.|\$recycle|found\.\d{3}$|@ea")
 # Files that lie beside images and are none, which nobody misses
-SIDE_FILES = set(
+SIDE_TEXT = (
     ".txt .md .rst .csv .tsv .json .jsonl .xml .yaml .yml .html .htm .css .js .py .ipynb .m .sh .bat .log "
     ".ini .cfg .toml .db .names .lst .license .url .lnk .doc .docx .xls .xlsx .bib .tex .mat .pkl .pickle "
     ".h5 .hdf5 .npy .npz .parquet .arrow .pt .pth .ckpt .safetensors .gz .bz2 .xz .zip .tar .rar .7z .md5 "
-    ".sha256 .info .dat .xmp .aae .thm .sqlite .tfrecord .zst".split()
+    ".sha256 .info .dat .xmp .aae .thm .sqlite .tfrecord .zst"
 )
+SIDE_FILES = frozenset(SIDE_TEXT.split())
 SUFFIX = re.compile(r"\.(?=.*[a-z])[a-z0-9]{1,12}")
 UNREADABLE_FOLDER = (-2,)  # the stamp of a member that is one
 HIDDEN, NO_SUFFIX = "hidden or of the system", "without a suffix"
@@ -103,9 +104,7 @@ class Member:
         return suffix_of(self.name) != ""
 
 
-def members(
-    path: Path, zip_encoding: str | None = None, skipped: Skipped | None = None
-) -> Iterator[Member]:
+def members(path: Path, zip_encoding: str | None = None, skipped: Skipped | None = None) -> Iterator[Member]:
     """The image files of a folder, .tar (compressed or not) or .zip in stored order, in one pass.
 
     Hidden files, folders of operating systems and files that are not images by their suffix are skipped.
@@ -282,9 +281,7 @@ def _names(path: Path, infos: list[zipfile.ZipInfo], encoding: str | None, skipp
     within a letter. So that separates folders only where no name has a slash.
     """
     listed = [info.orig_filename.partition("\0")[0] for info in infos]
-    unmarked = [
-        i for i, info in enumerate(infos) if not info.flag_bits & UTF_8 and not listed[i].isascii()
-    ]
+    unmarked = [i for i, info in enumerate(infos) if not info.flag_bits & UTF_8 and not listed[i].isascii()]
     unknown: list[str] = []
     if encoding is None and unmarked:
         try:

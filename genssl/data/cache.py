@@ -165,9 +165,7 @@ def write_split(path: Path, split: "Split", source: str = "") -> None:
     optional = {"labels": split.labels, "masks": split.masks}
     tensors = {"images": split.images} | {name: t for name, t in optional.items() if t is not None}
     arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
-    write_arrays(
-        path, arrays, split.classes, split.name, split.part, split.digest, source, notes=split.notes
-    )
+    write_arrays(path, arrays, split.classes, split.name, split.part, split.digest, source, notes=split.notes)
 
 
 def write_arrays(

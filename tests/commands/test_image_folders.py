@@ -170,7 +170,8 @@ def test_links_in_a_tar_are_followed(write: Write, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         for name, kind, target in (
             ("b/soft.png", tarfile.SYMTYPE, "../a/1.png"), ("a/1.png", None, ""), ("a/2.png", None, ""),
-            ("a/again.png", tarfile.LNKTYPE, "a/2.png"), ("b/hard.png", tarfile.LNKTYPE, "a/1.png"), ("a/latest", tarfile.SYMTYPE, "2.txt"),
+            ("a/again.png", tarfile.LNKTYPE, "a/2.png"),
+            ("b/hard.png", tarfile.LNKTYPE, "a/1.png"), ("a/latest", tarfile.SYMTYPE, "2.txt"),
         ):  # fmt: skip
             info = tarfile.TarInfo(name)
             data = content(picture(1 if "1" in name else 2)) if kind is None else b""

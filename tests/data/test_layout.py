@@ -95,8 +95,8 @@ def in_parts(*parts: str, classes: str = "AB") -> list[str]:
         ("eval", "evaluation"), ("Evaluation", "evaluation"), ("holdout", "holdout"), ("hold-out", "holdout"),
         ("HeldOut", "holdout"), ("valid", "validation"), ("dev", "validation"), ("ValSet", "validation"),
         ("unlabeled", "unlabeled"), ("un-labelled", "unlabeled"), ("seg_pred", "unlabeled"),
-        ("fold3", "fold"), ("k-fold_03", "fold"), ("fold", None), ("stretch", None), ("interval", None), ("contest", None),
-        ("unfold4", None), ("train_test", None), ("cat", None), ("2", None),
+        ("fold3", "fold"), ("k-fold_03", "fold"), ("fold", None), ("stretch", None), ("interval", None),
+        ("contest", None), ("unfold4", None), ("train_test", None), ("cat", None), ("2", None),
     ],
 )  # fmt: skip
 def test_parts_are_known_by_many_names(folder: str, kind: str | None) -> None:
