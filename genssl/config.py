@@ -43,6 +43,7 @@ class Config(BaseModel):
     limit: PositiveInt | None = None  # train on this many images of the shuffled train split
     holdout: Fraction = 0.0  # share of these images that is held out of training, as a validation split
     skip_bad: bool = False  # leave unreadable files out
+    zip_encoding: str | None = None  # of names in a .zip that are not marked as UTF-8
     image_size: PositiveInt = 32  # pixels a side
     channels: int = 3  # of the images: 1 (gray) or 3; `genssl train` takes 1 where all images are gray
 
@@ -342,7 +343,7 @@ class SelfSupervisedConfig(Config):
     projector_layers: PositiveInt = 2
 
     crop_scale: Annotated[float, Field(gt=0, le=1)] = 0.2  # smallest share of the area that a view shows
-    flip: Literal["auto", "on", "off"] = "auto"  # auto: off for digits, on for everything else
+    flip: Literal["auto", "on", "off"] = "auto"  # auto: off for digits and letters
     jitter: Share = 0.8  # probability of the next four, in an order of their own for each image
     brightness: Share = 0.4  # factors from 1 - this to 1 + this
     contrast: Share = 0.4

@@ -1,7 +1,10 @@
 """Image grids and curves: functions that return a PIL image or a matplotlib Figure and never save it."""
 
+import functools
 import math
+import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 
 PADDING = 2  # pixels between images
 WHITE = 255
+LATIN = 0x180  # the first letter that is none of Latin's common ones
 CELL = 128  # pixels of a magnified image's side: 32 pixels are shown four times as large
 LARGEST = 2400  # pixels of a magnified grid's side, at most
 LEAST_WIDTH = 560  # pixels, so that a header has room above a few images
@@ -34,6 +38,66 @@ UNITS = {
 }
 COLLAPSED_COLOR = "tab:red"
 HELD_OUT = {"knn_accuracy", "output_std", "rankme"}  # of held-out images, whose split the name does not say
+
+
+@dataclass(frozen=True)
+class DrawnNames:
+    """Names of classes as a figure can show them.
+
+    Attributes:
+        names: those whose letters no font has are replaced by class and a number.
+        families: fonts for matplotlib, in order of preference.
+        file: a font for Pillow; None: its own will do.
+    """
+
+    names: tuple[str, ...]
+    families: tuple[str, ...] = ("DejaVu Sans",)
+    file: str | None = None
+
+    def font(self, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+        """The font for Pillow, in pixels."""
+        return ImageFont.truetype(self.file, size) if self.file else ImageFont.load_default(size)
+
+
+@functools.lru_cache(maxsize=8)
+def drawn_names(classes: tuple[str, ...]) -> DrawnNames:
+    """Look for an installed font that has all letters of the names; warn where there is none.
+
+    The fonts of matplotlib and of Pillow have no Chinese, Japanese or Korean; Pillow's is Latin only.
+    A space before an underscore keeps matplotlib from leaving the name out of a legend.
+    """
+    names = tuple(f" {name}" if name.startswith("_") else name for name in classes)
+    letters = frozenset("".join(names))
+    if all(ord(letter) < LATIN for letter in letters):
+        return DrawnNames(names)
+    from matplotlib import font_manager
+
+    default = font_manager.findfont("DejaVu Sans")
+    known = _letters_of(default)
+    if letters <= known:
+        return DrawnNames(names, file=default)
+    for font in font_manager.fontManager.ttflist:
+        if letters <= _letters_of(font.fname):
+            return DrawnNames(names, ("DejaVu Sans", font.name), font.fname)
+    names = tuple(name if known.issuperset(name) else f"class {i}" for i, name in enumerate(names))
+    missing = next(name for name, drawn in zip(classes, names, strict=True) if drawn.strip() != name)
+    warnings.warn(
+        f"no installed font has the letters of {missing} and the other classes, so they are drawn as "
+        "class 0, class 1 and so on; install one that has, such as Noto Sans CJK",
+        stacklevel=2,
+    )
+    return DrawnNames(names, file=default)
+
+
+@functools.lru_cache(maxsize=1024)
+def _letters_of(file: str) -> frozenset[str]:
+    """The letters that a font has."""
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        return frozenset(map(chr, FT2Font(file).get_charmap()))
+    except (OSError, RuntimeError):
+        return frozenset()
 
 
 def grid(images: Tensor, columns: int | None = None, scale: int = 1) -> Image.Image:

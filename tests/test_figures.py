@@ -1,11 +1,15 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
+from matplotlib import font_manager
 from matplotlib.figure import Figure
 from PIL import Image
 
 from genssl import figures, files
+from genssl.data.split import Split
+from genssl.eval.features import draw_components
 
 
 def test_grid_puts_image_i_at_row_and_column() -> None:
@@ -127,3 +131,27 @@ def test_wall_clock_is_cumulative_and_chooses_its_unit() -> None:
     (axis,) = figures.wall_clock(history, "a run").axes
     assert axis.get_lines()[0].get_ydata().tolist() == [100 / 60, 200 / 60, 10]
     assert "minutes" in axis.get_ylabel()
+
+
+def test_names_without_a_font_are_replaced_and_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", [])
+    figures.drawn_names.cache_clear()
+    with pytest.warns(UserWarning, match="no installed font has the letters of \u732b"):
+        drawn = figures.drawn_names(("dog", "\u732b", "_background_"))
+    assert drawn.names == ("dog", "class 1", " _background_")
+    assert drawn.font(12).getlength(drawn.names[1]) > 0
+    figures.drawn_names.cache_clear()
+
+
+def test_a_font_that_has_the_letters_is_looked_for() -> None:
+    assert figures.drawn_names(("caf\u00e9", "Z\u00fcrich")).file is None
+    drawn = figures.drawn_names(("\u043a\u043e\u0442", "\u03b1\u03b2\u03b3"))
+    assert drawn.names == ("\u043a\u043e\u0442", "\u03b1\u03b2\u03b3")
+    assert drawn.file is not None
+    assert drawn.file.endswith("DejaVuSans.ttf")
+
+
+def test_a_legend_names_classes_with_an_underscore() -> None:
+    split = Split(torch.zeros(4, 3, 2, 2), torch.arange(4) % 2, ("_background_", "cat"), "a", "test", "d")
+    figure = draw_components(torch.randn(4, 2), torch.tensor([0.5, 0.2]), split)
+    assert [text.get_text().strip() for text in figure.axes[0].get_legend().texts] == ["_background_", "cat"]

@@ -85,6 +85,10 @@ Limit = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Use at most N images of the split, shuffled.")
 ]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Skip unreadable files.")]
+ZipEncoding = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Encoding of the names in a .zip that are not UTF-8, such as cp932."),
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Batch size of the evaluation, in images.")]
 SplitName = Literal["train", "test"]
 SPLITS: tuple[SplitName, SplitName] = ("train", "test")

@@ -70,6 +70,7 @@ def read_split(
     seed: int = 0,
     skip_bad: bool = False,
     channels: int | None = None,
+    zip_encoding: str | None = None,
 ) -> "Split":
     """Load a split of a data set, with a progress bar."""
     from genssl.data.load import load
@@ -82,6 +83,7 @@ def read_split(
             seed=seed,
             skip_bad=skip_bad,
             channels=channels,
+            zip_encoding=zip_encoding,
             progress=lambda _, done, total: tick(done, total or done),
         )
 
@@ -104,7 +106,9 @@ def read_for_run(config: "Config", data: str, split: RunSplitName, skip_bad: boo
         config = config.updated({"skip_bad": skip_bad})
         with progress(f"reading {data}") as tick:
             return load_for_run(config, split, lambda _, done, total: tick(done, total or done))
-    return read_split(data, split, config.image_size, config.seed, skip_bad, config.channels)
+    return read_split(
+        data, split, config.image_size, config.seed, skip_bad, config.channels, config.zip_encoding
+    )
 
 
 def find_run(reference: str, named: str | None, data: str | None = None) -> "tuple[Path, RunInfo]":
@@ -280,7 +284,7 @@ class SampleSource:
 
     Attributes:
         loaded: the run, or None.
-        folder: the folder, or None.
+        folder: the folder or archive, or None.
         device: of the measurement.
         space: the feature extractor.
         image_size: pixels per side.
@@ -304,6 +308,9 @@ class SampleSource:
 
     def real(self, split: RealSplitName, n: int, seed: int) -> "Split":
         """At most `n` real images, shuffled, on the device."""
+        if split == "test" and (undivided := self._undivided()) is not None:
+            echo(f"{undivided.name} has no parts: all of its {len(undivided):,} images are the real ones")
+            return undivided.take(n, seed).to(self.device)
         if split == "all":
             from genssl.data.subset import pool
 
@@ -313,10 +320,19 @@ class SampleSource:
 
     def training_images(self) -> "Split":
         """The images that the run was trained on, on the device; of a folder of samples, the train split."""
-        train = self._read(self.training_data, "train")
+        undivided = self._undivided() if self.loaded is None else None
+        train = self._read(self.training_data, "train") if undivided is None else undivided
         # With a holdout the limit has been applied before it
         is_limited = self.loaded is not None and self.loaded.info.config.holdout > 0
         return (train if is_limited else train.take(self.limit, self.seed)).to(self.device)
+
+    def _undivided(self) -> "Split | None":
+        """All real images, where they have no parts and nothing was trained on them."""
+        from genssl.data.load import load_undivided
+
+        if self.loaded is not None and base_name(self.data) == base_name(self.training_data):
+            return None
+        return load_undivided(self.data, image_size=self.image_size, skip_bad=self.skip_bad)
 
     def _read(self, data: str, split: RunSplitName) -> "Split":
         if self.loaded is not None:
@@ -382,8 +398,9 @@ def open_samples(reference: str, features: str | None, common: Common) -> Sample
 
 
 def folder_of_samples(reference: str) -> Path | None:
-    """REF as a folder of images; None where it is a run or a method."""
+    """REF as a folder or an archive of images; None where it is a run or a method."""
     from genssl import config, paths, run_info
+    from genssl.data.archive import is_archive
 
     path = Path(reference).expanduser()
     held = [
@@ -391,6 +408,8 @@ def folder_of_samples(reference: str) -> Path | None:
         for folder in (path, paths.runs_root() / reference)
         for name in (run_info.MODEL, run_info.CONFIG)
     ]
+    if is_archive(path):
+        return path
     if not path.is_dir() or any(file.exists() for file in held):
         return None
     return None if reference.lower().replace("-", "_") in config.methods() else path

@@ -115,7 +115,10 @@ def knn_eval(
     context: typer.Context,
     run: _options.Run,
     common: Common,
-    k: Annotated[int, typer.Option("-k", min=1, help="Number of neighbors.")] = 200,
+    k: Annotated[
+        int | None,
+        typer.Option("-k", min=1, help="Number of neighbors; default: 200, or all train images if fewer."),
+    ] = None,
     temperature: Annotated[
         float, typer.Option(help="Temperature of the votes, exp(cosine / temperature).")
     ] = 0.1,
@@ -212,7 +215,9 @@ def fidelity(
     sampling: Sampling,
     run: Annotated[
         str | None,
-        typer.Argument(metavar="REF", help="A method, the name or path of a run, or a folder of samples."),
+        typer.Argument(
+            metavar="REF", help="A method, the name or path of a run, or a folder or archive of samples."
+        ),
     ] = None,
     n: Annotated[
         int | None,
@@ -277,13 +282,17 @@ def _sensitivity(
         if run is None:
             raise UserError("--sensitivity needs real images; name them with --data, or a run for its data")
         data = find_run(run, None)[1].config.data
+    from genssl.data.load import load_undivided
     from genssl.eval.sensitivity import sensitivity
     from genssl.runtime import choose_device, describe
 
     where = choose_device(common.device)
     space, size = feature_space(features, None, common.device)
     target = _outputs.target(Path("sensitivity.png"), "fidelity --sensitivity", common.out)
-    real = read_split(data, split, size or PIXELS_SIZE, common.seed, common.skip_bad)
+    real = None
+    if split == "test" and run is None:
+        real = load_undivided(data, image_size=size or PIXELS_SIZE, skip_bad=common.skip_bad)
+    real = real or read_split(data, split, size or PIXELS_SIZE, common.seed, common.skip_bad)
     real = real.take(min(2 * n, len(real)) if n else None, common.seed).to(where)
     with progress("measuring") as tick:
         result = sensitivity(real, space, common.batch_size, tick)

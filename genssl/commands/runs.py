@@ -1,6 +1,7 @@
 """`runs`, `data`, `doctor`."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -50,11 +51,22 @@ def data_fetch(
     data: Annotated[str, typer.Argument(help=DATA, callback=_options.checked_data)],
     image_size: _options.ImageSize = 32,
     skip_bad: _options.SkipBad = False,
+    zip_encoding: _options.ZipEncoding = None,
 ) -> None:
     """Download and convert a data set ahead of training."""
+    from genssl.data.image_folder import DataWarning
+
     for split in _options.SPLITS:
-        images = read_split(data, split, image_size, skip_bad=skip_bad)
+        with warnings.catch_warnings():
+            # They are among the notes, also where the data are cached
+            warnings.simplefilter("ignore", DataWarning)
+            images = read_split(data, split, image_size, 0, skip_bad, zip_encoding=zip_encoding)
         echo(f"{images.name} {split}: {len(images):,} images, {len(images.classes)} classes")
+    from genssl.data.registry import SOURCES, base_name
+
+    if base_name(data) not in SOURCES:
+        for note in images.notes or ("nothing was left out",):
+            echo(f"  {note}")
 
 
 @data_app.command("preview")
@@ -72,6 +84,7 @@ def data_preview(
         typer.Option("--set", metavar="KEY=VALUE", help="Setting of the method; repeatable."),
     ] = None,
     skip_bad: _options.SkipBad = False,
+    zip_encoding: _options.ZipEncoding = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -86,7 +99,7 @@ def data_preview(
     config = _config(views, settings or []) if views else None
     from genssl import figures, files
 
-    images = read_split(data, split, image_size, seed, skip_bad)
+    images = read_split(data, split, image_size, seed, skip_bad, zip_encoding=zip_encoding)
     shown = images.take(n, seed)
     header = f"{images.name} {split}: {len(shown)} of {len(images):,} images, random seed {seed}"
     if config is not None:
@@ -108,10 +121,11 @@ def data_export(
     image_size: _options.ImageSize = 32,
     seed: _options.Seed = 0,
     skip_bad: _options.SkipBad = False,
+    zip_encoding: _options.ZipEncoding = None,
 ) -> None:
     """Write real images as PNG files, for other evaluation tools (see `sample --out FOLDER`)."""
     folder = _outputs.claim_folder(out)
-    images = read_split(data, split, image_size, seed, skip_bad)
+    images = read_split(data, split, image_size, seed, skip_bad, zip_encoding=zip_encoding)
     write_each(images.take(n, seed).images, folder)
 
 

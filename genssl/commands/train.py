@@ -47,6 +47,7 @@ def train(
     sample_every: Annotated[int | None, typer.Option(help="Epochs between sample grids; 0: none.")] = None,
     knn_every: _options.KnnEvery = None,
     skip_bad: Annotated[bool | None, typer.Option("--skip-bad", help="Skip unreadable files.")] = None,
+    zip_encoding: _options.ZipEncoding = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other setting; repeatable.")
     ] = None,
@@ -109,8 +110,9 @@ def train(
     named = {
         "data": data, "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate,
         "limit": limit, "image_size": image_size, "seed": seed, "precision": precision,
-        "sample_every": sample_every, "skip_bad": skip_bad, "timesteps": timesteps,
-        "knn_every": knn_every, "holdout": holdout, "channels": None if channels == "auto" else channels,
+        "sample_every": sample_every, "skip_bad": skip_bad, "zip_encoding": zip_encoding,
+        "timesteps": timesteps, "knn_every": knn_every, "holdout": holdout,
+        "channels": None if channels == "auto" else channels,
     }  # fmt: skip
     changes = {name: value for name, value in named.items() if value is not None}
     changes |= parse_settings(settings or [])

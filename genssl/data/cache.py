@@ -128,6 +128,7 @@ def read_split(path: Path) -> "Split | None":
             part=header["part"],
             digest=header["digest"],
             masks=tensors.get("masks"),
+            notes=tuple(header.get("notes", ())),
         )
         usable = _consistent(split)
     except (KeyError, TypeError, ValueError, OSError):
@@ -164,7 +165,7 @@ def write_split(path: Path, split: "Split", source: str = "") -> None:
     optional = {"labels": split.labels, "masks": split.masks}
     tensors = {"images": split.images} | {name: t for name, t in optional.items() if t is not None}
     arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
-    write_arrays(path, arrays, split.classes, split.name, split.part, split.digest, source)
+    write_arrays(path, arrays, split.classes, split.name, split.part, split.digest, source, notes=split.notes)
 
 
 def write_arrays(
@@ -175,6 +176,7 @@ def write_arrays(
     part: str,
     digest: str | None = None,
     source: str = "",
+    notes: Sequence[str] = (),
 ) -> None:
     """Write an entry with about PIECE bytes in memory; the digest is that of the content if None.
 
@@ -193,6 +195,7 @@ def write_arrays(
             "part": part,
             "classes": list(classes),
             "source": source,
+            "notes": list(notes),
             "digest": digest or content.hexdigest(),
             "shape": list(arrays["images"].shape),
             "bytes": {kind: (temporary / f"{kind}.npy").stat().st_size for kind in sorted(arrays)},

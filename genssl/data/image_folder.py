@@ -1,7 +1,6 @@
-"""Splits from a folder or an archive of images: from file names to classes, and from files to the cache."""
+"""Splits from a folder or an archive of images: from files to the cache."""
 
 import contextlib
-import functools
 import hashlib
 import shutil
 import tempfile
@@ -16,127 +15,34 @@ import numpy.typing as npt
 import torch
 
 from genssl.data import cache
-from genssl.data.archive import BadFile, count, members, printable
+from genssl.data.archive import (
+    ARCHIVES,
+    NO_SUFFIX,
+    UNREADABLE_FOLDER,
+    BadFile,
+    Member,
+    Skipped,
+    members,
+    names,
+    printable,
+    suffix_of,
+)
 from genssl.data.cache import FORMAT, LazyArray, Progress, cache_folder
-from genssl.data.decode import BadImage, Bytes, decode
+from genssl.data.decode import MAX_PIXELS, BadImage, Bytes, Observed, decode, identify, max_pixels, suffixes
+from genssl.data.layout import Layout, lay_out
 from genssl.data.split import Split
 from genssl.data.subset import select_rows
 from genssl.errors import UserError
 from genssl.files import tensor_digest
 from genssl.runtime import generator
 
-PARTS = {
-    "train": "train",
-    "training": "train",
-    "test": "test",
-    "testing": "test",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-}
-Components = tuple[str, ...]
-Names = dict[str, Components]
-
-
-@dataclass
-class Layout:
-    """What belongs where.
-
-    Attributes:
-        parts: "train" and "test", or "all" where the names know no parts; each a list of (name, label),
-            sorted by label, then by name. Label is None for a part without classes.
-        classes: the name of each label, numeric order where all are numbers.
-        outside: names that belong to no part or to no class, and are left out.
-    """
-
-    parts: dict[str, list[tuple[str, int | None]]]
-    classes: tuple[str, ...]
-    outside: list[str] = field(default_factory=list)
-
-
-def lay_out(names: Iterable[str]) -> Layout:
-    """Work out the layout of relative names with forward slashes.
-
-    Understood, all under one top folder or not: train/<class>/* and test/<class>/* (val or valid where
-    there is no test), train/* and test/*, <class>/*, or images alone.
-    """
-    inside, outside = _descend({name: _components(*name.rpartition("/")[:2]) for name in names})
-    groups = _parts(inside)
-    outside += [name for name in inside if not any(name in group for group in groups.values())]
-    labeled = {part: _classes_of(group, outside) for part, group in groups.items()}
-    _drop_foreign_classes(labeled)
-    classes = natural({name for group in labeled.values() for name in group.values() if name is not None})
-    rank = {name: i for i, name in enumerate(classes)}
-    parts = {part: _sorted(group, rank) for part, group in labeled.items()}
-    return Layout(parts, classes, sorted(outside))
-
-
-@functools.lru_cache(maxsize=65536)
-def _components(folder: str, slash: str) -> Components:
-    """The folders above a file, and an empty one for its name: one object for all the files of a folder."""
-    return (*folder.split("/"), "") if slash else ("",)
-
-
-def natural(classes: Iterable[str]) -> tuple[str, ...]:
-    """Class names in their order: by value where all are numbers, else by letter."""
-    names = sorted(classes)
-    return tuple(sorted(names, key=int) if all(name.isdecimal() for name in names) else names)
-
-
-def _descend(paths: Names) -> tuple[Names, list[str]]:
-    """Strip top folders that hold most of the files alone: (what is inside, what lay beside them)."""
-    outside: list[str] = []
-    while len(_folders(paths)) == 1:
-        inside = {name: path[1:] for name, path in paths.items() if len(path) > 1}
-        if 2 * len(inside) <= len(paths):
-            break
-        outside += [name for name in paths if name not in inside]
-        paths = inside
-    return paths, outside
-
-
-def _folders(paths: Names) -> set[str]:
-    return {path[0] for path in paths.values() if len(path) > 1}
-
-
-def _parts(paths: Names) -> dict[str, Names]:
-    kinds = {PARTS.get(folder.lower()) for folder in _folders(paths)}
-    held_out = "test" if "test" in kinds else "validation"
-    if not {"train", held_out} <= kinds:
-        return {"all": paths}
-    return {"train": _within(paths, "train"), "test": _within(paths, held_out)}
-
-
-def _within(paths: Names, kind: str) -> Names:
-    return {
-        name: path[1:] for name, path in paths.items() if len(path) > 1 and PARTS.get(path[0].lower()) == kind
-    }
-
-
-def _classes_of(group: Names, outside: list[str]) -> dict[str, str | None]:
-    """The class of each name; where most names have none, none counts."""
-    loose = [name for name, path in group.items() if len(path) == 1]
-    if 2 * len(loose) > len(group):
-        return dict.fromkeys(group)
-    outside += loose
-    return {name: path[0] for name, path in group.items() if len(path) > 1}
-
-
-def _drop_foreign_classes(labeled: dict[str, dict[str, str | None]]) -> None:
-    """A test folder that shares no class with the training folder has no labels (test/images/*)."""
-    known = {label for label in labeled.get("train", {}).values() if label is not None}
-    test = labeled.get("test", {})
-    if known and known.isdisjoint(test.values()):
-        labeled["test"] = dict.fromkeys(test)
-
-
-def _sorted(group: dict[str, str | None], rank: dict[str, int]) -> list[tuple[str, int | None]]:
-    images = [(name, None if label is None else rank[label]) for name, label in group.items()]
-    return sorted(images, key=lambda image: (image[1] or 0, image[0]))
-
-
 NAMED = 3  # bad files that a message names
 PERIOD = 250  # files between two reports of progress
+DARK = 64  # of 255, below which no pixel of any image is taken for what was meant
+
+
+class DataWarning(UserWarning):
+    """What is odd about a user's images; it is also among the notes of the split."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +56,7 @@ class Conversion:
         image_size: pixels on a side.
         skip_bad: leave out files that are no usable images.
         progress: called with (what, how many done, of how many or None).
+        zip_encoding: of names in a .zip that are not marked as UTF-8.
     """
 
     path: Path
@@ -158,6 +65,7 @@ class Conversion:
     image_size: int
     skip_bad: bool
     progress: Progress | None
+    zip_encoding: str | None = None
 
 
 class Unwritable(Exception):
@@ -185,8 +93,8 @@ def convert(task: Conversion, folder: Path | None) -> dict[str, Split]:
         The splits by part, memory-mapped.
 
     Raises:
-        UserError: no image is there; a file is bad and is not to be skipped; the archive is damaged; there
-            is no room for the images.
+        UserError: no image is there; a file is bad and is not to be skipped; the archive is damaged; it
+            cannot be told what is a class; there is no room for the images.
     """
     if folder is not None:
         with contextlib.suppress(Unwritable):
@@ -204,44 +112,128 @@ def _convert(task: Conversion, folder: Path) -> dict[str, Split]:
     with _writing():
         scratch = cache.temporary_folder(folder / task.key)
     try:
-        rows, bad, n = _decode_all(task, scratch / "pixels")
-        parts, classes = _arrange(task, rows, bad)
-        shape = (n, 3, task.image_size, task.image_size)
-        return _write(task, np.memmap(scratch / "pixels", np.uint8, "r", shape=shape), folder, parts, classes)
+        decoded = _decode_all(task, scratch / "pixels", Observed())
+        if (bits := decoded.observed.needed_bits()) < 16:
+            decoded = _decode_all(task, scratch / "pixels", Observed(bits))
+        parts, classes, notes = _arrange(task, decoded)
+        shape = (decoded.n, 3, task.image_size, task.image_size)
+        pixels = np.memmap(scratch / "pixels", np.uint8, "r", shape=shape)
+        return _write(task, pixels, folder, parts, classes, notes)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _decode_all(task: Conversion, path: Path) -> tuple[dict[str, int], dict[str, str], int]:
+@dataclass
+class _Decoded:
+    """What the first pass gives.
+
+    Attributes:
+        rows: of each usable image in the file of pixels, by name.
+        bad: why each other one cannot be used, by name.
+        n: rows of the file.
+        uniform: names of images of one color.
+        brightest: value of all pixels.
+        observed: what was noticed while they were decoded.
+        skipped: what was passed over.
+    """
+
+    observed: Observed
+    rows: dict[str, int] = field(default_factory=dict)
+    bad: dict[str, str] = field(default_factory=dict)
+    n: int = 0
+    uniform: set[str] = field(default_factory=set)
+    brightest: int = 0
+    skipped: Skipped = field(default_factory=Skipped)
+
+    def add(self, name: str, pixels: Bytes) -> None:
+        """Note an image whose pixels are the next row."""
+        self.rows[name] = self.n
+        self.n += 1
+        self.brightest = max(self.brightest, int(pixels.max()))
+        if (pixels == pixels[0, 0]).all():
+            self.uniform.add(name)
+
+    def forget(self, name: str) -> None:
+        """Drop an earlier file of this name."""
+        self.rows.pop(name, None)
+        self.bad.pop(name, None)
+        self.uniform.discard(name)
+
+    def resolve(self, links: Mapping[str, str]) -> None:
+        """Give links within an archive the rows of what they lead to."""
+        for name, target in links.items():
+            for _ in range(len(links)):  # links to links
+                target = links.get(target, target)  # noqa: PLW2901
+            if target in self.rows:
+                self.rows[name] = self.rows[target]
+            elif suffix_of(name):
+                self.bad[name] = f"a link to {target}, which is no usable image of the archive"
+
+
+def _decode_all(task: Conversion, path: Path, observed: Observed) -> _Decoded:
     """The first pass: the pixels of all usable images, one after the other, to a file.
 
     The file is written and not memory-mapped: on a full disk a write raises, a mapped page ends the process,
     and how many images a .tar holds is not known before its end.
-
-    Returns:
-        By name, the row of each usable image in the file; by name, why each other one is bad; and how many
-        rows there are.
     """
-    rows: dict[str, int] = {}
-    bad: dict[str, str] = {}
-    total = count(task.path) if task.progress else None
-    row = 0
+    decoded, links, total = _Decoded(observed), dict[str, str](), _count(task)
     with _appending(path) as append:
-        for i, member in enumerate(members(task.path)):
+        for i, member in enumerate(members(task.path, task.zip_encoding, decoded.skipped)):
             if task.progress and i % PERIOD == 0:
                 task.progress(f"reading {task.path.name}", i, total)
             # An archive may hold a name twice, when it was appended to: the last one counts
-            rows.pop(member.name, None)
-            bad.pop(member.name, None)
-            try:
-                pixels = decode(member.read(), task.image_size)
-            except (BadFile, BadImage) as error:
-                bad[member.name] = str(error)
+            decoded.forget(member.name)
+            links.pop(member.name, None)
+            if member.target is not None:
+                links[member.name] = member.target
                 continue
-            append(pixels.transpose(2, 0, 1).tobytes())
-            rows[member.name] = row
-            row += 1
-    return rows, bad, row
+            try:
+                pixels = _read_image(member, task.image_size, decoded)
+            except (BadFile, BadImage) as error:
+                decoded.bad[member.name] = str(error)
+                continue
+            if pixels is not None:
+                append(pixels.transpose(2, 0, 1).tobytes())
+                decoded.add(member.name, pixels)
+    decoded.resolve(links)
+    return decoded
+
+
+def _count(task: Conversion) -> int | None:
+    """How many files there are, where that can be known; the layout is tried, so that questions come first.
+
+    Raises:
+        UserError: it cannot be told what is a class.
+    """
+    listed = names(task.path, task.zip_encoding)
+    if listed is None:
+        return None
+    _lay_out(task.path, [name for name in listed if suffix_of(name)] or listed)
+    return len(listed)
+
+
+def _read_image(member: Member, image_size: int, decoded: _Decoded) -> Bytes | None:
+    """The pixels of a member; None of a file without a suffix that is no image by its first bytes."""
+    if member.has_suffix:
+        return decode(member.read(), image_size, decoded.observed)
+    try:
+        content = member.read()
+    except BadFile:
+        content = b""
+        if member.stamp == UNREADABLE_FOLDER:
+            raise
+    suffix = identify(content)
+    if suffix in suffixes():
+        return decode(content, image_size, decoded.observed)
+    decoded.skipped.counts[suffix or NO_SUFFIX] += 1
+    return None
+
+
+def _lay_out(path: Path, listed: Iterable[str]) -> Layout:
+    try:
+        return lay_out(listed)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 @contextlib.contextmanager
@@ -272,15 +264,17 @@ class _Part:
 
 
 def _arrange(
-    task: Conversion, rows: Mapping[str, int], bad: Mapping[str, str]
-) -> tuple[dict[str, _Part], tuple[str, ...]]:
-    """Parts and classes, by the names alone."""
-    total = len(rows) + len(bad)
+    task: Conversion, decoded: _Decoded
+) -> tuple[dict[str, _Part], tuple[str, ...], tuple[str, ...]]:
+    """Parts, classes and notes, by the names alone."""
+    rows, total = decoded.rows, len(decoded.rows) + len(decoded.bad)
     if task.progress:
         task.progress(f"reading {task.path.name}", total, total)
-    _refuse(task, bad, total)
-    layout = lay_out(rows)
-    _warn_left_out(task.path, bad, layout, total)
+    _refuse(task, decoded, total)
+    layout = _lay_out(task.path, rows)
+    loud = [*_left_out(decoded.bad, layout, total), *layout.notes, *_odd(decoded), *decoded.skipped.loud()]
+    for note in loud:
+        warnings.warn(f"{task.path}: {note}", DataWarning, stacklevel=4)
     parts = {}
     for part, images in layout.parts.items():
         labels = [label for _, label in images if label is not None]
@@ -289,7 +283,29 @@ def _arrange(
                 np.fromiter((rows[name] for name, _ in images), np.int64, len(images)),
                 np.array(labels, np.int64) if len(labels) == len(images) else None,
             )
-    return parts, layout.classes
+    return parts, layout.classes, (*loud, *decoded.skipped.quiet())
+
+
+def _odd(decoded: _Decoded) -> Iterator[str]:
+    """What the pixels look like that nobody may have meant."""
+    observed, n = decoded.observed, len(decoded.rows)
+    if observed.bits < 16:
+        yield (
+            f"the {observed.wide:,} images of 16 bits hold values up to {observed.largest:,}: they are read "
+            f"as images of {observed.bits} bits"
+        )
+    if decoded.uniform:
+        yield (
+            f"{len(decoded.uniform):,} of {n:,} images are of one color, as drawings on a transparent ground "
+            f"may be that are laid over white: {_shown(sorted(decoded.uniform))}"
+        )
+    if decoded.brightest < DARK:
+        yield (
+            f"no pixel of the {n:,} images is brighter than {decoded.brightest} of 255; if they are colors "
+            "of fewer than 16 bits in files of 16, or numbers of classes, convert them to 8 bits"
+        )
+    if observed.animated:
+        yield f"{observed.animated:,} of {n:,} images have several frames, of which the first one is taken"
 
 
 def _write(
@@ -298,6 +314,7 @@ def _write(
     folder: Path,
     parts: Mapping[str, _Part],
     classes: tuple[str, ...],
+    notes: tuple[str, ...],
 ) -> dict[str, Split]:
     """The second pass: each part to its entry, in its order."""
     total = sum(len(part.rows) for part in parts.values())
@@ -319,7 +336,7 @@ def _write(
         entry = folder / f"{task.key}-{name}"
         with _writing():
             source = printable(str(task.path.resolve()))
-            cache.write_arrays(entry, arrays, classes, task.name, name, source=source)
+            cache.write_arrays(entry, arrays, classes, task.name, name, source=source, notes=notes)
         split = cache.read_split(entry)
         if split is None:
             raise Unwritable(f"{entry} cannot be read back")
@@ -328,13 +345,16 @@ def _write(
     return splits
 
 
-def _refuse(task: Conversion, bad: Mapping[str, str], total: int) -> None:
+def _refuse(task: Conversion, decoded: _Decoded, total: int) -> None:
+    bad = decoded.bad
     if bad and not task.skip_bad:
         raise UserError(
             f"{_bad(task.path, bad, total)}; repair or remove them, or leave them out with --skip-bad"
         )
     if total == len(bad):
         problem = _bad(task.path, bad, total) if bad else f"no images in {task.path}"
+        if skipped := [*decoded.skipped.loud(), *decoded.skipped.quiet()]:
+            problem += f" ({'; '.join(skipped)})"
         raise UserError(f"{problem}; give train/<class>/* and test/<class>/*, <class>/*, or images alone")
 
 
@@ -343,19 +363,20 @@ def _bad(path: Path, bad: Mapping[str, str], total: int) -> str:
 
 
 def _some(reasons: Mapping[str, str]) -> str:
-    named = [f"{name} ({reason})" for name, reason in sorted(reasons.items())[:NAMED]]
-    more = len(reasons) - len(named)
-    return ", ".join(named) + (f" and {more:,} more" if more else "")
+    return _shown([f"{name} ({reason})" for name, reason in sorted(reasons.items())])
 
 
-def _warn_left_out(path: Path, bad: Mapping[str, str], layout: Layout, total: int) -> None:
+def _shown(texts: list[str]) -> str:
+    more = len(texts) - NAMED
+    return ", ".join(texts[:NAMED]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def _left_out(bad: Mapping[str, str], layout: Layout, total: int) -> Iterator[str]:
     reasons = dict.fromkeys(layout.outside, "in no part or class") | dict(bad)
     if reasons:
-        text = f"{len(reasons):,} of {total:,} images in {path} are left out: {_some(reasons)}"
-        warnings.warn(text, stacklevel=4)
+        yield f"{len(reasons):,} of {total:,} images are left out: {_some(reasons)}"
 
 
-ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
 HELD_OUT = 0.1
 
 
@@ -368,11 +389,20 @@ def data_name(path: Path) -> str:
     return name
 
 
-def cache_keys(path: Path, image_size: int, skip_bad: bool) -> tuple[str, str]:
+READING = "2"  # to be raised when files are read or laid out in another way
+
+
+def cache_keys(
+    path: Path, image_size: int, skip_bad: bool, zip_encoding: str | None = None
+) -> tuple[str, str]:
     """(prefix, key): one for the path and the options, one that also changes whenever a file there does."""
     name = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in data_name(path))
-    prefix = f"path-{name[:60]}-{_hash((str(path.resolve()), str(image_size), str(skip_bad)))}"
-    return prefix, f"{prefix}-{_hash(chain((FORMAT,), _state(path)))}"
+    options = [str(path.resolve()), str(image_size), str(skip_bad)]
+    options += [str(option) for option in (zip_encoding,) if option is not None]
+    if (limit := max_pixels()) != MAX_PIXELS:
+        options.append(str(limit))
+    prefix = f"path-{name[:60]}-{_hash(options)}"
+    return prefix, f"{prefix}-{_hash(chain((FORMAT, READING), _state(path)))}"
 
 
 def _hash(words: Iterable[str]) -> str:
@@ -395,7 +425,12 @@ def _state(path: Path) -> Iterator[str]:
 
 
 def read(
-    path: Path, image_size: int, skip_bad: bool, progress: Progress | None = None, key: str = ""
+    path: Path,
+    image_size: int,
+    skip_bad: bool,
+    progress: Progress | None = None,
+    key: str = "",
+    zip_encoding: str | None = None,
 ) -> dict[str, Split]:
     """Read every image in one pass: "train" and "test", or "all" where the path knows no parts.
 
@@ -404,19 +439,41 @@ def read(
     Raises:
         UserError: no image is there; a file is bad and `skip_bad` is not set; the archive is damaged.
     """
-    task = Conversion(path, data_name(path), key or "all", image_size, skip_bad, progress)
+    task = Conversion(path, data_name(path), key or "all", image_size, skip_bad, progress, zip_encoding)
     return convert(task, cache_folder() if key else None)
 
 
 def hold_out(everything: Split, part: str, seed: int, progress: Progress | None = None) -> Split:
-    """The 90 % (train) or 10 % (test) of `everything` that the seed says, in the order of the whole."""
+    """The 90 % (train) or 10 % (test) of `everything` that the seed says, in the order of the whole.
+
+    With labels it is a tenth of each class, rounded up or down, so that the sum is a tenth of all; of every
+    class an image is left to train on.
+    """
     n = len(everything)
-    shuffled = torch.randperm(n, generator=generator(seed, "hold out"))
-    test = round(n * HELD_OUT) if n > 1 / HELD_OUT else min(1, n - 1)
-    rows = shuffled[:test] if part == "test" else shuffled[test:]
-    digest = hashlib.sha256(f"{everything.digest}|{seed}|{part}".encode()).hexdigest()
-    rows, name = rows.sort().values, everything.name
-    return select_rows([everything], rows, digest=digest, name=name, part=part, progress=progress)
+    rows = torch.randperm(n, generator=generator(seed, "hold out"))
+    digest = f"{everything.digest}|{seed}|{part}"
+    if everything.labels is not None:
+        digest += "|by class"
+        labels = everything.labels.cpu()
+        single = labels.bincount()[labels[rows]] < 2
+        single &= 2 * int(single.sum()) <= n  # where classes are single images, there is no such choice
+        rows, alone = rows[~single], rows[single]
+        rows = rows[labels[rows].sort(stable=True).indices]
+        # Every tenth row of the classes laid end to end
+        chosen = torch.zeros(len(rows), dtype=torch.bool)
+        test = _test_images(len(rows))
+        chosen[((torch.arange(test) + 0.5) * len(rows) / max(test, 1)).long()] = True
+        rows = torch.cat([rows[chosen], rows[~chosen], alone])
+    else:
+        test = _test_images(n)
+    rows, name = (rows[:test] if part == "test" else rows[test:]).sort().values, everything.name
+    digest = hashlib.sha256(digest.encode()).hexdigest()
+    split = select_rows([everything], rows, digest=digest, name=name, part=part, progress=progress)
+    return replace(split, notes=everything.notes)
+
+
+def _test_images(n: int) -> int:
+    return round(n * HELD_OUT) if n > 1 / HELD_OUT else max(0, min(1, n - 1))
 
 
 def read_unlabeled(

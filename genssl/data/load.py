@@ -1,6 +1,7 @@
 """`load`: from what --data says to a split in memory."""
 
 import hashlib
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -35,6 +36,7 @@ def load(
     seed: int = 0,
     skip_bad: bool = False,
     channels: int | None = None,
+    zip_encoding: str | None = None,
     progress: Progress | None = None,
 ) -> Split:
     """Load a part of a data set; what is slow about it is done once and cached.
@@ -48,6 +50,7 @@ def load(
         seed: of the 90/10 split of a path that has no parts; not used elsewhere.
         skip_bad: leave out files of a path that are no usable images, with a warning.
         channels: 1 (gray) or 3 of the images; as they are in the cache when None.
+        zip_encoding: of names in a .zip that are not marked as UTF-8.
         progress: called with (what, how many done, of how many or None).
 
     Returns:
@@ -60,19 +63,50 @@ def load(
     if image_size < 1:
         raise UserError(f"the image size must be positive, not {image_size}")
     if channels is not None:
-        split = load(data, part, image_size=image_size, seed=seed, skip_bad=skip_bad, progress=progress)
-        return with_channels(split, channels, progress)
+        as_it_is = load(
+            data, part, image_size=image_size, seed=seed, skip_bad=skip_bad, zip_encoding=zip_encoding,
+            progress=progress,
+        )  # fmt: skip
+        return with_channels(as_it_is, channels, progress)
     if data in SOURCES:
         return _load_known(data, part, image_size, progress)
     if is_remix(data):
         source = partial(
-            load, base_name(data), image_size=image_size, seed=seed, skip_bad=skip_bad, progress=progress
-        )
-        return remix(source("train"), source("test"), part, progress)
+            load, base_name(data), image_size=image_size, seed=seed, skip_bad=skip_bad,
+            zip_encoding=zip_encoding, progress=progress,
+        )  # fmt: skip
+        train, test = source("train"), source("test")
+        return replace(remix(train, test, part, progress), notes=train.notes)
     path = path_of(data)
     if sources := official_sources(path):
         return _load_copies(sources, path, part, image_size, progress)
-    return _load_path(path, part, image_size, seed=seed, skip_bad=skip_bad, progress=progress)
+    split = _load_path(path, part, image_size, skip_bad, zip_encoding, progress)
+    if split is not None and split.part == "all":
+        from genssl.data.image_folder import hold_out
+
+        split = hold_out(split, part, seed, progress)
+    if not split:
+        raise UserError(f"{path} has no images for the {part} part; add some")
+    return split
+
+
+def load_undivided(
+    data: str,
+    *,
+    image_size: int = NATIVE_SIZE,
+    skip_bad: bool = False,
+    zip_encoding: str | None = None,
+    progress: Progress | None = None,
+) -> Split | None:
+    """All images of a path that has no parts of its own, as the part "all"; None of any other data.
+
+    Raises:
+        UserError: as in `load`.
+    """
+    if data in SOURCES or is_remix(data) or official_sources(path_of(data)):
+        return None
+    split = _load_path(path_of(data), "test", image_size, skip_bad, zip_encoding, progress)
+    return split if split is not None and split.part == "all" else None
 
 
 RunPart = Literal["train", "validation", "test"]
@@ -98,6 +132,7 @@ def load_for_run(config: Config, part: RunPart, progress: Progress | None = None
         seed=config.seed,
         skip_bad=config.skip_bad,
         channels=config.channels,
+        zip_encoding=config.zip_encoding,
         progress=progress,
     )
     if part == "test":
@@ -119,7 +154,7 @@ def channels_of(config: Config, progress: Progress | None = None) -> int:
         return source.channels
     split = load(
         config.data, "train", image_size=config.image_size, seed=config.seed, skip_bad=config.skip_bad,
-        progress=progress,
+        zip_encoding=config.zip_encoding, progress=progress,
     )  # fmt: skip
     return 1 if is_gray(split.images) else 3
 
@@ -171,22 +206,23 @@ def _resize(images: Tensor, size: int) -> Tensor:
 
 
 def _load_path(
-    path: Path, part: Part, image_size: int, *, seed: int, skip_bad: bool, progress: Progress | None
-) -> Split:
+    path: Path,
+    part: Part,
+    image_size: int,
+    skip_bad: bool,
+    zip_encoding: str | None,
+    progress: Progress | None,
+) -> Split | None:
+    """The part, or everything where the path has no parts."""
     from genssl.data import image_folder
     from genssl.data.archive import printable
 
-    prefix, key = image_folder.cache_keys(path, image_size, skip_bad)
-    split = cache.load_or_build(
+    prefix, key = image_folder.cache_keys(path, image_size, skip_bad, zip_encoding)
+    return cache.load_or_build(
         key,
         [part, "all"],
-        lambda: image_folder.read(path, image_size, skip_bad, progress, key),
+        lambda: image_folder.read(path, image_size, skip_bad, progress, key, zip_encoding),
         source=printable(str(path.resolve())),
         prefix=prefix,
         progress=progress,
     )
-    if split is not None and split.part == "all":
-        split = image_folder.hold_out(split, part, seed, progress)
-    if not split:
-        raise UserError(f"{path} has no images for the {part} part; add some")
-    return split

@@ -107,10 +107,28 @@ def key_of(name: str, image_size: int = NATIVE_SIZE) -> str:
 
 
 def allows_flips(data: str, classes: tuple[str, ...]) -> bool:
-    """Whether mirrored images keep their class: as the source says, else unless all classes are digits."""
+    """Whether mirrored images keep their class: as the source says, else unless they are digits or letters.
+
+    Classes are digits or letters where all of their names are numbers or single letters.
+    """
     if source := SOURCES.get(base_name(data)):
         return source.flips
-    return not classes or not all(name.isdigit() for name in classes)
+    return not classes or not all(name.isdigit() or len(name) == 1 for name in classes)
+
+
+def describe_flips(data: str, classes: tuple[str, ...], setting: str) -> str:
+    """A line on whether images are mirrored, and why; "" where a known data set decides that."""
+    if setting != "auto":
+        return f"flips are {setting}, as set"
+    if base_name(data) in SOURCES:
+        return ""
+    if not allows_flips(data, classes):
+        return (
+            "flips are off, since the classes are named as digits or letters, which mirrored are others; "
+            "--set flip=on turns them on"
+        )
+    why = "the classes are not named as digits or letters" if classes else "there are no classes to judge by"
+    return f"flips are on, since {why}; --set flip=off turns them off, as for images of text"
 
 
 def path_of(data: str) -> Path:

@@ -21,6 +21,7 @@ class Split:
         name: what to call the data set beside a number.
         part: "train", "validation" or "test".
         digest: of the content, so that results can name what they were measured on.
+        notes: what was left out of a user's images, and what is odd about them.
     """
 
     images: Tensor
@@ -30,6 +31,7 @@ class Split:
     part: str
     digest: str
     masks: Tensor | None = None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)

@@ -20,6 +20,7 @@ from genssl.models.method import Method
 from genssl.pixels import to_bytes, to_channels, to_model
 from genssl.runtime import Tick
 
+NAMED = 3  # classes that a message names
 Encoder = Callable[[Tensor], Tensor]  # images (B, C, H, W) in the model's range -> (B, D)
 
 
@@ -96,9 +97,14 @@ def _check_classes(train: Split, labels: Tensor, test_labels: Tensor) -> None:
     unknown = [train.classes[label] for label in test_labels.unique().tolist() if label not in known]
     if unknown:
         raise UserError(
-            f"none of the {len(train)} train images of {train.name} shows {', '.join(unknown)}, "
-            "and test images do; raise --limit or choose another --data"
+            f"none of the {len(train)} train images of {train.name} shows {_some(unknown)}, and "
+            "test images do; raise --limit or choose another --data"
         )
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more:,} more classes" if more > 0 else "")
 
 
 FORMAT = "1"  # of the cache

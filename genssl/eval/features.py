@@ -79,10 +79,12 @@ def draw_components(points: Tensor, shares: Tensor, split: Split) -> "Figure":
     colors = [palette[label] for label in labels or ()] if colored else palette[0]
     x, y = points[shown].T.tolist()
     axis.scatter(x, y, s=min(20.0, INK / len(shown)), color=colors, linewidths=0, alpha=0.7)
-    for name, color in zip(split.classes if colored else (), palette, strict=False):
+    drawn = figures.drawn_names(split.classes if colored else ())
+    for name, color in zip(drawn.names, palette, strict=False):
         axis.scatter([], [], s=25, color=color, label=name)
     if colored:
-        axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+        family = {"family": drawn.families}
+        axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), prop=family)
     first, second = (100 * share for share in shares.tolist())
     axis.set(
         xlabel=f"first principal component ({first:.1f} % of the variance)",

@@ -29,11 +29,12 @@ def draw_confusion(matrix: Tensor, classes: Sequence[str], title: str) -> "Figur
     figure, (axis,) = figures.new_figure(1, 1, side, side)
     axis.grid(visible=False)
     axis.imshow(shares.cpu().numpy(), cmap="Blues", vmin=0, vmax=1)
-    axis.set_xticks(range(len(classes)), classes)
-    if max(map(len, classes)) > SHORT:
+    drawn = figures.drawn_names(tuple(classes))
+    axis.set_xticks(range(len(classes)), drawn.names, family=drawn.families)
+    if max(map(len, drawn.names)) > SHORT:
         for label in axis.get_xticklabels():
             label.set(rotation=45, ha="right", rotation_mode="anchor")
-    axis.set_yticks(range(len(classes)), classes)
+    axis.set_yticks(range(len(classes)), drawn.names, family=drawn.families)
     axis.set(xlabel="predicted", ylabel="true", title=title)
     if len(classes) <= NUMBERED:
         for row, line in enumerate(shares.tolist()):
@@ -44,7 +45,11 @@ def draw_confusion(matrix: Tensor, classes: Sequence[str], title: str) -> "Figur
 
 
 def draw_neighbors(
-    queries: Tensor, query_names: Sequence[str], neighbors: Tensor, names: Sequence[Sequence[str]]
+    queries: Tensor,
+    query_names: Sequence[str],
+    neighbors: Tensor,
+    names: Sequence[Sequence[str]],
+    classes: Sequence[str] = (),
 ) -> Image.Image:
     """A row a query: the test image, then its nearest train images; framed red where the class is another.
 
@@ -53,8 +58,11 @@ def draw_neighbors(
         query_names: the class of each.
         neighbors: uint8 (Q, n, C, H, W), nearest first.
         names: the class of each.
+        classes: all classes in their order; those that are named where there are none.
     """
-    font = ImageFont.load_default(12)
+    classes = classes or sorted({*query_names, *(name for row in names for name in row)})
+    drawn = figures.drawn_names(tuple(classes))
+    shown, font = dict(zip(classes, drawn.names, strict=True)), drawn.font(12)
     width, height = SIDE + 2 * BORDER + GAP, SIDE + 2 * BORDER + CAPTION + GAP // 2
     left = GAP
     size = (left + GAP + width * (1 + neighbors.shape[1]), CAPTION + GAP + height * len(queries))
@@ -65,11 +73,11 @@ def draw_neighbors(
     draw.text((left + width + GAP, GAP // 2), text, fill="black", font=font)
     for row, true in enumerate(query_names):
         top = CAPTION + GAP // 2 + row * height
-        _draw_image(sheet, queries[row], true, "black", (left, top), font)
+        _draw_image(sheet, queries[row], shown[true], "black", (left, top), font)
         for column, name in enumerate(names[row]):
             color = RIGHT if name == true else WRONG
             position = (left + GAP + width * (1 + column), top)
-            _draw_image(sheet, neighbors[row, column], name, color, position, font)
+            _draw_image(sheet, neighbors[row, column], shown[name], color, position, font)
     return sheet
 
 

@@ -17,6 +17,7 @@ from genssl.metrics.knn import class_accuracy, confusion_matrix, knn_predict, st
 from genssl.models.method import Method
 from genssl.runtime import Tick, chunks, measuring
 
+NEIGHBORS = 200  # the default k (Wu et al. 2018)
 QUERIES = 2048  # classified between two ticks
 SHOWN = 10  # test images in the picture, of as many classes
 NEAREST = 8  # neighbors of each
@@ -44,7 +45,7 @@ def knn_eval(
     train: Split,
     test: Split,
     *,
-    k: int = 200,
+    k: int | None = None,
     temperature: float = 0.1,
     batch_size: int = 256,
     tick: Tick,
@@ -59,7 +60,8 @@ def knn_eval(
         method: in eval mode, on the device of the splits.
         train: the bank.
         test: the queries.
-        k: number of neighbors, which vote with weight exp(cosine / temperature).
+        k: number of neighbors, which vote with weight exp(cosine / temperature); None: 200, or the whole
+            bank where that is smaller.
         temperature: of the votes.
         batch_size: of the encoder, in images.
         tick: called with (done, total).
@@ -69,6 +71,8 @@ def knn_eval(
         UserError: no labels or one class, classes that differ, k or the temperature out of range.
     """
     labels, test_labels = require_labels(method, train, test)
+    is_cut = k is None and len(train) < NEIGHBORS
+    k = min(NEIGHBORS, len(train)) if k is None else k
     _check(k, temperature, train)
 
     def classify(bank: Tensor, queries: Tensor) -> Prediction:
@@ -95,7 +99,7 @@ def knn_eval(
     title = f"kNN, {method.config.method} features: {result}\n(cells: % of a true class)"
     confusion = draw_confusion(matrix, test.classes, title)
     return EvalResult(
-        values, {"confusion matrix": confusion, "neighbors": picture}, _notes(train), name="knn-eval",
+        values, {"confusion matrix": confusion, "neighbors": picture}, _notes(train, is_cut), name="knn-eval",
         title="kNN accuracy", headline=("accuracy", "standard_error", "k"),
     )  # fmt: skip
 
@@ -142,8 +146,10 @@ def _values(
     }
 
 
-def _notes(train: Split) -> tuple[str, ...]:
+def _notes(train: Split, is_cut: bool) -> tuple[str, ...]:
+    cut = f"k is {len(train)}, since there are fewer than {NEIGHBORS} train images; -k takes another number"
     return (
+        *((cut,) if is_cut else ()),
         f"the bank is {len(train)} train images; more of them give a higher accuracy",
         "the standard error is that of the test images drawn, not of training again",
     )
@@ -157,7 +163,7 @@ def _neighbors(bank: Tensor, queries: Tensor, train: Split, test: Split) -> Imag
     near = _nearest(bank, queries[shown], min(NEAREST, len(bank)))
     names = [[train.classes[label] for label in row] for row in train.labels[near].tolist()]
     query_names = [test.classes[label] for label in test.labels[shown].tolist()]
-    return draw_neighbors(test.images[shown], query_names, train.images[near], names)
+    return draw_neighbors(test.images[shown], query_names, train.images[near], names, train.classes)
 
 
 def _nearest(bank: Tensor, queries: Tensor, n: int) -> Tensor:

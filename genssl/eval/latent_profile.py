@@ -71,7 +71,8 @@ def draw_profile(profile: Profile, classes: tuple[str, ...], discriminative: lis
     colors = ["tab:orange" if d in discriminative else "tab:blue" for d in dimensions]
     errors = 2 * profile.stds / profile.counts.clamp(min=1).sqrt()[:, None]
     reach = float((profile.means.abs() + errors).max()) * 1.05
-    for i, (name, axis) in enumerate(zip(classes, axes, strict=False)):
+    drawn = figures.drawn_names(classes)
+    for i, (name, axis) in enumerate(zip(drawn.names, axes, strict=False)):
         whisker = {"ecolor": "0.5", "elinewidth": 0.8}
         axis.bar(
             dimensions,
@@ -80,7 +81,8 @@ def draw_profile(profile: Profile, classes: tuple[str, ...], discriminative: lis
             color=colors,
             error_kw=whisker,
         )
-        axis.set(ylim=(-reach, reach), title=f"{name}  ({int(profile.counts[i])} images)")
+        axis.set(ylim=(-reach, reach))
+        axis.set_title(f"{name}  ({int(profile.counts[i])} images)", family=drawn.families)
     for axis in axes[len(classes) : -2]:
         axis.set_visible(False)
     axes[-2].bar(dimensions, profile.stds.mean(0).tolist(), color=colors)

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from genssl import checkpoint, distributed, figures, run_info, runs
-from genssl.config import Config, resumed
+from genssl.config import Config, SelfSupervisedConfig, resumed
 from genssl.data.augment.views import choose_views
 from genssl.data.load import RunPart, load_for_run
 from genssl.data.loader import Loader, make_loader
-from genssl.data.registry import short_name
+from genssl.data.registry import describe_flips, short_name
 from genssl.data.split import Split
 from genssl.environment import restart_count
 from genssl.errors import FAILED_RUN, Echo, UserError
@@ -182,7 +182,7 @@ def require_data(configs: Iterable[Config], listener: Listener) -> None:
     for config in configs:
         # Whether images can be held out depends on how many of each class the limit and the seed leave
         rows = (config.limit, config.holdout, config.seed) if config.holdout else ()
-        source = (config.data, config.image_size, config.skip_bad, *rows)
+        source = (config.data, config.image_size, config.skip_bad, config.zip_encoding, *rows)
         if source not in checked:
             load_splits(config, listener)
             checked.add(source)
@@ -313,6 +313,10 @@ class RunInProgress:
         )
         if self.config.channels == 1:
             self.listener(Note("images are gray: one channel"))
+        if isinstance(self.config, SelfSupervisedConfig):
+            flips = describe_flips(self.config.data, training.split.classes, self.config.flip)
+            if flips:
+                self.listener(Note(flips))
         for remark in training.method.remarks():
             self.listener(Note(remark))
 

@@ -1,5 +1,7 @@
+import bz2
 import gzip
 import io
+import lzma
 import os
 import tarfile
 import zipfile
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from genssl.data import archive as module
-from genssl.data.archive import BadFile, clean, count, members
+from genssl.data.archive import BadFile, Skipped, clean, count, members
 from genssl.errors import UserError
 
 Put = Callable[[Path, dict[str, bytes]], Path]
@@ -42,7 +44,15 @@ def test_every_kind_gives_the_visible_images(
         (".git/b.png", None),
         ("__MACOSX/b.png", None),
         ("a/b.txt", None),
-        ("png", None),
+        ("png", "png"),
+        ("a/scan.001", "a/scan.001"),
+        ("@eaDir/b.png", None),
+        ("a/#recycle/b.png", None),
+        ("$RECYCLE.BIN/b.png", None),
+        (".thumbnails/b.png", None),
+        ("System Volume Information/b.png", None),
+        ("lost+found/b.png", None),
+        ("Thumbs.db", None),
         ("..", None),
     ],
 )
@@ -162,3 +172,136 @@ def test_an_archive_is_read_in_constant_memory(tmp_path: Path) -> None:
         next(found)
     frame = found.gi_yieldfrom.gi_frame  # type: ignore[attr-defined]
     assert len(frame.f_locals["archive"].members) <= 1
+
+
+def test_a_name_of_two_bytes_with_a_backslash_is_no_folder(tmp_path: Path) -> None:
+    """The second byte of some Japanese letters is that of a backslash."""
+    names = ["\u8868/1.png", "\u8868/2.png", "\u30bd/1.png", "\u4e88/1.png", "a/1.png"]
+    path = japanese(tmp_path / "a.zip", names)
+    skipped = Skipped()
+    found = [member.name for member in members(path, None, skipped)]
+    assert len(set(found)) == 5
+    assert len({name.split("/")[0] for name in found}) == 4
+    assert "4 names are not UTF-8" in skipped.notes[0]
+    assert "--zip-encoding cp932" in skipped.notes[0]
+    assert [member.name for member in members(path, "cp932")] == names
+    assert all(member.read() == b"1" for member in members(path, "cp932"))
+    for encoding in ("utf-8", "nonsense"):
+        with pytest.raises(UserError, match="--zip-encoding"):
+            list(members(path, encoding))
+
+
+def japanese(path: Path, names: list[str], encoding: str = "cp932") -> Path:
+    """A .zip whose names are in an encoding that it does not name."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for i, _ in enumerate(names):
+            archive.writestr(zipfile.ZipInfo(f"{i:04}" + "x" * (len(names[i].encode(encoding)) - 4)), b"1")
+    data = path.read_bytes()
+    for i, name in enumerate(names):
+        raw = name.encode(encoding)
+        data = data.replace(f"{i:04}".encode() + b"x" * (len(raw) - 4), raw)
+    path.write_bytes(data)
+    return path
+
+
+def test_unmarked_names_that_are_utf_8_are_read(tmp_path: Path) -> None:
+    names = ["caf\xe9/1.png", "\u732b/1.png"]
+    path = japanese(tmp_path / "a.zip", names, "utf-8")
+    assert [member.name for member in members(path)] == names
+
+
+def test_backslashes_of_unknown_letters_are_asked_about(tmp_path: Path) -> None:
+    path = japanese(tmp_path / "a.zip", ["\u8868\\1.png", "\u30bd\\1.png"])
+    with pytest.raises(UserError, match="--zip-encoding"):
+        list(members(path))
+    assert [member.name for member in members(path, "cp932")] == ["\u8868/1.png", "\u30bd/1.png"]
+
+
+def test_a_backslash_beside_a_slash_is_a_letter(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/b\\1.png", b"1")
+    assert contents(path) == {"a/b\\1.png": b"1"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_passed_over_is_counted_by_kind(kind: str, tmp_path: Path, put: Put) -> None:
+    names = ["1.png", "2.heic", "3.HEIC", "4.jxl", "5.svg", "6.mp4", "7.CR2", "notes.txt", "@eaDir/8.png"]
+    path, skipped = put(tmp_path / kind, dict.fromkeys(names, b"1")), Skipped()
+    assert [member.name for member in members(path, None, skipped)] == ["1.png"]
+    (loud,), (quiet,) = skipped.loud(), skipped.quiet()
+    assert "1 .cr2, 2 .heic, 1 .jxl, 1 .mp4, 1 .svg; convert it to PNG or JPEG" in loud
+    assert "pip install 'genssl[heif]'" in loud
+    assert quiet == "not images: 1 .txt, 1 hidden or of the system"
+
+
+@pytest.mark.parametrize("compress", [bz2.compress, lzma.compress])
+def test_a_tar_may_be_compressed_in_other_ways(
+    compress: Callable[[bytes], bytes], tmp_path: Path, put: Put
+) -> None:
+    whole = compress(put(tmp_path / "a.tar", {"a/1.png": os.urandom(9000)}).read_bytes())
+    (tmp_path / "b").write_bytes(whole)
+    assert contents(tmp_path / "b") == contents(tmp_path / "a.tar")
+    for size in (len(whole) // 2, len(whole) - 1):
+        (tmp_path / "b").write_bytes(whole[:size])
+        with pytest.raises(UserError, match="damaged"):
+            contents(tmp_path / "b")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_member_of_any_compression_is_a_bad_file(method: int, tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("1.png", bytes(range(256)) * 40)
+    whole, bad = path.read_bytes(), 0
+    for i in range(40, 120, 4):
+        path.write_bytes(whole[:i] + bytes([whole[i] ^ 255]) + whole[i + 1 :])
+        try:
+            found = contents(path)
+        except BadFile:
+            bad += 1
+        else:  # a byte that says how much memory to take changes nothing
+            assert found == {"1.png": bytes(range(256)) * 40}
+    assert bad >= 16
+
+
+def test_a_folder_that_cannot_be_read_is_a_bad_file(
+    tmp_path: Path, put: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = put(tmp_path / "set", {"a/1.png": b"1", "b/1.png": b"2", "lost+found/1.png": b"3"})
+    scan = os.scandir
+
+    def refusing(folder: str) -> object:
+        if str(folder).endswith(("/b", "lost+found")):
+            raise PermissionError(13, "Permission denied")
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    found = list(members(path))
+    assert [member.name for member in found] == ["a/1.png", "b"]
+    with pytest.raises(BadFile, match="a folder that cannot be read: Permission denied"):
+        found[1].read()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer.*git lfs pull"),
+        (b"\n<!DOCTYPE html><html>", "web page; download"),
+        (b"\x80\x02}q\x00.", "pickle, which is never loaded"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(99), "HDF5 file"),
+        (b"Rar!\x1a\x07\x01\x00", "RAR archive; unpack"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(99), "single image; give the folder"),
+    ],
+)
+def test_what_is_plainly_something_else_is_named(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        contents(tmp_path / "a.tar")
+
+
+def test_a_file_of_pytorch_is_named(tmp_path: Path, put: Put) -> None:
+    path = put(tmp_path / "a.zip", {"a/data.pkl": b"1", "a/data/0": b"2", "a/version": b"3"})
+    with pytest.raises(UserError, match=r"file of PyTorch \(\.pt\)"):
+        contents(path)
+    assert contents(put(tmp_path / "b.zip", {"a/data.pkl": b"1", "a/1.png": b"2"})) == {"a/1.png": b"2"}

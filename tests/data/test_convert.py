@@ -45,7 +45,7 @@ def run(path: Path, folder: Path, calls: Calls | None = None, *, skip_bad: bool 
     return convert(Conversion(path, "some", "key", 8, skip_bad, progress), folder)
 
 
-def reference(files: dict[str, bytes], path: Path) -> dict[str, Split]:
+def reference(files: dict[str, bytes], path: Path, notes: tuple[str, ...] = ()) -> dict[str, Split]:
     """What a conversion is to give, all in memory."""
     splits = {}
     for part in ("train", "test"):
@@ -54,14 +54,14 @@ def reference(files: dict[str, bytes], path: Path) -> dict[str, Split]:
         labels = [CLASSES.index(name.split("/")[2]) for name in names]
         tensors = {"images": torch.from_numpy(images), "labels": torch.tensor(labels)}
         splits[part] = Split(
-            tensors["images"], tensors["labels"], CLASSES, "some", part, tensor_digest(tensors)
+            tensors["images"], tensors["labels"], CLASSES, "some", part, tensor_digest(tensors), notes=notes
         )
     return splits
 
 
-def is_right(folder: Path, files: dict[str, bytes], path: Path) -> bool:
+def is_right(folder: Path, files: dict[str, bytes], path: Path, *notes: str) -> bool:
     """Whether the folder has the entries that `write_split` makes of the reference, and nothing else."""
-    for part, split in reference(files, path).items():
+    for part, split in reference(files, path, notes).items():
         expected = folder.parent / "reference"
         write_split(expected, split, str(path))
         entry = folder / f"key-{part}"
@@ -80,7 +80,7 @@ def stop_at(k: int, monkeypatch: pytest.MonkeyPatch, how: Callable[[], object]) 
     """Let the k-th call to decode, from 0 on, do something first."""
     calls = iter(range(1000))
 
-    def stopping(content: bytes, image_size: int) -> Bytes:
+    def stopping(content: bytes, image_size: int, *_: object) -> Bytes:
         if next(calls) == k:
             how()
         return decode(content, image_size)
@@ -188,7 +188,7 @@ def test_of_two_processes_that_convert_at_once_one_waits(
     path = put(tmp_path / "set.tar", pictures)
     log = tmp_path / "log"
 
-    def slow(content: bytes, image_size: int) -> Bytes:
+    def slow(content: bytes, image_size: int, *_: object) -> Bytes:
         with log.open("a") as file:
             file.write("decoded\n")
         time.sleep(0.1)
@@ -216,7 +216,8 @@ def test_the_last_of_two_files_of_one_name_counts(
     path, folder = put(tmp_path / "set.tar", first | pictures | {f"//{spoilt}": b"bad"}), tmp_path / "to"
     with pytest.warns(UserWarning, match="1 of 12 images"):
         run(path, folder, skip_bad=True)
-    assert is_right(folder, {name: data for name, data in pictures.items() if name != spoilt}, path)
+    note = f"1 of 12 images are left out: {spoilt} (not an image)"
+    assert is_right(folder, {name: data for name, data in pictures.items() if name != spoilt}, path, note)
 
 
 @pytest.mark.parametrize("kind", ["set", "set.tar"])
@@ -333,7 +334,7 @@ def test_where_there_is_no_room_at_all_the_user_is_told(
 def test_an_error_of_reading_is_none_of_writing(
     tmp_path: Path, put: Put, pictures: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(_: Path) -> Iterator[NoReturn]:
+    def broken(*_: object) -> Iterator[NoReturn]:
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(module, "members", broken)

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from genssl.data import decode as module
-from genssl.data.decode import BadImage, decode
+from genssl.data.decode import BadImage, Observed, decode, describe, identify
+from genssl.errors import UserError
 
 RANDOM = np.random.default_rng(0)
 RGB = RANDOM.integers(0, 256, (32, 32, 3), np.uint8)
@@ -201,7 +203,7 @@ def test_a_huge_image_is_refused_by_its_header(side: int) -> None:
     data = png(struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0), b"")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(BadImage, match="too large"):
+        with pytest.raises(BadImage, match=rf"too large, .*GENSSL_MAX_PIXELS={side * side} reads it"):
             decode(data, 32)
 
 
@@ -210,3 +212,96 @@ def test_the_limit_counts_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     decode(content(Image.fromarray(RGB)), 32)
     with pytest.raises(BadImage, match="33 x 32"):
         decode(content(Image.new("RGB", (33, 32))), 32)
+
+
+def test_the_limit_can_be_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_PIXELS", 32 * 32)
+    data = content(Image.fromarray(RGB).resize((40, 40)))
+    monkeypatch.setenv("GENSSL_MAX_PIXELS", "1600")
+    expected = decode(data, 32)
+    monkeypatch.setenv("GENSSL_MAX_PIXELS", "1.6e3")
+    assert np.array_equal(decode(data, 32), expected)
+    monkeypatch.setenv("GENSSL_MAX_PIXELS", "1599")
+    with pytest.raises(BadImage, match="GENSSL_MAX_PIXELS=1600"):
+        decode(data, 32)
+    monkeypatch.setenv("GENSSL_MAX_PIXELS", "many")
+    with pytest.raises(UserError, match="'many'"):
+        decode(data, 32)
+
+
+def test_a_huge_jpeg_is_made_smaller_while_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    ramp = np.tile(np.linspace(0, 255, 1024).astype(np.uint8), (1024, 1))
+    data = content(Image.fromarray(ramp), "JPEG", quality=95)
+    expected = decode(data, 16)
+    monkeypatch.setattr(module, "MAX_PIXELS", 512 * 512)
+    assert np.abs(decode(data, 16).astype(int) - expected).max() <= 3
+    monkeypatch.setattr(module, "MAX_PIXELS", 100 * 100)
+    with pytest.raises(BadImage, match="too large, 1024 x 1024"):
+        decode(data, 16)
+
+
+@pytest.mark.parametrize(("bits", "largest"), [(8, 200), (10, 1023), (12, 4095), (12, 3000), (14, 9000)])
+def test_fewer_bits_in_16_are_scaled_by_what_was_seen(bits: int, largest: int) -> None:
+    wide = np.linspace(0, largest, 1024).reshape(32, 32).astype(np.uint16)
+    data, observed = content(Image.fromarray(wide), "TIFF"), Observed()
+    assert decode(data, 32, observed).max() == largest >> 8
+    assert (observed.needed_bits(), observed.largest, observed.wide) == (bits, largest, 1)
+    expected = tripled((wide >> (bits - 8)).astype(np.uint8))
+    assert np.array_equal(decode(data, 32, Observed(bits)), expected)
+    assert Observed().needed_bits() == 16
+
+
+def test_a_png_with_much_text_is_read() -> None:
+    info = PngInfo()
+    info.add_text("a", "x" * 3_000_000, zip=True)
+    assert np.array_equal(decode(content(Image.fromarray(RGB), pnginfo=info), 32), RGB)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"quality": 30}, {"optimize": True}])
+def test_a_jpeg_without_its_last_two_bytes_is_read(options: dict[str, Any]) -> None:
+    data = content(Image.fromarray(RGB), "JPEG", **options)
+    for missing in (1, 2):
+        assert np.array_equal(decode(data[:-missing], 32), decode(data, 32))
+    for missing in (20, 50, 100):
+        with pytest.raises(BadImage, match="truncated"):
+            decode(data[:-missing], 32)
+
+
+def test_frames_are_counted() -> None:
+    observed = Observed()
+    frames = [Image.fromarray(np.roll(RGB, i)) for i in range(3)]
+    for kind in ("GIF", "WEBP", "PNG"):
+        data = content(frames[0], kind, save_all=True, append_images=frames[1:])
+        first = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        assert np.array_equal(decode(data, 32, observed), first)
+    decode(content(frames[0], "GIF"), 32, observed)
+    assert observed.animated == 3
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000"])
+def test_an_image_is_known_by_its_first_bytes(kind: str) -> None:
+    data = content(Image.fromarray(RGB), kind)
+    expected = {"JPEG": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2"}.get(kind, f".{kind.lower()}")
+    assert identify(data) == expected
+    assert identify(data[:64]) == expected
+    assert np.abs(decode(data, 32).astype(int) - RGB).mean() < 60
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", b"BM is short", b"P2P", b"RIFF....WAVE"])
+def test_other_files_are_not_known_as_images(data: bytes) -> None:
+    assert identify(data) == describe(data) == ""
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer.*git lfs pull"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", r"a HEIC image; pip install 'genssl\[heif\]'"),
+        (b"\xff\x0a" + bytes(40), "a JXL image; convert it"),
+        (b"<svg xmlns=''>", "an SVG, not pixels"),
+        (b"<html>", "a web page"),
+    ],
+)
+def test_the_reason_says_what_a_file_is(data: bytes, message: str) -> None:
+    with pytest.raises(BadImage, match=message):
+        decode(data, 32)

@@ -72,6 +72,30 @@ def test_images_alone_have_no_labels(tmp_path: Path, put: Put, picture: Picture)
     assert (len(found), found.labels, found.classes) == (1, None, ())
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_tenth_of_each_class_is_held_out(seed: int) -> None:
+    counts = torch.tensor([1, 2, 3, 5, 9, 10, 11, 25, 100])
+    labels = torch.repeat_interleave(torch.arange(len(counts)), counts)
+    labels = labels[torch.randperm(len(labels), generator=generator(seed, "test"))]
+    images = torch.arange(len(labels), dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 1, 1)
+    everything = Split(images, labels, tuple("abcdefghi"), "a", "all", "d")
+    train, test = (image_folder.hold_out(everything, part, seed) for part in ("train", "test"))
+    assert train.labels is not None
+    assert test.labels is not None
+    held_out = test.labels.bincount(minlength=len(counts))
+    assert torch.equal(train.labels.bincount(minlength=len(counts)) + held_out, counts)
+    assert ((held_out - counts / 10).abs() < 1).all()
+    assert (held_out < counts).all()
+    assert len(test) == round((len(labels) - 1) / 10)
+    assert len(torch.cat([train.images, test.images]).unique(dim=0)) == len(labels)
+
+
+def test_classes_of_single_images_are_held_out_as_they_come() -> None:
+    images = torch.zeros(30, 3, 1, 1, dtype=torch.uint8)
+    everything = Split(images, torch.arange(30), tuple(map(str, range(30))), "a", "all", "d")
+    assert [len(image_folder.hold_out(everything, part, 0)) for part in ("train", "test")] == [27, 3]
+
+
 @pytest.mark.parametrize(("n", "test"), [(2, 1), (10, 1), (19, 2), (1000, 100)])
 def test_a_tenth_is_held_out(n: int, test: int) -> None:
     everything = Split(torch.zeros(n, 3, 1, 1, dtype=torch.uint8), None, (), "a", "all", "d")
@@ -96,13 +120,16 @@ def test_what_is_held_out_is_selected_and_named_by_the_seed(
     images = torch.randint(0, 256, (40, 3, 2, 2), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     everything = Split(images, torch.arange(40) % 2, ("a", "b"), "some", "all", "digest")
     shuffled = torch.randperm(40, generator=generator(7, "hold out"))
-    for part, chosen in (("test", shuffled[:4]), ("train", shuffled[4:])):
+    by_class = torch.cat([shuffled[shuffled % 2 == label] for label in (0, 1)])
+    test = by_class[torch.tensor([5, 15, 25, 35])]
+    train = torch.tensor([row for row in range(40) if row not in test])
+    for part, chosen in (("test", test), ("train", train)):
         found, expected = image_folder.hold_out(everything, part, 7), everything.select(chosen.sort().values)
         assert torch.equal(found.images, expected.images)
         assert found.labels is not None
         assert expected.labels is not None
         assert torch.equal(found.labels, expected.labels)
-        digest = hashlib.sha256(f"digest|7|{part}".encode()).hexdigest()
+        digest = hashlib.sha256(f"digest|7|{part}|by class".encode()).hexdigest()
         assert (found.classes, found.name, found.part, found.digest) == (("a", "b"), "some", part, digest)
         assert (cache / f"rows-{digest[:16]}-{part}").exists() == large
 
@@ -118,7 +145,7 @@ def test_the_key_is_a_hash_of_lines(kind: str, tmp_path: Path, put: Put, tree: d
         ]
     else:
         lines = [str(path.stat().st_size), str(path.stat().st_mtime_ns)]
-    words = ["\n".join([str(path), "32", "False"]), "\n".join([FORMAT, *lines])]
+    words = ["\n".join([str(path), "32", "False"]), "\n".join([FORMAT, image_folder.READING, *lines])]
     hashes = [hashlib.sha256(text.encode()).hexdigest()[:16] for text in words]
     assert (prefix, key) == (f"path-{kind[:3]}-{hashes[0]}", f"path-{kind[:3]}-{hashes[0]}-{hashes[1]}")
 
