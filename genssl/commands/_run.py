@@ -358,7 +358,7 @@ def open_samples(reference: str, features: str | None, common: Common) -> Sample
         find_run(reference, named)
     elif data is None:
         raise UserError(f"{reference} is a folder of images; name the real images with --data")
-    if features not in {None, "pixels", *PRETRAINED}:
+    if features is not None and features not in {"pixels", *PRETRAINED}:
         find_run(features, None)
     from genssl.runtime import choose_device
 

@@ -111,7 +111,7 @@ class WeightsFile:
     """Published weights.
 
     Attributes:
-        name: of the file in the cache folder.
+        name: of the file in downloads/ of the cache folder.
         url: where it is published.
         sha256: of the file.
         size: in bytes.
@@ -160,7 +160,7 @@ def pretrained_features(name: str, device: torch.device, tick: Tick) -> FeatureS
 
 
 def fetch(file: WeightsFile, tick: Tick) -> bytes:
-    """The content of a weights file, from the cache folder, or downloaded and put there.
+    """The content of a weights file, from downloads/ in the cache folder, or downloaded and put there.
 
     Args:
         file: what to read.
@@ -169,7 +169,7 @@ def fetch(file: WeightsFile, tick: Tick) -> bytes:
     Raises:
         UserError: it cannot be downloaded, or its SHA-256 is another one.
     """
-    path = cache_folder() / file.name
+    path = cache_folder() / "downloads" / file.name
     is_new = not path.exists()
     content = _download(file, path, tick) if is_new else path.read_bytes()
     sha256 = hashlib.sha256(content).hexdigest()
@@ -234,7 +234,7 @@ def inception(graph: bytes) -> nn.Module:
     maximum = functools.partial(F.max_pool2d, kernel_size=3, stride=1, padding=1)
     # Without memory or values, which the weights bring
     with torch.device("meta"):
-        network = Inception3(aux_logits=False, init_weights=False)
+        network: nn.Module = Inception3(aux_logits=False, init_weights=False)
     network.fc = nn.Identity()
     for name, block in list(network.named_children()):
         if hasattr(block, "branch_pool"):

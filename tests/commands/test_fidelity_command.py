@@ -202,9 +202,10 @@ def test_published_weights_are_missing_put_by_hand_and_used(
     result = call("fidelity", samples, *chosen)
     assert result.exit_code == 1, result.output
     (line,) = [text for text in result.stderr.splitlines() if text.startswith("genssl:")]
-    assert f"get {small_inception.url} and put it at {cache_folder() / 'w.pb'}" in line
-    cache_folder().mkdir()
-    (cache_folder() / "w.pb").write_bytes(b"w")
+    path = cache_folder() / "downloads" / "w.pb"
+    assert f"get {small_inception.url} and put it at {path}" in line
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"w")
     found = json_of("fidelity", samples, *chosen)
     assert (found["features"], found["features_digest"]) == ("inception", small_inception.sha256)
     assert found["dimensions"] == 48
