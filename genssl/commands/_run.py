@@ -1,6 +1,7 @@
 """The loaded run of a command, its data and samples; writing and printing of results."""
 
 import atexit
+import contextlib
 import io
 import json
 import math
@@ -266,6 +267,8 @@ def origin(split: "Split") -> dict[str, str]:
 FEW, MANY = 512, 10_000
 PIXELS_SIZE = 32  # image size of a folder of samples that is compared in pixels
 COLOR = 3  # channels of a folder of samples, as it is read
+PRETRAINED = ("inception", "dinov2")  # the features of published weights
+LARGEST = 299  # pixels a side that they see
 
 
 def default_samples(device: "torch.device") -> int:
@@ -378,7 +381,7 @@ def open_samples(reference: str, features: str | None, common: Common) -> Sample
         find_run(reference, named)
     elif data is None:
         raise UserError(f"{reference} is a folder of images; name the real images with --data")
-    if features not in {None, "pixels"}:
+    if features is not None and features not in {"pixels", *PRETRAINED}:
         find_run(features, None)
     from genssl.runtime import choose_device
 
@@ -393,8 +396,22 @@ def open_samples(reference: str, features: str | None, common: Common) -> Sample
         )  # fmt: skip
     assert data is not None
     space, size = feature_space(features, None, device)
-    where = choose_device(device)
-    return SampleSource(None, folder, where, space, size or PIXELS_SIZE, data, data, None, 0, skip_bad)
+    size = size or (_size_of_samples(folder) if features in PRETRAINED else PIXELS_SIZE)
+    return SampleSource(None, folder, choose_device(device), space, size, data, data, None, 0, skip_bad)
+
+
+def _size_of_samples(folder: Path) -> int:
+    """The shorter side of the first image of a folder, up to LARGEST: these networks see images whole."""
+    from PIL import Image
+
+    from genssl.data.archive import BadFile, members
+
+    # What cannot be read is reported when all are
+    unreadable = (OSError, BadFile, Image.DecompressionBombError)
+    for member in members(folder):
+        with contextlib.suppress(*unreadable), Image.open(io.BytesIO(member.read())) as image:
+            return min(LARGEST, *image.size)
+    return PIXELS_SIZE
 
 
 def folder_of_samples(reference: str) -> Path | None:
@@ -421,17 +438,20 @@ def feature_space(
     """The feature extractor of --features, and its image size; None: any size.
 
     Raises:
-        UserError: the run is for images of another size, or there is no run to default to.
+        UserError: the run is for images of another size, or weights are missing.
     """
     from genssl.eval.feature_cache import PIXELS, FeatureSpace, encoder_of
 
     if reference == "pixels":
         return PIXELS, None
-    if reference is None:
-        from genssl.eval.fidelity_features import default_features
+    if reference is None or reference in PRETRAINED:
+        from genssl.eval.fidelity_features import default_features, pretrained_features
         from genssl.runtime import choose_device
 
-        return default_features(choose_device(device)), None
+        if reference is None:
+            return default_features(choose_device(device)), None
+        with progress(f"reading the weights of {reference} (MiB)") as tick:
+            return pretrained_features(reference, choose_device(device), tick), None
     loaded = load_run(reference, None, device)
     size = loaded.info.config.image_size
     if image_size not in {None, size}:

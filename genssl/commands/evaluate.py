@@ -227,7 +227,8 @@ def fidelity(
         str | None,
         typer.Option(
             metavar="REF",
-            help="Feature extractor: a run, or pixels; default: the one that comes with genssl.",
+            help="Feature extractor: a run, pixels, inception (of FID) or dinov2; "
+            "default: the one that comes with genssl.",
         ),
     ] = None,
     sensitivity: Annotated[

@@ -303,11 +303,16 @@ def _unwritable(folder: Path, error: OSError) -> UserError:
     return UserError(f"cannot write to {folder} ({error.strerror}); set GENSSL_CACHE to a folder with space")
 
 
-def _advice(name: str, file: Path, exists: bool, error: Exception) -> str:
-    """What is wrong and what to do, then one line per official file."""
+def reason_of(error: Exception) -> str:
+    """Why a download failed, in a few words."""
     cause = getattr(error, "reason", error)
     text = " ".join(str(getattr(cause, "strerror", None) or cause).split())
-    reason = text[:120] or type(error).__name__
+    return text[:120] or type(error).__name__
+
+
+def _advice(name: str, file: Path, exists: bool, error: Exception) -> str:
+    """What is wrong and what to do, then one line per official file."""
+    reason = reason_of(error)
     if exists:
         problem = (
             f"{file} is damaged (its MD5 is not the official one) and cannot be downloaded again ({reason})"

@@ -1,13 +1,18 @@
 """`genssl fidelity`, as a user types it, on rendered digits."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from torch import nn
 
 from genssl import paths
+from genssl.commands._options import Common
+from genssl.commands._run import open_samples
+from genssl.data.cache import cache_folder
 from genssl.eval import fidelity_features
 
 from ..conftest import call
@@ -175,6 +180,56 @@ def test_without_the_shipped_weights_it_says_what_to_do(
     result = call("fidelity", vae_run, *FEW)
     assert result.exit_code == 2, result.output
     assert "simsiam is missing; sample quality needs it, install genssl again" in result.stderr
+
+
+@pytest.fixture
+def small_inception(monkeypatch: pytest.MonkeyPatch) -> fidelity_features.WeightsFile:
+    """A small network behind Inception's name, its weights not there and not to be had."""
+    digest = hashlib.sha256(b"w").hexdigest()
+    file = fidelity_features.WeightsFile("w.pb", "http://127.0.0.1:9/w.pb", digest, 1)
+    monkeypatch.setattr(fidelity_features, "INCEPTION", file)
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten())
+    monkeypatch.setattr(fidelity_features, "inception", {b"w": network}.__getitem__)
+    return file
+
+
+def test_published_weights_are_missing_put_by_hand_and_used(
+    samples: Path, digits: Path, tmp_path: Path, small_inception: fidelity_features.WeightsFile,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("GENSSL_CACHE", str(tmp_path / "cache"))
+    chosen = ["--data", digits, "--features", "inception", "-k", 3, "--resamples", 0]
+    result = call("fidelity", samples, *chosen)
+    assert result.exit_code == 1, result.output
+    (line,) = [text for text in result.stderr.splitlines() if text.startswith("genssl:")]
+    path = cache_folder() / "downloads" / "w.pb"
+    assert f"get {small_inception.url} and put it at {path}" in line
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"w")
+    found = json_of("fidelity", samples, *chosen)
+    assert (found["features"], found["features_digest"]) == ("inception", small_inception.sha256)
+    assert found["dimensions"] == 48
+    assert any("24 samples for 48 feature dimensions" in note for note in found["notes"])  # type: ignore[attr-defined]
+    assert len(list(cache_folder().glob("features-*.safetensors"))) == 2  # of the test and the train images
+    chosen = [*chosen[:4], "--split", "train", "--out", tmp_path / "s.png"]
+    noticed = json_of("fidelity", "--sensitivity", *chosen)
+    assert (noticed["features"], noticed["dimensions"]) == ("inception", 48)
+
+
+@pytest.mark.usefixtures("small_inception")
+def test_these_networks_see_a_folder_of_samples_as_large_as_it_is(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fidelity_features, "fetch", lambda *_: b"w")
+    (tmp_path / "large").mkdir()
+    for i in range(12):
+        Image.new("RGB", (60, 50), (i, 99, 0)).save(tmp_path / "large" / f"{i:02d}.png")
+    (tmp_path / "large" / "00.png").write_bytes(b"broken")
+    common = Common(data=str(digits), device="cpu", skip_bad=True)
+    for name, side in (("inception", 50), ("pixels", 32)):
+        source = open_samples(str(tmp_path / "large"), name, common)
+        assert source.image_size == side
+        assert source.images(12, {}, 0, 4)[0].shape == (11, 3, side, side)
 
 
 def test_what_features_notice_of_disturbed_images(
