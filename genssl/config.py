@@ -23,6 +23,7 @@ from genssl.errors import UserError
 SHORT = {"lr": "learning_rate", "bs": "batch_size", "wd": "weight_decay"}  # what people type
 # Names of earlier versions, still read everywhere: in files, and from the command line
 RENAMED = {"rate_batch_size": "base_batch_size", "constant_predictor_rate": "fix_predictor_lr"}
+NOT_KNOWN = "this version does not know, as a newer one may (update genssl) or a slip (correct it)"
 AnyConfig = TypeVar("AnyConfig", bound="Config")
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -43,6 +44,7 @@ class Config(BaseModel):
     holdout: Fraction = 0.0  # share of these images that is held out of training, as a validation split
     skip_bad: bool = False  # leave unreadable files out
     image_size: PositiveInt = 32  # pixels a side
+    fit: Literal["crop", "pad", "stretch"] = "crop"  # how images that are not square become so
 
     # Optimization
     epochs: PositiveInt = 70
@@ -412,6 +414,12 @@ def read(text: str, source: str) -> Config:
         raise UserError(f"{source} is no valid JSON ({error}); restore it") from error
     if not isinstance(values, dict) or not isinstance(values.get("method"), str):
         raise UserError(f"{source} is no config: it names no method")
+    if values["method"].lower().replace("-", "_") not in methods():
+        raise UserError(f"{source} is of a method {values['method']!r} that {NOT_KNOWN}")
+    known = config_class(values["method"]).model_fields
+    if unknown := sorted({*values} - {*known, *RENAMED}):
+        names = ", ".join(name + hint(name, known) for name in unknown)
+        raise UserError(f"{source} has settings that {NOT_KNOWN}: {names}")
     try:
         return make(values["method"], values)
     except UserError as error:

@@ -26,7 +26,9 @@ def bounds(lines: list[str]) -> dict[str, Version]:
 
 def test_the_oldest_versions_are_the_lower_bounds() -> None:
     extras = project()["optional-dependencies"]
-    declared = bounds([*project()["dependencies"], *extras["tensorboard"], *extras["onnx"], *extras["peers"]])
+    declared = bounds(
+        [*project()["dependencies"], *extras["tensorboard"], *extras["onnx"], *extras["hf"], *extras["peers"]]
+    )
     lines = (ROOT / "tests" / "constraints-oldest.txt").read_text(encoding="utf-8").splitlines()
     assert declared.items() <= bounds([line for line in lines if not line.startswith("#")]).items()
 

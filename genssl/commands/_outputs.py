@@ -13,7 +13,7 @@ import typer
 from genssl.environment import command_line
 from genssl.errors import UserError
 from genssl.eval.names import file_name
-from genssl.files import made_by
+from genssl.files import made_by, require_writable
 from genssl.paths import LABEL, is_writable_run
 from genssl.report import load
 from genssl.run_info import CONFIG, ENVIRONMENT, HISTORY, MODEL, STATE
@@ -22,6 +22,8 @@ RUN_FILES = {MODEL, CONFIG, HISTORY, ENVIRONMENT, STATE, LABEL}
 RUN_PICTURES = ("curves.png", "wall-clock.png", "-over-epochs.png")
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg"}
 IMAGE = re.compile(r"\d{5,}\.png")  # in a folder of images
+SETTINGS = "samples.json"  # beside them: how they were sampled
+TEMPORARY = ".png.tmp"  # suffix of an image that is being written
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,11 @@ def claim(path: Path) -> Path:
         UserError: it exists and was not made by this command, or belongs to the files of a run.
     """
     _refuse_run_files(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file in --out")
     if path.exists() and not made_by(path, command_line()):
         raise UserError(f"{path} exists and was not made by this command; choose another --out")
-    return path
+    return require_writable(path)
 
 
 def unused(path: Path, *suffixes: str) -> Path:
@@ -129,6 +133,8 @@ def unused(path: Path, *suffixes: str) -> Path:
 def claim_folder(out: Path) -> Path:
     """Check a folder for single images: new, empty, or only with images that this command made.
 
+    What a stopped command left half-written (TEMPORARY) is removed by the next one.
+
     Raises:
         UserError: it is a file, holds other files, or is in the folder of a run.
     """
@@ -138,10 +144,13 @@ def claim_folder(out: Path) -> Path:
     _refuse_run_files(folder)
     command = command_line()
     for file in folder.iterdir() if folder.is_dir() else ():
-        if not (IMAGE.fullmatch(file.name) and made_by(file, command)):
+        if file.name.endswith(TEMPORARY):
+            continue
+        if not ((IMAGE.fullmatch(file.name) or file.name == SETTINGS) and made_by(file, command)):
             raise UserError(
                 f"{out} is not empty and was not made by this command; choose a new folder for the images"
             )
+    require_writable(folder / SETTINGS)
     return folder
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from genssl.data.split import Split
     from genssl.run_info import RunInfo
 
-DATA = "svhn, svhn-extra, cifar10, synthetic, a path, or NAME-remix."
+DATA = "svhn, svhn-extra, cifar10, synthetic, a path, hf:OWNER/NAME, or NAME-remix."
 data_app = typer.Typer(no_args_is_help=True, help="Data sets.")
 runs_app = typer.Typer(no_args_is_help=True, help="Trained runs.")
 
@@ -41,7 +41,10 @@ def data_list(as_json: _options.Json = False) -> None:
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    show_rows("data sets (--data also takes a folder, .tar, .tar.gz or .zip)", rows)
+    show_rows(
+        "data sets (--data also takes a folder, .tar, .tar.gz, .zip, .npz, .npy, .parquet or hf:OWNER/NAME)",
+        rows,
+    )
     echo(f"{REMIX_SUFFIX} after any of them (svhn{REMIX_SUFFIX}): both splits pooled and split again")
 
 
@@ -50,10 +53,11 @@ def data_fetch(
     data: Annotated[str, typer.Argument(help=DATA, callback=_options.checked_data)],
     image_size: _options.ImageSize = 32,
     skip_bad: _options.SkipBad = False,
+    fit: _options.Fit = "crop",
 ) -> None:
     """Download and convert a data set ahead of training."""
     for split in _options.SPLITS:
-        images = read_split(data, split, image_size, skip_bad=skip_bad)
+        images = read_split(data, split, image_size, skip_bad=skip_bad, fit=fit)
         echo(f"{images.name} {split}: {len(images):,} images, {len(images.classes)} classes")
 
 
@@ -72,6 +76,7 @@ def data_preview(
         typer.Option("--set", metavar="KEY=VALUE", help="Setting of the method; repeatable."),
     ] = None,
     skip_bad: _options.SkipBad = False,
+    fit: _options.Fit = "crop",
     out: Annotated[
         Path | None,
         typer.Option(
@@ -86,7 +91,7 @@ def data_preview(
     config = _config(views, settings or []) if views else None
     from genssl import figures, files
 
-    images = read_split(data, split, image_size, seed, skip_bad)
+    images = read_split(data, split, image_size, seed, skip_bad, fit)
     shown = images.take(n, seed)
     header = f"{images.name} {split}: {len(shown)} of {len(images):,} images, random seed {seed}"
     if config is not None:
@@ -108,10 +113,11 @@ def data_export(
     image_size: _options.ImageSize = 32,
     seed: _options.Seed = 0,
     skip_bad: _options.SkipBad = False,
+    fit: _options.Fit = "crop",
 ) -> None:
     """Write real images as PNG files, for other evaluation tools (see `sample --out FOLDER`)."""
     folder = _outputs.claim_folder(out)
-    images = read_split(data, split, image_size, seed, skip_bad)
+    images = read_split(data, split, image_size, seed, skip_bad, fit)
     write_each(images.take(n, seed).images, folder)
 
 

@@ -40,6 +40,7 @@ def train(
     sample_every: Annotated[int | None, typer.Option(help="Epochs between sample grids; 0: none.")] = None,
     knn_every: _options.KnnEvery = None,
     skip_bad: Annotated[bool | None, typer.Option("--skip-bad", help="Skip unreadable files.")] = None,
+    fit: _options.TrainingFit = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other setting; repeatable.")
     ] = None,
@@ -95,7 +96,7 @@ def train(
         "data": data, "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate,
         "limit": limit, "image_size": image_size, "seed": seed, "precision": precision,
         "sample_every": sample_every, "skip_bad": skip_bad, "timesteps": timesteps,
-        "knn_every": knn_every, "holdout": holdout,
+        "knn_every": knn_every, "holdout": holdout, "fit": fit,
     }  # fmt: skip
     changes = {name: value for name, value in named.items() if value is not None}
     changes |= parse_settings(settings or [])
@@ -169,10 +170,11 @@ def _resolve(method: str | None, file: Path | None, changes: dict[str, Any]) -> 
 
 def _check(config: "Config", options: "Options") -> None:
     """Check the data and the run folder before torch is imported, which takes seconds."""
-    from genssl import run_info, runs
+    from genssl import files, paths, run_info, runs
     from genssl.data.registry import require
 
     require(config.data)
+    files.require_writable(options.out or paths.runs_root() / "run")
     if options.out is None or (is_launched_by_torchrun() and launched_rank() > 0):
         return  # the main process may have made the folder already
     continues = options.auto_resume or restart_count() > 0

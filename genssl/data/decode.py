@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from genssl.data.fit import Fit
+
 Bytes = npt.NDArray[np.uint8]
 
 MAX_PIXELS = 64_000_000
@@ -20,11 +22,12 @@ class BadImage(ValueError):
     """A file that is no usable image; the message is the reason, in a few words."""
 
 
-def decode(content: bytes, image_size: int) -> Bytes:
-    """Decode an image of any mode and size: uint8 (image_size, image_size, 3).
+def decode(content: bytes, size: int | Fit) -> Bytes:
+    """Decode an image of any mode and size: uint8 (size, size, 3).
 
     EXIF orientation is applied, alpha is laid over white, 16 bits become 8, the center square is cut out
-    and resized with antialiasing. A square of the right size keeps its pixels bit for bit.
+    (or as `size` says) and resized with antialiasing. A square of the right size keeps its pixels bit for
+    bit.
 
     Raises:
         BadImage: the content is no image, truncated, larger than MAX_PIXELS, or of 32-bit pixels.
@@ -33,7 +36,7 @@ def decode(content: bytes, image_size: int) -> Bytes:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = _open(content)
-            return np.array(_fit(_to_rgb(image), image_size))
+            return np.array(_fit(size)(_to_rgb(image)))
     except BadImage:
         raise
     except Exception as error:  # on damaged files Pillow's readers raise nearly every type there is
@@ -74,12 +77,14 @@ def _over_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, image).convert("RGB")
 
 
-def _fit(image: Image.Image, size: int) -> Image.Image:
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    if image.size != (side, side):
-        image = image.crop((left, top, left + side, top + side))
-    return image if side == size else image.resize((size, size), Image.Resampling.BICUBIC)
+def from_pixels(pixels: Bytes, size: int | Fit) -> Bytes:
+    """As `decode`, of an array (H, W) or (H, W, C) with 1, 3 or 4 channels, the fourth one alpha."""
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
+    return np.array(_fit(size)(_to_rgb(image)))
+
+
+def _fit(size: int | Fit) -> Fit:
+    return size if isinstance(size, Fit) else Fit(size)
 
 
 def _reason(error: Exception) -> str:

@@ -6,8 +6,8 @@ import hashlib
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
@@ -19,10 +19,10 @@ from genssl.data import cache
 from genssl.data.archive import BadFile, count, members, printable
 from genssl.data.cache import FORMAT, LazyArray, Progress, cache_folder
 from genssl.data.decode import BadImage, Bytes, decode
+from genssl.data.fit import Fit, Shape
 from genssl.data.split import Split
 from genssl.data.subset import select_rows
 from genssl.errors import UserError
-from genssl.files import tensor_digest
 from genssl.runtime import generator
 
 PARTS = {
@@ -147,7 +147,7 @@ class Conversion:
         path: a folder or an archive.
         name: of the splits.
         key: of the entries.
-        image_size: pixels on a side.
+        fit: makes the squares.
         skip_bad: leave out files that are no usable images.
         progress: called with (what, how many done, of how many or None).
     """
@@ -155,7 +155,7 @@ class Conversion:
     path: Path
     name: str
     key: str
-    image_size: int
+    fit: Fit
     skip_bad: bool
     progress: Progress | None
 
@@ -206,7 +206,7 @@ def _convert(task: Conversion, folder: Path) -> dict[str, Split]:
     try:
         rows, bad, n = _decode_all(task, scratch / "pixels")
         parts, classes = _arrange(task, rows, bad)
-        shape = (n, 3, task.image_size, task.image_size)
+        shape = (n, 3, task.fit.size, task.fit.size)
         return _write(task, np.memmap(scratch / "pixels", np.uint8, "r", shape=shape), folder, parts, classes)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -234,7 +234,7 @@ def _decode_all(task: Conversion, path: Path) -> tuple[dict[str, int], dict[str,
             rows.pop(member.name, None)
             bad.pop(member.name, None)
             try:
-                pixels = decode(member.read(), task.image_size)
+                pixels = decode(member.read(), task.fit)
             except (BadFile, BadImage) as error:
                 bad[member.name] = str(error)
                 continue
@@ -281,6 +281,8 @@ def _arrange(
     _refuse(task, bad, total)
     layout = lay_out(rows)
     _warn_left_out(task.path, bad, layout, total)
+    if notice := task.fit.notice(str(task.path)):
+        warnings.warn(notice, stacklevel=3)
     parts = {}
     for part, images in layout.parts.items():
         labels = [label for _, label in images if label is not None]
@@ -355,7 +357,7 @@ def _warn_left_out(path: Path, bad: Mapping[str, str], layout: Layout, total: in
         warnings.warn(text, stacklevel=4)
 
 
-ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
+ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip", ".npz", ".npy", ".parquet")
 HELD_OUT = 0.1
 
 
@@ -368,11 +370,18 @@ def data_name(path: Path) -> str:
     return name
 
 
-def cache_keys(path: Path, image_size: int, skip_bad: bool) -> tuple[str, str]:
-    """(prefix, key): one for the path and the options, one that also changes whenever a file there does."""
+def cache_keys(
+    path: Path, image_size: int, skip_bad: bool, fit: Shape = "crop", files: Sequence[Path] = ()
+) -> tuple[str, str]:
+    """(prefix, key): one for the path and the options, one that also changes whenever a file there does.
+
+    `files`: what is read of the path, if not its image files.
+    """
     name = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in data_name(path))
-    prefix = f"path-{name[:60]}-{_hash((str(path.resolve()), str(image_size), str(skip_bad)))}"
-    return prefix, f"{prefix}-{_hash(chain((FORMAT,), _state(path)))}"
+    options = (str(image_size), str(skip_bad), *(() if fit == "crop" else (fit,)))
+    prefix = f"path-{name[:60]}-{_hash((str(path.resolve()), *options))}"
+    state = (f"{file}|{word}" for file in files for word in _state(file)) if files else _state(path)
+    return prefix, f"{prefix}-{_hash(chain((FORMAT,), state))}"
 
 
 def _hash(words: Iterable[str]) -> str:
@@ -395,7 +404,12 @@ def _state(path: Path) -> Iterator[str]:
 
 
 def read(
-    path: Path, image_size: int, skip_bad: bool, progress: Progress | None = None, key: str = ""
+    path: Path,
+    image_size: int,
+    skip_bad: bool,
+    progress: Progress | None = None,
+    key: str = "",
+    fit: Shape = "crop",
 ) -> dict[str, Split]:
     """Read every image in one pass: "train" and "test", or "all" where the path knows no parts.
 
@@ -404,7 +418,7 @@ def read(
     Raises:
         UserError: no image is there; a file is bad and `skip_bad` is not set; the archive is damaged.
     """
-    task = Conversion(path, data_name(path), key or "all", image_size, skip_bad, progress)
+    task = Conversion(path, data_name(path), key or "all", Fit(image_size, fit), skip_bad, progress)
     return convert(task, cache_folder() if key else None)
 
 
@@ -417,17 +431,3 @@ def hold_out(everything: Split, part: str, seed: int, progress: Progress | None 
     digest = hashlib.sha256(f"{everything.digest}|{seed}|{part}".encode()).hexdigest()
     rows, name = rows.sort().values, everything.name
     return select_rows([everything], rows, digest=digest, name=name, part=part, progress=progress)
-
-
-def read_unlabeled(
-    path: Path, image_size: int, skip_bad: bool = False, progress: Progress | None = None
-) -> Split:
-    """Every image of a folder or an archive, without parts and labels; not cached.
-
-    Raises:
-        UserError: there is no image, or a file is bad and `skip_bad` is not set.
-    """
-    parts = list(read(path, image_size, skip_bad, progress).values())
-    images = torch.cat([split.images for split in parts])
-    digest = tensor_digest({"images": images})
-    return replace(parts[0], images=images, labels=None, classes=(), part="all", digest=digest)

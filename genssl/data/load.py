@@ -1,21 +1,27 @@
 """`load`: from what --data says to a split in memory."""
 
 import hashlib
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from genssl.config import Config
 from genssl.data import cache
 from genssl.data.cache import Arrays, LazyArray, Progress
+from genssl.data.fit import Shape
 from genssl.data.registry import (
     NATIVE_SIZE,
     SOURCES,
     Part,
     base_name,
+    hub_key,
+    is_hub,
     is_remix,
     key_of,
     official_sources,
@@ -24,6 +30,7 @@ from genssl.data.registry import (
 from genssl.data.split import Split
 from genssl.data.subset import limit_split, remix, train_validation_split
 from genssl.errors import UserError
+from genssl.files import tensor_digest
 
 
 def load(
@@ -33,18 +40,20 @@ def load(
     image_size: int = NATIVE_SIZE,
     seed: int = 0,
     skip_bad: bool = False,
+    fit: Shape = "crop",
     progress: Progress | None = None,
 ) -> Split:
     """Load a part of a data set; what is slow about it is done once and cached.
 
     Args:
-        data: a name in SOURCES, the path of a folder, .tar, .tar.gz, .zip or official file, or one of these
-            with -remix after it: both parts pooled and split again. A name goes before a path, and a path
-            before a remix.
+        data: a name in SOURCES, hf:OWNER/NAME, the path of a folder, .tar, .tar.gz, .zip, .npz, .npy,
+            .parquet or official file, or one of these with -remix after it: both parts pooled and split again. A name
+            goes before a path, and a path before a remix.
         part: "train" or "test".
         image_size: pixels on a side.
         seed: of the 90/10 split of a path that has no parts; not used elsewhere.
         skip_bad: leave out files of a path that are no usable images, with a warning.
+        fit: crop, pad or stretch: how images of a path or of the hub that are not square become so.
         progress: called with (what, how many done, of how many or None).
 
     Returns:
@@ -60,13 +69,16 @@ def load(
         return _load_known(data, part, image_size, progress)
     if is_remix(data):
         source = partial(
-            load, base_name(data), image_size=image_size, seed=seed, skip_bad=skip_bad, progress=progress
-        )
+            load, base_name(data), image_size=image_size, seed=seed, skip_bad=skip_bad, fit=fit,
+            progress=progress,
+        )  # fmt: skip
         return remix(source("train"), source("test"), part, progress)
+    if is_hub(data):
+        return _load_hub(data, part, image_size, seed=seed, skip_bad=skip_bad, fit=fit, progress=progress)
     path = path_of(data)
     if sources := official_sources(path):
         return _load_copies(sources, path, part, image_size, progress)
-    return _load_path(path, part, image_size, seed=seed, skip_bad=skip_bad, progress=progress)
+    return _load_path(path, part, image_size, seed=seed, skip_bad=skip_bad, fit=fit, progress=progress)
 
 
 RunPart = Literal["train", "validation", "test"]
@@ -91,6 +103,7 @@ def load_for_run(config: Config, part: RunPart, progress: Progress | None = None
         image_size=config.image_size,
         seed=config.seed,
         skip_bad=config.skip_bad,
+        fit=config.fit,
         progress=progress,
     )
     if part == "test":
@@ -147,22 +160,85 @@ def _resize(images: Tensor, size: int) -> Tensor:
 
 
 def _load_path(
-    path: Path, part: Part, image_size: int, *, seed: int, skip_bad: bool, progress: Progress | None
+    path: Path,
+    part: Part,
+    image_size: int,
+    *,
+    seed: int,
+    skip_bad: bool,
+    fit: Shape,
+    progress: Progress | None,
 ) -> Split:
     from genssl.data import image_folder
     from genssl.data.archive import printable
 
-    prefix, key = image_folder.cache_keys(path, image_size, skip_bad)
+    read, files = _reader(path)
+    prefix, key = image_folder.cache_keys(path, image_size, skip_bad, fit, files)
     split = cache.load_or_build(
         key,
         [part, "all"],
-        lambda: image_folder.read(path, image_size, skip_bad, progress, key),
+        lambda: read(path, image_size, skip_bad, progress, key, fit),
         source=printable(str(path.resolve())),
         prefix=prefix,
         progress=progress,
     )
+    return _held_out(split, str(path), part, seed, progress)
+
+
+def _load_hub(
+    data: str,
+    part: Part,
+    image_size: int,
+    *,
+    seed: int,
+    skip_bad: bool,
+    fit: Shape,
+    progress: Progress | None,
+) -> Split:
+    from genssl.data import huggingface
+
+    key = hub_key(data, image_size, *(["skip-bad"] if skip_bad else []), *([] if fit == "crop" else [fit]))
+    split = cache.load_or_build(
+        key,
+        [part, "all"],
+        lambda: huggingface.read_hub(data, image_size, skip_bad, progress, key, fit),
+        source=data,
+        progress=progress,
+    )
+    return _held_out(split, data, part, seed, progress)
+
+
+def _held_out(split: Split | None, source: str, part: Part, seed: int, progress: Progress | None) -> Split:
+    """The part of what was read; of "all" the share that the seed says."""
+    from genssl.data import image_folder
+
     if split is not None and split.part == "all":
         split = image_folder.hold_out(split, part, seed, progress)
     if not split:
-        raise UserError(f"{path} has no images for the {part} part; add some")
+        raise UserError(f"{source} has no images for the {part} part; add some")
     return split
+
+
+def _reader(path: Path) -> tuple[Callable[..., dict[str, Split]], list[Path]]:
+    """The function that reads what is at a path, and the files that it reads, if not images."""
+    from genssl.data import arrays, huggingface, image_folder
+
+    if arrays.is_array_file(path):
+        return arrays.read, [path]
+    files = huggingface.parquet_files(path)
+    return (huggingface.read if files else image_folder.read), files
+
+
+def read_unlabeled(
+    path: Path, image_size: int, skip_bad: bool = False, progress: Progress | None = None
+) -> Split:
+    """Every image of a path, without parts and labels; not cached.
+
+    Raises:
+        UserError: there is no image, or a file is bad and `skip_bad` is not set.
+    """
+    read, _ = _reader(path)
+    parts = list(read(path, image_size, skip_bad, progress).values())
+    images = torch.cat([split.images for split in parts])
+    digest = tensor_digest({"images": images})
+    return replace(parts[0], images=images, labels=None, classes=(), part="all", digest=digest)

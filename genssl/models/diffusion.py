@@ -13,7 +13,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-from genssl.runtime import Randomness, uniform
+from genssl.runtime import Randomness, to_float64, uniform
 
 NoisePredictor = Callable[[Tensor, Tensor], Tensor]
 Noise = Callable[[int], Tensor]  # standard normal noise for the step that leaves time t, shape of x
@@ -52,7 +52,7 @@ class NoiseSchedule:
     @classmethod
     def from_betas(cls, betas: Tensor) -> Self:
         """Every coefficient from the betas (T,); a ValueError unless there are some, all in (0, 1)."""
-        betas = betas.double()
+        betas = to_float64(betas)
         if not (len(betas) and bool(((betas > 0) & (betas < 1)).all())):
             raise ValueError(f"betas must be one or more, between 0 and 1, not {betas[:1].tolist()} ...")
         # alpha-bar in logarithms: 1 - alpha-bar near t = 0 would be a difference of nearly equal numbers
