@@ -23,7 +23,7 @@ from genssl.errors import UserError
 SHORT = {"lr": "learning_rate", "bs": "batch_size", "wd": "weight_decay"}  # what people type
 # Names of earlier versions, still read everywhere: in files, and from the command line
 RENAMED = {"rate_batch_size": "base_batch_size", "constant_predictor_rate": "fix_predictor_lr"}
-NOT_KNOWN = "this version does not know, as a newer one may (update genssl) or a slip (correct it)"
+NOT_KNOWN = "this version does not know; update genssl if a newer one wrote it, else correct it"
 AnyConfig = TypeVar("AnyConfig", bound="Config")
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -79,9 +79,9 @@ def test_damaged_config_is_named(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"method": "vae", "speed": 3}', "settings that this version does not know, as a newer .*: speed"),
+        ('{"method": "vae", "speed": 3}', "settings that this version does not know; update genssl .*: speed"),
         ('{"method": "vae", "epoch": 3}', r"epoch \(did you mean 'epochs'\?\)"),
-        ('{"method": "gan"}', "method 'gan' that this version does not know, as a newer one may"),
+        ('{"method": "gan"}', "method 'gan' that this version does not know; update genssl"),
         ('{"method": "ddpm", "network": "huge"}', "here: network must be"),
     ],
 )

@@ -1,7 +1,6 @@
 """The loaded run of a command, its data and samples; writing and printing of results."""
 
 import atexit
-import io
 import json
 import math
 from collections.abc import Mapping
@@ -13,11 +12,11 @@ import typer
 
 from genssl.commands._console import echo, progress, show_values
 from genssl.commands._options import Common, RealSplitName, RunSplitName, SplitName
-from genssl.commands._outputs import SETTINGS, TEMPORARY, Target, evaluation_name, target_of_run
+from genssl.commands._outputs import Target, evaluation_name, target_of_run
 from genssl.data.registry import base_name, locate
 from genssl.environment import command_line, launched_rank
 from genssl.errors import UserError
-from genssl.files import expand_home, made_by, mark_png, write_json
+from genssl.files import expand_home
 from genssl.run_info import progress_of
 
 if TYPE_CHECKING:
@@ -447,69 +446,3 @@ def feature_space(
             "choose other --features, or pixels"
         )
     return FeatureSpace(loaded.info.name, loaded.method.features, loaded.info.digest), size
-
-
-class SampleFolder:
-    """A folder of one PNG per image, 00000.png, 00001.png, ..., which are written as they come.
-
-    Args:
-        folder: from `claim_folder`.
-        settings: what the images depend on, besides their index; written beside them.
-
-    Images of this command that have these settings are kept; those of others are deleted.
-    """
-
-    def __init__(self, folder: Path, settings: Mapping[str, Any] | None = None) -> None:
-        self.folder, self.details = folder, {"command": command_line()}
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in folder.glob(f"*{TEMPORARY}"):
-            file.unlink()
-        self.present = 0
-        if settings is not None:
-            record = {**self.details, "settings": finite(dict(settings))}
-            file = folder / SETTINGS
-            if file.exists() and json.loads(file.read_bytes()) == record:
-                while (folder / f"{self.present:05d}.png").exists():
-                    self.present += 1
-            else:
-                self.remove_from(0)
-                write_json(file, record)
-
-    def read(self) -> "Tensor | None":
-        """The images that are there already, uint8 (N, C, H, W); None: there is none."""
-        import numpy as np
-        import torch
-        from PIL import Image
-
-        images = []
-        for i in range(self.present):
-            with Image.open(self.folder / f"{i:05d}.png") as image:
-                images.append(torch.from_numpy(np.array(image)).reshape(image.height, image.width, -1))
-        return torch.stack(images).permute(0, 3, 1, 2) if images else None
-
-    def write(self, start: int, images: "Tensor") -> None:
-        """Write uint8 images (N, C, H, W) under the numbers from `start` on."""
-        from genssl import figures
-
-        for i, image in enumerate(images, start):
-            content = io.BytesIO()
-            figures.one(image).save(content, "png")
-            file = self.folder / f"{i:05d}.png"
-            # Whole or absent, but no flush to disk for each of thousands
-            temporary = file.with_suffix(TEMPORARY)
-            temporary.write_bytes(mark_png(content.getvalue(), self.details))
-            temporary.replace(file)
-
-    def remove_from(self, n: int) -> None:
-        """Delete the images of this command from number `n` on, since other tools count all images."""
-        for file in self.folder.glob("*.png"):
-            if file.stem.isdigit() and int(file.stem) >= n and made_by(file, self.details["command"]):
-                file.unlink()
-
-
-def write_each(images: "Tensor", folder: Path) -> None:
-    """Write uint8 images (N, C, H, W) as 00000.png, 00001.png, ... into a folder from `claim_folder`."""
-    samples = SampleFolder(folder)
-    samples.write(0, images)
-    samples.remove_from(len(images))
-    echo(f"{len(images)} images: {folder}")

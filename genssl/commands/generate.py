@@ -10,7 +10,7 @@ import typer
 from genssl.commands import _options, _outputs
 from genssl.commands._console import echo, progress
 from genssl.commands._options import Common, Sampling, with_options
-from genssl.commands._run import Evaluation, LoadedRun, SampleFolder, find_run, load_run, open_evaluation
+from genssl.commands._run import Evaluation, LoadedRun, find_run, load_run, open_evaluation
 from genssl.environment import launched_rank
 from genssl.errors import UserError
 
@@ -83,11 +83,11 @@ def sample(
     from genssl.eval import sample as evaluation
     from genssl.metrics.sharpness import SHARPNESS
 
-    folder = (
-        None if samples is None or launched_rank() > 0 else SampleFolder(samples, _settings(work, sampling))
-    )
-    if folder is not None and folder.present:
-        echo(f"{folder.present:,} images are in {samples} already; continuing with the others")
+    folder = None
+    if samples is not None and launched_rank() == 0:
+        folder = _outputs.SampleFolder(samples, _settings(work, sampling))
+        if folder.present:
+            echo(f"{folder.present:,} images are in {samples} already; continuing with the others")
     with progress("sampling") as tick:
         result, images = evaluation.sample(
             work.method, n, seed=common.seed, batch_size=common.batch_size, tick=tick,

@@ -8,7 +8,7 @@ import typer
 
 from genssl.commands import _options, _outputs
 from genssl.commands._console import echo, show_rows, show_values
-from genssl.commands._run import read_split, write_each
+from genssl.commands._run import read_split
 from genssl.environment import command_line
 from genssl.errors import FAILED_RUN, UserError
 from genssl.run_info import progress_of
@@ -118,7 +118,7 @@ def data_export(
     """Write real images as PNG files, for other evaluation tools (see `sample --out FOLDER`)."""
     folder = _outputs.claim_folder(out)
     images = read_split(data, split, image_size, seed, skip_bad, fit)
-    write_each(images.take(n, seed).images, folder)
+    _outputs.write_each(images.take(n, seed).images, folder)
 
 
 def _config(method: str, settings: list[str]) -> "Config":

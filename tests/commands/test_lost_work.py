@@ -28,7 +28,7 @@ def pixels(folder: Path) -> dict[str, bytes]:
 
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> None:
     """Let Ctrl-C come in the middle of writing the batch after `batches`."""
-    from genssl.commands._run import SampleFolder
+    from genssl.commands._outputs import SampleFolder
 
     write, count = SampleFolder.write, 0
 
