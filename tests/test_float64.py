@@ -1,13 +1,14 @@
 """Nothing asks a device for float64 that has none, as Apple's mps: tried on a stand-in for one."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from genssl import runtime
 from genssl.data.split import Split
@@ -19,7 +20,6 @@ from genssl.models.build import build
 from genssl.config import make
 
 SOURCE = Path(runtime.__file__).parent
-WIDE = (torch.float64,)
 
 
 class OnMPS(Tensor):
@@ -27,26 +27,38 @@ class OnMPS(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.Tensor.device.__get__:  # type: ignore[attr-defined]
+        if func == Tensor.device.__get__:  # type: ignore[attr-defined]
             return torch.device("mps")
-        if func in {Tensor.cpu, Tensor.to} and (
-            func is Tensor.cpu or torch.device("cpu") in (*args, "cpu" in args)
-        ):
-            return args[0].as_subclass(Tensor)
-        if kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "mps":
-            kwargs["device"] = "cpu"
-        args = tuple("cpu" if isinstance(a, torch.device) and a.type == "mps" else a for a in args)
-        result = super().__torch_function__(func, types, args, kwargs)
+        if func == Tensor.cpu or (func == Tensor.to and "cpu" in map(str, args[1:])):
+            with torch._C.DisableTorchFunctionSubclass():
+                return args[0].as_subclass(Tensor)
+        result = super().__torch_function__(func, types, args, kwargs or {})
         if isinstance(result, OnMPS) and result.dtype == torch.float64:
-            raise TypeError(
-                "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support it"
-            )
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
         return result
+
+
+class WithMPS(TorchFunctionMode):
+    """Inside, tensors that are made on mps, or moved there, are stand-ins."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        devices = [str(value) for value in (*args[1:], kwargs.get("device")) if isinstance(value, torch.device | str)]
+        if not any(device.startswith("mps") for device in devices):
+            return func(*args, **kwargs)
+        if func == Tensor.to:
+            return on_mps(args[0])
+        return on_mps(func(*args, **{**kwargs, "device": "cpu"}))
 
 
 def on_mps(x: Tensor) -> Tensor:
     return x.as_subclass(OnMPS)
+
+
+@pytest.fixture(autouse=True)
+def _with_mps() -> Iterator[None]:
+    with WithMPS():
+        yield
 
 
 def test_the_stand_in() -> None:
