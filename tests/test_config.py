@@ -79,7 +79,7 @@ def test_damaged_config_is_named(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"method": "vae", "speed": 3}', "settings that this version does not know; update genssl .*: speed"),
+        ('{"method": "vae", "speed": 3}', "that this version does not know; update genssl .*: speed"),
         ('{"method": "vae", "epoch": 3}', r"epoch \(did you mean 'epochs'\?\)"),
         ('{"method": "gan"}', "method 'gan' that this version does not know; update genssl"),
         ('{"method": "ddpm", "network": "huge"}', "here: network must be"),

@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from genssl import runtime
+from genssl.config import make
 from genssl.data.split import Split
 from genssl.eval.figures import draw_confusion
 from genssl.eval.knn_eval import knn_eval
 from genssl.metrics import collapse, fidelity, knn, linalg, reconstruction, sharpness
 from genssl.models import vlb
 from genssl.models.build import build
-from genssl.config import make
 
 SOURCE = Path(runtime.__file__).parent
 
@@ -43,7 +43,9 @@ class WithMPS(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        devices = [str(value) for value in (*args[1:], kwargs.get("device")) if isinstance(value, torch.device | str)]
+        devices = [
+            str(value) for value in (*args[1:], kwargs.get("device")) if isinstance(value, torch.device | str)
+        ]
         if not any(device.startswith("mps") for device in devices):
             return func(*args, **kwargs)
         if func == Tensor.to:

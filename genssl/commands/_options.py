@@ -66,7 +66,7 @@ Checkpoint = Annotated[
 Data = Annotated[
     str | None,
     typer.Option(
-        help="svhn, svhn-extra, cifar10, synthetic, a path, hf:OWNER/NAME, or NAME-remix; default: the run's.",
+        help="svhn, svhn-extra, cifar10, synthetic, a path, hf:OWNER/NAME or NAME-remix; default: the run's.",
         callback=checked_data,
     ),
 ]

@@ -15,9 +15,9 @@ import numpy.typing as npt
 from genssl.data import cache
 from genssl.data.cache import Arrays, LazyArray, Progress
 from genssl.data.decode import Bytes, from_pixels
-from genssl.data.fit import Fit, Shape
+from genssl.data.fit import Fit
 from genssl.data.image_folder import PARTS, data_name, natural
-from genssl.data.registry import short_name
+from genssl.data.registry import Shape, short_name
 from genssl.data.split import Split
 from genssl.errors import UserError
 

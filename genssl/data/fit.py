@@ -1,13 +1,12 @@
 """How an image of any shape becomes a square."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 from PIL import Image
 
+from genssl.data.registry import Shape
 from genssl.errors import UserError
-
-Shape = Literal["crop", "pad", "stretch"]
 
 
 @dataclass

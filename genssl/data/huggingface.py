@@ -17,9 +17,9 @@ import numpy as np
 from genssl.data.arrays import in_turn, number_labels, refuse_pointer, store
 from genssl.data.cache import Progress
 from genssl.data.decode import BadImage, Bytes, decode
-from genssl.data.fit import Fit, Shape
+from genssl.data.fit import Fit
 from genssl.data.image_folder import PARTS
-from genssl.data.registry import HUB, hub_name
+from genssl.data.registry import HUB, Shape, hub_name
 from genssl.data.split import Split
 from genssl.data.torchvision_sets import require_answer
 from genssl.errors import FAILED_RUN, UserError
@@ -327,8 +327,8 @@ def read_hub(
         raise
     except Exception as error:  # of a client of the web there is no end of types
         raise UserError(
-            f"cannot get {data} from the Hugging Face hub ({_line(error)}); try again with a network, or bring "
-            f"its {SUFFIX} files here and use --data FOLDER, or --data synthetic",
+            f"cannot get {data} from the Hugging Face hub ({_line(error)}); try again with a network, or "
+            f"bring its {SUFFIX} files here and use --data FOLDER, or --data synthetic",
             FAILED_RUN,
         ) from error
     chosen = _choose(dict(splits), data)

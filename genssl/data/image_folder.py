@@ -19,7 +19,8 @@ from genssl.data import cache
 from genssl.data.archive import BadFile, count, members, printable
 from genssl.data.cache import FORMAT, LazyArray, Progress, cache_folder
 from genssl.data.decode import BadImage, Bytes, decode
-from genssl.data.fit import Fit, Shape
+from genssl.data.fit import Fit
+from genssl.data.registry import Shape
 from genssl.data.split import Split
 from genssl.data.subset import select_rows
 from genssl.errors import UserError

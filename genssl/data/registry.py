@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from genssl.data.cache import Arrays
 
 Part = Literal["train", "test"]
+Shape = Literal["crop", "pad", "stretch"]  # how images that are not square become so
 PARTS: tuple[Part, ...] = ("train", "test")
 Read = Callable[[Part, int, Path | None, Progress | None], "tuple[Arrays, tuple[str, ...]]"]
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genssl.data.fit import Fit, Shape
+from genssl.data.fit import Fit
 from genssl.data.load import load
+from genssl.data.registry import Shape
 from genssl.errors import UserError
 
 Put = Callable[[Path, dict[str, bytes]], Path]
