@@ -14,7 +14,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from genssl.errors import FAILED_RUN, UserError
 
@@ -233,8 +233,9 @@ def write_picture(path: Path, picture: "Figure | Image", details: Mapping[str, s
     with atomic(path) as temporary:
         if hasattr(picture, "savefig"):
             # A figure that grows with the number of classes
-            most = LARGEST / max(picture.get_size_inches())
-            picture.savefig(temporary, format=kind, dpi=min(picture.get_dpi(), most))
+            figure = cast("Figure", picture)
+            most = LARGEST / max(figure.get_size_inches())
+            figure.savefig(temporary, format=kind, dpi=min(figure.get_dpi(), most))
         elif kind == "svg":
             temporary.write_text(_svg(picture))
         else:

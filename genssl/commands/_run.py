@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from genssl.config import Config
-        from genssl.data.registry import Shape
+    from genssl.data.registry import Shape
     from genssl.data.split import Split
     from genssl.eval.feature_cache import FeatureSpace
     from genssl.eval.result import EvalResult

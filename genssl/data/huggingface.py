@@ -262,8 +262,8 @@ def _convert(
         images[part] = in_turn(rows, table.n - len(bad), fit, f"reading {table.name}", progress)
         if values is not None:
             # Of a row without a label -1, until the row is read and refused
-            numbers = [-1 if value is None else value for i, value in enumerate(values) if i not in bad]
-            labels[part] = np.array(numbers)
+            usable = [-1 if value is None else value for i, value in enumerate(values) if i not in bad]
+            labels[part] = np.array(usable)
     if names is None:
         numbers, classes = number_labels(labels)
     else:
