@@ -1,5 +1,6 @@
 """The command line: registers the commands and turns errors into one line and an exit code."""
 
+import io
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ from genssl import __version__, paths
 from genssl.commands import assignment, evaluate, export, generate, report, runs, study, train
 from genssl.environment import launched_rank, record_arguments
 from genssl.errors import FAILED_RUN, INTERRUPTED, TERMINATED, WRONG_INPUT, Echo, UserError, explain
+from genssl.files import expand_home
 
 # Commands that make runs or read none; all others are refused a --checkpoints that does not exist
 NEEDS_NO_RUNS = {"train", "ablate", "assignment", "demo", "data", "doctor"}
@@ -52,10 +54,16 @@ class Program(TyperGroup):
         **extra: Any,
     ) -> Any:
         """Run the program; a wrong command line is one line, too."""
-        arguments = self.rename(sys.argv[1:] if args is None else list(args))
+        for stream in (sys.stdout, sys.stderr):
+            # A terminal that cannot show a name shows its code, instead of an error after the work
+            if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+                stream.reconfigure(errors="backslashreplace")
         try:
+            arguments = [*map(_expand, self.rename(sys.argv[1:] if args is None else list(args)))]
             with record_arguments(arguments):
                 code = super().main(arguments, prog_name, complete_var, False, windows_expand_args, **extra)
+        except UserError as error:  # of the arguments; those of commands are caught in `invoke`
+            code = _tell(str(error), error.code)
         except Exception as error:
             if not hasattr(
                 error, "format_message"
@@ -87,7 +95,7 @@ class Program(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
             code = TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
-            hint = "`genssl train --resume RUN` continues a training run, the same command a conversion"
+            hint = "`genssl train --resume RUN` continues a training run, the same command all else"
             raise typer.Exit(_tell(f"stopped; {hint}", code)) from None
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -99,6 +107,18 @@ class Program(TyperGroup):
             if not isinstance(failure, Echo):
                 _tell(str(failure), failure.code)
             raise typer.Exit(failure.code) from error
+
+
+def _expand(argument: str) -> str:
+    """An argument with ~ expanded where it begins a path, which shells do not do in --out=~/x.
+
+    Raises:
+        UserError: there is no such user.
+    """
+    name, separator, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    if name.removeprefix("--") in {"set", "tag", "arm"} or not value.startswith("~"):
+        return argument
+    return name + separator + str(expand_home(value))
 
 
 def _usage(error: Any) -> int:

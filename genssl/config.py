@@ -24,6 +24,7 @@ SHORT = {"lr": "learning_rate", "bs": "batch_size", "wd": "weight_decay"}  # wha
 # Names of earlier versions, still read everywhere: in files, and from the command line
 RENAMED = {"rate_batch_size": "base_batch_size", "constant_predictor_rate": "fix_predictor_lr"}
 FROM_DATA = {"num_classes"}
+NOT_KNOWN = "this version does not know; update genssl if a newer one wrote it, else correct it"
 AnyConfig = TypeVar("AnyConfig", bound="Config")
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -46,6 +47,7 @@ class Config(BaseModel):
     zip_encoding: str | None = None  # of names in a .zip that are not marked as UTF-8
     image_size: PositiveInt = 32  # pixels a side
     channels: int = 3  # of the images: 1 (gray) or 3; `genssl train` takes 1 where all images are gray
+    fit: Literal["crop", "pad", "stretch"] = "crop"  # how images that are not square become so
 
     # Optimization
     init: str | None = None  # a run or model file whose weights training starts from
@@ -478,6 +480,12 @@ def read(text: str, source: str) -> Config:
         raise UserError(f"{source} is no valid JSON ({error}); restore it") from error
     if not isinstance(values, dict) or not isinstance(values.get("method"), str):
         raise UserError(f"{source} is no config: it names no method")
+    if values["method"].lower().replace("-", "_") not in methods():
+        raise UserError(f"{source} is of a method {values['method']!r} that {NOT_KNOWN}")
+    known = config_class(values["method"]).model_fields
+    if unknown := sorted({*values} - {*known, *RENAMED}):
+        names = ", ".join(name + hint(name, known) for name in unknown)
+        raise UserError(f"{source} has settings that {NOT_KNOWN}: {names}")
     try:
         return make(values["method"], values)
     except UserError as error:

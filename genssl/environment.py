@@ -92,4 +92,7 @@ def git_revision(source: Path = SOURCE) -> str | None:
 
 def _git(folder: Path, *words: str) -> str:
     command = ["git", "-C", str(folder), *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="surrogateescape", timeout=5, check=True
+    )
+    return done.stdout.strip()

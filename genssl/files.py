@@ -1,7 +1,10 @@
 """Files that are whole or absent, and what a file says of the command that made it. No torch."""
 
+import base64
 import contextlib
+import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -11,7 +14,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from genssl.errors import FAILED_RUN, UserError
 
@@ -25,6 +28,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 PNG_END = 12  # bytes of the chunk IEND
 CHUNK = b"tEXtgenssl\0"  # its type and keyword
 COMMENT, COMMENT_END = b"<!-- genssl ", b" -->\n"
+LARGEST = 16_000  # pixels of a picture's side: WebP ends at 16,383, and larger ones are hardly shown
 LOCK = ".lock"  # in a folder that a process has locked
 
 
@@ -134,6 +138,35 @@ def _safetensors_metadata(path: Path) -> dict[str, Any]:
     return metadata
 
 
+def expand_home(path: str | Path) -> Path:
+    """A path with the home folder in the place of ~ or ~user.
+
+    Raises:
+        UserError: there is no such user.
+    """
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise UserError(f"{Path(path).parts[0]} has no home folder; write the whole path, or ./{path}")
+    return Path(expanded)
+
+
+def require_writable(path: Path) -> Path:
+    """Check that a file or folder could be made at a path, before the work; returns the path.
+
+    Raises:
+        UserError: what is to contain it is a file, or nothing may be written there.
+    """
+    folder = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except NotADirectoryError:
+        raise UserError(f"cannot write {path}: {folder} is no folder; choose another --out") from None
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({folder}: {error.strerror}); choose another --out") from error
+    return path
+
+
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Give a temporary sibling of `path` to write to; on success it replaces `path`.
@@ -195,15 +228,40 @@ def write_picture(path: Path, picture: "Figure | Image", details: Mapping[str, s
         details: texts for a PNG to hold; with "command" the same command may replace the file.
     """
     kind = picture_format(path)
+    if not hasattr(picture, "savefig") and max(picture.size) > LARGEST:
+        picture = _shrunk(picture)
     with atomic(path) as temporary:
         if hasattr(picture, "savefig"):
-            picture.savefig(temporary, format=kind)
+            # A figure that grows with the number of classes
+            figure = cast("Figure", picture)
+            most = LARGEST / max(figure.get_size_inches())
+            figure.savefig(temporary, format=kind, dpi=min(figure.get_dpi(), most))
         elif kind == "svg":
-            raise UserError("a grid of images cannot be written as .svg; use .png")
+            temporary.write_text(_svg(picture))
         else:
             picture.save(temporary, format="jpeg" if kind == "jpg" else kind, pnginfo=_texts(picture))
         if details is not None and kind == "png":
             temporary.write_bytes(mark_png(temporary.read_bytes(), details))
+
+
+def _shrunk(picture: "Image") -> "Image":
+    """A picture of at most LARGEST pixels a side, in the same proportions."""
+    smaller = picture.copy()
+    smaller.thumbnail((LARGEST, LARGEST))
+    smaller.info = picture.info
+    return smaller
+
+
+def _svg(picture: "Image") -> str:
+    """A picture in an SVG page of its size."""
+    content = io.BytesIO()
+    picture.save(content, "png")
+    data = base64.b64encode(content.getvalue()).decode()
+    size = f'width="{picture.width}" height="{picture.height}"'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n'
+        f'<image {size} href="data:image/png;base64,{data}"/>\n</svg>\n'
+    )
 
 
 def _texts(picture: "Image") -> "PngInfo":
@@ -345,9 +403,21 @@ def _parsed(text: str, path: Path) -> Any:
         raise UserError(f"{path} is no valid JSON ({error}); restore or remove it") from error
 
 
+NO_FLUSH = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}  # of file systems that know no such thing
+
+
 def _flush(path: Path) -> None:
     with path.open("r+b") as file:  # Windows flushes only what is open for writing
-        os.fsync(file.fileno())
+        flush(file.fileno())
+
+
+def flush(handle: int) -> None:
+    """Flush an open file to the disk, where the file system can."""
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in NO_FLUSH:
+            raise
 
 
 def _flush_folder(path: Path) -> None:
@@ -392,7 +462,8 @@ class FolderLock:
             self._lock.acquire()
         except Timeout:
             raise UserError(message) from None
-        except OSError:  # a folder that cannot be written, or a file system without locks
+        # A folder that cannot be written, or a file system without locks
+        except (OSError, NotImplementedError):
             pass
 
     def release(self) -> None:

@@ -15,7 +15,7 @@ _ROOT: ContextVar[Path | None] = ContextVar("root", default=None)
 
 def runs_root() -> Path:
     """The folder of runs: that of `use_runs_root`, else GENSSL_CHECKPOINTS, else ./checkpoints."""
-    return _ROOT.get() or Path(os.environ.get("GENSSL_CHECKPOINTS", "checkpoints"))
+    return _ROOT.get() or Path(os.path.expanduser(os.environ.get("GENSSL_CHECKPOINTS", "checkpoints")))
 
 
 @contextmanager

@@ -86,8 +86,9 @@ class RunInfo:
         epoch: whole epochs that the weights were trained for.
         finished: whether training came to its end, after the last epoch or by --max-minutes.
         training: what was trained, and on what: "parameters" (trained), "all_parameters", "images" and
-            "data_digest" of the train split, "classes" where the method was told them, "validation_images",
-            if any were held out, and "notes" on how it ended, if any. Older files do not have it.
+            "data_digest" of the train split, "monitor_digest" of the split that was measured meanwhile,
+            "data_path", see `data_path`, "classes" where the method was told them, "validation_images", if
+            any were held out, and "notes" on how it ended, if any. Older files do not have it.
     """
 
     folder: Path
@@ -142,6 +143,17 @@ def inspect(path: Path) -> RunInfo:
         raise UserError(f"{file} does not say what it is ({error!r}); restore it", FAILED_RUN) from error
 
 
+def data_path(path: Path) -> str | None:
+    """The absolute path of the data of a run folder, where they were named by a relative one; else None.
+
+    Raises:
+        UserError: a file of the run is damaged.
+    """
+    if (path / ENVIRONMENT).exists() and (recorded := files.read_json(path / ENVIRONMENT).get("data_path")):
+        return str(recorded)
+    return inspect(path).training.get("data_path") if (path / MODEL).exists() else None
+
+
 def trained_digest(path: Path) -> str | None:
     """The digest of the images that a run was trained on, as it recorded it; None where it did not.
 
@@ -193,6 +205,10 @@ def config_in(metadata: Mapping[str, str], file: Path) -> "Config":
     Raises:
         UserError: there is none, or it is of another format.
     """
+    if metadata.get("format", "").isdecimal() and int(metadata["format"]) > int(FORMAT):
+        raise UserError(
+            f"{file} is of format {metadata['format']}, which a newer version wrote; update genssl to use it"
+        )
     if "config" not in metadata or metadata.get("format") != FORMAT:
         raise UserError(
             f"{file} is no genssl checkpoint of format {FORMAT}; give one that this version wrote"

@@ -35,6 +35,11 @@ def generators(seed: int, stream: str, indices: Sequence[int]) -> list[torch.Gen
     return [generator(seed, stream, i) for i in indices]
 
 
+def to_float64(x: Tensor) -> Tensor:
+    """A tensor in float64, on the CPU where its device (mps) has no such numbers."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
 def normal(shape: Sequence[int], source: Randomness, device: torch.device | str | None = None) -> Tensor:
     """Standard normal noise, float32, drawn where the generator lives and moved to `device`.
 

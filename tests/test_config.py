@@ -76,6 +76,26 @@ def test_damaged_config_is_named(text: str) -> None:
         configs.read(text, "here")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"method": "vae", "speed": 3}', "that this version does not know; update genssl .*: speed"),
+        ('{"method": "vae", "epoch": 3}', r"epoch \(did you mean 'epochs'\?\)"),
+        ('{"method": "gan"}', "method 'gan' that this version does not know; update genssl"),
+        ('{"method": "ddpm", "network": "huge"}', "here: network must be"),
+    ],
+)
+def test_a_config_of_a_newer_version_is_called_so(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        configs.read(text, "here")
+
+
+def test_weights_of_a_newer_version_are_called_so() -> None:
+    metadata = {"format": "2", "config": "{}"}
+    with pytest.raises(UserError, match="of format 2, which a newer version wrote; update genssl"):
+        run_info.config_in(metadata, Path("model.safetensors"))
+
+
 def test_defaults_are_the_courses() -> None:
     config = VAEConfig()
     assert isinstance(config, Config)

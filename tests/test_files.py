@@ -13,6 +13,7 @@ from PIL import Image
 
 from genssl import files
 from genssl.errors import UserError
+from genssl.figures import new_figure
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(3)}
 
@@ -74,13 +75,27 @@ def test_digest_sees_name_shape_type_and_value() -> None:
     assert base == files.tensor_digest(dict(reversed(TENSORS.items())))
 
 
+class Unwritable:
+    """A figure that cannot be saved."""
+
+    def get_size_inches(self) -> tuple[float, float]:
+        return 1.0, 1.0
+
+    def get_dpi(self) -> float:
+        return 100.0
+
+    def savefig(self, path: Path, **options: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError("bmp")
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     files.write_json(path, {"a": 1})
     with pytest.raises(ValueError, match="JSON compliant"):
         files.write_json(path, {"a": float("nan")})
-    with pytest.raises(UserError, match="svg"):  # found out after the temporary file was made
-        files.write_picture(tmp_path / "x.svg", Image.new("RGB", (2, 2)))
+    with pytest.raises(OSError, match="bmp"):  # found out after the temporary file was made
+        files.write_picture(tmp_path / "x.png", Unwritable())  # type: ignore[arg-type]
     assert files.read_json(path) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
 
@@ -122,6 +137,63 @@ def test_a_file_system_without_modes_and_folders_that_cannot_be_opened_will_do(
     monkeypatch.setattr(Path, "chmod", chmod)
     files.write_text(tmp_path / "x.txt", "hello")
     assert (tmp_path / "x.txt").read_text() == "hello"
+
+
+@pytest.mark.parametrize(
+    ("number", "harmless"), [(errno.EINVAL, True), (errno.ENOSYS, True), (errno.EIO, False)]
+)
+def test_a_file_system_that_cannot_flush_will_do_and_a_broken_disk_will_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, harmless: bool
+) -> None:
+    def fsync(handle: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    if harmless:
+        files.write_text(tmp_path / "x.txt", "hello")
+    else:
+        with pytest.raises(OSError, match="Input/output error"):
+            files.write_text(tmp_path / "x.txt", "hello")
+    assert (tmp_path / "x.txt").exists() is harmless
+
+
+def test_a_file_system_without_locks_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    def flock(handle: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    files.FolderLock(tmp_path, "taken").release()
+
+
+def test_a_grid_as_svg_and_pictures_of_a_limited_size(tmp_path: Path) -> None:
+    files.write_picture(tmp_path / "x.svg", Image.new("RGB", (20, 10), "red"))
+    assert 'width="20" height="10" href="data:image/png;base64,' in (tmp_path / "x.svg").read_text()
+    for name in ("x.png", "x.webp", "x.jpg"):
+        files.write_picture(tmp_path / name, Image.new("RGB", (40_000, 20)))
+        assert Image.open(tmp_path / name).size == (16_000, 8)
+    figure, _ = new_figure(1, 1, 500.0, 1.0)  # inches
+    files.write_picture(tmp_path / "figure.png", figure)
+    assert Image.open(tmp_path / "figure.png").width == 16_000
+
+
+def test_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert files.expand_home("~/x") == tmp_path / "x"
+    assert files.expand_home("a/~b") == Path("a/~b")
+    with pytest.raises(UserError, match="~no-such-user has no home folder"):
+        files.expand_home("~no-such-user/x")
+
+
+def test_where_nothing_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("hello")
+    assert files.require_writable(tmp_path / "new" / "x.png") == tmp_path / "new" / "x.png"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    with pytest.raises(UserError, match="is no folder"):
+        files.require_writable(tmp_path / "file" / "x.png")
+    with pytest.raises(UserError, match=r"cannot write /proc/x\.png"):
+        files.require_writable(Path("/proc/x.png"))
 
 
 def test_contents_are_flushed_through_a_handle_open_for_writing(

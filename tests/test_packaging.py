@@ -26,7 +26,7 @@ def bounds(lines: list[str]) -> dict[str, Version]:
 
 def test_the_oldest_versions_are_the_lower_bounds() -> None:
     extras = project()["optional-dependencies"]
-    tested = [line for name in ("tensorboard", "onnx", "features", "peers") for line in extras[name]]
+    tested = [line for name in ("tensorboard", "onnx", "features", "hf", "peers") for line in extras[name]]
     declared = bounds([*project()["dependencies"], *tested])
     lines = (ROOT / "tests" / "constraints-oldest.txt").read_text(encoding="utf-8").splitlines()
     assert declared.items() <= bounds([line for line in lines if not line.startswith("#")]).items()

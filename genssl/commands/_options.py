@@ -66,7 +66,7 @@ Checkpoint = Annotated[
 Data = Annotated[
     str | None,
     typer.Option(
-        help="svhn, svhn-extra, cifar10, synthetic, a path, or NAME-remix; default: the data of the run.",
+        help="svhn, svhn-extra, cifar10, synthetic, a path, hf:OWNER/NAME or NAME-remix; default: the run's.",
         callback=checked_data,
     ),
 ]
@@ -89,6 +89,14 @@ ZipEncoding = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="Encoding of the names in a .zip that are not UTF-8, such as cp932."),
 ]
+Fit = Annotated[
+    Literal["crop", "pad", "stretch"],
+    typer.Option(help="How images that are not square become so: center crop, pad with white, or stretch."),
+]
+TrainingFit = Annotated[
+    Literal["crop", "pad", "stretch"] | None,
+    typer.Option("--fit", help="How images that are not square become so; default: crop (to the center)."),
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Batch size of the evaluation, in images.")]
 SplitName = Literal["train", "test"]
 SPLITS: tuple[SplitName, SplitName] = ("train", "test")
@@ -97,7 +105,8 @@ RealSplitName = Literal["train", "validation", "test", "all"]  # all: train and 
 ImageSize = Annotated[int, typer.Option(min=1, help="Image size, in pixels per side.")]
 # Settings of a training; None: the default of the method
 TrainingData = Annotated[
-    str | None, typer.Option(help="svhn, svhn-extra, cifar10, synthetic, a path, or NAME-remix.")
+    str | None,
+    typer.Option(help="svhn, svhn-extra, cifar10, synthetic, a path, hf:OWNER/NAME, or NAME-remix."),
 ]
 Epochs = Annotated[int | None, typer.Option(help="Number of epochs.")]
 TrainingBatchSize = Annotated[int | None, typer.Option("--batch-size", help="Batch size, in images.")]

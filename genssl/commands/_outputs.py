@@ -4,24 +4,34 @@ An --out that exists is refused before the work starts. Further figures beside i
 folder, get a number. In eval/ of a run, the options that matter are part of the file name.
 """
 
+import io
+import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from genssl.commands._console import echo
 from genssl.environment import command_line
 from genssl.errors import UserError
 from genssl.eval.names import file_name
-from genssl.files import made_by
+from genssl.files import made_by, mark_png, require_writable, write_json
 from genssl.paths import LABEL, is_writable_run
 from genssl.report import load
 from genssl.run_info import CONFIG, ENVIRONMENT, HISTORY, MODEL, STATE
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RUN_FILES = {MODEL, CONFIG, HISTORY, ENVIRONMENT, STATE, LABEL}
 RUN_PICTURES = ("curves.png", "wall-clock.png", "-over-epochs.png")
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg"}
 IMAGE = re.compile(r"\d{5,}\.png")  # in a folder of images
+SETTINGS = "samples.json"  # beside them: how they were sampled
+TEMPORARY = ".png.tmp"  # suffix of an image that is being written
 
 
 @dataclass(frozen=True)
@@ -107,9 +117,11 @@ def claim(path: Path) -> Path:
         UserError: it exists and was not made by this command, or belongs to the files of a run.
     """
     _refuse_run_files(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file in --out")
     if path.exists() and not made_by(path, command_line()):
         raise UserError(f"{path} exists and was not made by this command; choose another --out")
-    return path
+    return require_writable(path)
 
 
 def unused(path: Path, *suffixes: str) -> Path:
@@ -129,6 +141,8 @@ def unused(path: Path, *suffixes: str) -> Path:
 def claim_folder(out: Path) -> Path:
     """Check a folder for single images: new, empty, or only with images that this command made.
 
+    What a stopped command left half-written (TEMPORARY) is removed by the next one.
+
     Raises:
         UserError: it is a file, holds other files, or is in the folder of a run.
     """
@@ -138,11 +152,80 @@ def claim_folder(out: Path) -> Path:
     _refuse_run_files(folder)
     command = command_line()
     for file in folder.iterdir() if folder.is_dir() else ():
-        if not (IMAGE.fullmatch(file.name) and made_by(file, command)):
+        if file.name.endswith(TEMPORARY):
+            continue
+        if not ((IMAGE.fullmatch(file.name) or file.name == SETTINGS) and made_by(file, command)):
             raise UserError(
                 f"{out} is not empty and was not made by this command; choose a new folder for the images"
             )
+    require_writable(folder / SETTINGS)
     return folder
+
+
+class SampleFolder:
+    """A folder of one PNG per image, 00000.png, 00001.png, ..., which are written as they come.
+
+    Args:
+        folder: from `claim_folder`.
+        settings: what the images depend on, besides their index; written beside them.
+
+    Images of this command that have these settings are kept; those of others are deleted.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any] | None = None) -> None:
+        self.folder, self.details = folder, {"command": command_line()}
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in folder.glob(f"*{TEMPORARY}"):
+            file.unlink()
+        self.present = 0
+        if settings is not None:
+            record = {**self.details, "settings": dict(settings)}
+            file = folder / SETTINGS
+            if file.exists() and json.loads(file.read_bytes()) == record:
+                while (folder / f"{self.present:05d}.png").exists():
+                    self.present += 1
+            else:
+                self.remove_from(0)
+                write_json(file, record)
+
+    def read(self) -> "Tensor | None":
+        """The images that are there already, uint8 (N, C, H, W); None: there is none."""
+        import numpy as np
+        import torch
+        from PIL import Image
+
+        images = []
+        for i in range(self.present):
+            with Image.open(self.folder / f"{i:05d}.png") as image:
+                images.append(torch.from_numpy(np.array(image)).reshape(image.height, image.width, -1))
+        return torch.stack(images).permute(0, 3, 1, 2) if images else None
+
+    def write(self, start: int, images: "Tensor") -> None:
+        """Write uint8 images (N, C, H, W) under the numbers from `start` on."""
+        from genssl import figures
+
+        for i, image in enumerate(images, start):
+            content = io.BytesIO()
+            figures.one(image).save(content, "png")
+            file = self.folder / f"{i:05d}.png"
+            # Whole or absent, but no flush to disk for each of thousands
+            temporary = file.with_suffix(TEMPORARY)
+            temporary.write_bytes(mark_png(content.getvalue(), self.details))
+            temporary.replace(file)
+
+    def remove_from(self, n: int) -> None:
+        """Delete the images of this command from number `n` on, since other tools count all images."""
+        for file in self.folder.glob("*.png"):
+            if file.stem.isdigit() and int(file.stem) >= n and made_by(file, self.details["command"]):
+                file.unlink()
+
+
+def write_each(images: "Tensor", folder: Path) -> None:
+    """Write uint8 images (N, C, H, W) as 00000.png, 00001.png, ... into a folder from `claim_folder`."""
+    samples = SampleFolder(folder)
+    samples.write(0, images)
+    samples.remove_from(len(images))
+    echo(f"{len(images)} images: {folder}")
 
 
 def _is_free(path: Path) -> bool:

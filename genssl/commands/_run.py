@@ -6,7 +6,7 @@ import io
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +15,10 @@ import typer
 from genssl.commands._console import echo, progress, show_values
 from genssl.commands._options import Common, RealSplitName, RunSplitName, SplitName
 from genssl.commands._outputs import Target, evaluation_name, target_of_run
-from genssl.data.registry import base_name
+from genssl.data.registry import base_name, locate
 from genssl.environment import command_line, launched_rank
 from genssl.errors import UserError
-from genssl.files import made_by, mark_png
+from genssl.files import expand_home
 from genssl.run_info import progress_of
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from genssl.config import Config
+    from genssl.data.registry import Shape
     from genssl.data.split import Split
     from genssl.eval.feature_cache import FeatureSpace
     from genssl.eval.result import EvalResult
@@ -54,14 +55,30 @@ class LoadedRun:
         """A split of `data` (default: the data of the run), on the device; see `read_for_run`."""
         from genssl.data.subset import limit_split
 
-        config = self.method.config
+        config = self.info.config
         if data and data != config.data and base_name(data) == base_name(config.data):
             echo(
                 f"note: {data} and {config.data}, on which the run was trained, are split differently: "
                 f"images of the {split} split may be among its training images"
             )
         images = read_for_run(config, data or config.data, split, skip_bad)
+        note_other_content(self.info, data, images)
         return limit_split(images, limit, seed).to(self.device)
+
+
+def note_other_content(info: "RunInfo", data: str | None, split: "Split") -> None:
+    """Say so where a run's own data are not the images any more that it was trained on, or watched by."""
+    config = info.config
+    # The limit is applied later to a train split from which nothing was held out
+    is_cut = split.part == "train" and config.limit is not None and config.holdout == 0
+    if data not in {None, config.data} or is_cut:
+        return
+    name = {"train": "data_digest", config.monitor_split: "monitor_digest"}.get(split.part)
+    if name and info.training.get(name, split.digest) != split.digest:
+        echo(
+            f"note: the {split.part} images of {config.data} are not those that {info.name} had when it was "
+            "trained; its images may have been changed, or another folder has this name"
+        )
 
 
 def read_split(
@@ -72,6 +89,7 @@ def read_split(
     skip_bad: bool = False,
     channels: int | None = None,
     zip_encoding: str | None = None,
+    fit: "Shape" = "crop",
 ) -> "Split":
     """Load a split of a data set, with a progress bar."""
     from genssl.data.load import load
@@ -85,6 +103,7 @@ def read_split(
             skip_bad=skip_bad,
             channels=channels,
             zip_encoding=zip_encoding,
+            fit=fit,
             progress=lambda _, done, total: tick(done, total or done),
         )
 
@@ -108,12 +127,15 @@ def read_for_run(config: "Config", data: str, split: RunSplitName, skip_bad: boo
         with progress(f"reading {data}") as tick:
             return load_for_run(config, split, lambda _, done, total: tick(done, total or done))
     return read_split(
-        data, split, config.image_size, config.seed, skip_bad, config.channels, config.zip_encoding
-    )
+        data, split, config.image_size, config.seed, skip_bad, channels=config.channels, fit=config.fit,
+        zip_encoding=config.zip_encoding,
+    )  # fmt: skip
 
 
 def find_run(reference: str, named: str | None, data: str | None = None) -> "tuple[Path, RunInfo]":
     """Find the run folder or model file of REF and --checkpoint, and read its metadata. No torch.
+
+    Its data are named by the path at which they are, see `registry.locate`.
 
     Raises:
         UserError: there is none, or it is damaged.
@@ -122,7 +144,9 @@ def find_run(reference: str, named: str | None, data: str | None = None) -> "tup
 
     method = config.config_class(reference).model_fields["method"].default if named else None
     path = runs.find(named or reference, method, data)
-    return path, run_info.inspect(path)
+    info = run_info.inspect(path)
+    source = locate(info.config.data, info.training.get("data_path"))
+    return path, replace(info, config=info.config.updated({"data": source}))
 
 
 def load_run(reference: str, named: str | None, device: str, data: str | None = None) -> LoadedRun:
@@ -216,12 +240,13 @@ def write_result(
     if launched_rank() > 0:
         return
     values = finite({"command": command_line(), **details, **result.to_json()})
+    # Before the pictures: numbers are not lost where one cannot be written
+    if target.with_numbers:
+        files.write_json(target.picture.with_suffix(".json"), values)
     for i, (title, figure) in enumerate(result.figures.items()):
         path = target.picture if i == 0 else target.further(title)
         files.write_picture(path, figure, origin_of(values))
         echo(f"{title}: {path}")
-    if target.with_numbers:
-        files.write_json(target.picture.with_suffix(".json"), values)
     if as_json:
         print(json.dumps(values, indent=2))
     else:
@@ -263,6 +288,7 @@ def origin(split: "Split") -> dict[str, str]:
     return {"data": split.name, "part": split.part, "data_digest": split.digest}
 
 
+ARRAYS = (".npz", ".npy", ".parquet")  # that hold samples
 # Default number of samples on a CPU and on a GPU
 FEW, MANY = 512, 10_000
 PIXELS_SIZE = 32  # image size of a folder of samples that is compared in pixels
@@ -339,7 +365,9 @@ class SampleSource:
 
     def _read(self, data: str, split: RunSplitName) -> "Split":
         if self.loaded is not None:
-            return read_for_run(self.loaded.info.config, data, split, self.skip_bad)
+            images = read_for_run(self.loaded.info.config, data, split, self.skip_bad)
+            note_other_content(self.loaded.info, data, images)
+            return images
         if split == "validation":
             raise UserError(f"{self.folder} is a folder of images, which held nothing out; use --split test")
         return read_split(data, split, self.image_size, self.seed, self.skip_bad, COLOR)
@@ -359,7 +387,7 @@ class SampleSource:
         assert self.folder is not None
         for name in options:
             raise UserError(f"--{name} is for a run, and {self.folder} is a folder of images; leave it away")
-        from genssl.data.image_folder import read_unlabeled
+        from genssl.data.load import read_unlabeled
 
         with progress(f"reading {self.folder}") as tick:
             everything = read_unlabeled(
@@ -401,11 +429,16 @@ def open_samples(reference: str, features: str | None, common: Common) -> Sample
 
 
 def _size_of_samples(folder: Path) -> int:
-    """The shorter side of the first image of a folder, up to LARGEST: these networks see images whole."""
+    """The shorter side of the first image of a folder, up to LARGEST: these networks see images whole.
+
+    Arrays are seen at PIXELS_SIZE.
+    """
     from PIL import Image
 
     from genssl.data.archive import BadFile, members
 
+    if folder.name.lower().endswith(ARRAYS):
+        return PIXELS_SIZE
     # What cannot be read is reported when all are
     unreadable = (OSError, BadFile, Image.DecompressionBombError)
     for member in members(folder):
@@ -415,18 +448,18 @@ def _size_of_samples(folder: Path) -> int:
 
 
 def folder_of_samples(reference: str) -> Path | None:
-    """REF as a folder or an archive of images; None where it is a run or a method."""
+    """REF as a folder, an archive or an array of images; None where it is a run or a method."""
     from genssl import config, paths, run_info
     from genssl.data.archive import is_archive
 
-    path = Path(reference).expanduser()
+    path = expand_home(reference)
+    if path.is_file():
+        return path if path.name.lower().endswith(ARRAYS) or is_archive(path) else None
     held = [
         folder / name
         for folder in (path, paths.runs_root() / reference)
         for name in (run_info.MODEL, run_info.CONFIG)
     ]
-    if is_archive(path):
-        return path
     if not path.is_dir() or any(file.exists() for file in held):
         return None
     return None if reference.lower().replace("-", "_") in config.methods() else path
@@ -460,24 +493,3 @@ def feature_space(
             "choose other --features, or pixels"
         )
     return FeatureSpace(loaded.info.name, encoder_of(loaded.method), loaded.info.digest), size
-
-
-def write_each(images: "Tensor", folder: Path) -> None:
-    """Write uint8 images (N, C, H, W) as 00000.png, 00001.png, ... into a folder from `claim_folder`.
-
-    Files of an earlier run of this command are deleted, since other tools count all images.
-    """
-    from genssl import figures
-
-    folder.mkdir(parents=True, exist_ok=True)
-    details = {"command": command_line()}
-    for i, image in enumerate(images):
-        content = io.BytesIO()
-        figures.one(image).save(content, "png")
-        # no flush to disk for each of thousands
-        (folder / f"{i:05d}.png").write_bytes(mark_png(content.getvalue(), details))
-    written = {f"{i:05d}.png" for i in range(len(images))}
-    for file in folder.glob("*.png"):
-        if file.name not in written and made_by(file, details["command"]):
-            file.unlink()
-    echo(f"{len(images)} images: {folder}")

@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from genssl.commands import _options, _outputs
-from genssl.commands._console import progress
+from genssl.commands._console import echo, progress
 from genssl.commands._options import Common, Sampling, with_options
-from genssl.commands._run import Evaluation, LoadedRun, find_run, load_run, open_evaluation, write_each
+from genssl.commands._run import Evaluation, LoadedRun, find_run, load_run, open_evaluation
+from genssl.environment import launched_rank
 from genssl.errors import UserError
 
 if TYPE_CHECKING:
@@ -72,28 +73,47 @@ def sample(
 ) -> None:
     """Sample images from a generative model."""
     find_run(run, common.checkpoint, data)  # before a folder is made
-    folder = None
+    samples = None
     if out is not None and (out.is_dir() or not out.suffix):
-        folder = _outputs.claim_folder(out)
-        out = folder.with_name(f"{folder.name}-grid.png")  # beside it: it holds nothing but samples
+        samples = _outputs.claim_folder(out)
+        out = samples.with_name(f"{samples.name}-grid.png")  # beside it: it holds nothing but samples
     else:
         _options.checked_picture(out)
     work = open_evaluation(context, run, replace(common, out=out), data)
     from genssl.eval import sample as evaluation
     from genssl.metrics.sharpness import SHARPNESS
 
+    folder = None
+    if samples is not None and launched_rank() == 0:
+        folder = _outputs.SampleFolder(samples, _settings(work, sampling))
+        if folder.present:
+            echo(f"{folder.present:,} images are in {samples} already; continuing with the others")
     with progress("sampling") as tick:
         result, images = evaluation.sample(
             work.method, n, seed=common.seed, batch_size=common.batch_size, tick=tick,
-            options=sampling.given(),
+            options=sampling.given(), present=None if folder is None else folder.read(),
+            write=None if folder is None else folder.write,
         )  # fmt: skip
     result = evaluation.with_sharpness(result, images, work.loaded.info.metrics.get(SHARPNESS))
     if trajectory:
         way = evaluation.trajectory(work.method, seed=common.seed, options=sampling.given())
         result.figures.update(way.figures)
     if folder is not None:
-        write_each(images, folder)
+        folder.remove_from(n)
+        echo(f"{n} images: {samples}")
     work.finish(result)
+
+
+def _settings(work: Evaluation, sampling: Sampling) -> dict[str, Any]:
+    """What image i of a folder of samples depends on, besides i."""
+    info = work.loaded.info
+    return {
+        "run": info.name,
+        "weights_sha256": info.digest,
+        "seed": work.common.seed,
+        "batch_size": work.common.batch_size,
+        **sampling.given(),
+    }
 
 
 @with_options()

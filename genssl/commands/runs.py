@@ -9,7 +9,7 @@ import typer
 
 from genssl.commands import _options, _outputs
 from genssl.commands._console import echo, show_rows, show_values
-from genssl.commands._run import read_split, write_each
+from genssl.commands._run import read_split
 from genssl.environment import command_line
 from genssl.errors import FAILED_RUN, UserError
 from genssl.run_info import progress_of
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from genssl.data.split import Split
     from genssl.run_info import RunInfo
 
-DATA = "svhn, svhn-extra, cifar10, synthetic, a path, or NAME-remix."
+DATA = "svhn, svhn-extra, cifar10, synthetic, a path, hf:OWNER/NAME, or NAME-remix."
 data_app = typer.Typer(no_args_is_help=True, help="Data sets.")
 runs_app = typer.Typer(no_args_is_help=True, help="Trained runs.")
 
@@ -42,7 +42,10 @@ def data_list(as_json: _options.Json = False) -> None:
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    show_rows("data sets (--data also takes a folder, .tar, .tar.gz or .zip)", rows)
+    show_rows(
+        "data sets (--data also takes a folder, .tar, .tar.gz, .zip, .npz, .npy, .parquet or hf:OWNER/NAME)",
+        rows,
+    )
     echo(f"{REMIX_SUFFIX} after any of them (svhn{REMIX_SUFFIX}): both splits pooled and split again")
 
 
@@ -52,6 +55,7 @@ def data_fetch(
     image_size: _options.ImageSize = 32,
     skip_bad: _options.SkipBad = False,
     zip_encoding: _options.ZipEncoding = None,
+    fit: _options.Fit = "crop",
 ) -> None:
     """Download and convert a data set ahead of training."""
     from genssl.data.image_folder import DataWarning
@@ -60,7 +64,7 @@ def data_fetch(
         with warnings.catch_warnings():
             # They are among the notes, also where the data are cached
             warnings.simplefilter("ignore", DataWarning)
-            images = read_split(data, split, image_size, 0, skip_bad, zip_encoding=zip_encoding)
+            images = read_split(data, split, image_size, 0, skip_bad, fit=fit, zip_encoding=zip_encoding)
         echo(f"{images.name} {split}: {len(images):,} images, {len(images.classes)} classes")
     from genssl.data.registry import SOURCES, base_name
 
@@ -85,6 +89,7 @@ def data_preview(
     ] = None,
     skip_bad: _options.SkipBad = False,
     zip_encoding: _options.ZipEncoding = None,
+    fit: _options.Fit = "crop",
     out: Annotated[
         Path | None,
         typer.Option(
@@ -99,7 +104,7 @@ def data_preview(
     config = _config(views, settings or []) if views else None
     from genssl import figures, files
 
-    images = read_split(data, split, image_size, seed, skip_bad, zip_encoding=zip_encoding)
+    images = read_split(data, split, image_size, seed, skip_bad, fit=fit, zip_encoding=zip_encoding)
     shown = images.take(n, seed)
     header = f"{images.name} {split}: {len(shown)} of {len(images):,} images, random seed {seed}"
     if config is not None:
@@ -122,11 +127,12 @@ def data_export(
     seed: _options.Seed = 0,
     skip_bad: _options.SkipBad = False,
     zip_encoding: _options.ZipEncoding = None,
+    fit: _options.Fit = "crop",
 ) -> None:
     """Write real images as PNG files, for other evaluation tools (see `sample --out FOLDER`)."""
     folder = _outputs.claim_folder(out)
-    images = read_split(data, split, image_size, seed, skip_bad, zip_encoding=zip_encoding)
-    write_each(images.take(n, seed).images, folder)
+    images = read_split(data, split, image_size, seed, skip_bad, fit=fit, zip_encoding=zip_encoding)
+    _outputs.write_each(images.take(n, seed).images, folder)
 
 
 def _config(method: str, settings: list[str]) -> "Config":

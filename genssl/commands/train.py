@@ -48,6 +48,7 @@ def train(
     knn_every: _options.KnnEvery = None,
     skip_bad: Annotated[bool | None, typer.Option("--skip-bad", help="Skip unreadable files.")] = None,
     zip_encoding: _options.ZipEncoding = None,
+    fit: _options.TrainingFit = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other setting; repeatable.")
     ] = None,
@@ -112,7 +113,7 @@ def train(
         "limit": limit, "image_size": image_size, "seed": seed, "precision": precision,
         "sample_every": sample_every, "skip_bad": skip_bad, "zip_encoding": zip_encoding,
         "timesteps": timesteps, "knn_every": knn_every, "holdout": holdout,
-        "channels": None if channels == "auto" else channels,
+        "fit": fit, "channels": None if channels == "auto" else channels,
     }  # fmt: skip
     changes = {name: value for name, value in named.items() if value is not None}
     changes |= parse_settings(settings or [])
@@ -203,10 +204,11 @@ def _resolve(method: str | None, file: Path | None, changes: dict[str, Any]) -> 
 
 def _check(config: "Config", options: "Options") -> None:
     """Check the data and the run folder before torch is imported, which takes seconds."""
-    from genssl import run_info, runs
+    from genssl import files, paths, run_info, runs
     from genssl.data.registry import require
 
     require(config.data)
+    files.require_writable(options.out or paths.runs_root() / "run")
     if options.out is None or (is_launched_by_torchrun() and launched_rank() > 0):
         return  # the main process may have made the folder already
     continues = options.auto_resume or restart_count() > 0

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genssl.files import write_json
+from genssl.files import flush, write_json
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -214,20 +214,27 @@ def temporary_folder(path: Path) -> Path:
 
 
 def store(
-    key: str, part: str, arrays: Arrays, classes: Sequence[str], name: str, digest: str | None = None
+    key: str,
+    part: str,
+    arrays: Arrays,
+    classes: Sequence[str],
+    name: str,
+    digest: str | None = None,
+    source: str = "",
 ) -> "Split":
-    """Write an entry and return it, memory-mapped; in memory where the cache cannot be written."""
+    """Write an entry and return it, memory-mapped; in memory without a key, or where it cannot be."""
     import numpy as np
     import torch
 
     from genssl.data.split import Split
     from genssl.files import tensor_digest
 
-    path = split_path(key, part)
-    with contextlib.suppress(OSError):  # load_or_build warns, when it cannot write either
-        write_arrays(path, arrays, classes, name, part, digest)
-    if split := read_split(path):
-        return split
+    if key:
+        path = split_path(key, part)
+        with contextlib.suppress(OSError):  # load_or_build warns, when it cannot write either
+            write_arrays(path, arrays, classes, name, part, digest, source)
+        if split := read_split(path):
+            return split
     whole = {kind: torch.from_numpy(np.concatenate([*_pieces(array)])) for kind, array in arrays.items()}
     digest = digest or tensor_digest(whole)
     return Split(whole["images"], whole.get("labels"), tuple(classes), name, part, digest, whole.get("masks"))
@@ -252,7 +259,7 @@ def _write_npy(
             update(data)
             file.write(data)
         file.flush()
-        os.fsync(file.fileno())
+        flush(file.fileno())
 
 
 def _pieces(array: "LazyArray | npt.NDArray[Any]") -> "Iterator[npt.NDArray[Any]]":
@@ -358,6 +365,8 @@ def _lock(path: Path, progress: Progress | None) -> Iterator[bool]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
+        except NotImplementedError:  # of filelock: a file system without locks
+            pass
         except Timeout:
             if progress:
                 progress("waiting for another process that prepares the same data", 0, None)

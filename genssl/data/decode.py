@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
+from genssl.data.fit import Fit
 from genssl.errors import UserError
 
 Bytes = npt.NDArray[np.uint8]
@@ -153,11 +154,12 @@ def max_pixels() -> int:
         raise UserError(f"{MAX_PIXELS_VARIABLE} must be a number of pixels, not {text!r}") from error
 
 
-def decode(content: bytes, image_size: int, observed: Observed | None = None) -> Bytes:
-    """Decode an image of any mode and size: uint8 (image_size, image_size, 3).
+def decode(content: bytes, size: int | Fit, observed: Observed | None = None) -> Bytes:
+    """Decode an image of any mode and size: uint8 (size, size, 3).
 
     EXIF orientation is applied, alpha is laid over white, 16 bits become 8, the center square is cut out
-    and resized with antialiasing. A square of the right size keeps its pixels bit for bit.
+    (or as `size` says) and resized with antialiasing. A square of the right size keeps its pixels bit for
+    bit.
 
     Args:
         content: of the file.
@@ -171,9 +173,10 @@ def decode(content: bytes, image_size: int, observed: Observed | None = None) ->
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = _open(content, image_size)
+            fit = _fit(size)
+            image = _open(content, fit.size)
             observed.animated += bool(image.info.get(ANIMATED))
-            return np.array(_fit(_to_rgb(image, observed), image_size))
+            return np.array(fit(_to_rgb(image, observed)))
     except (BadImage, UserError):
         raise
     except Exception as error:  # on damaged files Pillow's readers raise nearly every type there is
@@ -268,12 +271,14 @@ def _over_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, image).convert("RGB")
 
 
-def _fit(image: Image.Image, size: int) -> Image.Image:
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    if image.size != (side, side):
-        image = image.crop((left, top, left + side, top + side))
-    return image if side == size else image.resize((size, size), Image.Resampling.BICUBIC)
+def from_pixels(pixels: Bytes, size: int | Fit) -> Bytes:
+    """As `decode`, of an array (H, W) or (H, W, C) with 1, 3 or 4 channels, the fourth one alpha."""
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
+    return np.array(_fit(size)(_to_rgb(image, Observed())))
+
+
+def _fit(size: int | Fit) -> Fit:
+    return size if isinstance(size, Fit) else Fit(size)
 
 
 def _reason(error: Exception, content: bytes) -> str:

@@ -5,7 +5,7 @@ import hashlib
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -29,11 +29,12 @@ from genssl.data.archive import (
 )
 from genssl.data.cache import FORMAT, LazyArray, Progress, cache_folder
 from genssl.data.decode import MAX_PIXELS, BadImage, Bytes, Observed, decode, identify, max_pixels, suffixes
+from genssl.data.fit import Fit
 from genssl.data.layout import Layout, lay_out
+from genssl.data.registry import Shape
 from genssl.data.split import Split
 from genssl.data.subset import select_rows
 from genssl.errors import UserError
-from genssl.files import tensor_digest
 from genssl.runtime import generator
 
 NAMED = 3  # bad files that a message names
@@ -53,7 +54,7 @@ class Conversion:
         path: a folder or an archive.
         name: of the splits.
         key: of the entries.
-        image_size: pixels on a side.
+        fit: makes the squares.
         skip_bad: leave out files that are no usable images.
         progress: called with (what, how many done, of how many or None).
         zip_encoding: of names in a .zip that are not marked as UTF-8.
@@ -62,7 +63,7 @@ class Conversion:
     path: Path
     name: str
     key: str
-    image_size: int
+    fit: Fit
     skip_bad: bool
     progress: Progress | None
     zip_encoding: str | None = None
@@ -114,9 +115,10 @@ def _convert(task: Conversion, folder: Path) -> dict[str, Split]:
     try:
         decoded = _decode_all(task, scratch / "pixels", Observed())
         if (bits := decoded.observed.needed_bits()) < 16:
+            task = replace(task, fit=Fit(task.fit.size, task.fit.shape))  # it counts what it crops
             decoded = _decode_all(task, scratch / "pixels", Observed(bits))
         parts, classes, notes = _arrange(task, decoded)
-        shape = (decoded.n, 3, task.image_size, task.image_size)
+        shape = (decoded.n, 3, task.fit.size, task.fit.size)
         pixels = np.memmap(scratch / "pixels", np.uint8, "r", shape=shape)
         return _write(task, pixels, folder, parts, classes, notes)
     finally:
@@ -188,7 +190,7 @@ def _decode_all(task: Conversion, path: Path, observed: Observed) -> _Decoded:
                 links[member.name] = member.target
                 continue
             try:
-                pixels = _read_image(member, task.image_size, decoded)
+                pixels = _read_image(member, task.fit, decoded)
             except (BadFile, BadImage) as error:
                 decoded.bad[member.name] = str(error)
                 continue
@@ -212,10 +214,10 @@ def _count(task: Conversion) -> int | None:
     return len(listed)
 
 
-def _read_image(member: Member, image_size: int, decoded: _Decoded) -> Bytes | None:
+def _read_image(member: Member, fit: Fit, decoded: _Decoded) -> Bytes | None:
     """The pixels of a member; None of a file without a suffix that is no image by its first bytes."""
     if member.has_suffix:
-        return decode(member.read(), image_size, decoded.observed)
+        return decode(member.read(), fit, decoded.observed)
     try:
         content = member.read()
     except BadFile:
@@ -224,7 +226,7 @@ def _read_image(member: Member, image_size: int, decoded: _Decoded) -> Bytes | N
             raise
     suffix = identify(content)
     if suffix in suffixes():
-        return decode(content, image_size, decoded.observed)
+        return decode(content, fit, decoded.observed)
     decoded.skipped.counts[suffix or NO_SUFFIX] += 1
     return None
 
@@ -272,7 +274,14 @@ def _arrange(
         task.progress(f"reading {task.path.name}", total, total)
     _refuse(task, decoded, total)
     layout = _lay_out(task.path, rows)
-    loud = [*_left_out(decoded.bad, layout, total), *layout.notes, *_odd(decoded), *decoded.skipped.loud()]
+    cropped = [] if (notice := task.fit.notice()) is None else [notice]
+    loud = [
+        *cropped,
+        *_left_out(decoded.bad, layout, total),
+        *layout.notes,
+        *_odd(decoded),
+        *decoded.skipped.loud(),
+    ]
     for note in loud:
         warnings.warn(f"{task.path}: {note}", DataWarning, stacklevel=4)
     parts = {}
@@ -377,13 +386,14 @@ def _left_out(bad: Mapping[str, str], layout: Layout, total: int) -> Iterator[st
         yield f"{len(reasons):,} of {total:,} images are left out: {_some(reasons)}"
 
 
+ARRAYS = (".npz", ".npy", ".parquet")
 HELD_OUT = 0.1
 
 
 def data_name(path: Path) -> str:
     """What to call the data of a path: a folder's name, or an archive's without its suffix."""
     name = printable(path.resolve().name)
-    for suffix in ARCHIVES:
+    for suffix in (*ARCHIVES, *ARRAYS):
         if name.lower().endswith(suffix) and not path.is_dir():
             return name[: -len(suffix)]
     return name
@@ -393,16 +403,25 @@ READING = "2"  # to be raised when files are read or laid out in another way
 
 
 def cache_keys(
-    path: Path, image_size: int, skip_bad: bool, zip_encoding: str | None = None
+    path: Path,
+    image_size: int,
+    skip_bad: bool,
+    fit: Shape = "crop",
+    files: Sequence[Path] = (),
+    zip_encoding: str | None = None,
 ) -> tuple[str, str]:
-    """(prefix, key): one for the path and the options, one that also changes whenever a file there does."""
+    """(prefix, key): one for the path and the options, one that also changes whenever a file there does.
+
+    `files`: what is read of the path, if not its image files.
+    """
     name = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in data_name(path))
     options = [str(path.resolve()), str(image_size), str(skip_bad)]
-    options += [str(option) for option in (zip_encoding,) if option is not None]
+    options += [option for option in (zip_encoding, None if fit == "crop" else fit) if option is not None]
     if (limit := max_pixels()) != MAX_PIXELS:
         options.append(str(limit))
     prefix = f"path-{name[:60]}-{_hash(options)}"
-    return prefix, f"{prefix}-{_hash(chain((FORMAT, READING), _state(path)))}"
+    state = (f"{file}|{word}" for file in files for word in _state(file)) if files else _state(path)
+    return prefix, f"{prefix}-{_hash(chain((FORMAT, READING), state))}"
 
 
 def _hash(words: Iterable[str]) -> str:
@@ -430,6 +449,7 @@ def read(
     skip_bad: bool,
     progress: Progress | None = None,
     key: str = "",
+    fit: Shape = "crop",
     zip_encoding: str | None = None,
 ) -> dict[str, Split]:
     """Read every image in one pass: "train" and "test", or "all" where the path knows no parts.
@@ -439,7 +459,8 @@ def read(
     Raises:
         UserError: no image is there; a file is bad and `skip_bad` is not set; the archive is damaged.
     """
-    task = Conversion(path, data_name(path), key or "all", image_size, skip_bad, progress, zip_encoding)
+    fitted = Fit(image_size, fit)
+    task = Conversion(path, data_name(path), key or "all", fitted, skip_bad, progress, zip_encoding)
     return convert(task, cache_folder() if key else None)
 
 
@@ -474,17 +495,3 @@ def hold_out(everything: Split, part: str, seed: int, progress: Progress | None 
 
 def _test_images(n: int) -> int:
     return round(n * HELD_OUT) if n > 1 / HELD_OUT else max(0, min(1, n - 1))
-
-
-def read_unlabeled(
-    path: Path, image_size: int, skip_bad: bool = False, progress: Progress | None = None
-) -> Split:
-    """Every image of a folder or an archive, without parts and labels; not cached.
-
-    Raises:
-        UserError: there is no image, or a file is bad and `skip_bad` is not set.
-    """
-    parts = list(read(path, image_size, skip_bad, progress).values())
-    images = torch.cat([split.images for split in parts])
-    digest = tensor_digest({"images": images})
-    return replace(parts[0], images=images, labels=None, classes=(), part="all", digest=digest)

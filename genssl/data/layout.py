@@ -26,6 +26,12 @@ WORDS = {
     }.items()
     for word in words.split()
 }
+# What these words mean as a name of a split, as in x_train
+PARTS = {
+    word: "test" if kind in {"evaluation", "holdout"} else kind
+    for word, kind in WORDS.items()
+    if kind in {"train", *HELD_OUT}
+}
 # Words that say nothing beside one of those above, and nothing of a class where they stand alone
 NEUTRAL_TEXT = (
     "set sets data dataset datasets image images img imgs picture pictures pic pics photo photos sample "

@@ -1,11 +1,13 @@
 """`load`: from what --data says to a split in memory."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,7 +18,10 @@ from genssl.data.registry import (
     NATIVE_SIZE,
     SOURCES,
     Part,
+    Shape,
     base_name,
+    hub_key,
+    is_hub,
     is_remix,
     key_of,
     official_sources,
@@ -25,6 +30,7 @@ from genssl.data.registry import (
 from genssl.data.split import Split
 from genssl.data.subset import limit_split, remix, train_validation_split, with_channels
 from genssl.errors import UserError
+from genssl.files import tensor_digest
 from genssl.pixels import is_gray
 
 
@@ -37,20 +43,22 @@ def load(
     skip_bad: bool = False,
     channels: int | None = None,
     zip_encoding: str | None = None,
+    fit: Shape = "crop",
     progress: Progress | None = None,
 ) -> Split:
     """Load a part of a data set; what is slow about it is done once and cached.
 
     Args:
-        data: a name in SOURCES, the path of a folder, .tar, .tar.gz, .zip or official file, or one of these
-            with -remix after it: both parts pooled and split again. A name goes before a path, and a path
-            before a remix.
+        data: a name in SOURCES, hf:OWNER/NAME, the path of a folder, .tar, .tar.gz, .zip, .npz, .npy,
+            .parquet or official file, or one of these with -remix after it: both parts pooled and split
+            again. A name goes before a path, and a path before a remix.
         part: "train" or "test".
         image_size: pixels on a side.
         seed: of the 90/10 split of a path that has no parts; not used elsewhere.
         skip_bad: leave out files of a path that are no usable images, with a warning.
         channels: 1 (gray) or 3 of the images; as they are in the cache when None.
         zip_encoding: of names in a .zip that are not marked as UTF-8.
+        fit: crop, pad or stretch: how images of a path or of the hub that are not square become so.
         progress: called with (what, how many done, of how many or None).
 
     Returns:
@@ -65,28 +73,31 @@ def load(
     if channels is not None:
         as_it_is = load(
             data, part, image_size=image_size, seed=seed, skip_bad=skip_bad, zip_encoding=zip_encoding,
-            progress=progress,
+            fit=fit, progress=progress,
         )  # fmt: skip
         return with_channels(as_it_is, channels, progress)
     if data in SOURCES:
         return _load_known(data, part, image_size, progress)
     if is_remix(data):
         source = partial(
-            load, base_name(data), image_size=image_size, seed=seed, skip_bad=skip_bad,
+            load, base_name(data), image_size=image_size, seed=seed, skip_bad=skip_bad, fit=fit,
             zip_encoding=zip_encoding, progress=progress,
         )  # fmt: skip
         train, test = source("train"), source("test")
         return replace(remix(train, test, part, progress), notes=train.notes)
-    path = path_of(data)
-    if sources := official_sources(path):
-        return _load_copies(sources, path, part, image_size, progress)
-    split = _load_path(path, part, image_size, skip_bad, zip_encoding, progress)
+    if is_hub(data):
+        split = _load_hub(data, part, image_size, skip_bad, fit, progress)
+    else:
+        path = path_of(data)
+        if sources := official_sources(path):
+            return _load_copies(sources, path, part, image_size, progress)
+        split = _load_path(path, part, image_size, skip_bad, fit, zip_encoding, progress)
     if split is not None and split.part == "all":
         from genssl.data.image_folder import hold_out
 
         split = hold_out(split, part, seed, progress)
     if not split:
-        raise UserError(f"{path} has no images for the {part} part; add some")
+        raise UserError(f"{data} has no images for the {part} part; add some")
     return split
 
 
@@ -96,6 +107,7 @@ def load_undivided(
     image_size: int = NATIVE_SIZE,
     skip_bad: bool = False,
     zip_encoding: str | None = None,
+    fit: Shape = "crop",
     progress: Progress | None = None,
 ) -> Split | None:
     """All images of a path that has no parts of its own, as the part "all"; None of any other data.
@@ -103,9 +115,9 @@ def load_undivided(
     Raises:
         UserError: as in `load`.
     """
-    if data in SOURCES or is_remix(data) or official_sources(path_of(data)):
+    if data in SOURCES or is_remix(data) or is_hub(data) or official_sources(path_of(data)):
         return None
-    split = _load_path(path_of(data), "test", image_size, skip_bad, zip_encoding, progress)
+    split = _load_path(path_of(data), "test", image_size, skip_bad, fit, zip_encoding, progress)
     return split if split is not None and split.part == "all" else None
 
 
@@ -133,6 +145,7 @@ def load_for_run(config: Config, part: RunPart, progress: Progress | None = None
         skip_bad=config.skip_bad,
         channels=config.channels,
         zip_encoding=config.zip_encoding,
+        fit=config.fit,
         progress=progress,
     )
     if part == "test":
@@ -154,7 +167,7 @@ def channels_of(config: Config, progress: Progress | None = None) -> int:
         return source.channels
     split = load(
         config.data, "train", image_size=config.image_size, seed=config.seed, skip_bad=config.skip_bad,
-        zip_encoding=config.zip_encoding, progress=progress,
+        zip_encoding=config.zip_encoding, fit=config.fit, progress=progress,
     )  # fmt: skip
     return 1 if is_gray(split.images) else 3
 
@@ -210,6 +223,7 @@ def _load_path(
     part: Part,
     image_size: int,
     skip_bad: bool,
+    fit: Shape,
     zip_encoding: str | None,
     progress: Progress | None,
 ) -> Split | None:
@@ -217,12 +231,57 @@ def _load_path(
     from genssl.data import image_folder
     from genssl.data.archive import printable
 
-    prefix, key = image_folder.cache_keys(path, image_size, skip_bad, zip_encoding)
+    read, files = _reader(path, zip_encoding)
+    prefix, key = image_folder.cache_keys(path, image_size, skip_bad, fit, files, zip_encoding)
     return cache.load_or_build(
         key,
         [part, "all"],
-        lambda: image_folder.read(path, image_size, skip_bad, progress, key, zip_encoding),
+        lambda: read(path, image_size, skip_bad, progress, key, fit),
         source=printable(str(path.resolve())),
         prefix=prefix,
         progress=progress,
     )
+
+
+def _load_hub(
+    data: str, part: Part, image_size: int, skip_bad: bool, fit: Shape, progress: Progress | None
+) -> Split | None:
+    from genssl.data import huggingface
+
+    key = hub_key(data, image_size, *(["skip-bad"] if skip_bad else []), *([] if fit == "crop" else [fit]))
+    return cache.load_or_build(
+        key,
+        [part, "all"],
+        lambda: huggingface.read_hub(data, image_size, skip_bad, progress, key, fit),
+        source=data,
+        progress=progress,
+    )
+
+
+def _reader(
+    path: Path, zip_encoding: str | None = None
+) -> tuple[Callable[..., dict[str, Split]], list[Path]]:
+    """The function that reads what is at a path, and the files that it reads, if not images."""
+    from genssl.data import arrays, huggingface, image_folder
+
+    if arrays.is_array_file(path):
+        return arrays.read, [path]
+    files = huggingface.parquet_files(path)
+    if files:
+        return huggingface.read, files
+    return partial(image_folder.read, zip_encoding=zip_encoding), files
+
+
+def read_unlabeled(
+    path: Path, image_size: int, skip_bad: bool = False, progress: Progress | None = None
+) -> Split:
+    """Every image of a path, without parts and labels; not cached.
+
+    Raises:
+        UserError: there is no image, or a file is bad and `skip_bad` is not set.
+    """
+    read, _ = _reader(path)
+    parts = list(read(path, image_size, skip_bad, progress).values())
+    images = torch.cat([split.images for split in parts])
+    digest = tensor_digest({"images": images})
+    return replace(parts[0], images=images, labels=None, classes=(), part="all", digest=digest)

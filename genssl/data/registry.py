@@ -2,24 +2,29 @@
 
 import difflib
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from genssl.data import cache
 from genssl.data.cache import Progress
 from genssl.errors import UserError
+from genssl.files import expand_home
 
 if TYPE_CHECKING:
     from genssl.data.cache import Arrays
 
 Part = Literal["train", "test"]
+Shape = Literal["crop", "pad", "stretch"]  # how images that are not square become so
 PARTS: tuple[Part, ...] = ("train", "test")
 Read = Callable[[Part, int, Path | None, Progress | None], "tuple[Arrays, tuple[str, ...]]"]
 
 REMIX_SUFFIX = "-remix"
+HUB = "hf:"  # before the name of a data set of the Hugging Face hub
 NATIVE_SIZE = 32
 SYNTHETIC_VERSION = 1  # to be raised when the renderer draws other pixels
 
@@ -131,15 +136,38 @@ def describe_flips(data: str, classes: tuple[str, ...], setting: str) -> str:
     return f"flips are on, since {why}; --set flip=off turns them off, as for images of text"
 
 
+def is_hub(data: str) -> bool:
+    """Whether this names a data set of the Hugging Face hub."""
+    return data.startswith(HUB)
+
+
+def hub_name(data: str) -> tuple[str, str | None]:
+    """`hf:OWNER/NAME[/CONFIG]` -> ("OWNER/NAME", CONFIG or None).
+
+    Raises:
+        UserError: it is not written so.
+    """
+    match = re.fullmatch(HUB + r"([\w.-]+/[\w.-]+)(?:/([\w.-]+))?", data)
+    if match is None:
+        raise UserError(f"cannot read {data!r}; write {HUB}OWNER/NAME, or {HUB}OWNER/NAME/CONFIG")
+    return match[1], match[2]
+
+
+def hub_key(data: str, *options: object) -> str:
+    """The cache key of a data set of the hub."""
+    hub_name(data)
+    return "-".join(["hf", *data.removeprefix(HUB).split("/"), *map(str, options)])
+
+
 def path_of(data: str) -> Path:
-    """The folder or archive that `data` names.
+    """The folder or file that `data` names.
 
     Raises:
         UserError: there is none.
     """
     if not data.strip():
         raise UserError(f"an empty name is no data set; {_choices()}")
-    path = Path(data).expanduser()
+    path = expand_home(data)
     if path.exists():
         return path
     if os.sep in data or path.suffix:
@@ -155,8 +183,29 @@ def require(data: str) -> None:
     """
     if is_remix(data):
         require(base_name(data))
+    elif is_hub(data):
+        hub_name(data)
     elif data not in SOURCES:
         path_of(data)
+
+
+def absolute(data: str) -> str | None:
+    """Data that are named by a relative path, by their absolute one; None for all others."""
+    base = base_name(data)
+    path = expand_home(base)
+    if base in SOURCES or is_hub(base) or path.is_absolute():
+        return None
+    return str(path.absolute()) + data[len(base) :]
+
+
+def locate(data: str, recorded: str | None) -> str:
+    """Where to find the data of a run: `data`, or what `absolute` gave for them when it was trained.
+
+    The recorded path goes before a relative one that means something else in the current folder.
+    """
+    if recorded is None or absolute(data) == recorded or not Path(base_name(recorded)).exists():
+        return data
+    return recorded
 
 
 def _unknown(name: str, problem: str) -> str:
@@ -168,7 +217,7 @@ def _unknown(name: str, problem: str) -> str:
 
 
 def _choices() -> str:
-    return f"use {', '.join(SOURCES)}, or a path, each with or without {REMIX_SUFFIX}"
+    return f"use {', '.join(SOURCES)}, a path, or {HUB}OWNER/NAME, each with or without {REMIX_SUFFIX}"
 
 
 def is_remix(data: str) -> bool:
@@ -176,7 +225,7 @@ def is_remix(data: str) -> bool:
     source = data.removesuffix(REMIX_SUFFIX)
     if source in {"", data}:
         return False
-    return source in SOURCES or not Path(data).expanduser().exists()
+    return source in SOURCES or not os.path.exists(os.path.expanduser(data))
 
 
 def remix_name(data: str) -> str:
@@ -211,6 +260,8 @@ def short_name(data: str) -> str:
     source = base_name(data)
     if source in SOURCES:
         return data
+    if is_hub(source):
+        return data.partition("/")[2].replace("/", "-")
     path = Path(os.path.expanduser(source))
     official = official_sources(path)
     name = official[0] if len(official) == 1 else path.name.split(".")[0] or path.resolve().name
@@ -251,13 +302,13 @@ def _known_entry(source: DataSource) -> Entry:
 
 def _path_entries() -> list[Entry]:
     entries: dict[str, Entry] = {}
-    for folder in sorted(cache.cache_folder().glob("path-*")):
+    for folder in sorted(chain(*(cache.cache_folder().glob(kind) for kind in ("path-*", "hf-*")))):
         header = cache.describe(folder)
         if header is None:
             continue
         (n, _, _, width), source = header
         key = folder.name.rpartition("-")[0]
-        what = f"images of {width} x {width} pixels from a path"
+        what = f"images of {width} x {width} pixels from {'the hub' if is_hub(source) else 'a path'}"
         entry = entries.get(key, Entry(source, what, True, 0, 0))
         size = entry.size + cache.entry_bytes(folder)
         entries[key] = replace(entry, images=entry.images + n, size=size)

@@ -79,7 +79,7 @@ class Strata:
 
     def draw(self, chance: Tensor) -> Tensor:
         """One timestep per stratum from uniform numbers (B, S) in [0, 1): (B, S) int64 on the CPU."""
-        return self.firsts + (chance.double() * self.sizes).long()
+        return self.firsts + (chance.cpu().double() * self.sizes).long()
 
 
 @dataclass

@@ -135,7 +135,7 @@ def numbers(real: SampleSet, generated: SampleSet, neighbors: int) -> dict[str, 
         **prdc(real.features, generated.features, neighbors)._asdict(),
     }
     if generated.authentic is not None:
-        values["authenticity"] = float(generated.authentic.double().mean())
+        values["authenticity"] = float(generated.authentic.cpu().double().mean())
     return values | {
         "sharpness": float(generated.sharpness.mean()),
         "diversity": diversity(generated.features),

@@ -33,7 +33,7 @@ from genssl.eval.feature_cache import FeatureSpace
 from genssl.files import read_tensors, write_bytes
 from genssl.models.method import Method
 from genssl.pixels import to_channels
-from genssl.runtime import Tick
+from genssl.runtime import Tick, to_float64
 
 NAME = "genssl-1"  # another number where the same images get other features
 SIZE = 32  # pixels a side of the images that the networks were trained on
@@ -79,8 +79,9 @@ def raw_features(encoder: Method, denoiser: Any, images: Tensor) -> Tensor:
 
 def fit_projection(features: Tensor, dimensions: int = DIMENSIONS) -> tuple[Tensor, Tensor]:
     """The mean (D,), and the projection (D, dimensions) of standardized (N, D) on components."""
-    mean, scale = features.double().mean(0), features.double().std(0).clamp(min=LEAST_SCALE)
-    _, _, components = torch.linalg.svd((features.double() - mean) / scale, full_matrices=False)
+    features = to_float64(features)
+    mean, scale = features.mean(0), features.std(0).clamp(min=LEAST_SCALE)
+    _, _, components = torch.linalg.svd((features - mean) / scale, full_matrices=False)
     return mean.float(), (components[:dimensions].T / scale[:, None]).float()
 
 

@@ -1,5 +1,6 @@
 """Figures of classes: confusion matrices, and neighbors of test images."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NUMBERED = 20  # classes up to which the cells bear their numbers
+NAMED = 60  # classes up to which all are named, and each has its own half inch
 SHORT = 2  # letters of a name that fit under a cell
 DARK = 0.55  # share from which numbers are white
 SIDE = 72  # pixels of a shown image
@@ -24,17 +26,19 @@ RIGHT, WRONG = "#3a7d44", "#c8102e"
 
 def draw_confusion(matrix: Tensor, classes: Sequence[str], title: str) -> "Figure":
     """Shares of each true class, rows, by predicted class, columns, in percent. `matrix`: counts (C, C)."""
-    shares = matrix.double() / matrix.sum(1, keepdim=True).clamp(min=1)
-    side = max(4.5, 0.5 * len(classes) + 1.8)
+    matrix = matrix.cpu().double()
+    shares = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
+    side = max(4.5, 0.5 * min(len(classes), NAMED) + 1.8)
     figure, (axis,) = figures.new_figure(1, 1, side, side)
     axis.grid(visible=False)
-    axis.imshow(shares.cpu().numpy(), cmap="Blues", vmin=0, vmax=1)
-    drawn = figures.drawn_names(tuple(classes))
-    axis.set_xticks(range(len(classes)), drawn.names, family=drawn.families)
+    axis.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
+    ticks = range(0, len(classes), math.ceil(len(classes) / NAMED))
+    drawn = figures.drawn_names(tuple(classes[i] for i in ticks))
+    axis.set_xticks(ticks, drawn.names, family=drawn.families)
     if max(map(len, drawn.names)) > SHORT:
         for label in axis.get_xticklabels():
             label.set(rotation=45, ha="right", rotation_mode="anchor")
-    axis.set_yticks(range(len(classes)), drawn.names, family=drawn.families)
+    axis.set_yticks(ticks, drawn.names, family=drawn.families)
     axis.set(xlabel="predicted", ylabel="true", title=title)
     if len(classes) <= NUMBERED:
         for row, line in enumerate(shares.tolist()):

@@ -81,7 +81,7 @@ def knn_eval(
             predicted.append(knn_predict(bank, labels, queries[rows], len(train.classes), k, temperature))
             tick(rows.stop, len(queries))
         classes = torch.cat(predicted)
-        return Prediction(classes, float((classes == test_labels).double().mean()), bank.shape[1])
+        return Prediction(classes, float((classes == test_labels).cpu().double().mean()), bank.shape[1])
 
     bank, queries = (extract_features(method.features, split, batch_size, tick) for split in (train, test))
     trained = classify(bank, queries)
@@ -123,7 +123,7 @@ def _values(
     k: int,
     temperature: float,
 ) -> dict[str, Any]:
-    commonest = float((test_labels == labels.mode().values).double().mean())
+    commonest = float((test_labels == labels.mode().values).cpu().double().mean())
     rows: list[dict[str, Any]] = [
         {
             "what": name,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DISCRIMINATIVE = 5  # dimensions marked in the picture
+MOST_PANELS = 40  # classes that are drawn
 
 
 @measuring()
@@ -62,16 +63,19 @@ def _peak(profile: Profile, i: int) -> dict[str, float]:
 def draw_profile(profile: Profile, classes: tuple[str, ...], discriminative: list[int]) -> "Figure":
     """One panel per class: bars of the mean, whiskers of two standard errors; discriminative ones in orange.
 
+    No more than MOST_PANELS of them.
+
     Two panels below: the spread within the classes, far larger than the means, and how discriminative a
     dimension is.
     """
-    rows = math.ceil(len(classes) / 2) + 1
+    shown = classes[:MOST_PANELS]
+    rows = math.ceil(len(shown) / 2) + 1
     figure, axes = figures.new_figure(rows, 2, 5.5, 1.7)
     dimensions = range(profile.means.shape[1])
     colors = ["tab:orange" if d in discriminative else "tab:blue" for d in dimensions]
     errors = 2 * profile.stds / profile.counts.clamp(min=1).sqrt()[:, None]
     reach = float((profile.means.abs() + errors).max()) * 1.05
-    drawn = figures.drawn_names(classes)
+    drawn = figures.drawn_names(shown)
     for i, (name, axis) in enumerate(zip(drawn.names, axes, strict=False)):
         whisker = {"ecolor": "0.5", "elinewidth": 0.8}
         axis.bar(
@@ -83,7 +87,7 @@ def draw_profile(profile: Profile, classes: tuple[str, ...], discriminative: lis
         )
         axis.set(ylim=(-reach, reach))
         axis.set_title(f"{name}  ({int(profile.counts[i])} images)", family=drawn.families)
-    for axis in axes[len(classes) : -2]:
+    for axis in axes[len(shown) : -2]:
         axis.set_visible(False)
     axes[-2].bar(dimensions, profile.stds.mean(0).tolist(), color=colors)
     axes[-2].set(title="spread within a class (std, mean over classes)")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from genssl.data.registry import SOURCES, base_name, short_name
+from genssl.data.registry import SOURCES, base_name, is_hub, short_name
 
 USUAL_SWEEP = "16:256:16"  # the assignment's
 # Options that change the run, the place or the speed, or only add a figure
@@ -57,7 +57,11 @@ def _part(name: str, value: Any) -> str:
 
 def _short(reference: str) -> str:
     """The name of data or of a run; for a path its last part and a digest of the whole."""
-    if base_name(reference) in SOURCES or not ("/" in reference or Path(reference).exists()):
+    if (
+        base_name(reference) in SOURCES
+        or is_hub(reference)
+        or not ("/" in reference or Path(reference).exists())
+    ):
         return short_name(reference)
     return f"{short_name(reference)}-{_digest(str(Path(reference).expanduser().resolve()), 4)}"
 

@@ -157,7 +157,7 @@ def summarize(
 
 
 def _means(values: Tensor) -> list[float]:
-    means: list[float] = values.double().mean(1).tolist()
+    means: list[float] = values.cpu().double().mean(1).tolist()
     return means
 
 
@@ -211,7 +211,7 @@ def error_ratio(curves: Curves, measured: dict[str, Tensor]) -> tuple[float, int
 
 
 def _rmse(mse: Tensor) -> float:
-    return float(mse.double().mean().sqrt())
+    return float(mse.cpu().double().mean().sqrt())
 
 
 def notes_of(curves: Curves, measured: dict[str, Tensor]) -> Iterator[str]:

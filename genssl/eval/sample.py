@@ -87,9 +87,26 @@ def sampler_of(method: Method, options: Mapping[str, Any]) -> Callable[..., Tens
 
 @measuring()
 def draw_samples(
-    method: Method, n: int, seed: int, batch_size: int, tick: Tick, options: Mapping[str, Any]
+    method: Method,
+    n: int,
+    seed: int,
+    batch_size: int,
+    tick: Tick,
+    options: Mapping[str, Any],
+    present: Tensor | None = None,
+    write: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """Sample `n` images, uint8 (n, C, H, W) on the CPU. Image i depends on (seed, i) alone.
+
+    Args:
+        method: on its device.
+        n: number of images.
+        seed: random seed.
+        batch_size: in images.
+        tick: called with the images done and in total.
+        options: of `sample` of the method.
+        present: the first images, drawn before; the batches that they fill are not drawn again.
+        write: called with the index of the first image of a batch and the batch, as soon as it is drawn.
 
     Raises:
         UserError: the method does not generate, or not with these options.
@@ -97,17 +114,33 @@ def draw_samples(
     sample = sampler_of(method, options)
     if n < 1:
         raise UserError(f"-n must be at least 1, not {n}")
-    images = []
+    start = first_to_draw(n, batch_size, present)
+    images = [] if present is None else [present[:start]]
     for rows in chunks(n, batch_size):
+        if rows.start < start:
+            continue
         indices = range(rows.start, rows.stop)
         noise = generators(seed, "sample", indices)
         arguments = _with_labels(method, options, indices)
         try:
-            images.append(to_bytes(sample(len(noise), noise, **arguments)).cpu())
+            batch = to_bytes(sample(len(noise), noise, **arguments)).cpu()
         except ValueError as error:
             raise UserError(f"cannot sample this {method.config.method}: {error}") from error
+        images.append(batch)
+        if write is not None:
+            write(rows.start, batch)
         tick(rows.stop, n)
     return torch.cat(images)
+
+
+def first_to_draw(n: int, batch_size: int, present: Tensor | None) -> int:
+    """The first image of the first batch that `present` does not fill, or of the last batch.
+
+    Batches begin where they would in one go, so that not even the rounding differs; the last one is always
+    drawn, since it shows the number of network evaluations.
+    """
+    count = 0 if present is None else min(len(present), n - 1)
+    return count // batch_size * batch_size
 
 
 @contextmanager
@@ -130,7 +163,15 @@ def counting_calls(method: Method) -> Iterator[list[int]]:
 
 
 def sample(
-    method: Method, n: int, *, seed: int, batch_size: int, tick: Tick, options: Mapping[str, Any]
+    method: Method,
+    n: int,
+    *,
+    seed: int,
+    batch_size: int,
+    tick: Tick,
+    options: Mapping[str, Any],
+    present: Tensor | None = None,
+    write: Callable[[int, Tensor], None] | None = None,
 ) -> tuple[EvalResult, Tensor]:
     """Sample `n` images: a grid with the sampling settings, and the images, uint8 (n, C, H, W).
 
@@ -141,15 +182,18 @@ def sample(
         batch_size: in images.
         tick: called with the images done and in total.
         options: of `sample` of the method, e.g. prior="mixture" or sampler="ddim".
+        present, write: as in `draw_samples`.
     """
     start = time.perf_counter()
     with counting_calls(method) as calls:
-        images = draw_samples(method, n, seed, batch_size, tick, options)
+        images = draw_samples(method, n, seed, batch_size, tick, options, present, write)
     seconds = time.perf_counter() - start
+    first = first_to_draw(n, batch_size, present)
     values: dict[str, Any] = {"images": n, "seed": seed, **_how(method, options)}
-    values["seconds"] = round(seconds, 3)
+    if first == 0:
+        values["seconds"] = round(seconds, 3)
     if calls[0]:
-        values["nfe"] = calls[0] // len(list(chunks(n, batch_size)))
+        values["nfe"] = calls[0] // len(list(chunks(n - first, batch_size)))
     header = header_of(method, f"{n} samples, {_in_words(values)}")
     names = class_names(method) if options.get("class_label") == ALL else ()
     grid = figures.titled_grid(images, header, min(n, len(names)) or None, names)

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from genssl.runtime import to_float64
+
 EPSILON = 1e-7  # of the paper, for float32
 ROWS = 4096  # made float64 at once
 
@@ -68,7 +70,7 @@ def _singular_values(z: Tensor) -> Tensor:
         z = z.T
     gram = torch.zeros(z.shape[1], z.shape[1], dtype=torch.float64, device=z.device)
     for part in z.split(ROWS):
-        rows = part.double()
+        rows = to_float64(part)
         gram.addmm_(rows.T, rows)
     if not gram.isfinite().all():
         return torch.full((1,), torch.nan)

@@ -8,7 +8,7 @@ from torch import Tensor
 from genssl.metrics.knn import QUERIES, top
 from genssl.metrics.linalg import mean_and_covariance
 from genssl.metrics.memorization import find_nearest_training
-from genssl.runtime import generator
+from genssl.runtime import generator, to_float64
 
 ROWS = 1024  # rows of a kernel matrix that are held at once, in float64
 # Two products of the same vectors differ by their rounding. A squared distance that exceeds a radius by less
@@ -47,13 +47,12 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """The mean (D,), and a factor F (D, min(N, D)) of the covariance, F F^T = S; float64."""
-    if x.device.type == "mps":  # has no float64
-        x = x.cpu()
     rows, dimensions = x.shape
     # With no more rows than dimensions the centered rows themselves are such a factor
     if rows <= dimensions:
-        mean = x.mean(0, dtype=torch.float64)
-        return mean, (x.double() - mean).T / (rows - 1) ** 0.5
+        x = to_float64(x)
+        mean = x.mean(0)
+        return mean, (x - mean).T / (rows - 1) ** 0.5
     mean, covariance = mean_and_covariance(x)
     values, vectors = torch.linalg.eigh(covariance * (rows / (rows - 1)))
     return mean, vectors * values.clamp(min=0).sqrt()
@@ -108,13 +107,11 @@ def squared_mmd(x: Tensor, y: Tensor) -> float:
 
 def _kernel_sum(x: Tensor, y: Tensor, *, skip_diagonal: bool = False) -> float:
     """The sum of k(x, y) over all pairs; `skip_diagonal`: x is y, and no row is paired with itself."""
-    if x.device.type == "mps":  # has no float64
-        x, y = x.cpu(), y.cpu()
-    columns, total = y.double().T, 0.0
+    columns, total = to_float64(y).T, 0.0
     for part in x.split(ROWS):
-        total += float((part.double() @ columns / x.shape[1] + 1).pow(3).sum())
+        total += float((to_float64(part) @ columns / x.shape[1] + 1).pow(3).sum())
     if skip_diagonal:
-        norms = x.double().square().sum(1)
+        norms = to_float64(x).square().sum(1)
         total -= float((norms / x.shape[1] + 1).pow(3).sum())
     return total
 
@@ -174,10 +171,10 @@ def _overlap(real: Tensor, fake: Tensor, k: int) -> PRDC:
         recalled |= (squares <= fake_radii[rows, None]).any(0)
     balls_around = torch.cat(counts)  # (M,), in how many real balls each sample lies
     return PRDC(
-        precision=float((balls_around > 0).double().mean()),
-        recall=float(recalled.double().mean()),
-        density=float(balls_around.double().mean() / k),
-        coverage=float(covered.double().mean()),
+        precision=float((balls_around > 0).cpu().double().mean()),
+        recall=float(recalled.cpu().double().mean()),
+        density=float(balls_around.cpu().double().mean() / k),
+        coverage=float(covered.cpu().double().mean()),
     )
 
 
@@ -207,7 +204,7 @@ def authenticity(train: Tensor, fake: Tensor) -> float:
     Raises:
         ValueError: fewer than two training images, no sample, or the shapes differ.
     """
-    return float(find_nearest_training(train, fake).authentic.double().mean())
+    return float(find_nearest_training(train, fake).authentic.cpu().double().mean())
 
 
 def _check(x: Tensor, y: Tensor, least: int) -> None:

@@ -181,7 +181,7 @@ def confusion_matrix(labels: Tensor, predicted: Tensor, classes: int) -> Tensor:
 
 def class_accuracy(matrix: Tensor) -> Tensor:
     """The share of each class predicted right, (C,) float64; not a number for a class without images."""
-    return matrix.diagonal().double() / matrix.sum(1)
+    return matrix.diagonal().cpu().double() / matrix.sum(1).cpu()
 
 
 def standard_error(accuracy: float, n: int) -> float:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from genssl.runtime import to_float64
+
 ROWS = 4096  # made float64 at once
 
 
@@ -17,7 +19,7 @@ def mean_and_covariance(features: Tensor) -> tuple[Tensor, Tensor]:
     # Centered before the products: E[x^2] - E[x]^2 would cancel
     covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=mean.device)
     for part in features.split(ROWS):
-        rows = part.double() - mean
+        rows = to_float64(part) - mean
         covariance.addmm_(rows.T, rows)
     return mean, covariance / len(features)
 
@@ -40,7 +42,7 @@ def principal_components(features: Tensor, count: int = 2) -> tuple[Tensor, Tens
     # The eigenvectors of the covariance, which eigh gives in ascending order of variance
     values, vectors = torch.linalg.eigh(covariance)
     directions = _signed(vectors.flip(1)[:, :count])
-    parts = [(part.to(mean.device).double() - mean) @ directions for part in features.split(ROWS)]
+    parts = [(to_float64(part) - mean) @ directions for part in features.split(ROWS)]
     total = values.sum().clamp(min=torch.finfo(torch.float64).tiny)
     shares = values.flip(0)[:count].clamp(min=0) / total
     missing = (0, count - directions.shape[1])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from genssl.metrics.knn import distances, nearest
-from genssl.runtime import generator
+from genssl.runtime import generator, to_float64
 
 PEAK = 2.0  # of images in [-1, 1]
 SAME = 1 + 1e-5  # distances that differ by less are equal: float32 over thousands of dimensions
@@ -18,7 +18,7 @@ INTERVAL = (0.025, 0.975)
 
 def mean_squared_error(x: Tensor, y: Tensor) -> Tensor:
     """Mean over the dimensions of each pair of images (B, ...): (B,) float64."""
-    return (x.double() - y.double()).square().flatten(1).mean(1)
+    return (to_float64(x) - to_float64(y)).square().flatten(1).mean(1)
 
 
 def psnr(mse: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def half_crossing(levels: Sequence[int], matched: Tensor, resamples: int = 1000,
         raise ValueError(f"matched must be ({len(levels)}, queries), not {list(matched.shape)}")
     if any(a >= b for a, b in zip([0, *levels], levels, strict=False)):
         raise ValueError(f"levels must rise from above 0, not {list(levels)}")
-    matched = matched.double().cpu()
+    matched = matched.cpu().double()
     queries = matched.shape[1]
     drawn = torch.randint(queries, (resamples, queries), generator=generator(seed, "eval", resamples))
     times = torch.zeros(resamples, queries).scatter_add_(1, drawn, torch.ones(resamples, queries))

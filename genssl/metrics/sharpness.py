@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from genssl.runtime import to_float64
+
 GRAY = (0.299, 0.587, 0.114)  # ITU-R BT.601
 LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
 SHARPNESS = "train_sharpness"  # that of a run's training images, among the numbers kept with its weights
@@ -41,7 +43,7 @@ def sharpness(images: Tensor) -> Tensor:
 
 def mean_sharpness(images: Tensor) -> float:
     """The mean of `sharpness` over images, uint8 (N, C, H, W); in float64, N at least 1."""
-    return float(sharpness(images).double().mean())
+    return float(sharpness(images).cpu().double().mean())
 
 
 def diversity(x: Tensor) -> float:
@@ -54,6 +56,6 @@ def diversity(x: Tensor) -> float:
     """
     if x.ndim != 2 or len(x) < 2:
         raise ValueError(f"variety needs features (N, D) of at least two rows, not {list(x.shape)}")
-    rows = (x.cpu() if x.device.type == "mps" else x).double()  # mps has no float64
+    rows = to_float64(x)
     total = sum(float(torch.cdist(part, rows).sum()) for part in rows.split(ROWS))
     return total / (len(x) * (len(x) - 1))

@@ -14,7 +14,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-from genssl.runtime import Randomness, normal, uniform
+from genssl.runtime import Randomness, normal, to_float64, uniform
 
 Predictor = Callable[[Tensor, Tensor], Tensor]
 Noise = Callable[[int], Tensor]  # standard normal noise for the step that leaves time t, shape of x
@@ -60,7 +60,7 @@ class NoiseSchedule:
 
         The last one may be 1: then nothing of the image is left at T - 1 (`zero_terminal_snr`).
         """
-        betas = betas.double()
+        betas = to_float64(betas)
         in_range = (betas > 0) & (betas < 1)
         in_range[1:][-1:] |= betas[1:][-1:] == 1
         if not (len(betas) and bool(in_range.all())):

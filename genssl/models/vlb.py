@@ -19,6 +19,7 @@ from torch import Tensor
 
 from genssl.models.diffusion import NoiseSchedule, Prediction, Predictor, Variance, predict_x_start, q_sample
 from genssl.pixels import BIN_WIDTH, to_bytes
+from genssl.runtime import to_float64
 
 
 def bound_terms(
@@ -140,10 +141,10 @@ def byte_log_probability(images: Tensor, mean: Tensor, std: float) -> Tensor:
         mean: same shape, in the model's range.
         std: in the model's range.
     """
-    images, mean = _on_precise_device(images), _on_precise_device(mean).double()
-    edge = images.double() * BIN_WIDTH - 1
-    lower = ((edge - mean) / std).masked_fill(images == 0, -math.inf)
-    upper = ((edge + BIN_WIDTH - mean) / std).masked_fill(images == 255, math.inf)
+    mean, values = to_float64(mean), to_float64(images)
+    edge = values * BIN_WIDTH - 1
+    lower = ((edge - mean) / std).masked_fill(values == 0, -math.inf)
+    upper = ((edge + BIN_WIDTH - mean) / std).masked_fill(values == 255, math.inf)
     # The normal distribution function keeps its digits in the left tail only: mirror what lies to the right
     mirrored = lower + upper > 0
     lower, upper = torch.where(mirrored, -upper, lower), torch.where(mirrored, -lower, upper)
@@ -164,7 +165,3 @@ def _predict_x_start(
     x = q_sample(schedule, x_start, t, noise)
     x_start_predicted = predict_x_start(schedule, x, t, model(x, t), prediction)
     return x_start_predicted.clamp(-1, 1) if clip else x_start_predicted
-
-
-def _on_precise_device(x: Tensor) -> Tensor:
-    return x.cpu() if x.device.type == "mps" else x  # which has no float64

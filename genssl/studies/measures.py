@@ -12,6 +12,7 @@ from torch import Tensor
 
 from genssl import checkpoint, figures, files, run_info
 from genssl.config import Config
+from genssl.data.registry import locate
 from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.eval.bits_per_dim import bits_per_dim
@@ -65,7 +66,8 @@ class Trained:
             UserError: the data cannot be read, or are others than the run was trained on.
         """
         config = self.method.config
-        train, test = load_splits(config, self._listen)
+        source = locate(config.data, run_info.data_path(self.folder))
+        train, test = load_splits(config.updated({"data": source}), self._listen)
         if run_info.trained_digest(self.folder) not in {None, train.digest}:
             raise UserError(
                 f"{self.folder} was trained on other images than {config.data} has; bring those back, "
@@ -111,7 +113,7 @@ def knn(trained: Trained) -> dict[str, Any]:
     classes = len(trained.splits[0].classes)
     with measuring():
         predicted = knn_predict(bank, labels, queries, classes, min(NEIGHBORS, len(bank)))
-    return {KNN: float((predicted == truth).double().mean())}
+    return {KNN: float((predicted == truth).cpu().double().mean())}
 
 
 def linear(trained: Trained) -> dict[str, Any]:

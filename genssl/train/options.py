@@ -61,3 +61,21 @@ def should_compile(options: Options, device: "torch.device", steps: int) -> bool
     if options.compile == "auto":
         return distributed.world_size() == 1 and device.type == "cuda" and steps >= COMPILE_PAYS_AFTER
     return options.compile == "on"
+
+
+def compiler_problem(device: "torch.device") -> str | None:
+    """Why torch.compile does not work here, tried on a tiny function, in a line; None: it does.
+
+    It may have no C compiler, or no name of the user for the folder of its files.
+    """
+    import torch
+
+    def tiny(x: "torch.Tensor") -> "torch.Tensor":
+        return (x.sin() + 1).square().sum()
+
+    try:
+        torch.compile(tiny)(torch.ones(64, device=device, requires_grad=True)).backward()
+    except Exception as error:  # of the compilers below torch, which have types of their own
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200].rstrip(": ")
+    return None

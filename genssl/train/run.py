@@ -12,7 +12,7 @@ from genssl.config import Config, SelfSupervisedConfig, resumed
 from genssl.data.augment.views import choose_views
 from genssl.data.load import RunPart, load_for_run
 from genssl.data.loader import Loader, make_loader
-from genssl.data.registry import describe_flips, short_name
+from genssl.data.registry import absolute, describe_flips, locate, short_name
 from genssl.data.split import Split
 from genssl.environment import restart_count
 from genssl.errors import FAILED_RUN, Echo, UserError
@@ -25,7 +25,7 @@ from genssl.train.events import EpochEnded, Listener, Loading, Note, Started, Tr
 from genssl.train.loggers import TensorBoardLogger
 from genssl.train.loop import LossMeter, Step, Training
 from genssl.train.monitor import Monitor, baseline_warning
-from genssl.train.options import Options, continuing, should_compile
+from genssl.train.options import Options, compiler_problem, continuing, should_compile
 from genssl.train.run_folder import RunFolder, is_complete
 from genssl.train.signals import Clock, StopSignals, format_seconds, peak_memory
 
@@ -116,7 +116,7 @@ def _resume(
             return path
         if config.epochs > before.epochs:
             listener(Note(_prolonging(before, config)))
-        run = _prepare(config, options, device, listener)
+        run = _prepare(config, options, device, listener, run_info.data_path(path))
         if distributed.is_main_process() and config.epochs > before.epochs:
             folder.write_config(config)
         if not distributed.is_main_process():
@@ -140,13 +140,21 @@ def _prolonging(before: Config, config: Config) -> str:
     )
 
 
-def _prepare(config: Config, options: Options, device: torch.device, listener: Listener) -> "RunInProgress":
+def _prepare(
+    config: Config,
+    options: Options,
+    device: torch.device,
+    listener: Listener,
+    recorded: str | None = None,
+) -> "RunInProgress":
+    """Load the data and build the method; `recorded` is `run_info.data_path` of a run that is resumed."""
     if options.tensorboard:
         loggers.require_tensorboard()
-    train, held_out = load_splits(config, listener, config.monitor_split)
+    located = config.updated({"data": locate(config.data, recorded)})
+    train, held_out = load_splits(located, listener, config.monitor_split)
     config = with_classes_of(config, train)
     loader = make_loader(train, device, options.resident_limit)
-    return RunInProgress(config, options, listener, loader, held_out)
+    return RunInProgress(config, options, listener, loader, held_out, recorded or absolute(config.data))
 
 
 def with_classes_of(config: Config, train: Split) -> Config:
@@ -182,7 +190,7 @@ def require_data(configs: Iterable[Config], listener: Listener) -> None:
     for config in configs:
         # Whether images can be held out depends on how many of each class the limit and the seed leave
         rows = (config.limit, config.holdout, config.seed) if config.holdout else ()
-        source = (config.data, config.image_size, config.skip_bad, config.zip_encoding, *rows)
+        source = (config.data, config.image_size, config.skip_bad, config.zip_encoding, config.fit, *rows)
         if source not in checked:
             load_splits(config, listener)
             checked.add(source)
@@ -217,9 +225,16 @@ class RunInProgress:
     folder: RunFolder  # from `train` on
 
     def __init__(
-        self, config: Config, options: Options, listener: Listener, train: Loader, held_out: Split
+        self,
+        config: Config,
+        options: Options,
+        listener: Listener,
+        train: Loader,
+        held_out: Split,
+        data_path: str | None = None,
     ) -> None:
         self.config, self.options, self.listener = config, options, listener
+        self.data_path, self.monitor_digest = data_path, held_out.digest
         views = choose_views(config, train.split.classes)
         method = build(config).to(train.device)
         if config.init is not None and (left := checkpoint.initialize(method, Path(config.init))):
@@ -227,7 +242,7 @@ class RunInProgress:
             listener(Note(f"{len(left)} weights differ in name or shape, and were not taken: {names}"))
         self.training = Training(method, views, train, config)
         if should_compile(options, train.device, self.training.total_steps):
-            self.training.compile()
+            self._compile(train.device)
         self.monitor = Monitor(views, train.split, held_out, config, train.device)
         is_main = distributed.is_main_process()
         self.data_statistics = self.monitor.data_statistics(self.training.method) if is_main else {}
@@ -238,6 +253,15 @@ class RunInProgress:
         self.board: TensorBoardLogger | None = None
         self.seconds_before = 0.0  # of training before the run was resumed
         self.clock = Clock()
+
+    def _compile(self, device: torch.device) -> None:
+        problem = compiler_problem(device)
+        if problem is None:
+            self.training.compile()
+        elif self.options.compile == "on":
+            raise UserError(f"torch.compile does not work here ({problem}); leave --compile on away")
+        else:
+            self.listener(Note(f"warning: torch.compile does not work here ({problem}); training uncompiled"))
 
     def restore(self, folder: RunFolder) -> None:
         """Restore the last saved state; the history and the pictures are cut back to it.
@@ -443,6 +467,8 @@ class RunInProgress:
             "images": len(split),
             "data_digest": split.digest,
             **({"classes": list(split.classes)} if self.training.method.classes else {}),
+            "monitor_digest": self.monitor_digest,
+            **({"data_path": self.data_path} if self.data_path else {}),
             **({"validation_images": held_out} if (held_out := self.monitor.validation_images) else {}),
             **({"notes": self.notes} if self.notes else {}),
         }

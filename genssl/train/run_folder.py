@@ -10,6 +10,7 @@ from torch import Tensor
 
 from genssl import checkpoint, config, distributed, environment, figures, files, run_info
 from genssl.config import Config
+from genssl.data.registry import absolute
 from genssl.errors import FAILED_RUN, UserError
 from genssl.models.method import Method
 from genssl.runtime import describe
@@ -34,7 +35,8 @@ class RunFolder:
     def write_start(self, config: Config, device: torch.device) -> None:
         """Write the settings, and the environment that they run in."""
         self.write_config(config)
-        files.write_json(self.path / run_info.ENVIRONMENT, run_environment(device))
+        details = {**run_environment(device), "data_path": absolute(config.data)}
+        files.write_json(self.path / run_info.ENVIRONMENT, details)
 
     def write_config(self, config: Config) -> None:
         """Write the settings."""

@@ -130,10 +130,11 @@ def test_image_i_is_the_same_for_every_batch_size(vae_run: Path, tmp_path: Path)
         assert (one - many).abs().max() <= 1
 
 
-def test_a_folder_holds_nothing_but_the_samples(vae_run: Path, tmp_path: Path) -> None:
+def test_a_folder_holds_the_samples_and_their_settings(vae_run: Path, tmp_path: Path) -> None:
     result = call("sample", vae_run, "-n", 3, "--out", tmp_path / "images", "--prior", "mixture")
     assert result.exit_code == 0, result.output
-    assert sorted(f.name for f in (tmp_path / "images").iterdir()) == ["00000.png", "00001.png", "00002.png"]
+    names = sorted(file.name for file in (tmp_path / "images").iterdir())
+    assert names == ["00000.png", "00001.png", "00002.png", "samples.json"]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["images", "images-grid.png"]
 
 

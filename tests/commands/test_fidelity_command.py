@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from torch import nn
@@ -104,6 +105,32 @@ def test_a_folder_has_the_numbers_of_the_run_that_made_it(
     assert folder["sampling"]["digest"]  # type: ignore[index]
 
 
+@pytest.mark.parametrize("kind", ["npz", "npy", "zip"])
+def test_samples_in_one_file_are_those_of_the_folder(
+    samples: Path, digits: Path, tmp_path: Path, kind: str
+) -> None:
+    chosen = ["--data", digits, "--features", "pixels", "-k", 3, "--resamples", 0]
+    images = np.stack([np.asarray(Image.open(file)) for file in sorted(samples.glob("*.png"))])
+    file = tmp_path / f"samples.{kind}"
+    if kind == "zip":
+        shutil.make_archive(str(tmp_path / "samples"), "zip", samples)
+    elif kind == "npz":
+        np.savez(file, images, np.zeros(len(images), np.int64))
+    else:
+        np.save(file, images)
+    found = rows_of(json_of("fidelity", file, *chosen))
+    assert found == rows_of(json_of("fidelity", samples, *chosen, "--out", tmp_path / "f.png"))
+    assert len(list(tmp_path.glob(f"samples.{kind}-fidelity*.json"))) == 1
+
+
+def test_a_reference_in_one_file(samples: Path, digits: Path, tmp_path: Path) -> None:
+    files = sorted((digits / "train").rglob("*.png"))[:60]
+    np.savez(tmp_path / "real.npz", np.stack([np.asarray(Image.open(file)) for file in files]))
+    chosen = ["--features", "pixels", "-k", 3, "--resamples", 0, "--split", "all"]
+    found = json_of("fidelity", samples, "--data", tmp_path / "real.npz", *chosen)
+    assert (found["data"], found["part"], found["real_images"]) == ("real", "all", 24)
+
+
 def test_a_flat_folder_of_real_images_is_used_whole(samples: Path, digits: Path, tmp_path: Path) -> None:
     files = sorted((digits / "train").rglob("*.png"))[:60]
     for i, file in enumerate(files):
@@ -130,7 +157,7 @@ def test_a_folder_stays_nothing_but_samples(samples: Path, digits: Path) -> None
     chosen = ["--data", digits, "--features", "pixels", "-k", 3, "--resamples", 0]
     assert json_of("fidelity", samples, *chosen, "-n", 20)["samples"] == 20
     assert json_of("fidelity", samples, *chosen)["samples"] == 24  # all there are
-    assert len(list(samples.iterdir())) == 24
+    assert len(list(samples.glob("*.png"))) == 24
     for suffix in (".png", ".json"):
         assert len(list(samples.parent.glob(f"samples-fidelity-*-n20-*{suffix}"))) == 1
 

@@ -19,6 +19,7 @@ from genssl.data import cache as cache_module
 from genssl.data import image_folder as module
 from genssl.data.cache import load_or_build, write_split
 from genssl.data.decode import Bytes, decode
+from genssl.data.fit import Fit
 from genssl.data.image_folder import Conversion, convert
 from genssl.data.split import Split
 from genssl.errors import UserError
@@ -42,7 +43,7 @@ def pictures(picture: Picture) -> dict[str, bytes]:
 
 def run(path: Path, folder: Path, calls: Calls | None = None, *, skip_bad: bool = False) -> dict[str, Split]:
     progress = None if calls is None else lambda *what: calls.append(what)
-    return convert(Conversion(path, "some", "key", 8, skip_bad, progress), folder)
+    return convert(Conversion(path, "some", "key", Fit(8), skip_bad, progress), folder)
 
 
 def reference(files: dict[str, bytes], path: Path, notes: tuple[str, ...] = ()) -> dict[str, Split]:
@@ -255,7 +256,7 @@ def test_without_a_folder_a_temporary_place_will_do(
     tmp_path: Path, put: Put, pictures: dict[str, bytes], temporary: Path, cache: Path
 ) -> None:
     path = put(tmp_path / "set.zip", pictures)
-    found = convert(Conversion(path, "some", "all", 8, False, None), None)
+    found = convert(Conversion(path, "some", "all", Fit(8), False, None), None)
     assert matches(found, pictures, path)
     assert not list(temporary.iterdir())
     assert not cache.exists()
@@ -384,11 +385,12 @@ def watch():
         time.sleep(0.005)
 
 import torch
+from genssl.data.fit import Fit
 from genssl.data.image_folder import Conversion, convert
 torch.set_num_threads(1)
 peak = start = anonymous()
 threading.Thread(target=watch, daemon=True).start()
-found = convert(Conversion(Path(sys.argv[1]), "n", "k", 96, False, None), Path(sys.argv[2]))
+found = convert(Conversion(Path(sys.argv[1]), "n", "k", Fit(96), False, None), Path(sys.argv[2]))
 print(sum(map(len, found.values())), peak - start)
 """
 

@@ -67,7 +67,7 @@ def test_an_unknown_name_is_told_with_a_hint(name: str, hint: str) -> None:
         load(name, "train")
     assert hint in str(told.value)
     assert str(told.value).endswith(
-        "use svhn, svhn-extra, cifar10, synthetic, or a path, each with or without -remix"
+        "use svhn, svhn-extra, cifar10, synthetic, a path, or hf:OWNER/NAME, each with or without -remix"
     )
     assert told.value.code == 2
 
