@@ -118,7 +118,7 @@ def _require_data(
     """
     from genssl.runtime import choose_device
     from genssl.studies.measures import unmeasured
-    from genssl.train.run import load_splits, require_data
+    from genssl.train.splits import load_splits, require_data
 
     device = choose_device(options.device)
 

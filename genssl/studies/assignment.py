@@ -19,7 +19,7 @@ from genssl.studies import measures
 from genssl.studies.plan import REPORT_SECONDS, Cost, Length, Plan, Size, Step, divide, evaluation, length_for
 from genssl.train.events import Listener, Note
 from genssl.train.options import Options
-from genssl.train.run import require_data
+from genssl.train.splits import require_data
 
 NAMED = ("data", "epochs", "limit", "seed", "knn_every")  # settings that have options of their own
 LIKELIHOOD_IMAGES = 1000

@@ -37,7 +37,7 @@ from genssl.studies.results import (
     Measured,
 )
 from genssl.train.events import Listener, Loading, Note
-from genssl.train.run import load_splits
+from genssl.train.splits import load_splits
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -16,8 +16,8 @@ from genssl.runtime import choose_device, describe
 from genssl.train.events import Listener, silent
 from genssl.train.loop import Training
 from genssl.train.options import Options
-from genssl.train.run import load_splits, with_classes_of
 from genssl.train.signals import peak_memory
+from genssl.train.splits import load_splits, with_classes_of
 
 WARM_STEPS = 3
 TIMED_STEPS = 10

@@ -1,7 +1,7 @@
 """One run: start or resume it, report and save while it trains, and finish it."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ import torch
 from genssl import checkpoint, distributed, figures, run_info, runs
 from genssl.config import Config, SelfSupervisedConfig, resumed
 from genssl.data.augment.views import choose_views
-from genssl.data.load import RunPart, load_for_run
 from genssl.data.loader import Loader, make_loader
 from genssl.data.registry import absolute, describe_flips, locate, short_name
 from genssl.data.split import Split
@@ -21,13 +20,14 @@ from genssl.models.method import count_parameters
 from genssl.run_info import epochs_of, progress_of
 from genssl.runtime import choose_device, describe, generator
 from genssl.train import loggers
-from genssl.train.events import EpochEnded, Listener, Loading, Note, Started, TrainingProgress, silent
+from genssl.train.events import EpochEnded, Listener, Note, Started, TrainingProgress, silent
 from genssl.train.loggers import TensorBoardLogger
 from genssl.train.loop import LossMeter, Step, Training
 from genssl.train.monitor import Monitor, baseline_warning
 from genssl.train.options import Options, compiler_problem, continuing, should_compile
 from genssl.train.run_folder import RunFolder, is_complete
 from genssl.train.signals import Clock, StopSignals, format_seconds, peak_memory
+from genssl.train.splits import load_splits, with_classes_of
 
 NAMED = 5  # weights in a note
 READ_EVERY = 1.0  # seconds between reads of the losses from the device
@@ -155,45 +155,6 @@ def _prepare(
     config = with_classes_of(config, train)
     loader = make_loader(train, device, options.resident_limit)
     return RunInProgress(config, options, listener, loader, held_out, recorded or absolute(config.data))
-
-
-def with_classes_of(config: Config, train: Split) -> Config:
-    """The settings of a class-conditional method with the number of classes of its data."""
-    if not getattr(config, "conditional", False) or getattr(config, "num_classes", None) is not None:
-        return config
-    if train.labels is None:
-        raise UserError(f"{config.data} has no labels, and conditional=true needs them; leave it away")
-    return config.updated({"num_classes": len(train.classes)})
-
-
-def load_splits(config: Config, listener: Listener, other: RunPart = "test") -> tuple[Split, Split]:
-    """The images that a run of these settings trains on, and its test or validation split, on the host."""
-
-    def progress(text: str, done: int, total: int | None) -> None:
-        listener(Loading(text, done, total))
-
-    train = load_for_run(config, "train", progress)
-    if len(train) < 2:
-        raise UserError(
-            f"{config.data} leaves {len(train)} image to train on, and batch norm needs 2 or more"
-        )
-    return train, load_for_run(config, other, progress)
-
-
-def require_data(configs: Iterable[Config], listener: Listener) -> None:
-    """Load the data of several runs, each data set once, so that an error comes before the first run starts.
-
-    Raises:
-        UserError: as in `load`.
-    """
-    checked = set()
-    for config in configs:
-        # Whether images can be held out depends on how many of each class the limit and the seed leave
-        rows = (config.limit, config.holdout, config.seed) if config.holdout else ()
-        source = (config.data, config.image_size, config.skip_bad, config.zip_encoding, config.fit, *rows)
-        if source not in checked:
-            load_splits(config, listener)
-            checked.add(source)
 
 
 def follow(training: Training, monitor: Monitor) -> Path:

@@ -24,7 +24,7 @@ from genssl.run_info import RunInfo
 from genssl.studies import ablate as study
 from genssl.studies import compare, measures
 from genssl.studies.results import KNN, Arm, ArmRuns, Findings, Measured, is_resolved, over_seeds, verdict
-from genssl.train import loop, run
+from genssl.train import loop, run, splits
 from genssl.train.events import Event, Note
 from genssl.train.options import Options
 from genssl.train.run_folder import RunFolder
@@ -411,9 +411,9 @@ def test_an_arm_is_trained_again_where_its_data_have_other_images_now(images: Pa
     arms = study.arms_of(baseline, {}, {"z_dim": 2})
     study.ablate(baseline, arms, OPTIONS, lambda event: None)
     before = {folder: run_info.trained_digest(folder) for folder in (runs / "arms").iterdir()}
-    assert set(before.values()) == {run.load_splits(baseline, lambda event: None)[0].digest}
+    assert set(before.values()) == {splits.load_splits(baseline, lambda event: None)[0].digest}
     change(images)
-    current = run.load_splits(baseline, lambda event: None)[0].digest
+    current = splits.load_splits(baseline, lambda event: None)[0].digest
     assert current not in before.values()
     events: list[Event] = []
     # A further arm needs the data, which shows that the others were trained on other images

@@ -27,8 +27,8 @@ from genssl.pixels import to_model
 from genssl.train import loop, monitor, run
 from genssl.train.events import EpochEnded, Event, Note, silent
 from genssl.train.options import Options
-from genssl.train.run import load_splits
 from genssl.train.run_folder import RunFolder
+from genssl.train.splits import load_splits
 
 METHODS = ("simsiam", "dssl", "byol", "barlow_twins", "vicreg")
 TINY = {

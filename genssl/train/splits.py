@@ -1,0 +1,48 @@
+"""The images of a run: what it trains on, and what it is measured on meanwhile."""
+
+from collections.abc import Iterable
+
+from genssl.config import Config
+from genssl.data.load import RunPart, load_for_run
+from genssl.data.split import Split
+from genssl.errors import UserError
+from genssl.train.events import Listener, Loading
+
+
+def with_classes_of(config: Config, train: Split) -> Config:
+    """The settings of a class-conditional method with the number of classes of its data."""
+    if not getattr(config, "conditional", False) or getattr(config, "num_classes", None) is not None:
+        return config
+    if train.labels is None:
+        raise UserError(f"{config.data} has no labels, and conditional=true needs them; leave it away")
+    return config.updated({"num_classes": len(train.classes)})
+
+
+def load_splits(config: Config, listener: Listener, other: RunPart = "test") -> tuple[Split, Split]:
+    """The images that a run of these settings trains on, and its test or validation split, on the host."""
+
+    def progress(text: str, done: int, total: int | None) -> None:
+        listener(Loading(text, done, total))
+
+    train = load_for_run(config, "train", progress)
+    if len(train) < 2:
+        raise UserError(
+            f"{config.data} leaves {len(train)} image to train on, and batch norm needs 2 or more"
+        )
+    return train, load_for_run(config, other, progress)
+
+
+def require_data(configs: Iterable[Config], listener: Listener) -> None:
+    """Load the data of several runs, each data set once, so that an error comes before the first run starts.
+
+    Raises:
+        UserError: as in `load`.
+    """
+    checked = set()
+    for config in configs:
+        # Whether images can be held out depends on how many of each class the limit and the seed leave
+        rows = (config.limit, config.holdout, config.seed) if config.holdout else ()
+        source = (config.data, config.image_size, config.skip_bad, config.zip_encoding, config.fit, *rows)
+        if source not in checked:
+            load_splits(config, listener)
+            checked.add(source)
