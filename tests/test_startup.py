@@ -51,7 +51,7 @@ WRONG = [
     (["train", "--config", "nothing.json"], "no such config file"),
     (["train", "ddpm", "--config", "RUN"], "is the config of a vae"),
     (["train", "--resume", "nothing"], "no run folder"),
-    (["train", "--resume", "RUN", "--epochs", "9"], "epochs was 2, now 9"),
+    (["train", "--resume", "RUN", "--epochs", "1"], "has 2 epochs, and --epochs 1 is fewer"),
     (["train", "--resume", "RUN", "--tag", "x"], "keeps its folder"),
     (["sample", "nothing"], "no run 'nothing'"),
     (["sample", "vae", "--checkpoint", "nothing"], "no run 'nothing'"),
