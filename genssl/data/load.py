@@ -47,8 +47,8 @@ def load(
 
     Args:
         data: a name in SOURCES, hf:OWNER/NAME, the path of a folder, .tar, .tar.gz, .zip, .npz, .npy,
-            .parquet or official file, or one of these with -remix after it: both parts pooled and split again.
-            A name goes before a path, and a path before a remix.
+            .parquet or official file, or one of these with -remix after it: both parts pooled and split
+            again. A name goes before a path, and a path before a remix.
         part: "train" or "test".
         image_size: pixels on a side.
         seed: of the 90/10 split of a path that has no parts; not used elsewhere.
