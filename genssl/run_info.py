@@ -149,8 +149,9 @@ def data_path(path: Path) -> str | None:
     Raises:
         UserError: a file of the run is damaged.
     """
-    if (path / ENVIRONMENT).exists() and (recorded := files.read_json(path / ENVIRONMENT).get("data_path")):
-        return str(recorded)
+    if (path / ENVIRONMENT).exists():
+        recorded: str | None = files.read_json(path / ENVIRONMENT).get("data_path")
+        return recorded
     return inspect(path).training.get("data_path") if (path / MODEL).exists() else None
 
 

@@ -82,7 +82,7 @@ def test_a_run_folder_holds_everything(digits: Path, tmp_path: Path) -> None:
     split = load(str(digits), "train")
     assert info.training == {
         "parameters": parameters, "all_parameters": parameters,
-        "images": 120, "data_digest": split.digest,
+        "images": 120, "data_digest": split.digest, "monitor_digest": load(str(digits), "test").digest,
     }  # fmt: skip
 
 
