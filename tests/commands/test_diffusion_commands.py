@@ -80,22 +80,22 @@ def test_a_sweep_finds_t_star_or_says_that_it_did_not(ddpm_run: Path, tmp_path: 
 def test_a_sweep_compares_in_the_default_features_and_goes_on_until_t_star(
     ddpm_run: Path, digits: Path, tmp_path: Path
 ) -> None:
-    chosen = ["--sweep", "2,5", "--until", 20, "--queries", 10, "--steps", 4, "--out", tmp_path / "s.png"]
-    labeled = json_of("reconstruct", ddpm_run, *chosen)
+    chosen = ["--sweep", "2,5", "--until", 20, "--queries", 10, "--steps", 4, "--out"]
+    labeled = json_of("reconstruct", ddpm_run, *chosen, tmp_path / "labeled.png")
     assert labeled["features"] == "genssl-1"
     rows: Any = labeled["levels"]
     assert [row["t_prime"] for row in rows][:3] == [2, 5, 6]
     stars = {f"t_star_{name}" for name in ("pixels", "features", "class")}
     assert stars <= set(labeled)
     assert all({"identity_pixels", "identity_features", "class_kept"} <= set(row) for row in rows)
-    in_pixels = json_of("reconstruct", ddpm_run, *chosen, "--features", "pixels", "--seed", 1)
+    in_pixels = json_of("reconstruct", ddpm_run, *chosen, tmp_path / "pixels.png", "--features", "pixels")
     assert stars & set(in_pixels) == {"t_star_pixels", "t_star_class"}
 
     flat = tmp_path / "flat"
     flat.mkdir()
     for i, file in enumerate(sorted((digits / "test").rglob("*.png"))):
         shutil.copy(file, flat / f"{i}.png")
-    unlabeled = json_of("reconstruct", ddpm_run, *chosen, "--data", flat, "--seed", 2)
+    unlabeled = json_of("reconstruct", ddpm_run, *chosen, tmp_path / "unlabeled.png", "--data", flat)
     assert stars & set(unlabeled) == {"t_star_pixels", "t_star_features"}
     assert "class_kept" not in unlabeled["levels"][0]  # type: ignore[index]
 
