@@ -197,7 +197,8 @@ def interval(chosen: Tensor, z: float = 1.96) -> dict[str, float]:
     n, share = len(chosen), float(chosen.double().mean())
     center = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return {"share": share, "low": max(0.0, center - half), "high": min(1.0, center + half)}
+    # The ends of a share of 0 or 1 are these but for rounding
+    return {"share": share, "low": max(0.0, min(share, center - half)), "high": min(1.0, max(share, center + half))}
 
 
 def text(measured: dict[str, float]) -> str:
