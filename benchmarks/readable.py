@@ -1,106 +1,213 @@
-"""How many generated digits a classifier reads with confidence, beside real ones.
+"""How many generated digits two independent classifiers read with confidence, beside real ones.
 
-`python -m benchmarks.readable [REF ...]`. The classifier is a small ResNet trained with labels on rendered
-digits (seed 0, 20,000 images); nothing of it is shared with the models whose samples it reads. The real
-images are those of the test part.
+`python -m benchmarks.readable [REF ...]` writes docs/results/readable.json. Both readers are trained with
+labels on rendered digits (20,000 images) and share nothing with the models whose samples they read, nor with
+each other: one is a small ResNet with plain cross-entropy, the other a convolutional network without
+shortcuts, with label smoothing and random shifts, which makes it less sure of itself. Two references go with
+the samples: the test digits, and the same images with their patches shuffled, in which no digit is left.
 """
 
 import argparse
+import math
+import shlex
+import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from genssl import checkpoint, runs
+from genssl import checkpoint, files, runs
 from genssl.data.load import load
 from genssl.data.split import Split
+from genssl.eval.disturbances import swap_patches
 from genssl.eval.sample import sample
 from genssl.models.ddpm import DDPM
 from genssl.models.resnet import WIDTHS, Encoder
 from genssl.pixels import to_model
-from genssl.runtime import choose_device, generator
+from genssl.runtime import autocast, choose_device, choose_precision, describe, generator
 
-CONFIDENT = 0.9  # probability of the class that is read
+RESULT = Path("docs/results/readable.json")
+THRESHOLDS = (0.8, 0.9)  # probability of the class that is read
 BATCH = 64
+PAIRS = 8  # of patches that are swapped: all 16 of an image
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A classifier and how it is trained.
+
+    Attributes:
+        name: a key of the result.
+        build: number of classes -> the network, images (B, 3, 32, 32) to logits.
+        smoothing: of the labels.
+        shift: largest random shift of a training image in each direction, in pixels.
+        seed: of weights and order.
+    """
+
+    name: str
+    build: Callable[[int], nn.Module]
+    smoothing: float
+    shift: int
+    seed: int
+
+
+def residual(classes: int) -> nn.Module:
+    """A ResNet-18 of 16 channels in its first stage."""
+    return nn.Sequential(Encoder(WIDTHS["small"]), nn.Linear(8 * WIDTHS["small"], classes))
+
+
+def plain(classes: int) -> nn.Module:
+    """Three pairs of convolutions with pooling, no shortcuts, and two linear layers with dropout."""
+    layers: list[nn.Module] = []
+    for before, after in ((3, 32), (32, 64), (64, 128)):
+        for channels in (before, after):
+            layers += [nn.Conv2d(channels, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
+        layers.append(nn.MaxPool2d(2))
+    head = [nn.Flatten(), nn.Linear(128 * 4 * 4, 256), nn.ReLU(), nn.Dropout(0.5), nn.Linear(256, classes)]
+    return nn.Sequential(*layers, *head)
+
+
+READERS = (
+    Reader("residual", residual, smoothing=0.0, shift=0, seed=0),
+    Reader("plain", plain, smoothing=0.1, shift=2, seed=1),
+)
 
 
 def main() -> None:
-    """Train the classifier, read, and print a line for each source of images."""
+    """Train the readers, read, print a line for each source of images, and write the numbers."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.readable", description=__doc__)
     parser.add_argument("references", nargs="*", default=["ddpm", "vae"], help="whose samples are read")
     parser.add_argument("-n", type=int, default=512, help="samples of each")
-    parser.add_argument("--samplers", nargs="+", default=["dpm++"], help="of a DDPM: dpm++, ddim, ancestral")
-    parser.add_argument("--epochs", type=int, default=6, help="of the classifier's training")
+    parser.add_argument("--sampler", default="dpm++", help="of a DDPM: dpm++, ddim, ancestral")
+    parser.add_argument("--epochs", type=int, default=4, help="of each reader's training")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path, default=RESULT)
     asked = parser.parse_args()
     device = choose_device(asked.device)
     train, test = (load("synthetic", part).to(device) for part in ("train", "test"))
-    start = time.perf_counter()
-    classifier = trained(train, asked.epochs)
-    print(f"classifier: {asked.epochs} epochs in {time.perf_counter() - start:.0f} s on {device}", flush=True)
-    assert test.labels is not None
-    confidence, classes = read(classifier, test.images)
-    right = (classes == test.labels)[confidence >= CONFIDENT].float().mean().item()
-    print(
-        f"real test images: {(classes == test.labels).float().mean().item():.1%} read rightly, {right:.1%} of"
-    )
-    print(line("  those read with confidence", confidence, classes))
-    for reference in asked.references:
-        for sampler in asked.samplers:
-            name, images = samples(reference, asked.n, sampler, device)
-            print(line(name, *read(classifier, images)), flush=True)
+    content: dict[str, Any] = {
+        "command": shlex.join(["python", "-m", "benchmarks.readable", *sys.argv[1:]]),
+        "device": describe(device), "threads": torch.get_num_threads(),
+        "torch": torch.__version__, "train_images": len(train), "test_images": len(test),
+        "train_digest": train.digest, "test_digest": test.digest, "readers": {}, "rows": [],
+    }  # fmt: skip
+    networks = {}
+    for reader in READERS:
+        start = time.process_time()
+        network = networks[reader.name] = trained(reader, train, asked.epochs)
+        seconds = round(time.process_time() - start, 1)
+        accuracy = interval(read(network, test.images)[1] == test.labels)
+        settings = {"label_smoothing": reader.smoothing, "shift": reader.shift, "seed": reader.seed}
+        details = {"epochs": asked.epochs, "cpu_seconds": seconds, "test_accuracy": accuracy}
+        content["readers"][reader.name] = settings | details
+        print(
+            f"{reader.name}: {asked.epochs} epochs in {seconds:.0f} s; test digits {text(accuracy)}",
+            flush=True,
+        )
+    sources = [("rendered test digits", "", test.images)]
+    sources.append(("the same, patches shuffled", "", swap_patches(test.images, PAIRS)))
+    sources += [samples(reference, asked.n, asked.sampler, device) for reference in asked.references]
+    for name, how, images in sources:
+        row = {"images": name, "how": how, "n": len(images), **shares(networks, images)}
+        content["rows"].append(row)
+        print(f"{name}{how and f', {how}'} ({len(images):,}):", flush=True)
+        for column in (*networks, "both"):
+            read_by = "; ".join(f"p >= {level} {text(row[column][str(level)])}" for level in THRESHOLDS)
+            print(f"  {column}: {read_by}", flush=True)
+    files.write_json(asked.out, content)
 
 
-def samples(reference: str, n: int, sampler: str, device: torch.device) -> tuple[str, Tensor]:
-    """What is read, and uint8 images (n, 3, H, W) of it; `sampler` is for a DDPM."""
+def samples(reference: str, n: int, sampler: str, device: torch.device) -> tuple[str, str, Tensor]:
+    """Whose samples they are, how they are drawn, and uint8 images (n, 3, H, W); `sampler` is for a DDPM."""
     path = runs.find(reference)
     method = checkpoint.load(path, device)
     options = {"sampler": sampler} if isinstance(method, DDPM) else {}
     outcome, images = sample(method, n, seed=0, batch_size=256, tick=lambda *_: None, options=options)
-    how = outcome.values.get("sampler") or f"prior {outcome.values.get('prior')}"
-    return f"samples of {path.name}, {how}", images.to(device)
+    values = outcome.values
+    how = f"{values['sampler']}, {values['nfe']} calls" if options else f"prior {values['prior']}"
+    return f"samples of {path.name}", how, images.to(device)
 
 
-def trained(train: Split, epochs: int) -> nn.Module:
-    """A classifier of the split's digits."""
+def trained(reader: Reader, train: Split, epochs: int) -> nn.Module:
+    """The reader's network after training on the split's digits: Adam, one cycle of the rate."""
+    device = train.images.device
     with torch.random.fork_rng():
-        torch.manual_seed(0)
-        classifier = nn.Sequential(
-            Encoder(WIDTHS["small"]), nn.Linear(8 * WIDTHS["small"], len(train.classes))
-        )
-    classifier = classifier.to(train.images.device, memory_format=torch.channels_last).train()
-    steps = epochs * (len(train) // BATCH)
-    optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
-    assert train.labels is not None
-    for epoch in range(epochs):
-        order = torch.randperm(len(train), generator=generator(0, "order", epoch)).to(train.images.device)
-        for rows in order.split(BATCH)[: len(train) // BATCH]:
-            images = to_model(train.images[rows]).contiguous(memory_format=torch.channels_last)
-            loss = cross_entropy(classifier(images), train.labels[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-    return classifier.eval()
+        torch.manual_seed(reader.seed)  # of the weights, and of dropout on a CPU
+        network = reader.build(len(train.classes)).to(device, memory_format=torch.channels_last).train()
+        optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+        steps = epochs * (len(train) // BATCH)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+        assert train.labels is not None
+        for epoch in range(epochs):
+            draws = generator(reader.seed, "order", epoch)
+            order = torch.randperm(len(train), generator=draws).to(device)
+            for rows in order.split(BATCH)[: len(train) // BATCH]:
+                images = shifted(to_model(train.images[rows]), reader.shift, draws)
+                with autocast(device, choose_precision("auto", device)):
+                    logits = network(images.contiguous(memory_format=torch.channels_last))
+                loss = F.cross_entropy(logits.float(), train.labels[rows], label_smoothing=reader.smoothing)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+    return network.eval()
+
+
+def shifted(images: Tensor, most: int, draws: torch.Generator) -> Tensor:
+    """Images (B, 3, H, W), each shifted by -most to most pixels down and across; edges are repeated."""
+    if most == 0:
+        return images
+    height, width = images.shape[2:]
+    offsets = torch.randint(2 * most + 1, (2, len(images), 1), generator=draws).to(images.device)
+    rows, columns = (
+        offset + torch.arange(side, device=images.device)
+        for offset, side in zip(offsets, (height, width), strict=True)
+    )
+    padded = F.pad(images, (most,) * 4, mode="replicate")
+    image = torch.arange(len(images), device=images.device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
 
 
 @torch.inference_mode()
-def read(classifier: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+def read(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """The probability (N,) of the likeliest class, and that class (N,), of uint8 images (N, 3, H, W)."""
-    found = [classifier(to_model(chunk)).softmax(1).max(1) for chunk in images.split(256)]
-    return torch.cat([each.values for each in found]), torch.cat([each.indices for each in found])
+    best = [network(to_model(chunk)).softmax(1).max(1) for chunk in images.split(256)]
+    return torch.cat([part.values for part in best]), torch.cat([part.indices for part in best])
 
 
-def line(name: str, confidence: Tensor, classes: Tensor) -> str:
-    """The share read with confidence, and how often the rarest and the commonest digit were read."""
-    share = torch.bincount(classes, minlength=10) / len(classes)
-    sure = (confidence >= CONFIDENT).float().mean().item()
-    return (
-        f"{name}: {sure:.1%} of {len(classes):,} with a probability of {CONFIDENT} or more; "
-        f"each digit {share.min().item():.1%} to {share.max().item():.1%}"
-    )
+def shares(networks: dict[str, nn.Module], images: Tensor) -> dict[str, dict[str, Any]]:
+    """By reader and threshold the share that is read; as "both", read by all of them as the same digit."""
+    answers = {name: read(network, images) for name, network in networks.items()}
+    confidence = torch.stack([probability for probability, _ in answers.values()])
+    classes = torch.stack([digit for _, digit in answers.values()])
+    same = (classes == classes[0]).all(0)
+    return {
+        **{name: {str(p): interval(answers[name][0] >= p) for p in THRESHOLDS} for name in networks},
+        "both": {str(p): interval((confidence >= p).all(0) & same) for p in THRESHOLDS},
+    }
+
+
+def interval(chosen: Tensor, z: float = 1.96) -> dict[str, float]:
+    """The share of `chosen` (N,) bool, and the ends of its 95 % interval (Wilson 1927)."""
+    n, share = len(chosen), float(chosen.double().mean())
+    center = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    # The ends of a share of 0 or 1 are these but for rounding
+    return {
+        "share": share,
+        "low": max(0.0, min(share, center - half)),
+        "high": min(1.0, max(share, center + half)),
+    }
+
+
+def text(measured: dict[str, float]) -> str:
+    """A share with its interval."""
+    return f"{measured['share']:.1%} ({measured['low']:.1%} to {measured['high']:.1%})"
 
 
 if __name__ == "__main__":

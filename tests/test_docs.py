@@ -171,6 +171,42 @@ def test_the_assignments_page_says_which_questions_its_command_leaves_out() -> N
     assert all(question in sentence for question in [*left_out, "2.3 b"])
 
 
+def test_what_both_readers_read_is_what_was_measured() -> None:
+    measured = json.loads((ROOT / "docs" / "results" / "readable.json").read_text())
+    page = (ROOT / "docs" / "results.md").read_text()
+    table = page.split("<!-- readable.json -->")[1]
+    titles = {
+        "rendered test digits": "rendered test digits",
+        "the same, patches shuffled": "the same, patches shuffled: no digit is left",
+        "samples of ddpm": "shipped DDPM, DPM-Solver++, 20 calls",
+        "samples of vae": "shipped VAE, N(0, I)",
+    }
+    assert [row["images"] for row in measured["rows"]] == list(titles)
+    rows = {row["images"]: row for row in measured["rows"]}
+    for name, row in rows.items():
+        shares = [row[reader][p] for reader in ("residual", "plain", "both") for p in ("0.8", "0.9")]
+        cells = [f"{100 * s['share']:.1f} ({100 * s['low']:.1f} to {100 * s['high']:.1f})" for s in shares]
+        assert f"| {titles[name]} | {row['n']:,} | {' | '.join(cells)} |" in table
+    assert rows["samples of ddpm"]["how"] == "dpm++, 20 calls"
+    assert rows["samples of vae"]["how"] == "prior normal"
+    text = " ".join(page.split())
+    for name, reader in measured["readers"].items():
+        assert f"`{name}` reads {reader['test_accuracy']['share']:.1%} of" in text.replace(" %", "%")
+
+    def read_by(name: str, reader: str, p: str) -> str:
+        return f"{100 * rows[name][reader][p]['share']:.1f} %"
+
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    both = [read_by("samples of ddpm", reader, "0.8") for reader in ("residual", "plain")]
+    real = [read_by("rendered test digits", reader, "0.8") for reader in ("residual", "plain")]
+    assert f"reads {both[0]} of 512 of the DDPM's samples with a probability of 0.8 or more" in readme
+    assert f"a second, independent one, {both[1]}" in readme
+    assert f"of rendered test digits {real[0]} and {real[1]}" in readme
+    for model in ("vae", "ddpm"):
+        shares = [read_by(f"samples of {model}", reader, "0.8") for reader in ("residual", "plain")]
+        assert f"{shares[0]} and {shares[1]} of 512 samples" in text
+
+
 def test_the_table_of_disturbances_is_what_was_measured_and_the_default_passes() -> None:
     spaces = json.loads((ROOT / "docs" / "results" / "sensitivity-svhn-images.json").read_text())["spaces"]
     rows = {space["features"]: space["disturbances"] for space in spaces}

@@ -10,15 +10,11 @@ import typer
 from genssl.commands import _options, _outputs
 from genssl.commands._console import echo, progress
 from genssl.commands._options import Common, Sampling, with_options
-from genssl.commands._run import Evaluation, LoadedRun, find_run, load_run, open_evaluation
+from genssl.commands._run import Evaluation, feature_space, find_run, open_evaluation
 from genssl.environment import launched_rank
 from genssl.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import Tensor
-
     from genssl.config import Config
     from genssl.data.split import Split
 
@@ -129,6 +125,10 @@ def reconstruct(
             metavar="LEVELS", help="Noise levels at which to measure and find t* (DDPM); e.g. 16:256:16."
         ),
     ] = None,
+    until: Annotated[
+        int | None,
+        typer.Option(min=1, help="Add higher levels, at most this one, until t* is reached (sweep)."),
+    ] = None,
     queries: Annotated[int, typer.Option(min=1, help="Images per noise level of the sweep.")] = 256,
     sampler: Annotated[
         _options.DiffusionSampler | None,
@@ -136,13 +136,18 @@ def reconstruct(
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Maximum number of sampler steps.")] = None,
     features: Annotated[
-        str | None, typer.Option(metavar="REF", help="Also compare in the features of this run (sweep).")
+        str | None,
+        typer.Option(
+            metavar="REF",
+            help="Features of the sweep: a run's, or pixels alone; default: those that come with genssl.",
+        ),
     ] = None,
 ) -> None:
     """Reconstruct test images, and measure the error."""
-    _check_noise_options(find_run(run, common.checkpoint)[1].config, t_prime, sweep)
+    config = find_run(run, common.checkpoint)[1].config
+    _check_noise_options(config, t_prime, sweep)
     levels = None if sweep is None else parse_levels(sweep)
-    if features is not None:
+    if features not in {None, "pixels"}:
         find_run(features, None)
     work = open_evaluation(context, run, common)
     split = work.split("test")
@@ -150,11 +155,13 @@ def reconstruct(
         if levels is not None:
             from genssl.eval.noise_sweep import sweep as run_sweep
 
+            space = (
+                None if features == "pixels" else feature_space(features, config.image_size, common.device)[0]
+            )
             result = run_sweep(
                 work.method, split, levels, queries=queries, seed=common.seed,
                 batch_size=common.batch_size, sampler=sampler or "dpm++", steps=steps,
-                encoder=_encoder(features, work.loaded, common.device), tick=tick,
-                bank_split=_bank(work, split),
+                space=space, bank_split=_bank(work, split), until=until or 0, tick=tick,
             )  # fmt: skip
         elif t_prime is not None:
             from genssl.eval.reconstruct import reconstruct_from
@@ -188,17 +195,6 @@ def _bank(work: Evaluation, split: "Split") -> "Split | None":
     """The labeled training images, all of them; None where the test images have no labels."""
     asked = work.common
     return None if split.labels is None else work.loaded.split(asked.data, "train", skip_bad=asked.skip_bad)
-
-
-def _encoder(reference: str | None, loaded: LoadedRun, device: str) -> "Callable[[Tensor], Tensor] | None":
-    if reference is None:
-        return None
-    other = load_run(reference, None, device)
-    if other.info.config.image_size != loaded.info.config.image_size:
-        raise UserError(f"{reference} was trained on images of another size; choose another --features")
-    from genssl.eval.feature_cache import encoder_of
-
-    return encoder_of(other.method)
 
 
 @with_options("limit")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 SNR_TICKS = (100, 30, 10, 3, 1, 0.3, 0.1, 0.03, 0.01, 1e-3, 1e-4)
 TICK_ROOM = 0.07  # between two of them, as a share of the axis
-COLORS = {"pixels": "tab:blue", "features": "tab:orange", "noised": "0.6"}
+COLORS = {"pixels": "tab:blue", "features": "tab:orange", "class": "tab:green", "noised": "0.6"}
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Curves:
         levels: t', increasing.
         psnr_db: of "noised" images and of results ("pixels").
         identity: top-1 retrieval accuracy by space ("pixels", "features").
-        half: t* by space.
+        half: t* by space, and of the "class".
         identity_chance: one over the number of candidates.
         classes: class accuracy of the results, or None.
         class_chance: the fraction of the largest class.
         class_ceiling: class accuracy of the originals.
-        class_space: the space of the kNN classifier.
+        spaces: the name of the feature extractor by space; the last one is the kNN classifier's.
         snr: at each t of the schedule, (T,), falling.
     """
 
@@ -58,8 +58,19 @@ class Curves:
     classes: list[float] | None
     class_chance: float
     class_ceiling: float
-    class_space: str
+    spaces: Mapping[str, str]
     snr: Tensor
+
+    @property
+    def class_space(self) -> str:
+        """The space of the kNN classifier."""
+        return list(self.spaces)[-1]
+
+    @property
+    def class_half(self) -> float:
+        """The class accuracy half-way between that at the first level and chance."""
+        assert self.classes is not None
+        return (self.classes[0] + self.class_chance) / 2
 
 
 def draw_sweep(rows: Rows, curves: Curves, title: str) -> "Figure":
@@ -109,23 +120,28 @@ def _draw_psnr(axis: "Axes", curves: Curves) -> None:
 
 def _draw_identity(axis: "Axes", curves: Curves) -> None:
     for name, shares in curves.identity.items():
-        half = curves.half[name]
-        label = f"in {name}: {describe_half(half)}"
+        label = f"in {name}: {describe_half(curves.half[name])}"
         axis.plot(curves.levels, shares, marker=".", color=COLORS[name], label=label)
-        if half.level is not None:
-            axis.plot([half.level] * 2, [0, 0.5], color=COLORS[name], linewidth=1)
-            last = curves.levels[-1] if half.high is None else half.high
-            axis.axvspan(half.low or half.level, last, color=COLORS[name], alpha=0.15, linewidth=0)
+        _draw_crossing(axis, curves, name, 0.5)
     axis.axhline(0.5, color="0.7", linewidth=0.8)
     axis.axhline(curves.identity_chance, color="0.3", linestyle="--", linewidth=1, label="chance")
     _finish_shares(axis, "instance retrieval (top-1)")
 
 
+def _draw_crossing(axis: "Axes", curves: Curves, name: str, height: float) -> None:
+    half = curves.half[name]
+    if half.level is not None:
+        axis.plot([half.level] * 2, [0, height], color=COLORS[name], linewidth=1)
+        last = curves.levels[-1] if half.high is None else half.high
+        axis.axvspan(half.low or half.level, last, color=COLORS[name], alpha=0.15, linewidth=0)
+
+
 def _draw_classes(axis: "Axes", curves: Curves) -> None:
     assert curves.classes is not None
-    color = COLORS[curves.class_space]
-    label = f"denoised (kNN in {curves.class_space})"
-    axis.plot(curves.levels, curves.classes, marker=".", color=color, label=label)
+    label = f"kNN in {curves.class_space}: {describe_half(curves.half['class'])}"
+    axis.plot(curves.levels, curves.classes, marker=".", color=COLORS["class"], label=label)
+    _draw_crossing(axis, curves, "class", curves.class_half)
+    axis.axhline(curves.class_half, color="0.7", linewidth=0.8)
     axis.axhline(curves.class_ceiling, color="0.3", linestyle=":", linewidth=1, label="originals")
     chance = "chance: the largest class"
     axis.axhline(curves.class_chance, color="0.3", linestyle="--", linewidth=1, label=chance)

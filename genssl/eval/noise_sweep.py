@@ -14,6 +14,7 @@ from torch import Tensor
 
 from genssl.data.split import Split
 from genssl.errors import UserError
+from genssl.eval.feature_cache import PIXELS, FeatureSpace, cached_features
 from genssl.eval.noise_figure import Curves, Rows, describe_half, draw_sweep
 from genssl.eval.reconstruct import Counter, Reverse, Snapshots, check_level
 from genssl.eval.result import EvalResult, check_size, require_ability
@@ -25,27 +26,34 @@ from genssl.models.method import CanDenoise, Method
 from genssl.pixels import to_model
 from genssl.runtime import chunks, generators, measuring
 
-Encoder = Callable[[Tensor], Tensor]  # images (B, C, H, W) in the model's range -> features (B, D)
 NEIGHBORS = 200
-UNITS = {"t_star_pixels.level": "noising steps", "t_star_features.level": "noising steps", "seconds": "s"}
+BANK = 5000  # training images that vote for a class, at most
+RATIO = 1.25  # of two levels beyond the last one that was asked for, at most
+UNITS = {f"t_star_{name}.level": "noising steps" for name in ("pixels", "features", "class")} | {
+    "seconds": "s"
+}
 
 
 @dataclass(frozen=True)
 class InstanceRetrieval:
     """Instance retrieval (top-1): is the original the nearest neighbor of its reconstruction?
 
+    Features are compared by cosine, as in kNN: they are scaled to unit length.
+
     Attributes:
-        spaces: "pixels" and optionally "features": images to vectors (B, D).
+        spaces: "pixels" and optionally "features".
         candidates: the vectors of the whole split in each space, (N, D).
         bank: labeled vectors (M, D) in the last space, for the class by kNN; None: no classes.
         bank_labels: (M,), or None.
+        labels: of the candidates, (N,), or None.
         classes: number of classes.
     """
 
-    spaces: dict[str, Encoder]
+    spaces: dict[str, FeatureSpace]
     candidates: dict[str, Tensor]
     bank: Tensor | None
     bank_labels: Tensor | None
+    labels: Tensor | None
     classes: int
 
     @property
@@ -58,14 +66,14 @@ class InstanceRetrieval:
 
         Returns:
             By name, (B,) each on the CPU: "mse", "noised_mse", a top-1 match under the name of each space,
-            and "predicted" classes.
+            and "class": whether the predicted class is the original's label.
         """
         measured = {"mse": mean_squared_error(restored, x), "noised_mse": mean_squared_error(noised, x)}
-        vectors = {name: space(restored) for name, space in self.spaces.items()}
+        vectors = {name: _scaled(space, space.encode(restored)) for name, space in self.spaces.items()}
         for name, candidates in self.candidates.items():
             measured[name] = is_top1_match(candidates, vectors[name], query_index)
-        if self.bank is not None:
-            measured["predicted"] = self.predict(vectors[self.class_space])
+        if self.labels is not None:
+            measured["class"] = self.predict(vectors[self.class_space]) == self.labels[query_index]
         return {name: values.cpu() for name, values in measured.items()}
 
     def predict(self, vectors: Tensor) -> Tensor:
@@ -75,36 +83,41 @@ class InstanceRetrieval:
         k = min(NEIGHBORS, len(self.bank))
         return knn_predict(self.bank, self.bank_labels, vectors, self.classes, k)
 
+    def crossings(self, levels: Sequence[int], measured: dict[str, Tensor], seed: int) -> dict[str, Crossing]:
+        """t* by space, and of the class, from the matches (L, Q) at L levels."""
+        chance: dict[str, float | None] = dict.fromkeys(self.spaces)
+        if self.labels is not None:
+            chance["class"] = self.class_chance
+        return {
+            name: half_crossing(levels, measured[name], seed=seed, chance=least)
+            for name, least in chance.items()
+        }
+
+    @property
+    def class_chance(self) -> float:
+        """The fraction of the largest class."""
+        assert self.labels is not None
+        return float(self.labels.bincount().max()) / len(self.labels)
+
 
 def make_retrieval(
-    split: Split, encoder: Encoder | None, bank_split: Split | None, batch_size: int
+    split: Split, space: FeatureSpace | None, bank_split: Split | None, batch_size: int, tick: Tick
 ) -> InstanceRetrieval:
-    """Retrieval among the whole `split`, with `bank_split` for classes where both have labels.
+    """Retrieval among the whole `split`, with `bank_split` for classes where both have labels."""
+    spaces = {"pixels": PIXELS} if space is None else {"pixels": PIXELS, "features": space}
 
-    Features are compared by cosine, as in kNN: they are scaled to unit length.
-    """
-    spaces: dict[str, Encoder] = {"pixels": pixels}
-    if encoder is not None:
-        spaces["features"] = lambda images: F.normalize(encoder(images).float(), dim=1)
-    candidates = {name: _represent(split, space, batch_size) for name, space in spaces.items()}
+    def represent(part: Split, space: FeatureSpace) -> Tensor:
+        return _scaled(space, cached_features(space, part, batch_size, tick))
+
+    candidates = {name: represent(split, space) for name, space in spaces.items()}
     if bank_split is None or bank_split.labels is None or split.labels is None:
-        return InstanceRetrieval(spaces, candidates, None, None, 0)
-    bank = _represent(bank_split, list(spaces.values())[-1], batch_size)
-    return InstanceRetrieval(spaces, candidates, bank, bank_split.labels, len(bank_split.classes))
+        return InstanceRetrieval(spaces, candidates, None, None, None, 0)
+    bank, classes = represent(bank_split, list(spaces.values())[-1]), len(bank_split.classes)
+    return InstanceRetrieval(spaces, candidates, bank, bank_split.labels, split.labels, classes)
 
 
-def pixels(images: Tensor) -> Tensor:
-    """Images as vectors, (B, C H W)."""
-    return images.flatten(1)
-
-
-def _represent(split: Split, space: Encoder, batch_size: int) -> Tensor:
-    """The vectors of a whole split, (N, D); float16 holds pixels, (2 u - 255) / 256, exactly."""
-    parts = []
-    for rows in chunks(len(split), batch_size):
-        vectors = space(to_model(split.images[rows]))
-        parts.append(vectors.half() if space is pixels else vectors)
-    return torch.cat(parts)
+def _scaled(space: FeatureSpace, vectors: Tensor) -> Tensor:
+    return vectors if space is PIXELS else F.normalize(vectors.float(), dim=1)
 
 
 # RMSE of results over RMSE of noised images above which a network does not denoise. Measured with 8 rendered
@@ -116,7 +129,6 @@ HARDLY_NEARER = 0.8
 def summarize(
     snr: Tensor,
     retrieval: InstanceRetrieval,
-    split: Split,
     query_index: Tensor,
     levels: Sequence[int],
     measured: dict[str, Tensor],
@@ -127,31 +139,27 @@ def summarize(
     Args:
         snr: of the schedule, (T,).
         retrieval: the one that measured.
-        split: the candidates.
-        query_index: rows of the queries among them, (Q,).
+        query_index: rows of the queries among the candidates, (Q,).
         levels: L noise levels.
         measured: (L, Q) by name, see `InstanceRetrieval`.
         seed: random seed of the bootstrap.
     """
     names = {"pixels": "mse", "noised": "noised_mse"}
     classes, chance, ceiling = None, 0.0, 0.0
-    if "predicted" in measured:
-        assert split.labels is not None
-        labels = split.labels[query_index].cpu()
-        classes = _means(measured["predicted"] == labels)
-        chance = float(split.labels.bincount().max()) / len(split)
+    if retrieval.labels is not None:
+        classes, chance = _means(measured["class"]), retrieval.class_chance
         clean = retrieval.predict(retrieval.candidates[retrieval.class_space][query_index])
-        ceiling = float((clean.cpu() == labels).double().mean())
+        ceiling = float((clean == retrieval.labels[query_index]).double().mean())
     return Curves(
         levels=list(levels),
         psnr_db={name: _means(psnr(measured[key])) for name, key in names.items()},
         identity={name: _means(measured[name]) for name in retrieval.spaces},
-        half={name: half_crossing(levels, measured[name], seed=seed) for name in retrieval.spaces},
-        identity_chance=1 / len(split),
+        half=retrieval.crossings(levels, measured, seed),
+        identity_chance=1 / len(retrieval.candidates["pixels"]),
         classes=classes,
         class_chance=chance,
         class_ceiling=ceiling,
-        class_space=retrieval.class_space,
+        spaces={name: space.name for name, space in retrieval.spaces.items()},
         snr=snr,
     )
 
@@ -178,8 +186,8 @@ def values_of(curves: Curves, measured: dict[str, Tensor], steps: Sequence[int])
         values[f"t_star_{name}"]["snr"] = _snr_at(curves.snr, half.level)
     values["identity_chance"] = curves.identity_chance
     if curves.classes is not None:
-        space = {"class_space": curves.class_space}
-        values |= {"class_chance": curves.class_chance, "class_ceiling": curves.class_ceiling, **space}
+        values |= {"class_chance": curves.class_chance, "class_ceiling": curves.class_ceiling}
+        values |= {"class_space": curves.class_space, "class_half": curves.class_half}
     return values | {"levels": rows}
 
 
@@ -190,10 +198,11 @@ def _snr_at(snr: Tensor, level: float | None) -> float | None:
     return math.exp(np.interp(level, np.arange(1, len(snr) + 1), snr.log().numpy()))
 
 
-def _crossing_note(half: Crossing, last: int, denoises: bool) -> str:
+def _crossing_note(half: Crossing, last: int, timesteps: int, denoises: bool) -> str:
     if half.level is None:
         missing = f"t* not reached by t' = {last}, nor in {half.not_reached:.1%} of the resamples"
-        return f"{missing}; add higher levels" if denoises else missing
+        more = f"; add higher levels with --until {timesteps}"
+        return missing + more if denoises and last < timesteps else missing
     share = f"; not reached in {half.not_reached:.1%} of the resamples" if half.not_reached else ""
     return f"{describe_half(half)}, 95 % of resampled queries{share}"
 
@@ -225,11 +234,24 @@ def notes_of(curves: Curves, measured: dict[str, Tensor]) -> Iterator[str]:
             f"{curves.levels[least]}: the network does not denoise yet, and t* means nothing; train it longer"
         )
     for name, half in curves.half.items():
-        yield f"top-1 retrieval in {name}: {_crossing_note(half, curves.levels[-1], denoises)}"
-        if curves.identity[name][0] <= 0.5:
-            yield f"top-1 retrieval in {name} is below 0.5 at the first level already; add lower levels"
+        what = "class" if name == "class" else f"top-1 retrieval in {_named(curves, name)}"
+        yield f"{what}: {_crossing_note(half, curves.levels[-1], len(curves.snr), denoises)}"
+        if name != "class" and curves.identity[name][0] <= 0.5:
+            yield f"{what} is below 0.5 at the first level already; add lower levels"
     if curves.classes is not None:
-        yield f"class: the label is found by kNN in {curves.class_space}"
+        yield (
+            f"class: the label is found by a kNN vote in {_named(curves, curves.class_space)}, no trained "
+            f"classifier; t* is where its accuracy is {curves.class_half:.3f}, half-way from "
+            f"{curves.classes[0]:.3f} at t' = {curves.levels[0]} to {curves.class_chance:.3f}, the share of "
+            "the largest class"
+        )
+        if curves.classes[0] <= curves.class_chance:
+            yield "class: it is not found at the first level either, so nothing is lost; add lower levels"
+
+
+def _named(curves: Curves, space: str) -> str:
+    name = curves.spaces[space]
+    return name if name == space else f"{space} ({name})"
 
 
 ROWS_SHOWN = 16
@@ -248,15 +270,17 @@ def sweep(
     batch_size: int,
     sampler: Sampler = "dpm++",
     steps: int | None = None,
-    encoder: Encoder | None = None,
+    space: FeatureSpace | None = None,
     bank_split: Split | None = None,
+    until: int = 0,
     tick: Tick,
 ) -> EvalResult:
     """Noise test images to each level, denoise them, and find t*, where top-1 retrieval falls to one half.
 
     A reconstruction is matched when its nearest neighbor in the whole split is its original: in pixels by
-    Euclidean distance, in features by cosine. Its class is that of kNN in the features, or else in pixels.
-    A query has the same noise at all levels.
+    Euclidean distance, in features by cosine. Its class is that of kNN in the features, or else in pixels; t*
+    of the class is where its accuracy is half-way between that at the first level and chance. A query has the
+    same noise at all levels.
 
     Args:
         method: one that denoises.
@@ -267,12 +291,13 @@ def sweep(
         batch_size: in images.
         sampler: of the curves; the images of the figure take all steps of the reverse process.
         steps: sampler steps, fewer where t' is less; None: 20, or all for "ancestral".
-        encoder: images (B, C, H, W) in the model's range -> features; None: compare pixels only.
-        bank_split: labeled images for the classes by kNN; None: no classes.
-        tick: called with the network evaluations (images times steps) done and in total.
+        space: of the features; None: compare pixels only.
+        bank_split: labeled images for the classes by kNN, of which 5,000 are taken; None: no classes.
+        until: go on to higher levels, at most to this one, until every t* is reached with its interval.
+        tick: called with the network evaluations (images times steps) done and in total; first, with images.
 
     Returns:
-        "levels" has one row per level; "t_star_pixels" and "t_star_features" are
+        "levels" has one row per level; "t_star_pixels", "t_star_features" and "t_star_class" are
         crossings with their interval.
 
     Raises:
@@ -282,20 +307,26 @@ def sweep(
     for part in (split, bank_split):
         if part is not None:
             check_size(method, part)
-    _check(diffusion, levels, queries, steps)
+    _check(diffusion, levels, queries, steps, until)
     start = time.perf_counter()
     query_index = _draw_queries(split, queries, seed)
-    count = Counter(network_calls(levels, len(query_index), sampler, steps), tick)
-    rows = _rows(diffusion, split.images[query_index[:1]], levels, seed, count)
-    retrieval = make_retrieval(split, encoder, bank_split, batch_size)
-    by_level = []
-    for level in levels:
+    if bank_split is not None and len(bank_split) > BANK:
+        bank_split = bank_split.take(BANK, seed)
+    retrieval = make_retrieval(split, space, bank_split, batch_size, tick)
+    most = [*levels, *higher_levels(levels[-1], until)]
+    count = Counter(network_calls(most, len(query_index), sampler, steps), tick)
+
+    def measure(level: int) -> dict[str, Tensor]:
         reverse = Reverse(diffusion, sampler, steps_at(level, sampler, steps))
-        by_level.append(_measure(reverse, retrieval, split, query_index, level, seed, batch_size, count))
-    measured = {name: torch.stack([result[name] for result in by_level]) for name in by_level[0]}  # (L, Q)
-    curves = summarize(diffusion.schedule.snr.cpu(), retrieval, split, query_index, levels, measured, seed)
+        return _measure(reverse, retrieval, split, query_index, level, seed, batch_size, count)
+
+    levels, measured = _measure_levels(measure, retrieval, levels, until, seed)
+    rows = _rows(diffusion, split.images[query_index[:1]], levels, seed, count)
+    curves = summarize(diffusion.schedule.snr.cpu(), retrieval, query_index, levels, measured, seed)
     used = [steps_at(level, sampler, steps) for level in levels]
     values = {"sampler": sampler, **values_of(curves, measured, used), "network_calls": count.done}
+    if space is not None:
+        values |= {"features": space.name, "features_digest": space.digest}
     values["seconds"] = round(time.perf_counter() - start, 3)
     drawn = f"{len(query_index)} of {len(split):,} {split.name} {split.part} images"
     title = f"Noised to t' and denoised: one image by all steps; below, {drawn} by {sampler}"
@@ -304,8 +335,39 @@ def sweep(
     return EvalResult(
         values, {"noise levels": picture}, (how, *notes_of(curves, measured)), name="noise-levels",
         title="Reconstructions over noise levels",
-        headline=("t_star_pixels.level", "t_star_features.level", "queries"), units=UNITS,
+        headline=("t_star_pixels.level", "t_star_features.level", "t_star_class.level", "queries"),
+        units=UNITS,
     )  # fmt: skip
+
+
+def higher_levels(last: int, until: int) -> list[int]:
+    """Levels above `last` up to `until`, in equal ratios of at most 1.25."""
+    if until <= last:
+        return []
+    count = math.ceil(math.log(until / last) / math.log(RATIO))
+    return sorted({round(last * (until / last) ** (i / count)) for i in range(1, count + 1)} - {last})
+
+
+def _measure_levels(
+    measure: Callable[[int], dict[str, Tensor]],
+    retrieval: InstanceRetrieval,
+    levels: Sequence[int],
+    until: int,
+    seed: int,
+) -> tuple[list[int], dict[str, Tensor]]:
+    """The levels, with higher ones until every t* is reached with its interval; what was measured (L, Q)."""
+    levels, by_level = list(levels), [measure(level) for level in levels]
+
+    def stacked() -> dict[str, Tensor]:
+        return {name: torch.stack([result[name] for result in by_level]) for name in by_level[0]}
+
+    for level in higher_levels(levels[-1], until):
+        crossings = retrieval.crossings(levels, stacked(), seed).values()
+        if all(half.high is not None for half in crossings):
+            break
+        levels.append(level)
+        by_level.append(measure(level))
+    return levels, stacked()
 
 
 def network_calls(
@@ -322,11 +384,13 @@ def steps_at(level: int, sampler: Sampler, steps: int | None) -> int:
     return min(steps, level)
 
 
-def _check(diffusion: CanDenoise, levels: Sequence[int], queries: int, steps: int | None) -> None:
+def _check(diffusion: CanDenoise, levels: Sequence[int], queries: int, steps: int | None, until: int) -> None:
     if not levels or any(a >= b for a, b in pairwise(levels)):
         raise UserError(f"a sweep needs one or more increasing levels, not {list(levels)}")
-    for level in (levels[0], levels[-1]):
+    for level in (levels[0], levels[-1], until or levels[-1]):
         check_level(diffusion, level)
+    if until and until < levels[-1]:
+        raise UserError(f"a sweep until {until} must not begin above it, with {levels[-1]}; raise --until")
     if queries < 1 or (steps is not None and steps < 1):
         raise UserError(f"a sweep needs 1 or more queries and steps, not {queries} and {steps}")
 

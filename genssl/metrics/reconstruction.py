@@ -1,4 +1,4 @@
-"""Reconstruction error, instance retrieval (top-1), and the noise level at which half of it is lost."""
+"""Reconstruction error, instance retrieval (top-1), and the noise level at which half is lost."""
 
 import math
 from collections.abc import Sequence
@@ -42,10 +42,10 @@ def is_top1_match(candidates: Tensor, restored: Tensor, index: Tensor) -> Tensor
 
 @dataclass(frozen=True)
 class Crossing:
-    """The noise level t* at which top-1 accuracy falls to one half, with a bootstrap interval over queries.
+    """The noise level t* at which an accuracy falls half-way, with a bootstrap interval over queries.
 
     Attributes:
-        level: t*; None: the accuracy stays above one half.
+        level: t*; None: the accuracy stays above.
         low, high: the 2.5 and 97.5 percentiles of the resamples; None: beyond the last level.
         not_reached: fraction of the resamples without a crossing.
     """
@@ -56,14 +56,21 @@ class Crossing:
     not_reached: float
 
 
-def half_crossing(levels: Sequence[int], matched: Tensor, resamples: int = 1000, seed: int = 0) -> Crossing:
-    """Where the fraction of matched queries falls to one half.
+def half_crossing(
+    levels: Sequence[int],
+    matched: Tensor,
+    resamples: int = 1000,
+    seed: int = 0,
+    chance: float | None = None,
+) -> Crossing:
+    """Where the fraction of matched queries falls half-way, see `crossings`.
 
     Args:
         levels: L noise levels above 0, increasing.
         matched: (L, Q) bool.
         resamples: number of bootstrap samples; a query is drawn with all its levels.
         seed: random seed of the bootstrap.
+        chance: as in `crossings`.
 
     Raises:
         ValueError: the levels do not rise from above 0, or `matched` is not (L, Q).
@@ -76,34 +83,41 @@ def half_crossing(levels: Sequence[int], matched: Tensor, resamples: int = 1000,
     queries = matched.shape[1]
     drawn = torch.randint(queries, (resamples, queries), generator=generator(seed, "eval", resamples))
     times = torch.zeros(resamples, queries).scatter_add_(1, drawn, torch.ones(resamples, queries))
-    resampled = crossings(levels, times.double() @ matched.T / queries)
+    resampled = crossings(levels, times.double() @ matched.T / queries, chance)
     low, high = (_quantile(resampled, share) for share in INTERVAL)
-    level = _finite(float(crossings(levels, matched.mean(1)[None])))
+    level = _finite(float(crossings(levels, matched.mean(1)[None], chance)))
     return Crossing(level, low, high, float(resampled.isinf().double().mean()))
 
 
-def crossings(levels: Sequence[int], shares: Tensor) -> Tensor:
-    """The first level at which a fraction is one half or less, linearly interpolated; inf where none is.
-
-    Without noise every query is matched: the curve starts at (0, 1).
+def crossings(levels: Sequence[int], shares: Tensor, chance: float | None = None) -> Tensor:
+    """The first level at which a fraction is half-way down or less, linearly interpolated; inf where none is.
 
     Args:
         levels: L, rising from above 0.
         shares: (R, L) float64.
+        chance: what the fraction falls to in the end: half-way is between the first level's fraction, which
+            must be larger, and chance. None: half-way is one half, and the curve starts at (0, 1), since
+            without noise every query is matched.
 
     Returns:
         (R,) float64.
     """
-    at = torch.tensor([0.0, *levels], dtype=torch.float64)
-    shares = torch.cat([shares.new_ones(len(shares), 1), shares], 1)  # (R, L + 1)
-    is_lost = shares <= HALF + 1e-12
-    # The first level at which half are lost; 1 where there is none, which is replaced by inf below
-    right = is_lost.int().argmax(1).clamp(min=1)
-    left, rows = right - 1, torch.arange(len(shares))
-    # The straight line from (level_left, share_left) to (level_right, share_right) at one half
-    fraction = (shares[rows, left] - HALF) / (shares[rows, left] - shares[rows, right])
+    at = torch.tensor(levels, dtype=torch.float64)
+    if chance is None:
+        at, shares = torch.cat([at.new_zeros(1), at]), torch.cat([shares.new_ones(len(shares), 1), shares], 1)
+        target = shares.new_full((len(shares),), HALF)
+    else:
+        target = (shares[:, 0] + chance) / 2
+    is_lost = shares <= target[:, None] + 1e-12  # (R, L)
+    # A curve that starts at chance or below has nothing to lose
+    is_reached = is_lost.any(1) & ~is_lost[:, 0]
+    # The first level at which half are lost; where there is none, what is computed is replaced by inf below
+    right = is_lost.int().argmax(1)
+    left, rows = (right - 1).clamp(min=0), torch.arange(len(shares))
+    # The straight line from (level_left, share_left) to (level_right, share_right) at the target
+    fraction = (shares[rows, left] - target) / (shares[rows, left] - shares[rows, right])
     crossings = at[left] + fraction * (at[right] - at[left])
-    return torch.where(is_lost.any(1), crossings, torch.inf)
+    return torch.where(is_reached, crossings, torch.inf)
 
 
 def _quantile(resampled: Tensor, share: float) -> float | None:

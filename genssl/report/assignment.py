@@ -68,7 +68,7 @@ FIGURES = (
     OfRun(8, "2.2 b", "DDPM: samples while training", "ddpm", "samples-over-epochs.png"),
     OfRun(
         9, "2.2 c", "DDPM: reconstructions from noise, and where images are lost", "ddpm",
-        "eval/noise-levels.png", "reconstruct {} --sweep 16:256:16",
+        "eval/noise-levels.png", "reconstruct {} --sweep 16:256:16 --until 1000",
     ),
     OfRun(10, "2.2 d", "DDPM: samples at the end", "ddpm", "eval/sample.png", "sample {} -n 64"),
     OfStudy(

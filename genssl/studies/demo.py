@@ -54,7 +54,8 @@ def _steps(minutes: float, seed: int) -> Iterator[Step]:
     yield _step("interpolate", "vae", "interpolate")
     yield _step("estimate its likelihood", "vae", "importance-ll", "-k", "50", "--limit", "200")
     yield _step("draw samples of a DDPM", "ddpm", "sample")
-    sweep = ("--sweep", "16:256:80", "--queries", "32")
+    # in pixels: the default features of thousands of images take longer than all the rest of the sweep
+    sweep = ("--sweep", "16:256:80", "--queries", "32", "--features", "pixels")
     yield _step("noise images and come back", "ddpm", "reconstruct", *sweep)
     yield _step("interpolate through noise", "ddpm", "interpolate", "--nfe", "20")
     yield _step("look for neighbors", "simsiam", "knn-eval", *NEIGHBORS)

@@ -1,7 +1,9 @@
 """The diffusion commands, as a user types them, on rendered digits at 16 pixels and 20 steps of noise."""
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -75,6 +77,29 @@ def test_a_sweep_finds_t_star_or_says_that_it_did_not(ddpm_run: Path, tmp_path: 
     assert (tmp_path / "s.png").exists()
 
 
+def test_a_sweep_compares_in_the_default_features_and_goes_on_until_t_star(
+    ddpm_run: Path, digits: Path, tmp_path: Path
+) -> None:
+    chosen = ["--sweep", "2,5", "--until", 20, "--queries", 10, "--steps", 4, "--out"]
+    labeled = json_of("reconstruct", ddpm_run, *chosen, tmp_path / "labeled.png")
+    assert labeled["features"] == "genssl-1"
+    rows: Any = labeled["levels"]
+    assert [row["t_prime"] for row in rows][:3] == [2, 5, 6]
+    stars = {f"t_star_{name}" for name in ("pixels", "features", "class")}
+    assert stars <= set(labeled)
+    assert all({"identity_pixels", "identity_features", "class_kept"} <= set(row) for row in rows)
+    in_pixels = json_of("reconstruct", ddpm_run, *chosen, tmp_path / "pixels.png", "--features", "pixels")
+    assert stars & set(in_pixels) == {"t_star_pixels", "t_star_class"}
+
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for i, file in enumerate(sorted((digits / "test").rglob("*.png"))):
+        shutil.copy(file, flat / f"{i}.png")
+    unlabeled = json_of("reconstruct", ddpm_run, *chosen, tmp_path / "unlabeled.png", "--data", flat)
+    assert stars & set(unlabeled) == {"t_star_pixels", "t_star_features"}
+    assert "class_kept" not in unlabeled["levels"][0]  # type: ignore[index]
+
+
 @pytest.mark.parametrize("method", ["ddim", "noise"])
 def test_interpolate_through_noise(ddpm_run: Path, tmp_path: Path, method: str) -> None:
     chosen = ["--method", method, "--rows", 2, "--steps", 4, "--nfe", 5]
@@ -114,6 +139,7 @@ def test_an_ablation_of_the_timesteps(digits: Path, workplace: Path, tmp_path: P
         (["reconstruct", "RUN", "--sweep", "5:1:1"], "cannot read the levels"),
         (["reconstruct", "RUN", "--sweep", "often"], "cannot read the levels"),
         (["reconstruct", "RUN", "--sweep", "10:30:10"], "from 1 to"),
+        (["reconstruct", "RUN", "--sweep", "2,5", "--until", 21], "from 1 to"),
         (["interpolate", "RUN", "--path", "linear"], "--path is not for a ddpm"),
         (["latent-profile", "RUN"], "needs a vae"),
         (["importance-ll", "RUN"], "needs a vae"),

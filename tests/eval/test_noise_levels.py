@@ -13,8 +13,11 @@ from genssl import figures, files
 from genssl.commands.generate import parse_levels
 from genssl.config import DDPMConfig, VAEConfig
 from genssl.data.split import Split
+from genssl.data.synthetic import render
 from genssl.errors import UserError
-from genssl.eval.noise_sweep import make_retrieval, network_calls, pixels, sweep
+from genssl.eval.feature_cache import FeatureSpace, pixels
+from genssl.eval.fidelity_features import default_features
+from genssl.eval.noise_sweep import higher_levels, make_retrieval, network_calls, sweep
 from genssl.eval.reconstruct import Reverse, Snapshots, reconstruct_from
 from genssl.models.build import build
 from genssl.models.ddpm import DDPM
@@ -77,6 +80,61 @@ def test_identity_is_kept_in_little_noise_and_lost_in_much(ddpm: DDPM, split: Sp
     assert shares[levels.index(below)] > 0.5 >= shares[levels.index(above)]
     snr = ddpm.schedule.snr
     assert snr[above - 1] <= half["snr"] <= snr[below - 1]
+
+
+def test_higher_levels_are_added_until_every_t_star_is_reached(ddpm: DDPM, split: Split) -> None:
+    chosen: Any = {"queries": N, "seed": 0, "batch_size": 64, "bank_split": make_split(), **SILENT}
+    outcome = sweep(ddpm, split, [2, 5], until=T, **chosen)
+    levels = [row["t_prime"] for row in outcome.values["levels"]]
+    added = higher_levels(5, T)
+    assert levels == [2, 5, *added[: len(levels) - 2]]
+    for name in ("t_star_pixels", "t_star_class"):
+        assert 5 < outcome.values[name]["low"] <= outcome.values[name]["high"] <= levels[-1]
+    # The last one was needed
+    before = sweep(ddpm, split, levels[:-1], **chosen).values
+    assert any(before[name]["high"] is None for name in ("t_star_pixels", "t_star_class"))
+    at_once = sweep(ddpm, split, levels, **chosen).values
+    assert outcome.values | {"seconds": 0} == at_once | {"seconds": 0}
+    assert len(added) > len(levels) - 2, "the highest were not needed"
+
+
+def test_a_t_star_that_is_not_reached_by_the_last_level_is_said_not_to_be(ddpm: DDPM, split: Split) -> None:
+    outcome = sweep(ddpm, split, [1, 3], until=5, queries=8, seed=0, batch_size=8, **SILENT)
+    assert [row["t_prime"] for row in outcome.values["levels"]] == [1, 3, 4, 5]
+    assert outcome.values["t_star_pixels"]["level"] is None
+    assert any("t* not reached by t' = 5" in note and "--until 50" in note for note in outcome.notes)
+
+
+@pytest.mark.parametrize(
+    ("last", "until", "levels"),
+    [
+        (256, 1000, [311, 378, 459, 558, 678, 823, 1000]), (256, 320, [320]), (256, 256, []), (256, 0, []),
+        (1, 4, [2, 3, 4]), (999, 1000, [1000]),
+    ],
+)  # fmt: skip
+def test_higher_levels_rise_in_equal_ratios(last: int, until: int, levels: list[int]) -> None:
+    assert higher_levels(last, until) == levels
+
+
+def test_identical_images_are_matched_in_every_space() -> None:
+    """In pixels and in the default features, a result that is its original is nearest to it."""
+    rendered = render.make("test", count=24)
+    retrieval = make_retrieval(rendered, default_features(torch.device("cpu")), rendered, 8, SILENT["tick"])
+    x, index = to_model(rendered.images[5:9]), torch.arange(5, 9)
+    with torch.inference_mode():
+        measured = retrieval(x, x, x, index)
+        others = retrieval(x, x, x.roll(1, 0), index)
+    for name in ("pixels", "features"):
+        assert measured[name].all(), name
+        assert not others[name].any(), name
+
+
+def test_images_without_labels_have_no_class(ddpm: DDPM, split: Split) -> None:
+    unlabeled = replace(split, labels=None)
+    for images, bank in ((unlabeled, make_split()), (split, unlabeled), (split, None)):
+        outcome = sweep(ddpm, images, [2, 5], queries=8, seed=0, batch_size=8, bank_split=bank, **SILENT)
+        assert not any("class" in name for name in [*outcome.values, *outcome.values["levels"][0]])
+        assert not any("class" in note for note in outcome.notes)
 
 
 def test_levels_that_lose_nothing_reach_no_t_star(ddpm: DDPM, split: Split) -> None:
@@ -195,13 +253,15 @@ def test_a_sweep_with_features_and_classes(ddpm: DDPM, split: Split, tmp_path: P
     told: list[tuple[int, int]] = []
     encoder = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE**2, 24))
     outcome = sweep(
-        ddpm, split, [2, 50], queries=12, seed=0, batch_size=8, encoder=encoder, bank_split=make_split(),
-        tick=lambda done, total: told.append((done, total)),
+        ddpm, split, [2, 50], queries=12, seed=0, batch_size=8, space=FeatureSpace("random", encoder),
+        bank_split=make_split(), tick=lambda done, total: told.append((done, total)),
     )  # fmt: skip
     values = outcome.values
     assert values["levels"][0]["identity_features"] == 1
     assert values["levels"][1]["identity_features"] < 0.5
-    assert values["class_space"] == "features"
+    assert (values["class_space"], values["features"]) == ("features", "random")
+    assert values["class_half"] == (values["levels"][0]["class_kept"] + 0.25) / 2
+    assert 2 < values["t_star_class"]["level"] <= 50
     assert values["class_chance"] == 0.25
     assert values["class_ceiling"] == values["levels"][0]["class_kept"]  # they came back as they were
     assert values["identity_chance"] == 1 / N
@@ -222,7 +282,7 @@ def test_classes_are_the_labels_of_like_images(split: Split) -> None:
         mean = images.flatten(1).mean(1)
         return torch.stack([mean.cos(), mean.sin()], 1)
 
-    judge = make_retrieval(bright, angle, bright, 16)
+    judge = make_retrieval(bright, FeatureSpace("brightness", angle), bright, 16, SILENT["tick"])
     predicted = judge.predict(judge.candidates["features"])
     assert judge.bank is not None
     assert len(predicted) == N  # k is the whole bank: the nearest weigh most
@@ -232,7 +292,7 @@ def test_classes_are_the_labels_of_like_images(split: Split) -> None:
 def test_half_precision_holds_pixels_exactly(split: Split) -> None:
     every = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(to_model(every).half().float(), to_model(every))
-    candidates = make_retrieval(split, None, None, 16).candidates["pixels"]
+    candidates = make_retrieval(split, None, None, 16, SILENT["tick"]).candidates["pixels"]
     assert torch.equal(candidates.float(), pixels(to_model(split.images)))
 
 
@@ -293,6 +353,8 @@ def test_refusals(
         ([3], {"queries": 0}, "1 or more queries"),
         ([3], {"steps": 0}, "1 or more queries and steps"),
         ([3], {"sampler": "euler"}, "unknown sampler"),
+        ([3], {"until": 51}, "t' must be from 1 to the run's 50 timesteps, not 51"),
+        ([3, 9], {"until": 8}, "raise --until"),
         ([3], {"bank_split": make_split(size=16)}, "trained on 8x8 images, the data are 16x16"),
     ],
 )

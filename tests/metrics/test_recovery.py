@@ -84,6 +84,20 @@ def test_crossing_a_row() -> None:
     assert crossings([4, 8], shares).tolist() == [6.0, math.inf, 4.0]
 
 
+def test_half_way_to_chance_from_the_first_level() -> None:
+    shares = torch.tensor([[0.9, 0.7, 0.3, 0.1], [0.5, 0.3, 0.1, 0.1]], dtype=torch.float64)
+    # to 0.1: at 0.5 and 0.3
+    assert crossings([10, 20, 30, 40], shares, chance=0.1).tolist() == pytest.approx([25, 20])
+    nothing = torch.tensor([[0.1, 0.05], [0.05, 0.2]], dtype=torch.float64)
+    assert crossings([10, 20], nothing, chance=0.1).tolist() == [math.inf] * 2
+    assert crossings([10], shares[:, :1], chance=0.1).tolist() == [math.inf] * 2
+    measured = half_crossing([10, 20, 30], kept(0.8, 0.6, 0.2, queries=400), chance=0.2)
+    assert measured.level == pytest.approx(22.5)
+    assert measured.low is not None
+    assert measured.high is not None
+    assert 20 < measured.low < 22.5 < measured.high < 25
+
+
 @pytest.mark.parametrize("levels", [[10], [20, 10], [0, 10], [10, 10]])
 def test_refuses_levels_that_do_not_fit(levels: list[int]) -> None:
     with pytest.raises(ValueError, match=r"matched must be|levels must rise"):

@@ -145,6 +145,7 @@ def test_evaluations_are_full_where_there_is_time(digits: Path, monkeypatch: pyt
         plan = assignment(str(digits), str(digits), budget, "cpu", 0, silent)
         (sweep,) = [step.arguments for step in plan.steps if "--sweep" in step.arguments]
         assert sweep[sweep.index("--sweep") + 1] == levels
+        assert sweep[sweep.index("--until") + 1] == "1000"
         assert ("evaluations take fewer images" in plan.notes[-1]) == (budget < 60)
 
 
