@@ -61,7 +61,7 @@ def test_variety_of_images_all_alike_is_zero() -> None:
     assert diversity(torch.tensor([[0.0, 0.0], [3.0, 4.0]])) == 5
 
 
-@pytest.mark.parametrize("shape", [(2, 1, 9, 9), (2, 3, 2, 9), (3, 9, 9)])
+@pytest.mark.parametrize("shape", [(2, 2, 9, 9), (2, 3, 2, 9), (3, 9, 9)])
 def test_refuses_what_are_no_images(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="images must be"):
         sharpness(torch.zeros(shape, dtype=torch.uint8))
