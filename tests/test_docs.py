@@ -182,6 +182,7 @@ COMMENT = re.compile(r"((?:[^\n]+\n)+) *<!-- ([\w./-]+\.jsonl?\b.*?) -->", re.DO
 UNANNOTATED = {
     "README.md": {"| | peer | genssl | ratio |"},
     "metrics.md": {"| disturbance |"},
+    "results.md": {"| | training | what it can do |"},
     "scaling.md": {"| | products, TFLOP/s |", "| case |"},
 }
 MEASURED = ("README", "results", "vae", "ddpm", "simsiam", "metrics", "data", "scaling")
