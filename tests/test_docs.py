@@ -12,6 +12,7 @@ import torch
 import typer
 
 import genssl
+from benchmarks.bounds import Cost, tables
 from genssl.cli import app
 from genssl.eval import fidelity_features
 from genssl.eval.sensitivity import not_rising
@@ -224,37 +225,100 @@ def test_the_table_of_disturbances_is_what_was_measured_and_the_default_passes()
     assert measured["features_digest"] == fidelity_features.default_features(torch.device("cpu")).digest
 
 
-def test_the_table_of_sample_quality_is_what_was_measured() -> None:
-    table = (ROOT / "docs" / "metrics.md").read_text().split("<!-- fidelity in the default features -->")[1]
-    rows = [
-        ("shipped VAE, N(0, I)", "shipped-vae", "samples"),
-        ("shipped DDPM, DPM-Solver++, 20 calls", "shipped-ddpm", "samples"),
-        ("rendered training images", "shipped-vae", "train"),
-        ("other rendered test images", "shipped-vae", "other"),
-        ("VAE on the remix, N(0, I)", "vae-unit-remix", "samples"),
-        ("the same, mixture prior", "vae-unit-remix-mixture", "samples"),
-        ("training images of the remix", "vae-unit-remix", "train"),
-        ("other test images of the remix", "vae-unit-remix", "other"),
-    ]
-    places = {
-        "frechet_distance": 1, "frechet_distance_infinity": 1, "precision": 2, "recall": 2,
-        "authenticity": 2, "sharpness": 0,
-    }  # fmt: skip
-    for title, name, column in rows:
-        values = json.loads((ROOT / "docs" / "results" / f"{name}-fidelity.json").read_text())
-        assert values["features"] == fidelity_features.NAME
-        measures = {row["measure"]: row.get(column) for row in values["measures"]}
-        cells = [
-            "-" if measures[measure] is None else f"{measures[measure]:.{digits}f}"
-            for measure, digits in places.items()
-        ]
-        assert f"| {title} | {' | '.join(cells)} |" in table
+# What the comments below tables and paragraphs are held against: see "Numbers" in docs/design.md
+RESULTS = ROOT / "docs" / "results"
+COMMENT = re.compile(r"((?:[^\n]+\n)+) *<!-- ([\w./-]+\.jsonl?\b.*?) -->", re.DOTALL)
+# Tables with decimals that hold no measurement, or that a test of their own holds: page and first cells
+UNANNOTATED = {
+    "README.md": {"| | peer | genssl | ratio |"},
+    "metrics.md": {"| disturbance |"},
+    "results.md": {"| | training | what it can do |"},
+    "scaling.md": {"| | products, TFLOP/s |", "| case |"},
+}
+MEASURED = ("README", "results", "vae", "ddpm", "simsiam", "metrics", "data", "scaling")
 
-    readme = " ".join((ROOT / "README.md").read_text().split())
-    distances = {}
-    for name in ("shipped-ddpm", "shipped-vae"):
-        rows_of = json.loads((ROOT / "docs" / "results" / f"{name}-fidelity.json").read_text())["measures"]
-        distances[name] = rows_of[0]
-    assert f"have a Frechet distance of {distances['shipped-ddpm']['samples']:.1f}" in readme
-    assert f"the shipped VAE's {distances['shipped-vae']['samples']:.1f}" in readme
-    assert f"training images {distances['shipped-vae']['train']:.1f}" in readme
+
+def value_at(document: Any, path: str) -> float:
+    """A number by its path, e.g. `rows[baseline].loss`.
+
+    Brackets choose from a list the one entry that has this value, or else the entry of this index.
+    """
+    for name, chosen in re.findall(r"([^.\[\]]+)|\[([^\]]*)\]", path):
+        if isinstance(document, dict):
+            document = document[name or chosen]
+        else:
+            having = [row for row in document if isinstance(row, dict) and chosen in map(str, row.values())]
+            (document,) = having or [document[int(chosen)]]
+    return float(document)
+
+
+def rounds_to(value: float, text: str) -> bool:
+    """Whether a number, rounded to the text's digits, is the text: 1,838.0, 79.9%, 4e-7."""
+    number = text.replace(",", "").removesuffix("%")
+    mantissa, _, exponent = number.partition("e")
+    digit = 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
+    # A five is rounded up or down
+    return abs((100 * value if text.endswith("%") else value) - float(number)) <= digit / 2 * (1 + 1e-9)
+
+
+def measurements(comment: str) -> Iterator[tuple[float, str]]:
+    """The measured value and the text of every `path=text` in a comment, divided as `path/60=text` says."""
+    document, prefix = None, ""
+    for token in re.findall(r"(?:\[[^\]]*\]|[^\s\[])+", comment):
+        if file := re.fullmatch(r"([\w./-]+\.jsonl?):?", token):
+            path = ROOT / file[1] if "/" in file[1] else RESULTS / file[1]
+            lines = path.read_text(encoding="utf-8")
+            document = (
+                [*map(json.loads, lines.splitlines())] if path.suffix == ".jsonl" else json.loads(lines)
+            )
+            prefix = ""
+        elif token.endswith(":"):
+            prefix = token[:-1]
+        else:
+            name, _, text = token.rpartition("=")
+            name, _, divisor = name.partition("/")
+            yield value_at(document, f"{prefix}.{name}") / float(divisor or 1), text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_numbers_of_the_pages_are_those_of_their_files(page: Path) -> None:
+    for block, comment in COMMENT.findall(page.read_text(encoding="utf-8")):
+        text, end = " ".join(block.split()).replace("−", "-"), 0
+        for value, written in measurements(comment):
+            assert rounds_to(value, written), f"{comment[:60]}: {value} is written as {written}"
+            pattern = rf"(?<![\w.,-]){re.escape(written).replace('%', ' ?%')}(?!\d|[.,]\d)"
+            match = re.compile(pattern).search(text, end)
+            assert match, f"{comment[:60]}: {written} is not above the comment, or not in this order"
+            end = match.end()
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_every_table_of_measurements_names_its_file(name: str) -> None:
+    (page,) = [page for page in PAGES if page.stem == name]
+    text = page.read_text(encoding="utf-8")
+    comments = {block.splitlines()[-1]: comment for block, comment in COMMENT.findall(text)}
+    for table in re.findall(r"(?:^ *\|.*\n)+", text, re.MULTILINE):
+        head, _, *rows = table.splitlines()
+        if any(head.startswith(start) for start in UNANNOTATED.get(page.name, ())):
+            continue
+        cells = re.sub(r"`[^`]*`|\]\([^)]*\)", "", "\n".join(rows)).replace("−", "-")
+        decimals = re.findall(r"(?<![\w.])-?\d[\d,]*\.\d+(?:e-?\d+)?", cells)
+        written = [text.removesuffix("%") for _, text in measurements(comments.get(rows[-1], ""))]
+        assert decimals == [number for number in written if "." in number], head
+
+
+def test_the_bounds_of_the_page_on_scaling_follow_from_the_counted_costs() -> None:
+    costs = [Cost(**case) for case in json.loads((RESULTS / "cost.json").read_text())["cases"]]
+    computed = [line.split(" | ") for table in tables(costs).values() for line in table.splitlines()]
+    text = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if any(line.startswith(f"| {cost.name} |") for cost in costs)]
+    assert len(rows) == 15
+    for row in rows:
+        name, *cells = row.strip("| ").split(" | ")
+        lines = [{cell.strip("| ") for cell in line[1:]} for line in computed if line[0] == f"| {name}"]
+        assert any(set(cells) <= line for line in lines), row
+
+
+def test_files_of_results_name_no_path_of_a_machine() -> None:
+    for file in RESULTS.glob("*.json"):
+        assert not re.search(r"[\" =]/\w", file.read_text(encoding="utf-8")), file.name
