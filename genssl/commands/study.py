@@ -123,7 +123,10 @@ def ablate(
     target = _outputs.target_of_study(runs_root() / name[:LONGEST], "ablate", out)
     options = Options(device=device, max_minutes=max_minutes)
     if "channels" not in common:
-        baseline = with_channels(baseline, as_json)
+        # A study that is done needs no data
+        done = (c for c in (3, 1) if not study.untrained(baseline.updated({"channels": c}), arms, seeds))
+        known = next(done, None)
+        baseline = baseline.updated({"channels": known}) if known else with_channels(baseline, as_json)
         arms = _arms(baseline, changes, settings or [])
     if not (yes or as_json):
         confirm_long(study.untrained(baseline, arms, seeds), options, "--base")
