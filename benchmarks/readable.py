@@ -4,7 +4,7 @@
 labels on rendered digits (20,000 images) and share nothing with the models whose samples they read, nor with
 each other: one is a small ResNet with plain cross-entropy, the other a convolutional network without
 shortcuts, with label smoothing and random shifts, which makes it less sure of itself. Two references go with
-the samples: the test digits, and the same images with their patches shuffled, in which no digit is left.
+the samples: the test digits, and the same images with their patches shuffled, whose digits are broken up.
 """
 
 import argparse

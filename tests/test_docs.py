@@ -178,7 +178,7 @@ def test_what_both_readers_read_is_what_was_measured() -> None:
     table = page.split("<!-- readable.json -->")[1]
     titles = {
         "rendered test digits": "rendered test digits",
-        "the same, patches shuffled": "the same, patches shuffled: no digit is left",
+        "the same, patches shuffled": "the same, patches shuffled: digits broken up",
         "samples of ddpm": "shipped DDPM, DPM-Solver++, 20 calls",
         "samples of vae": "shipped VAE, N(0, I)",
     }
@@ -196,6 +196,14 @@ def test_what_both_readers_read_is_what_was_measured() -> None:
 
     def read_by(name: str, reader: str, p: str) -> str:
         return f"{100 * rows[name][reader][p]['share']:.1f} %"
+
+    shares = [read_by("samples of ddpm", reader, "0.8") for reader in ("residual", "plain")]
+    assert f"`residual` reads {shares[0]} of the DDPM's samples and `plain` {shares[1]}" in text
+    shares = [read_by("the same, patches shuffled", reader, "0.8") for reader in ("residual", "plain")]
+    assert f"it reads {shares[0]} of the images whose digits are broken up, and `plain` {shares[1]}" in text
+    assert f"reads only {read_by('rendered test digits', 'plain', '0.9')} of rendered test digits" in text
+    seconds = [f"{reader['cpu_seconds']:.0f} s" for reader in measured["readers"].values()]
+    assert f"training took {seconds[0]} and {seconds[1]} of one core" in text
 
     readme = " ".join((ROOT / "README.md").read_text().split())
     both = [read_by("samples of ddpm", reader, "0.8") for reader in ("residual", "plain")]
