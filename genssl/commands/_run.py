@@ -450,7 +450,7 @@ def _size_of_samples(folder: Path) -> int:
 def folder_of_samples(reference: str) -> Path | None:
     """REF as a folder, an archive or an array of images; None where it is a run or a method."""
     from genssl import config, paths, run_info
-    from genssl.data.archive import is_archive
+    from genssl.data.registry import is_archive
 
     path = expand_home(reference)
     if path.is_file():

@@ -21,7 +21,6 @@ from typing import IO, cast
 from genssl.data.decode import CONVERT, HEIF, INSTALL_HEIF, describe, identify, suffixes
 from genssl.errors import UserError
 
-ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar", ".zip")
 COMPRESSIONS: tuple[tuple[bytes, Callable[[IO[bytes]], object]], ...] = (
     (b"\x1f\x8b", gzip.open),
     (b"BZh", bz2.open),
@@ -136,15 +135,6 @@ def count(path: Path) -> int | None:
     """How many members there are; None where only reading the whole archive would tell."""
     listed = names(path)
     return None if listed is None else len(listed)
-
-
-def is_archive(path: Path) -> bool:
-    """Whether a file is an archive by its name, or a .zip or .tar by its first bytes."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        head = file.read(512)
-    return path.name.lower().endswith(ARCHIVES) or head[:4] == b"PK\3\4" or head[257:262] == b"ustar"
 
 
 def suffix_of(name: str) -> str:

@@ -16,7 +16,6 @@ import torch
 
 from genssl.data import cache
 from genssl.data.archive import (
-    ARCHIVES,
     NO_SUFFIX,
     UNREADABLE_FOLDER,
     BadFile,
@@ -31,7 +30,7 @@ from genssl.data.cache import FORMAT, LazyArray, Progress, cache_folder
 from genssl.data.decode import MAX_PIXELS, BadImage, Bytes, Observed, decode, identify, max_pixels, suffixes
 from genssl.data.fit import Fit
 from genssl.data.layout import Layout, lay_out
-from genssl.data.registry import Shape
+from genssl.data.registry import ARCHIVES, Shape
 from genssl.data.split import Split
 from genssl.data.subset import select_rows
 from genssl.errors import UserError

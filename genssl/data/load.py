@@ -70,12 +70,20 @@ def load(
     """
     if image_size < 1:
         raise UserError(f"the image size must be positive, not {image_size}")
-    if channels is not None:
-        as_it_is = load(
-            data, part, image_size=image_size, seed=seed, skip_bad=skip_bad, zip_encoding=zip_encoding,
-            fit=fit, progress=progress,
-        )  # fmt: skip
-        return with_channels(as_it_is, channels, progress)
+    split = _load(data, part, image_size, seed, skip_bad, zip_encoding, fit, progress)
+    return split if channels is None else with_channels(split, channels, progress)
+
+
+def _load(
+    data: str,
+    part: Part,
+    image_size: int,
+    seed: int,
+    skip_bad: bool,
+    zip_encoding: str | None,
+    fit: Shape,
+    progress: Progress | None,
+) -> Split:
     if data in SOURCES:
         return _load_known(data, part, image_size, progress)
     if is_remix(data):

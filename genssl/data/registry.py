@@ -313,3 +313,15 @@ def _path_entries() -> list[Entry]:
         size = entry.size + cache.entry_bytes(folder)
         entries[key] = replace(entry, images=entry.images + n, size=size)
     return list(entries.values())
+
+
+ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar", ".zip")
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file is an archive by its name, or a .zip or .tar by its first bytes."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        head = file.read(512)
+    return path.name.lower().endswith(ARCHIVES) or head[:4] == b"PK\3\4" or head[257:262] == b"ustar"

@@ -149,7 +149,7 @@ def summarize(
     if retrieval.labels is not None:
         classes, chance = _means(measured["class"]), retrieval.class_chance
         clean = retrieval.predict(retrieval.candidates[retrieval.class_space][query_index])
-        ceiling = float((clean == retrieval.labels[query_index]).double().mean())
+        ceiling = float((clean == retrieval.labels[query_index]).cpu().double().mean())
     return Curves(
         levels=list(levels),
         psnr_db={name: _means(psnr(measured[key])) for name, key in names.items()},

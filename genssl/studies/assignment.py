@@ -26,6 +26,7 @@ LIKELIHOOD_IMAGES = 1000
 BOUND_IMAGES, BOUND_TIMES = 256, 50
 SWEPT_IMAGES = 128  # a noise level
 SWEPT_AMONG = 26_032  # test images of SVHN, whose features are compared
+FEW_AMONG = 2_000  # of them where there is little time
 UNASKED = ("--yes",)  # of a training: the plan was asked for as a whole
 SAMPLES = 512  # whose fidelity is measured on a CPU
 # Samples in figures 4 and 10. The DDPM takes every step of its process: a fast sampler makes speckle of few
@@ -142,11 +143,11 @@ def _ddpm(part: Part, full: bool) -> Iterator[Step]:
     sweep = evaluation(
         "noise images and come back (figure 9)", "reconstruct", "ddpm",
         "--sweep", f"{levels.start}:{levels.stop - 1}:{levels.step}", "--until", TIMESTEPS,
-        "--queries", images.full,
+        "--queries", images.full, *(() if full else ("--limit", FEW_AMONG)),
     )  # fmt: skip
     # As if t* were not reached: what is left over then goes to the next steps
     most = [*levels, *higher_levels(levels[-1], TIMESTEPS)]
-    rows, among = network_calls(most, 0), ENCODING_CALLS * (SWEPT_AMONG + BANK)
+    rows, among = network_calls(most, 0), ENCODING_CALLS * ((SWEPT_AMONG if full else FEW_AMONG) + BANK)
     calls = network_calls(most, images.full) - rows + ENCODING_CALLS * len(most) * images.full
     yield sweep.with_cost(part.cost(2 * START, calls=rows + among, scalable=calls, size=images))
     drawing = evaluation("draw samples of the DDPM (figure 10)", "sample", "ddpm", "--sampler", "ancestral")

@@ -207,8 +207,8 @@ def _rankings(result: Mapping[str, Quality]) -> Iterator[str]:
     rows = {name: item.number("frechet_distance") for name, item in result.items()}
     order = sorted(rows, key=lambda name: rows[name]["samples"])
     for better, worse in itertools.pairwise(order):
-        bounds = rows[better]["high"], rows[worse]["low"]
-        if None not in bounds and bounds[0] < bounds[1]:
+        high, low = rows[better].get("high"), rows[worse].get("low")
+        if high is not None and low is not None and high < low:
             yield f"Frechet distance: {better} is nearer to real images than {worse} (intervals are apart)"
         else:
             yield f"Frechet distance: {better} and {worse} are not resolved (intervals overlap)"

@@ -263,10 +263,12 @@ def test_a_study_killed_in_its_second_arm_continues_there(
     arms = study.arms_of(baseline, {}, {"z_dim": 2})
     real = loop.Training._take_step
 
-    def dying(self: loop.Training, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    def dying(
+        self: loop.Training, images: torch.Tensor, labels: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
         if self.step == at and self.config.z_dim == 2:  # type: ignore[attr-defined]
             raise Killed
-        return real(self, images)
+        return real(self, images, labels)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.Training, "_take_step", dying)
@@ -275,9 +277,11 @@ def test_a_study_killed_in_its_second_arm_continues_there(
     before = sorted(folder.name for folder in runs.iterdir())
     taken: list[tuple[Config, int]] = []
 
-    def counting(self: loop.Training, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    def counting(
+        self: loop.Training, images: torch.Tensor, labels: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
         taken.append((self.config, self.step))
-        return real(self, images)
+        return real(self, images, labels)
 
     monkeypatch.setattr(loop.Training, "_take_step", counting)
     outcome = study.ablate(baseline, arms, OPTIONS, lambda event: None)
@@ -375,9 +379,11 @@ def test_arms_of_one_seed_see_the_same_images_in_the_same_order(
     seen: dict[tuple[int, int], list[torch.Tensor]] = {}
     real = loop.Training._take_step
 
-    def watching(self: loop.Training, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    def watching(
+        self: loop.Training, images: torch.Tensor, labels: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
         seen.setdefault((self.config.z_dim, self.config.seed), []).append(images)  # type: ignore[attr-defined]
-        return real(self, images)
+        return real(self, images, labels)
 
     monkeypatch.setattr(loop.Training, "_take_step", watching)
     baseline = config(digits)

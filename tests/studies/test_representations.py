@@ -72,7 +72,7 @@ def test_the_study_leaves_a_figure_a_change_and_pure_json(trained: tuple[Path, R
         assert isinstance(one["collapsed"], bool)
         assert "collapsed" not in one["numbers"]
     assert found["rows"][1]["verdict"].startswith("kNN accuracy ")
-    assert "percentage points); linear accuracy " in found["rows"][1]["verdict"]
+    assert "percentage points, not resolved); linear accuracy " in found["rows"][1]["verdict"]
     digests = {row["runs"][0]["facts"]["test_digest"] for row in found["rows"]}
     assert digests == {load(found["data"], "test", image_size=8).digest}
 
@@ -143,8 +143,8 @@ def test_a_verdict_on_accuracies_is_in_percentage_points() -> None:
     arm = arm_of("a", {"predictor_hidden": 9}, run_of(**{KNN: 0.21, LINEAR: 0.55}))
     assert verdict(base, base) == "the baseline: kNN accuracy 43.2 %, linear accuracy 50.0 %"
     assert verdict(arm, base) == (
-        "kNN accuracy 43.2 % -> 21.0 % (-22.2 percentage points); "
-        "linear accuracy 50.0 % -> 55.0 % (+5.0 percentage points)"
+        "kNN accuracy 43.2 % -> 21.0 % (-22.2 percentage points, not resolved: one seed); "
+        "linear accuracy 50.0 % -> 55.0 % (+5.0 percentage points, not resolved: one seed)"
     )
     other = arm_of("b", {"data": "svhn"}, run_of(**{KNN: 0.21}))
     assert "43.2 % -> 21.0 % (not comparable: other data)" in verdict(other, base)

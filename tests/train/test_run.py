@@ -158,7 +158,7 @@ def test_the_chance_in_a_test_loss_is_the_standard_error_over_its_batches(digits
     method = build(settings).eval()
     value = monitor.held_out_losses(method)["test_loss"]
     batches = [
-        float(monitor._losses(method, monitor.images[rows], i)["loss"].detach())  # type: ignore[index]
+        float(monitor._losses(method, monitor.images[rows], None, i)["loss"].detach())  # type: ignore[index]
         for i, rows in enumerate((slice(0, 16), slice(16, 32)))
     ]
     assert value == pytest.approx(sum(batches) / 2)
@@ -182,10 +182,12 @@ def train_and_kill(config: Config, folder: Path, at: int, monkeypatch: pytest.Mo
     """Train until step `at`, saving after every step, and die."""
     real = loop.Training._take_step
 
-    def dying(self: loop.Training, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    def dying(
+        self: loop.Training, images: torch.Tensor, labels: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
         if self.step == at:
             raise Killed
-        return real(self, images)
+        return real(self, images, labels)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.Training, "_take_step", dying)
@@ -273,8 +275,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
 ) -> None:
     real = loop.Training._forward
 
-    def poisoned(self: loop.Training, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        losses = real(self, images)
+    def poisoned(
+        self: loop.Training, images: torch.Tensor, labels: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
+        losses = real(self, images, labels)
         return losses if self.step != 10 else {k: v * torch.nan for k, v in losses.items()}
 
     with monkeypatch.context() as patch:
@@ -295,8 +299,10 @@ def test_weights_that_are_not_finite_never_replace_a_good_state(
 ) -> None:
     real = loop.Training._take_step
 
-    def overflowing(self: loop.Training, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        losses = real(self, images)
+    def overflowing(
+        self: loop.Training, images: torch.Tensor, labels: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
+        losses = real(self, images, labels)
         if self.step == 9:
             next(self.method.parameters()).data.fill_(torch.inf)
         return losses
@@ -356,10 +362,12 @@ def test_a_run_whose_folder_is_removed_says_so(
 ) -> None:
     real = loop.Training._take_step
 
-    def removing(self: loop.Training, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    def removing(
+        self: loop.Training, images: torch.Tensor, labels: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
         if self.step == 5:
             shutil.rmtree(tmp_path / "run")
-        return real(self, images)
+        return real(self, images, labels)
 
     monkeypatch.setattr(loop.Training, "_take_step", removing)
     with pytest.raises(UserError, match="is no run folder"):

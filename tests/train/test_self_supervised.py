@@ -85,10 +85,10 @@ def train_and_kill(config: Config, folder: Path, at: int, monkeypatch: pytest.Mo
     """Train until step `at`, saving after every step, and die."""
     real = loop.Training._take_step
 
-    def dying(self: loop.Training, images: Tensor) -> dict[str, Tensor]:
+    def dying(self: loop.Training, images: Tensor, labels: Any) -> dict[str, Tensor]:
         if self.step == at:
             raise Killed
-        return real(self, images)
+        return real(self, images, labels)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.Training, "_take_step", dying)
@@ -137,8 +137,8 @@ def test_a_run_whose_first_step_fails_can_be_cured(
     settled = config("simsiam", digits, epochs=1, optimizer=optimizer)
     real = loop.Training._forward
 
-    def poisoned(self: loop.Training, images: Tensor) -> dict[str, Tensor]:
-        losses = real(self, images)
+    def poisoned(self: loop.Training, images: Tensor, labels: Any) -> dict[str, Tensor]:
+        losses = real(self, images, labels)
         return losses if self.step else {name: value * torch.nan for name, value in losses.items()}
 
     with monkeypatch.context() as patch:
