@@ -218,7 +218,9 @@ def measurements(comment: str) -> Iterator[tuple[float, str]]:
         if file := re.fullmatch(r"([\w./-]+\.jsonl?):?", token):
             path = ROOT / file[1] if "/" in file[1] else RESULTS / file[1]
             lines = path.read_text(encoding="utf-8")
-            document = [*map(json.loads, lines.splitlines())] if path.suffix == ".jsonl" else json.loads(lines)
+            document = (
+                [*map(json.loads, lines.splitlines())] if path.suffix == ".jsonl" else json.loads(lines)
+            )
             prefix = ""
         elif token.endswith(":"):
             prefix = token[:-1]
