@@ -291,7 +291,7 @@ def measurements(comment: str) -> Iterator[tuple[float, str]]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_numbers_of_the_pages_are_those_of_their_files(page: Path) -> None:
     for block, comment in COMMENT.findall(page.read_text(encoding="utf-8")):
-        text, end = " ".join(block.split()).replace("\u2212", "-"), 0
+        text, end = " ".join(block.split()).replace("\N{MINUS SIGN}", "-"), 0
         for value, written in measurements(comment):
             assert rounds_to(value, written), f"{comment[:60]}: {value} is written as {written}"
             pattern = rf"(?<![\w.,-]){re.escape(written).replace('%', ' ?%')}(?!\d|[.,]\d)"
@@ -309,7 +309,7 @@ def test_every_table_of_measurements_names_its_file(name: str) -> None:
         head, _, *rows = table.splitlines()
         if any(head.startswith(start) for start in UNANNOTATED.get(page.name, ())):
             continue
-        cells = re.sub(r"`[^`]*`|\]\([^)]*\)", "", "\n".join(rows)).replace("\u2212", "-")
+        cells = re.sub(r"`[^`]*`|\]\([^)]*\)", "", "\n".join(rows)).replace("\N{MINUS SIGN}", "-")
         decimals = re.findall(r"(?<![\w.])-?\d[\d,]*\.\d+(?:e-?\d+)?", cells)
         written = [text.removesuffix("%") for _, text in measurements(comments.get(rows[-1], ""))]
         assert decimals == [number for number in written if "." in number], head
