@@ -237,7 +237,6 @@ def test_the_table_of_disturbances_is_what_was_measured_and_the_default_passes()
 RESULTS = ROOT / "docs" / "results"
 COMMENT = re.compile(r"((?:[^\n]+\n)+) *<!-- ([\w./-]+\.jsonl?\b.*?) -->", re.DOTALL)
 # Tables with decimals that hold no measurement, or that a test of their own holds: page and first cells
-# Held by tests of their own, or computed
 UNANNOTATED = {
     "README.md": {"| images/s |"},
     "metrics.md": {"| disturbance |"},

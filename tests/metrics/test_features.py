@@ -55,5 +55,5 @@ def test_refuses_what_is_not_a_row_an_image(function: object) -> None:
 
 def test_refuses_no_images() -> None:
     for images in (pictures(0), pictures(1)[0]):
-        with pytest.raises(ValueError, match=r"images must be \(N, 3, H, W\)"):
+        with pytest.raises(ValueError, match=r"images must be \(N, C, H, W\)"):
             extract(moments, images)
