@@ -153,11 +153,6 @@ def test_saturation_hue_and_grayscale_do_nothing_to_gray() -> None:
     view, _ = views(images, views.draws(8, generator(0, "views")))
     assert torch.equal(to_bytes(view), images)
     assert torch.allclose(view, to_model(images), atol=1e-6)
-    # To the bit: no factor of saturation is applied
-    without = choose_views(
-        configs.make("simsiam", {**still, "saturation": 0.0, "hue": 0.0, "grayscale": 0.0})
-    )
-    assert torch.equal(view, without(images, without.draws(8, generator(0, "views")))[0])
 
 
 def test_randaugment_of_gray_is_that_of_three_equal_channels() -> None:
