@@ -108,10 +108,10 @@ class Standard:
         return self._change_colors(planes, chances)
 
     def _change_colors(self, planes: Tensor, chances: dict[str, Tensor]) -> Tensor:
-        config, is_gray = self.config, len(planes) == 1
+        config = self.config
         if config.jitter > 0:
             planes = self._jittered(planes, chances)
-        if config.grayscale > 0 and not is_gray:
+        if config.grayscale > 0:
             planes = color.make_gray(planes, chances["grayscale"][:, 0] < config.grayscale)
         if config.blur > 0:
             apply, sigma = chances["blur"].unbind(1)
@@ -120,14 +120,14 @@ class Standard:
         return planes
 
     def _jittered(self, planes: Tensor, chances: dict[str, Tensor]) -> Tensor:
-        config, is_gray = self.config, len(planes) == 1
+        config = self.config
         apply = (chances["jitter"][:, :1] < config.jitter).float()
         # Uniform in [-1, 1); 0 where an image is not jittered, which makes its factors exactly 1: (N, 4)
         signed = (2 * chances["jitter"][:, 1:] - 1) * apply
-        # Gray has neither saturation nor hue: factors of 1 change nothing, exactly
-        ranges = (config.brightness, config.contrast, 0.0 if is_gray else config.saturation)
+        ranges = (config.brightness, config.contrast, config.saturation)
         factors = torch.stack([1 + most * signed[:, i] for i, most in enumerate(ranges)], 1)
-        turn = config.hue * signed[:, 3] if config.hue > 0 and not is_gray else None
+        # One plane has no hue, and is its own gray: saturation blends it with itself
+        turn = config.hue * signed[:, 3] if config.hue > 0 and len(planes) > 1 else None
         # The ranks of uniform numbers are a uniform permutation
         return color.jitter(planes, chances["order"].argsort(1), factors, turn)
 
