@@ -122,7 +122,7 @@ def test_features_of_images_without_labels(vae_run: Path, unlabeled: Path, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["knn-eval", "RUN"], "-k must be from 1 to the number of train images, 120, not 200"),
+        (["knn-eval", "RUN", "-k", 200], "-k must be from 1 to the number of train images, 120, not 200"),
         (["knn-eval", "RUN", "-k", 0], "Invalid value for '-k'"),
         (["knn-eval", "RUN", "-k", 5, "--temperature", 0], "--temperature must be above 0"),
         (["knn-eval", "RUN", "--limit", 0], "--limit"),
