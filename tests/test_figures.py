@@ -134,7 +134,8 @@ def test_wall_clock_is_cumulative_and_chooses_its_unit() -> None:
 
 
 def test_names_without_a_font_are_replaced_and_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(font_manager.fontManager, "ttflist", [])
+    bundled = [font for font in font_manager.fontManager.ttflist if font.name == "DejaVu Sans"]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", bundled)
     figures.drawn_names.cache_clear()
     with pytest.warns(UserWarning, match="no installed font has the letters of \u732b"):
         drawn = figures.drawn_names(("dog", "\u732b", "_background_"))
