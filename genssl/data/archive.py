@@ -131,12 +131,6 @@ def names(path: Path, zip_encoding: str | None = None) -> list[str] | None:
     return [member.name for member in members(path, zip_encoding)]
 
 
-def count(path: Path) -> int | None:
-    """How many members there are; None where only reading the whole archive would tell."""
-    listed = names(path)
-    return None if listed is None else len(listed)
-
-
 def suffix_of(name: str) -> str:
     """The suffix of a file in small letters; "" where what follows the last dot is none (scan.001)."""
     suffix = os.path.splitext(name)[1].lower()

@@ -213,8 +213,8 @@ class DDPM(Method):
             t_start: T - 1 when None.
             generator: of the noise that stochastic samplers add; one for all, or one an image.
             sampler: "dpm++", "unipc", "heun", "ddim" or "ancestral".
-            steps: network calls, of which "heun" takes two a step; 20 when not given, or as many as there
-                are times; all for "ancestral".
+            steps: of the sampler, with one network call each, or two of "heun"; 20 when not given, or as many
+                as there are times; all for "ancestral".
             labels: the class of each image, (B,) int64; None: no class.
             guidance: w of `guided`; 0, no guidance, when None.
             eta: of "ddim".

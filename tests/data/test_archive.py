@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from genssl.data import archive as module
-from genssl.data.archive import BadFile, Skipped, clean, count, members
+from genssl.data.archive import BadFile, Skipped, clean, members, names
 from genssl.errors import UserError
 
 Put = Callable[[Path, dict[str, bytes]], Path]
@@ -28,7 +28,8 @@ def test_every_kind_gives_the_visible_images(
 ) -> None:
     path = put(tmp_path / kind, tree)
     assert contents(path) == {name: data for name, data in tree.items() if data != b"x"}
-    assert count(path) == (8 if kind in {"folder", "a.zip"} else None)
+    listed = names(path)  # of a tar, only reading the whole of it would tell
+    assert (None if listed is None else len(listed)) == (8 if kind in {"folder", "a.zip"} else None)
 
 
 @pytest.mark.parametrize(
