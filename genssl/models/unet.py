@@ -21,11 +21,13 @@ class Layout:
         widths: channels, multiples of 16.
         blocks: residual blocks on the way down, and again on the way up.
         attention: whether self-attention follows each of these blocks; it is always in the middle.
+        patch: pixels a side of the squares whose colors become the channels of one place at the start.
     """
 
     widths: tuple[int, ...]
     blocks: tuple[int, ...]
     attention: tuple[bool, ...]
+    patch: int = 1
 
 
 LAYOUTS = {
@@ -52,7 +54,9 @@ class UNet(nn.Module):
         time_width = 4 * finest
         levels = list(zip(widths, layout.blocks, layout.attention, strict=True))
         self.time_embedding = TimeEmbedding(finest, time_width)
-        self.start = nn.Conv2d(channels, finest, 3, padding=1)
+        self.patch = layout.patch
+        colors = channels * layout.patch**2  # of one place
+        self.start = nn.Conv2d(colors, finest, 3, padding=1)
         self.down_stages = nn.ModuleList(Stage(*level, time_width) for level in levels)
         self.downs = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairwise(widths))
         self.middle_stage = Stage(coarsest, 1, True, time_width)
@@ -62,7 +66,7 @@ class UNet(nn.Module):
         self.ups = nn.ModuleList(nn.Conv2d(b, a, 3, padding=1) for a, b in pairwise(widths))
         self.end_norm = group_norm(finest)
         # Zero weights at the end: the untrained network predicts epsilon = 0
-        self.end = zeroed(nn.Conv2d(finest, channels, 3, padding=1))
+        self.end = zeroed(nn.Conv2d(finest, colors, 3, padding=1))
         # Last, so that a network without classes has the weights that it always had
         self.class_embedding = nn.Embedding(classes + 1, time_width) if classes else None
 
@@ -79,8 +83,9 @@ class UNet(nn.Module):
                 x = self.ups[level](F.interpolate(x, scale_factor=2.0))
             x = self.merges[level](torch.cat([x, skips[level]], 1))
             x = self.up_stages[level](x, time)
-        epsilon: Tensor = self.end(F.silu(self.end_norm(x)))
-        return epsilon.float()
+        prediction: Tensor = self.end(F.silu(self.end_norm(x)))
+        prediction = F.pixel_shuffle(prediction, self.patch) if self.patch > 1 else prediction
+        return prediction.float()
 
     def middle(self, x: Tensor, t: Tensor) -> Tensor:
         """What the middle of the network sees in x (B, channels, H, W), averaged over places: (B, D)."""
@@ -101,6 +106,8 @@ class UNet(nn.Module):
 
     def _descend(self, x: Tensor, time: Tensor) -> tuple[Tensor, list[Tensor]]:
         """From images through the middle; its output, and the skips from fine to coarse."""
+        # Space to depth: the same numbers on a quarter of the places, where a convolution costs a quarter
+        x = F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x
         x = self.start(x.contiguous(memory_format=torch.channels_last))
         skips = []
         for level, stage in enumerate(self.down_stages):
