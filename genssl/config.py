@@ -73,7 +73,9 @@ class Config(BaseModel):
 
     views: ClassVar[str] = "plain"  # which views of an image the method trains on: data/augment/views.py
     has_noise_levels: ClassVar[bool] = False  # a diffusion process: commands take --t-prime
-    on_a_cpu: ClassVar[Mapping[str, Any]] = {}  # settings for a CPU and little time
+    # By choice, "network=compact": what the other settings are then, where they are not given
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    on_a_cpu: ClassVar[Mapping[str, Any]] = {}  # the choice for a CPU and little time
 
     @field_validator("data")
     @classmethod
@@ -103,6 +105,13 @@ class Config(BaseModel):
     def to_json(self) -> str:
         """Indented JSON that `read` turns into the same config."""
         return self.model_dump_json(indent=2) + "\n"
+
+    @classmethod
+    def with_recipe(cls, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """The changes, behind the settings that come with the choices among them."""
+        chosen = {f"{name}={value}" for name, value in changes.items()}
+        recipes = (recipe for choice, recipe in cls.recipes.items() if choice in chosen)
+        return {name: value for part in (*recipes, changes) for name, value in part.items()}
 
     def updated(self, changes: Mapping[str, Any]) -> Self:
         """A copy with some settings changed, validated.
@@ -253,12 +262,20 @@ class VAEConfig(Config):
         return self
 
 
+# How the networks for CPUs were trained (docs/ddpm.md, "Networks for a CPU")
+U_NET_RECIPES: Mapping[str, Mapping[str, Any]] = {
+    "network=tiny": {"learning_rate": 4e-4},
+    "network=compact": {"learning_rate": 8e-4, "schedule": "cosine", "warmup_epochs": 0.5},
+}
+
+
 class DDPMConfig(Config):
     """Denoising diffusion (Ho et al. 2020) as in the course, with a choice of networks."""
 
     method: Literal["ddpm"] = "ddpm"
     has_noise_levels: ClassVar[bool] = True
-    on_a_cpu: ClassVar[Mapping[str, Any]] = {"network": "tiny", "learning_rate": 4e-4}
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = U_NET_RECIPES
+    on_a_cpu: ClassVar[Mapping[str, Any]] = {"network": "compact"}
 
     gradient_clip: PositiveFloat | None = 1.0
     ema_decay: Fraction | None = 0.999
@@ -269,7 +286,7 @@ class DDPMConfig(Config):
     beta_end: Annotated[float, Field(gt=0, lt=1)] = 0.02
     scale_betas: bool = False  # times 1000 / T, so that every T ends equally noisy
     loss: Literal["smooth_l1", "mse"] = "smooth_l1"
-    network: Literal["tiny", "small", "base"] = "small"  # about 1, 10 and 36 million parameters
+    network: Literal["tiny", "compact", "small", "base"] = "small"  # about 1, 3, 10, 36 million parameters
     features_t: NonNegativeInt = 50  # zero-based time at which features are taken
     prediction: Literal["epsilon", "v", "x"] = "epsilon"  # what the network predicts
     weighting: Literal["simple", "min_snr"] = "simple"  # of an image's loss by its noise
@@ -303,12 +320,13 @@ class FlowConfig(Config):
     """Flow matching (Lipman et al. 2023; Liu et al. 2023) with the networks of the DDPM."""
 
     method: Literal["flow"] = "flow"
-    on_a_cpu: ClassVar[Mapping[str, Any]] = {"network": "tiny", "learning_rate": 4e-4}
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = U_NET_RECIPES
+    on_a_cpu: ClassVar[Mapping[str, Any]] = {"network": "compact"}
 
     gradient_clip: PositiveFloat | None = 1.0
     ema_decay: Fraction | None = 0.999
 
-    network: Literal["tiny", "small", "base"] = "small"  # about 1, 10 and 36 million parameters
+    network: Literal["tiny", "compact", "small", "base"] = "small"  # about 1, 3, 10, 36 million parameters
     timestep_sampling: Literal["uniform", "logit_normal"] = "logit_normal"
     features_t: Share = 0.05  # time at which features are taken; 0: the image, 1: noise
     conditional: bool = False  # the network is told the class of an image
@@ -356,10 +374,13 @@ class SelfSupervisedConfig(Config):
 
     views: ClassVar[str] = "standard"
     # Adam in small batches learns more in few steps than the paper's recipe (docs/simsiam.md)
-    on_a_cpu: ClassVar[Mapping[str, Any]] = {
-        "encoder": "small", "batch_size": 64, "optimizer": "adam", "learning_rate": 1e-3,
-        "base_batch_size": None, "weight_decay": 0.0,
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "encoder=small": {
+            "batch_size": 64, "optimizer": "adam", "learning_rate": 1e-3, "base_batch_size": None,
+            "weight_decay": 0.0,
+        }
     }  # fmt: skip
+    on_a_cpu: ClassVar[Mapping[str, Any]] = {"encoder": "small"}
 
     @model_validator(mode="after")
     def _is_seen_by_the_encoder(self) -> Self:
@@ -455,13 +476,13 @@ def config_class(method: str) -> type[Config]:
 
 
 def make(method: str, changes: Mapping[str, Any]) -> Config:
-    """The method's config with some settings changed.
+    """The method's config with some settings changed, and those that come with such a choice.
 
     Raises:
         UserError: the method or a setting is unknown, or a value is wrong.
     """
     kind = config_class(method)
-    return validated(kind, checked_names(kind, changes))
+    return validated(kind, kind.with_recipe(checked_names(kind, changes)))
 
 
 def read(text: str, source: str) -> Config:

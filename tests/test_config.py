@@ -133,3 +133,13 @@ def test_a_run_of_an_earlier_version_is_the_begun_one(
     (damaged / run_info.CONFIG).write_text("{")
     assert runs.begun(config) == folder
     assert runs.begun(config.updated({"seed": 1})) is None
+
+
+def test_a_network_brings_its_recipe_where_nothing_else_is_said() -> None:
+    compact = configs.make("ddpm", {"network": "compact"})
+    assert (compact.learning_rate, compact.schedule, compact.warmup_epochs) == (8e-4, "cosine", 0.5)
+    asked = configs.make("ddpm", {"network": "compact", "learning_rate": 1e-3, "schedule": "constant"})
+    assert (asked.learning_rate, asked.schedule, asked.warmup_epochs) == (1e-3, "constant", 0.5)
+    assert configs.make("simsiam", {"encoder": "small"}).optimizer == "adam"
+    # a written config has all its settings, and is read as it is
+    assert configs.read(asked.to_json(), "x") == asked

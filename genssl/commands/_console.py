@@ -315,7 +315,7 @@ def _smaller(configs: Sequence["Config"], options: "Options", option: str, liste
 
     first = configs[0]
     changes = {name: value for name, value in first.on_a_cpu.items() if getattr(first, name) != value}
-    trial = pace(first.updated(changes), options, listen)
+    trial = pace(first.updated(first.with_recipe(changes)), options, listen)
     length = fit(trial.images_per_second, trial.images, first.epochs, SMALLER / len(configs))
     words = ["genssl", *_without(arguments(), {"--epochs", "--limit", "--batch-size"})]
     for name, value in changes.items():

@@ -12,12 +12,14 @@ from genssl.commands._console import (
     confirm_long,
     echo,
     format_value,
+    progress,
     show_rows,
     show_values,
     stdout,
     with_channels,
 )
-from genssl.commands._run import default_samples
+from genssl.commands._options import Common
+from genssl.commands._run import default_samples, open_samples, save_and_print
 from genssl.environment import command_line
 from genssl.errors import UserError
 
@@ -45,7 +47,9 @@ def register(app: typer.Typer) -> None:
 
 
 def ablate(
-    method: Annotated[str, typer.Argument(help="Method to train, e.g. vae.")],
+    method: Annotated[
+        str, typer.Argument(help="Method to train, e.g. vae; with --guidance also the name or path of a run.")
+    ],
     timesteps: Annotated[
         list[int] | None, typer.Option(help="Number of diffusion steps; repeatable, one arm per value.")
     ] = None,
@@ -73,6 +77,17 @@ def ablate(
             help="Any other change; repeatable. Different keys change the same arm; several values per key "
             "make one arm per combination.",
         ),
+    ] = None,
+    guidance: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="Guidance w to sample a class-conditional run with, without training; repeatable. Measures "
+            "quality, variety and class."
+        ),
+    ] = None,
+    n: Annotated[
+        int | None,
+        typer.Option("-n", min=1, help="Samples per --guidance; default: 512 on a CPU, 10,000 on a GPU."),
     ] = None,
     base: Annotated[
         list[str] | None,
@@ -107,6 +122,19 @@ def ablate(
         data=data, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, limit=limit,
         seed=seed, knn_every=knn_every, holdout=holdout,
     )  # fmt: skip
+    if guidance:
+        arms_named = (timesteps, no_stopgrad, predictor, no_predictor, proj_dim, naive, settings, base)
+        if any(arms_named) or common.keys() - {"data", "seed", "batch_size"} or seeds != 1:
+            raise UserError(
+                "--guidance trains nothing: it takes -n, --data, --seed, --batch-size, --device, --out"
+            )
+        evaluated = Common(
+            data=data, seed=seed or 0, batch_size=batch_size or 256, device=device, out=out, as_json=as_json
+        )
+        _guidance(method, guidance, n, evaluated)
+        return
+    if n is not None:
+        raise UserError("-n is for --guidance; the measurements of trained arms choose their own")
     common |= _parse_base(base)
     baseline = configs.make(method, common)
     changes: dict[str, list[Any]] = {
@@ -137,6 +165,29 @@ def ablate(
         title = f"ablation of {baseline.method} on {baseline.data}"
         show_rows(title, _table({row["arm"]: row["numbers"] for row in rows}))
         show_values("verdicts", {row["arm"]: row["verdict"] for row in rows}, result.notes)
+
+
+def _guidance(reference: str, values: list[float], n: int | None, common: Common) -> None:
+    """Sample a run with each w, and measure; see `guidance_sweep`."""
+    source = open_samples(reference, None, common)
+    if source.loaded is None:
+        raise UserError(f"{reference} is a folder of samples; --guidance takes a run that generates them")
+    from genssl.eval.fidelity import Settings
+    from genssl.eval.guidance import BANK, guidance_sweep
+    from genssl.eval.names import file_name
+
+    count = n or default_samples(source.device)
+    changed = _options.given(n=n, data=common.data)
+    target = _outputs.target_of_run(source.loaded.info.folder, file_name("guidance", changed), common.out)
+    real = source.real("test", count, common.seed)
+    train = source.training_images().take(BANK, common.seed)
+    settings = Settings(seed=common.seed, batch_size=common.batch_size)
+    with progress("sampling") as tick:
+        result = guidance_sweep(
+            source.loaded.method, list(dict.fromkeys(values)), count, real, train, source.space, settings, {},
+            tick,
+        )  # fmt: skip
+    save_and_print(source.loaded, result, target, common.as_json, real)
 
 
 def _arms(baseline: "Config", changes: dict[str, list[Any]], settings: list[str]) -> "list[Arm]":

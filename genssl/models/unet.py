@@ -32,6 +32,9 @@ class Layout:
 
 LAYOUTS = {
     "tiny": Layout((32, 64, 96), (1, 1, 1), (False, False, False)),
+    # As quick as "tiny" on a CPU, where a step waits for memory more than for multiplications: fewer places,
+    # and more channels at each
+    "compact": Layout((64, 96, 96), (2, 2, 1), (False, False, False), patch=2),
     "small": Layout((64, 128, 256), (2, 2, 2), (False, False, False)),
     "base": Layout((128, 256, 256, 256), (3, 3, 3, 3), (False, True, False, False)),
 }

@@ -263,7 +263,8 @@ def _plan_within(
     start = time.monotonic()
     parts, lengths = {}, {}
     for method, source in sources.items():
-        cheap = configs.config_class(method).on_a_cpu if small else {}
+        kind = configs.config_class(method)
+        cheap = kind.with_recipe(kind.on_a_cpu) if small else {}
         settings = {"epochs": FULL_EPOCHS[method], "seed": seed, **cheap}
         listen(Note(f"a few steps of {method} on {source}, to see how long they take"))
         trial, share = {**settings, "data": source}, seconds * SHARES[method]

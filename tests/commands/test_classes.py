@@ -15,7 +15,7 @@ from genssl.models.unet import Layout
 from ..conftest import call
 
 SETTINGS = [
-    "--set", "network=tiny", "--set", "timesteps=20", "--set", "features_t=3", "--epochs", 1,
+    "--set", "network=small", "--set", "timesteps=20", "--set", "features_t=3", "--epochs", 1,
     "--batch-size", 30, "--device", "cpu",
 ]  # fmt: skip
 
@@ -23,7 +23,7 @@ SETTINGS = [
 @pytest.fixture(scope="module", autouse=True)
 def _small() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(unet.LAYOUTS, "tiny", Layout((16, 16), (1, 1), (False, False)))
+        patch.setitem(unet.LAYOUTS, "small", Layout((16, 16), (1, 1), (False, False)))
         yield
 
 
@@ -105,3 +105,18 @@ def test_what_has_no_classes_says_so(vae_run: Path, digits: Path, tmp_path: Path
     assert result.exit_code == 2
     assert "has no labels, and conditional=true needs them" in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_guidance_is_swept_without_training(run: Path, tmp_path: Path) -> None:
+    result = call(
+        "ablate", run, "--guidance", 0, "--guidance", 2, "-n", 24, "--device", "cpu", "--json",
+        "--out", tmp_path / "sweep.png",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    values = json.loads(result.stdout)
+    assert [row["w"] for row in values["guidance"]] == [0, 2]
+    assert values["samples"] == 24
+    assert (tmp_path / "sweep.png").exists()
+    result = call("ablate", run, "--guidance", 0, "--epochs", 3)
+    assert result.exit_code == 2
+    assert "--guidance trains nothing" in result.stderr

@@ -32,7 +32,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
 
     def pace(config: Any, options: Options, listen: Any) -> estimate.Pace:
         found.append(config)
-        small = "tiny" in vars(config).values() or "small" in [getattr(config, "encoder", None)]
+        small = "compact" in vars(config).values() or "small" in [getattr(config, "encoder", None)]
         return estimate.Pace(100.0 if small else 10.0, config.limit or 73_257)
 
     monkeypatch.setattr(estimate, "pace", pace)
@@ -51,8 +51,7 @@ def test_the_total_comes_first_and_a_smaller_command_beside_it(capsys: pytest.Ca
     first, second = capsys.readouterr().err.splitlines()
     assert first == "expected: about 116 h 40 min for this training"
     assert second == (
-        "smaller, about 10 min 00 s: genssl train ddpm --set network=tiny --set learning_rate=0.0004 "
-        "--epochs 10 --limit 5100"
+        "smaller, about 10 min 00 s: genssl train ddpm --set network=compact --epochs 10 --limit 5100"
     )
 
 
@@ -63,7 +62,7 @@ def test_the_smaller_command_of_a_study_is_for_all_its_arms(capsys: pytest.Captu
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("expected: about ")
     assert first.endswith("for these 2 trainings")
-    assert "genssl ablate simsiam --no-stopgrad --base encoder=small --base batch_size=64" in second
+    assert "genssl ablate simsiam --no-stopgrad --base encoder=small --epochs" in second
     assert second.endswith("--epochs 10 --limit 2550")
 
 

@@ -27,7 +27,8 @@ def images(n: int = 3, side: int = 8) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("name", "least", "most"), [("tiny", 0.8e6, 1.3e6), ("small", 9e6, 11.5e6), ("base", 34e6, 38e6)]
+    ("name", "least", "most"),
+    [("tiny", 0.8e6, 1.3e6), ("compact", 2e6, 3e6), ("small", 9e6, 11.5e6), ("base", 34e6, 38e6)],
 )
 def test_networks_have_the_promised_sizes(name: str, least: float, most: float) -> None:
     with torch.device("meta"):
@@ -41,6 +42,18 @@ def test_any_side_that_halves_often_enough_is_taken(side: int) -> None:
     x, t = images(2, side)
     assert network(x, t).shape == x.shape
     assert network.middle(x, t).shape == (2, 32)
+
+
+def test_a_patch_is_one_place_with_the_colors_of_its_pixels() -> None:
+    # a network of patches is one without them, on images whose patches were cut and stacked by hand
+    network = awake(Layout((16, 32), (1, 2), (True, False), patch=2))
+    x, t = images(2, 16)
+    stacked = x.reshape(2, 3, 8, 2, 8, 2).permute(0, 1, 3, 5, 2, 4).reshape(2, 12, 8, 8)
+    plain = UNet(SMALLEST, channels=12)
+    plain.load_state_dict(network.state_dict())
+    expected = plain(stacked, t).reshape(2, 3, 2, 2, 8, 8).permute(0, 1, 4, 2, 5, 3).reshape(2, 3, 16, 16)
+    torch.testing.assert_close(network(x, t), expected)
+    torch.testing.assert_close(network.middle(x, t), plain.middle(stacked, t))
 
 
 def test_a_new_network_says_zero() -> None:

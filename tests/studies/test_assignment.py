@@ -103,7 +103,7 @@ def test_a_budget_makes_everything_smaller_and_says_so(digits: Path) -> None:
             note.startswith(f"{method}: at most 10 epochs on 120 of 120 images") for note in plan.notes
         )
     train = next(step.arguments for step in plan.steps if step.trains == "ddpm")
-    for name, value in DDPMConfig.on_a_cpu.items():
+    for name, value in DDPMConfig.with_recipe(DDPMConfig.on_a_cpu).items():
         assert f"{name}={value}" in train
     assert SHARES["vae"] + SHARES["ddpm"] + 4 * SHARES["simsiam"] < 0.75  # the rest is for measuring
     assert plan.budget == pytest.approx(1.2)
