@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from genssl import checkpoint, files, runs
 from genssl.data.load import load
 from genssl.data.split import Split
-from genssl.eval.disturbances import swap_patches
 from genssl.eval.sample import sample
+from genssl.eval.sensitivity import swap_patches
 from genssl.models.ddpm import DDPM
 from genssl.models.resnet import WIDTHS, Encoder
 from genssl.pixels import to_model

@@ -1,4 +1,4 @@
-"""Every hyperparameter: one frozen pydantic model per method, and settings read from text. No torch."""
+"""Every hyperparameter: one frozen pydantic model per method. No torch."""
 
 import difflib
 import json
@@ -122,44 +122,6 @@ class Config(BaseModel):
         return validated(type(self), {**self.model_dump(), **checked_names(type(self), changes)})
 
 
-def parse_settings(settings: list[str]) -> dict[str, Any]:
-    """Turn `key=value` texts into values; none and null mean no value, a leading bracket means JSON.
-
-    lr, bs and wd stand for learning_rate, batch_size and weight_decay.
-
-    Raises:
-        UserError: a text has no `=`, or a key has two different values.
-    """
-    parsed = parse_repeated_settings(settings)
-    for name, values in parsed.items():
-        if len(values) > 1:
-            raise UserError(f"--set {name} has {len(values)} values ({_texts(values)}); keep one of them")
-    return {name: value for name, (value,) in parsed.items()}
-
-
-def parse_repeated_settings(settings: list[str]) -> dict[str, list[Any]]:
-    """As `parse_settings`, with all different values of each key, in their order.
-
-    Raises:
-        UserError: a text has no `=`.
-    """
-    parsed: dict[str, list[Any]] = {}
-    for setting in settings:
-        name, equals, text = setting.partition("=")
-        if not equals or not name.strip():
-            raise UserError(f"--set takes key=value, not {setting!r}")
-        name = name.strip().replace("-", "_")
-        values = parsed.setdefault((SHORT | RENAMED).get(name, name), [])
-        value = _parse_value(text.strip())
-        if value not in values:
-            values.append(value)
-    return parsed
-
-
-def _texts(values: list[Any]) -> str:
-    return ", ".join("none" if value is None else str(value) for value in values)
-
-
 def differences(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
     """The settings that differ, by name: (before, after)."""
     old, new = before.model_dump(), after.model_dump()
@@ -196,17 +158,6 @@ def refuse_changes(config: Config, changes: Mapping[str, Any]) -> None:
     if changed:
         lines = [f"{name} was {old!r}, now {new!r}" for name, (old, new) in changed.items()]
         raise UserError(f"cannot resume with other settings ({'; '.join(lines)}); start a new run for them")
-
-
-def _parse_value(value: str) -> Any:
-    if value.lower() in {"none", "null"}:
-        return None
-    if value.startswith("["):
-        try:
-            return json.loads(value)
-        except json.JSONDecodeError:
-            return value
-    return value
 
 
 def checked_names(kind: type[Config], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -269,16 +220,33 @@ U_NET_RECIPES: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-class DDPMConfig(Config):
-    """Denoising diffusion (Ho et al. 2020) as in the course, with a choice of networks."""
+class UNetConfig(Config):
+    """What the methods with a U-Net share."""
 
-    method: Literal["ddpm"] = "ddpm"
-    has_noise_levels: ClassVar[bool] = True
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = U_NET_RECIPES
     on_a_cpu: ClassVar[Mapping[str, Any]] = {"network": "compact"}
 
     gradient_clip: PositiveFloat | None = 1.0
     ema_decay: Fraction | None = 0.999
+
+    network: Literal["tiny", "compact", "small", "base"] = "small"  # about 1, 3, 10, 36 million parameters
+    conditional: bool = False  # the network is told the class of an image
+    num_classes: PositiveInt | None = None  # of a conditional network; that of the data, once training starts
+
+    @model_validator(mode="after")
+    def _network_fits(self) -> Self:
+        if self.image_size % 8:
+            raise ValueError("image_size must be a multiple of 8: the network halves it up to three times")
+        if self.num_classes is not None and not self.conditional:
+            raise ValueError("num_classes is for conditional=true")
+        return self
+
+
+class DDPMConfig(UNetConfig):
+    """Denoising diffusion (Ho et al. 2020) as in the course, with a choice of networks."""
+
+    method: Literal["ddpm"] = "ddpm"
+    has_noise_levels: ClassVar[bool] = True
 
     timesteps: PositiveInt = 1000  # T
     beta_schedule: Literal["linear", "cosine"] = "linear"
@@ -286,19 +254,14 @@ class DDPMConfig(Config):
     beta_end: Annotated[float, Field(gt=0, lt=1)] = 0.02
     scale_betas: bool = False  # times 1000 / T, so that every T ends equally noisy
     loss: Literal["smooth_l1", "mse"] = "smooth_l1"
-    network: Literal["tiny", "compact", "small", "base"] = "small"  # about 1, 3, 10, 36 million parameters
     features_t: NonNegativeInt = 50  # zero-based time at which features are taken
     prediction: Literal["epsilon", "v", "x"] = "epsilon"  # what the network predicts
     weighting: Literal["simple", "min_snr"] = "simple"  # of an image's loss by its noise
     timestep_sampling: Literal["uniform", "logit_normal"] = "uniform"
     zero_terminal_snr: bool = False  # end in pure noise exactly; needs prediction=v or x
-    conditional: bool = False  # the network is told the class of an image
-    num_classes: PositiveInt | None = None  # of a conditional network; that of the data, once training starts
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.image_size % 8:
-            raise ValueError("image_size must be a multiple of 8: the network halves it up to three times")
         if self.features_t >= self.timesteps:
             raise ValueError(
                 f"features_t must be less than timesteps ({self.timesteps}), not {self.features_t}"
@@ -309,36 +272,18 @@ class DDPMConfig(Config):
             raise ValueError(
                 "zero_terminal_snr needs prediction=v or prediction=x: pure noise has no epsilon to learn"
             )
-        if self.num_classes is not None and not self.conditional:
-            raise ValueError("num_classes is for conditional=true")
         if self.scale_betas and self.beta_end * 1000 / self.timesteps >= 1:
             raise ValueError("scale_betas takes beta_end to 1 or beyond with so few timesteps; use more")
         return self
 
 
-class FlowConfig(Config):
+class FlowConfig(UNetConfig):
     """Flow matching (Lipman et al. 2023; Liu et al. 2023) with the networks of the DDPM."""
 
     method: Literal["flow"] = "flow"
-    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = U_NET_RECIPES
-    on_a_cpu: ClassVar[Mapping[str, Any]] = {"network": "compact"}
 
-    gradient_clip: PositiveFloat | None = 1.0
-    ema_decay: Fraction | None = 0.999
-
-    network: Literal["tiny", "compact", "small", "base"] = "small"  # about 1, 3, 10, 36 million parameters
     timestep_sampling: Literal["uniform", "logit_normal"] = "logit_normal"
     features_t: Share = 0.05  # time at which features are taken; 0: the image, 1: noise
-    conditional: bool = False  # the network is told the class of an image
-    num_classes: PositiveInt | None = None  # of a conditional network; that of the data, once training starts
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        if self.image_size % 8:
-            raise ValueError("image_size must be a multiple of 8: the network halves it up to three times")
-        if self.num_classes is not None and not self.conditional:
-            raise ValueError("num_classes is for conditional=true")
-        return self
 
 
 class SelfSupervisedConfig(Config):

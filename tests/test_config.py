@@ -4,7 +4,8 @@ import pytest
 
 from genssl import config as configs
 from genssl import run_info, runs
-from genssl.config import Config, VAEConfig, differences, parse_settings
+from genssl.commands._options import parse_settings
+from genssl.config import Config, VAEConfig, differences
 from genssl.errors import UserError
 
 

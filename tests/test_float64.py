@@ -13,8 +13,8 @@ from torch.overrides import TorchFunctionMode
 from genssl import runtime
 from genssl.config import make
 from genssl.data.split import Split
-from genssl.eval.figures import draw_confusion
 from genssl.eval.knn_eval import knn_eval
+from genssl.figures import draw_confusion
 from genssl.metrics import collapse, fidelity, knn, linalg, reconstruction, sharpness
 from genssl.models import vlb
 from genssl.models.build import build

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -226,3 +227,57 @@ def with_options(*without: str) -> Callable[[Callable[..., None]], Callable[...,
         return run
 
     return decorate
+
+
+# --set key=value
+
+
+def parse_settings(settings: list[str]) -> dict[str, Any]:
+    """Turn `key=value` texts into values; none and null mean no value, a leading bracket means JSON.
+
+    lr, bs and wd stand for learning_rate, batch_size and weight_decay.
+
+    Raises:
+        UserError: a text has no `=`, or a key has two different values.
+    """
+    parsed = parse_repeated_settings(settings)
+    for name, values in parsed.items():
+        if len(values) > 1:
+            raise UserError(f"--set {name} has {len(values)} values ({_texts(values)}); keep one of them")
+    return {name: value for name, (value,) in parsed.items()}
+
+
+def parse_repeated_settings(settings: list[str]) -> dict[str, list[Any]]:
+    """As `parse_settings`, with all different values of each key, in their order.
+
+    Raises:
+        UserError: a text has no `=`.
+    """
+    from genssl.config import RENAMED, SHORT
+
+    parsed: dict[str, list[Any]] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals or not name.strip():
+            raise UserError(f"--set takes key=value, not {setting!r}")
+        name = name.strip().replace("-", "_")
+        values = parsed.setdefault((SHORT | RENAMED).get(name, name), [])
+        value = _parse_value(text.strip())
+        if value not in values:
+            values.append(value)
+    return parsed
+
+
+def _texts(values: list[Any]) -> str:
+    return ", ".join("none" if value is None else str(value) for value in values)
+
+
+def _parse_value(value: str) -> Any:
+    if value.lower() in {"none", "null"}:
+        return None
+    if value.startswith("["):
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError:
+            return value
+    return value

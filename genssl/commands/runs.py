@@ -137,9 +137,8 @@ def data_export(
 
 def _config(method: str, settings: list[str]) -> "Config":
     from genssl import config as configs
-    from genssl.config import parse_settings
 
-    return configs.make(method, parse_settings(settings))
+    return configs.make(method, _options.parse_settings(settings))
 
 
 def _views_picture(split: "Split", config: "Config", seed: int, header: str) -> "Image":

@@ -191,20 +191,18 @@ def _guidance(reference: str, values: list[float], n: int | None, common: Common
 
 
 def _arms(baseline: "Config", changes: dict[str, list[Any]], settings: list[str]) -> "list[Arm]":
-    from genssl.config import parse_repeated_settings
     from genssl.studies import ablate as study
 
-    combinations = study.combinations(parse_repeated_settings(settings))
+    combinations = study.combinations(_options.parse_repeated_settings(settings))
     if not combinations and not any(changes.values()):
         raise UserError(_what_can_be_ablated(baseline))
     return study.arms_of(baseline, changes, *combinations)
 
 
 def _parse_base(texts: list[str] | None) -> dict[str, Any]:
-    from genssl.config import parse_settings
 
     try:
-        return parse_settings(texts or [])
+        return _options.parse_settings(texts or [])
     except UserError as error:
         raise UserError(str(error).replace("--set", "--base")) from None
 

@@ -105,7 +105,6 @@ def train(
     as_json: _options.Json = False,
 ) -> None:
     """Train a method. All files go to one run folder."""
-    from genssl.config import parse_settings
     from genssl.train.options import Options
 
     named = {
@@ -116,7 +115,7 @@ def train(
         "fit": fit, "channels": None if channels == "auto" else channels,
     }  # fmt: skip
     changes = {name: value for name, value in named.items() if value is not None}
-    changes |= parse_settings(settings or [])
+    changes |= _options.parse_settings(settings or [])
     options = Options(
         device=device, save_every=save_every, max_minutes=max_minutes, compile=compile, tag=tag, out=out,
         resident_limit=resident_limit, tensorboard=tensorboard, auto_resume=auto_resume,

@@ -11,8 +11,8 @@ from torch import Tensor
 from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.eval.feature_cache import Encoder, extract_features, pixels, require_labels, untrained_copy
-from genssl.eval.figures import draw_confusion, draw_neighbors, one_of_each
 from genssl.eval.result import EvalResult
+from genssl.figures import draw_confusion, draw_neighbors, one_of_each
 from genssl.metrics.knn import class_accuracy, confusion_matrix, knn_predict, standard_error
 from genssl.models.method import Method
 from genssl.runtime import Tick, chunks, measuring

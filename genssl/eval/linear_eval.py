@@ -12,9 +12,9 @@ from genssl.data.registry import allows_flips
 from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.eval.feature_cache import extract_features, require_labels
-from genssl.eval.figures import draw_confusion
 from genssl.eval.result import EvalResult
 from genssl.features import extract
+from genssl.figures import draw_confusion
 from genssl.metrics.knn import class_accuracy, confusion_matrix, standard_error
 from genssl.metrics.linear_probe import ProbeResult, ProbeSettings, linear_probe
 from genssl.models.method import Method

@@ -16,8 +16,8 @@ from PIL import Image
 from genssl import files
 from genssl.data import image_folder
 from genssl.eval import sample as sampling
-from genssl.eval.figures import draw_confusion
 from genssl.eval.latent_profile import draw_profile
+from genssl.figures import draw_confusion
 from genssl.metrics.latents import class_profile
 from tests.conftest import SMALL, call
 

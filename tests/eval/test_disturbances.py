@@ -6,8 +6,8 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from genssl.eval import disturbances
-from genssl.eval.disturbances import DISTURBANCES, PATCH
+from genssl.eval import sensitivity as disturbances
+from genssl.eval.sensitivity import DISTURBANCES, PATCH
 from genssl.runtime import generator
 
 

@@ -7,9 +7,10 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
+from genssl import figures
 from genssl.data.split import Split
 from genssl.errors import UserError
-from genssl.eval import figures, knn_eval
+from genssl.eval import knn_eval
 from genssl.eval.result import EvalResult
 from genssl.models.build import build
 from genssl.pixels import to_model

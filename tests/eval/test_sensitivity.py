@@ -4,9 +4,8 @@ from torch import Tensor
 
 from genssl.data.split import Split
 from genssl.errors import UserError
-from genssl.eval.disturbances import DISTURBANCES, brighten
 from genssl.eval.feature_cache import FeatureSpace
-from genssl.eval.sensitivity import not_rising, sensitivity
+from genssl.eval.sensitivity import DISTURBANCES, brighten, not_rising, sensitivity
 from genssl.metrics.fidelity import frechet_distance, squared_mmd
 from genssl.pixels import to_model
 from genssl.runtime import generator
