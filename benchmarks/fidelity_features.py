@@ -1,7 +1,7 @@
 """Fit the default feature space of `genssl fidelity`, and show what it and its rivals notice.
 
-    python -m benchmarks.fidelity_features --fit        # writes the projection into checkpoints/shipped
-    python -m benchmarks.fidelity_features DATA ...     # the tables of disturbances, as JSON
+    python -m benchmarks.fidelity_features --fit [--denoiser REF]   # writes into checkpoints/shipped
+    python -m benchmarks.fidelity_features DATA ...                 # the tables of disturbances, as JSON
 
 The projection is fitted to rendered digits, which anybody can render again.
 """
@@ -12,32 +12,52 @@ from pathlib import Path
 
 import torch
 
-from genssl import checkpoint, features, files, paths, run_info
+from genssl import checkpoint, features, files, paths, run_info, runs
 from genssl.data.load import load
 from genssl.eval.feature_cache import FeatureSpace
-from genssl.eval.fidelity_features import FILE, NETWORKS, default_features, fit_projection, raw_features
+from genssl.eval.fidelity_features import (
+    ENCODER,
+    FILE,
+    default_features,
+    denoiser_of,
+    fit_projection,
+    raw_features,
+    way_down,
+)
 from genssl.eval.sensitivity import sensitivity
 
 FITTED = 5000  # rendered training digits
 RESULTS = Path("docs/results")
 
 
-def fit() -> None:
+def fit(reference: str | None) -> None:
+    """Fit the projection to the shipped encoder and a DDPM, by default the one that is in the file."""
     root = paths.shipped_root()
-    encoder, denoiser = (checkpoint.load(root / name, "cpu") for name in NETWORKS)
+    encoder = checkpoint.load(root / ENCODER)
+    if reference is None:
+        tensors, metadata = files.read_tensors(root / FILE)
+        denoiser, digest = denoiser_of(tensors, metadata), metadata["ddpm"]
+    else:
+        folder = runs.find(reference)
+        denoiser, digest = checkpoint.load(folder), run_info.inspect(folder).digest
     images = load("synthetic", "train").take(FITTED, 0).images
     with torch.inference_mode():
         raw = features.extract(lambda x: raw_features(encoder, denoiser, x), images)
     mean, projection = fit_projection(raw)
-    metadata = {name: run_info.inspect(root / name).digest for name in NETWORKS}
-    metadata["command"] = "python -m benchmarks.fidelity_features --fit"
-    files.write_tensors(root / FILE, {"mean": mean, "projection": projection}, metadata)
+    about = {
+        ENCODER: run_info.inspect(root / ENCODER).digest,
+        "ddpm": digest,
+        "config": denoiser.config.model_dump_json(),
+        "command": "python -m benchmarks.fidelity_features --fit",
+    }
+    content = {"mean": mean, "projection": projection, **way_down(denoiser)}
+    files.write_tensors(root / FILE, content, about)
 
 
 def spaces() -> list[FeatureSpace]:
     """The default, and the shipped networks alone."""
     rivals = []
-    for name in (*NETWORKS, "vae"):
+    for name in ("simsiam", "ddpm", "vae"):
         info = run_info.inspect(paths.shipped_root() / name)
         rivals.append(
             FeatureSpace(f"shipped {name}", checkpoint.load(info.folder, "cpu").features, info.digest)
@@ -64,10 +84,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", nargs="*")
     parser.add_argument("--fit", action="store_true")
+    parser.add_argument("--denoiser", metavar="REF", help="of --fit: a DDPM; default: the one of the file")
     parser.add_argument("-n", type=int, default=976, help="images in a half")
     arguments = parser.parse_args()
     if arguments.fit:
-        fit()
+        fit(arguments.denoiser)
     for data in arguments.data:
         tables(data, arguments.n)
 

@@ -2,8 +2,9 @@
 
 The default is pinned, and was chosen by what it notices. Features that were trained to ignore color or blur
 cannot measure it. So these are of two networks that come with genssl: an encoder trained by SimSiam, which
-sees shapes, and the middle of a DDPM's U-Net at two low noise levels, which sees color, blur and noise.
-docs/metrics.md has the table that they were chosen by.
+sees shapes, and the middle of a DDPM's U-Net at two low noise levels, which sees color, blur and noise. That
+DDPM is no generator of the shipped weights, which would be judged by their own features: only its way down is
+kept, beside the projection. docs/metrics.md has the table that they were chosen by.
 
 The weights of the field's own are downloaded on first use. Nothing is unpickled: Inception's are read from
 the TensorFlow graph that FID was defined with, DINOv2's from a safetensors file.
@@ -15,7 +16,7 @@ import http.client
 import math
 import re
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genssl import checkpoint, paths, run_info
+from genssl import config as configs
 from genssl.data.cache import cache_folder
 from genssl.data.torchvision_sets import TIMEOUT_SECONDS, reason_of, require_answer
 from genssl.errors import FAILED_RUN, UserError
 from genssl.eval.feature_cache import FeatureSpace
-from genssl.files import read_tensors, write_bytes
+from genssl.files import read_tensors, tensor_digest, write_bytes
+from genssl.models.build import build
 from genssl.models.method import Method
 from genssl.pixels import to_channels
 from genssl.runtime import Tick, to_float64
@@ -40,8 +43,10 @@ SIZE = 32  # pixels a side of the images that the networks were trained on
 TIMES = (10, 50)  # zero-based noise levels of the DDPM, of 1,000
 DIMENSIONS = 48  # more of them cost more bias for the same number of images
 LEAST_SCALE = 1e-4  # of a feature that hardly varies
-NETWORKS = ("simsiam", "ddpm")  # folders of shipped weights
-FILE = "fidelity-features.safetensors"  # in the folder of shipped weights
+ENCODER = "simsiam"  # a folder of shipped weights
+FILE = "fidelity-features.safetensors"  # in the folder of shipped weights: the projection and the denoiser
+DENOISER = "denoiser."  # before the names of its weights there
+WAY_DOWN = ("start", "time_embedding", "down_stages", "downs", "middle_stage", "middle_block")  # of a U-Net
 
 
 class FidelityFeatures(nn.Module):
@@ -49,7 +54,7 @@ class FidelityFeatures(nn.Module):
 
     Args:
         encoder: the shipped SimSiam.
-        denoiser: the shipped DDPM.
+        denoiser: a DDPM, of which the way down is used.
         mean: (D,), of the networks' features for the rendered digits.
         projection: (D, 48), the principal components of the standardized features, the scale in them.
     """
@@ -85,6 +90,21 @@ def fit_projection(features: Tensor, dimensions: int = DIMENSIONS) -> tuple[Tens
     return mean.float(), (components[:dimensions].T / scale[:, None]).float()
 
 
+def way_down(denoiser: Method) -> dict[str, Tensor]:
+    """The weights of a DDPM from the image to the middle of its U-Net, by their names in the file."""
+    parts = tuple(f"network.{part}." for part in WAY_DOWN)
+    weights = denoiser.state_dict()
+    return {DENOISER + name: value for name, value in weights.items() if name.startswith(parts)}
+
+
+def denoiser_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Method:
+    """The DDPM of `way_down`, with initial weights on its way up."""
+    method = build(configs.read(metadata["config"], FILE))
+    names = (name for name in tensors if name.startswith(DENOISER))
+    method.load_state_dict({name.removeprefix(DENOISER): tensors[name] for name in names}, strict=False)
+    return method.eval().requires_grad_(False)
+
+
 @functools.cache
 def default_features(device: torch.device) -> FeatureSpace:
     """The pinned feature space.
@@ -93,19 +113,20 @@ def default_features(device: torch.device) -> FeatureSpace:
         UserError: the shipped weights are missing, or others than the projection was fitted to.
     """
     root = paths.shipped_root()
-    networks = [root / name for name in NETWORKS]
-    missing = [path for path in (*networks, root / FILE) if not path.exists()]
+    missing = [path for path in (root / ENCODER, root / FILE) if not path.exists()]
     if missing:
         raise UserError(f"{missing[0]} is missing; sample quality needs it, install genssl again")
     tensors, metadata = read_tensors(root / FILE)
-    digests = [run_info.inspect(folder).digest for folder in networks]
-    if [metadata.get(name) for name in NETWORKS] != digests:
+    digest = run_info.inspect(root / ENCODER).digest
+    if metadata.get(ENCODER) != digest:
         raise UserError(
             f"{root / FILE} was fitted to other weights than those beside it; install genssl again"
         )
-    encoder, denoiser = (checkpoint.load(folder, device) for folder in networks)
+    encoder, denoiser = checkpoint.load(root / ENCODER, device), denoiser_of(tensors, metadata)
     features = FidelityFeatures(encoder, denoiser, tensors["mean"], tensors["projection"]).to(device).eval()
-    digest = hashlib.sha256("|".join([NAME, *digests, metadata["sha256"]]).encode()).hexdigest()
+    # By what the features are made of: the digest of the DDPM is that of the whole run, as it was trained
+    fitted = tensor_digest({name: tensors[name] for name in ("mean", "projection")})
+    digest = hashlib.sha256("|".join([NAME, digest, metadata["ddpm"], fitted]).encode()).hexdigest()
     return FeatureSpace(NAME, features, digest)
 
 
