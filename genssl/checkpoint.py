@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from genssl.models.method import Method
 
 
+HALF = "torch.float16"
+
+
 def save(
     method: "Method",
     folder: Path,
@@ -62,6 +65,10 @@ def load(path: Path, device: "torch.device | str" = "cpu") -> "Method":
     tensors, metadata = files.read_tensors(file)
     config = config_in(metadata, file)
     method = build(config)
+    # Weights that are passed on may be of half the size
+    tensors = {
+        name: tensor.float() if str(tensor.dtype) == HALF else tensor for name, tensor in tensors.items()
+    }
     _check_fit(method, tensors, file)
     method.load_state_dict(tensors)
     metrics = json.loads(metadata.get("metrics", "{}"))

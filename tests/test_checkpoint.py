@@ -1,3 +1,4 @@
+import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -5,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from genssl import checkpoint, paths, run_info, runs
+from benchmarks import ship
+from genssl import checkpoint, files, paths, run_info, runs
 from genssl.config import VAEConfig
 from genssl.errors import UserError
 from genssl.eval.result import header_of
@@ -37,6 +39,27 @@ def test_what_is_loaded_is_what_was_saved(root: Path) -> None:
     info = run_info.inspect(folder)
     assert (info.epoch, info.finished, info.metrics, info.name) == (3, True, {"loss": 1.5}, "a")
     assert run_info.verify(folder) == []
+
+
+def test_a_run_that_ships_has_half_the_size_and_no_place(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, target = saved(root / "a"), tmp_path / "shipped"
+    line = f"genssl --checkpoints {root} train vae --yes --epochs 3 --tag a"
+    files.write_json(folder / "environment.json", {"command": line})
+    monkeypatch.setattr(paths, "shipped_root", lambda: target)
+    monkeypatch.setattr("sys.argv", ["ship", str(folder), "--name", "small"])
+    ship.main()
+    expected = "genssl train vae --epochs 3 --out checkpoints/shipped/small"
+    assert json.loads((target / "small" / "environment.json").read_text()) == {"command": expected}
+    assert (target / "small" / "model.safetensors").stat().st_size < 0.7 * (
+        folder / "model.safetensors"
+    ).stat().st_size
+    whole, half = checkpoint.load(folder).state_dict(), checkpoint.load(target / "small").state_dict()
+    for name, value in whole.items():
+        assert half[name].dtype == value.dtype
+        # a number of float16 has 11 binary digits
+        torch.testing.assert_close(half[name], value, rtol=2**-11, atol=1e-7)
 
 
 def test_the_header_of_a_picture_has_the_part_of_an_epoch(root: Path) -> None:

@@ -1,0 +1,65 @@
+"""Make a finished run the weights that come with genssl.
+
+`python -m benchmarks.ship RUN [--name NAME]` copies what a reader needs into checkpoints/shipped/NAME, the
+weights in half precision: that changes samples by less than a byte, and there are four networks to carry.
+"""
+
+import argparse
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from genssl import files, paths, run_info
+
+KEPT = ("config.json", "history.jsonl", "*.png")
+PLACES = {"--checkpoints", "--tag", "--out"}  # options that say where the run was written
+
+
+def main() -> None:
+    """Copy a run, its weights last."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ship", description=__doc__)
+    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument("--name", help="of its folder in checkpoints/shipped; default: its method")
+    parser.add_argument("--full", action="store_true", help="keep the weights in single precision")
+    asked = parser.parse_args()
+    info = run_info.inspect(asked.run)
+    if not info.finished:
+        raise SystemExit(f"{asked.run} is not finished")
+    target = paths.shipped_root() / (asked.name or info.config.method)
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    for pattern in KEPT:
+        for file in asked.run.glob(pattern):
+            shutil.copy(file, target / file.name)
+    about = json.loads((asked.run / "environment.json").read_text(encoding="utf-8"))
+    about["command"] = command(about["command"], target.name)
+    files.write_json(target / "environment.json", about)
+    tensors, metadata = files.read_tensors(asked.run / run_info.MODEL)
+    del metadata["sha256"]
+    weights = tensors if asked.full else {name: halved(tensor) for name, tensor in tensors.items()}
+    files.write_tensors(target / run_info.MODEL, weights, metadata)
+
+
+def halved(tensor: Tensor) -> Tensor:
+    """A float32 tensor in half precision; others as they are."""
+    return tensor.half() if tensor.dtype == torch.float32 else tensor
+
+
+def command(line: str, name: str) -> str:
+    """The command line of a run, with the folder of shipped weights instead of where it was written."""
+    words, remaining = shlex.split(line), []
+    while words:
+        word = words.pop(0)
+        if word in PLACES:
+            words.pop(0)
+        elif word != "--yes":
+            remaining.append(word)
+    return shlex.join([*remaining, "--out", f"checkpoints/shipped/{name}"])
+
+
+if __name__ == "__main__":
+    main()
