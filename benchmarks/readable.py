@@ -5,6 +5,8 @@ labels on rendered digits (20,000 images) and share nothing with the models whos
 each other: one is a small ResNet with plain cross-entropy, the other a convolutional network without
 shortcuts, with label smoothing and random shifts, which makes it less sure of itself. Two references go with
 the samples: the test digits, and the same images with their patches shuffled, whose digits are broken up.
+Of a class-conditional run the classes are drawn in turn, and the share that is read as the class asked for is
+said too, by class.
 """
 
 import argparse
@@ -24,7 +26,7 @@ from torch import Tensor, nn
 from genssl import checkpoint, files, runs
 from genssl.data.load import load
 from genssl.data.split import Split
-from genssl.eval.sample import sample
+from genssl.eval.sample import ALL, labels_of, sample
 from genssl.eval.sensitivity import swap_patches
 from genssl.models.ddpm import DDPM
 from genssl.models.resnet import WIDTHS, Encoder
@@ -35,6 +37,10 @@ RESULT = Path("docs/results/readable.json")
 THRESHOLDS = (0.8, 0.9)  # probability of the class that is read
 BATCH = 64
 PAIRS = 8  # of patches that are swapped: all 16 of an image
+
+
+# Whose images they are, how they were drawn, uint8 (n, 3, H, W), and their classes (n,) where they have some
+Source = tuple[str, str, Tensor, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -109,28 +115,45 @@ def main() -> None:
             f"{reader.name}: {asked.epochs} epochs in {seconds:.0f} s; test digits {text(accuracy)}",
             flush=True,
         )
-    sources = [("rendered test digits", "", test.images)]
-    sources.append(("the same, patches shuffled", "", swap_patches(test.images, PAIRS)))
+    sources: list[Source] = [("rendered test digits", "", test.images, test.labels)]
+    sources.append(("the same, patches shuffled", "", swap_patches(test.images, PAIRS), None))
     sources += [samples(reference, asked.n, asked.sampler, device) for reference in asked.references]
-    for name, how, images in sources:
+    for name, how, images, labels in sources:
         row = {"images": name, "how": how, "n": len(images), **shares(networks, images)}
+        if labels is not None:
+            row["as_asked"] = {key: as_asked(network, images, labels) for key, network in networks.items()}
         content["rows"].append(row)
         print(f"{name}{how and f', {how}'} ({len(images):,}):", flush=True)
         for column in (*networks, "both"):
             read_by = "; ".join(f"p >= {level} {text(row[column][str(level)])}" for level in THRESHOLDS)
             print(f"  {column}: {read_by}", flush=True)
+        for column, found in row.get("as_asked", {}).items():
+            least = min(found["classes"].items(), key=lambda item: item[1]["share"])
+            print(f"  {column}: read as asked {text(found)}; least: {least[0]}, {text(least[1])}", flush=True)
     files.write_json(asked.out, content)
 
 
-def samples(reference: str, n: int, sampler: str, device: torch.device) -> tuple[str, str, Tensor]:
-    """Whose samples they are, how they are drawn, and uint8 images (n, 3, H, W); `sampler` is for a DDPM."""
+def samples(reference: str, n: int, sampler: str, device: torch.device) -> Source:
+    """Images (n, 3, H, W) of a run; `sampler` is for a DDPM."""
     path = runs.find(reference)
     method = checkpoint.load(path, device)
     options = {"sampler": sampler} if isinstance(method, DDPM) else {}
+    options |= {"class_label": ALL} if method.classes else {}
     outcome, images = sample(method, n, seed=0, batch_size=256, tick=lambda *_: None, options=options)
     values = outcome.values
-    how = f"{values['sampler']}, {values['nfe']} calls" if options else f"prior {values['prior']}"
-    return f"samples of {path.name}", how, images.to(device)
+    how = f"{values['sampler']}, {values['nfe']} calls" if "nfe" in values else f"prior {values['prior']}"
+    labels = labels_of(method, ALL, range(n)).to(device) if method.classes else None
+    how += (
+        f", guidance {values['guidance']:g}" if method.classes and values.get("guidance") is not None else ""
+    )
+    return f"samples of {path.name}", how, images.to(device), labels
+
+
+def as_asked(network: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Any]:
+    """The share of images that are read as their class (N,), and by class."""
+    right = read(network, images)[1] == labels
+    classes = {str(int(label)): interval(right[labels == label]) for label in labels.unique()}
+    return {**interval(right), "classes": classes}
 
 
 def trained(reader: Reader, train: Split, epochs: int) -> nn.Module:
