@@ -1,0 +1,98 @@
+"""Which U-Net learns most from rendered digits in the same time on a CPU.
+
+`python -m benchmarks.networks --minutes 60 [--only NAME ...]` trains each candidate for as many epochs as fit
+into the minutes, by its measured pace, so that a falling learning rate ends with the run; draws 512 samples,
+and writes their Frechet distance and how many an independent reader reads to docs/results/networks.json, after
+every candidate. Run nothing beside it, and choose the threads by OMP_NUM_THREADS.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.readable import READERS, shares, trained
+from benchmarks.samplers import measured
+from genssl import checkpoint, files
+from genssl import config as configs
+from genssl.data.load import load
+from genssl.eval.feature_cache import cached_features
+from genssl.eval.fidelity_features import default_features
+from genssl.eval.sample import ALL, sample
+from genssl.models.method import count_parameters
+from genssl.runtime import describe
+from genssl.train import run
+from genssl.train.estimate import pace
+from genssl.train.options import Options
+
+RESULT = Path("docs/results/networks.json")
+CPU = torch.device("cpu")
+COMMON: dict[str, Any] = {"data": "synthetic", "conditional": True, "sample_every": 0}
+V: dict[str, Any] = {"prediction": "v", "loss": "mse"}
+RECIPE: dict[str, Any] = {"learning_rate": 8e-4, "schedule": "cosine", "warmup_epochs": 0.5}
+# Networks under one recipe, and recipes for one network
+CANDIDATES: dict[str, dict[str, Any]] = {
+    "tiny, epsilon": {"network": "tiny", **RECIPE},
+    "tiny, v": {"network": "tiny", **RECIPE, **V},
+    "compact, epsilon": {"network": "compact"},
+    "compact, v": {"network": "compact", **V},
+    "compact, v, min-SNR": {"network": "compact", **V, "weighting": "min_snr"},
+    "compact, v, rate 4e-4": {"network": "compact", **V, "learning_rate": 4e-4},
+    "compact, v, batch 32": {"network": "compact", **V, "batch_size": 32},
+}
+SAMPLES, BATCH = 512, 256
+
+
+def main() -> None:
+    """Train and measure every candidate that is missing in the result."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.networks", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=60.0, help="of each training")
+    parser.add_argument("--only", nargs="*", choices=list(CANDIDATES), default=list(CANDIDATES))
+    parser.add_argument("--out", type=Path, default=RESULT)
+    asked = parser.parse_args()
+    rows: list[dict[str, Any]] = json.loads(asked.out.read_text())["rows"] if asked.out.exists() else []
+    done = {(row["candidate"], row["minutes"]) for row in rows}
+    networks = {reader.name: trained(reader, load("synthetic", "train"), 4) for reader in READERS}
+    for name in asked.only:
+        if (name, asked.minutes) in done:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            row = candidate(CANDIDATES[name], asked.minutes, Path(folder) / "run", networks)
+        rows.append({"candidate": name, "minutes": asked.minutes, **row})
+        print(json.dumps(rows[-1]), flush=True)
+        command = shlex.join(["python", "-m", "benchmarks.networks", *sys.argv[1:]])
+        about = {"device": describe(CPU), "threads": torch.get_num_threads(), "torch": torch.__version__}
+        files.write_json(asked.out, {"command": command, **about, "rows": rows})
+
+
+def candidate(
+    settings: dict[str, Any], minutes: float, folder: Path, networks: dict[str, nn.Module]
+) -> dict[str, Any]:
+    """Train with these settings for about as many minutes, and measure."""
+    config = configs.make("ddpm", COMMON | settings)
+    options = Options(device="cpu", out=folder)
+    speed = pace(config, options)
+    epochs = max(1, int(60 * minutes * speed.images_per_second / speed.images))
+    start = time.perf_counter()
+    run.start(config.updated({"epochs": epochs}), options)
+    seconds = time.perf_counter() - start
+    method = checkpoint.load(folder, CPU)
+    arguments: dict[str, Any] = {"seed": 0, "batch_size": BATCH, "tick": lambda *_: None}
+    _, images = sample(method, SAMPLES, options={"class_label": ALL}, **arguments)
+    real = load("synthetic", "test").take(SAMPLES, 0)
+    space = default_features(CPU)
+    features = cached_features(space, real, BATCH, lambda *_: None)
+    read = {key: value["0.8"]["share"] for key, value in shares(networks, images).items()}
+    about = {"parameters": count_parameters(method)[0], "epochs": epochs, "seconds": round(seconds, 1)}
+    return {**settings, **about, **measured(features, images, space), "read": read}
+
+
+if __name__ == "__main__":
+    main()
