@@ -2,8 +2,8 @@
 
 `python -m benchmarks.networks --minutes 60 [--only NAME ...]` trains each candidate for as many epochs as fit
 into the minutes, by its measured pace, so that a falling learning rate ends with the run; draws 512 samples,
-and writes their Frechet distance and how many an independent reader reads to docs/results/networks.json, after
-every candidate. Run nothing beside it, and choose the threads by OMP_NUM_THREADS.
+and writes their Frechet distance and the share that is read to docs/results/networks.json, after every
+candidate. Run nothing beside it, and choose the threads by OMP_NUM_THREADS.
 """
 
 import argparse
