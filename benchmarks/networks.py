@@ -3,15 +3,18 @@
 `python -m benchmarks.networks --minutes 60 [--only NAME ...]` trains each candidate for as many epochs as fit
 into the minutes, by its measured pace, so that a falling learning rate ends with the run; draws 512 samples,
 and writes their Frechet distance and the share that is read to docs/results/networks.json, after every
-candidate. Run nothing beside it, and choose the threads by OMP_NUM_THREADS.
+candidate. `--speed` measures a training step of the networks in turn instead, and writes
+docs/results/networks-speed.json. Run nothing beside it, and choose the threads by OMP_NUM_THREADS.
 """
 
 import argparse
 import json
 import shlex
+import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +23,16 @@ from torch import nn
 
 from benchmarks.readable import READERS, shares, trained
 from benchmarks.samplers import measured
+from benchmarks.timing import all_in_turn
 from genssl import checkpoint, files
 from genssl import config as configs
 from genssl.data.load import load
 from genssl.eval.feature_cache import cached_features
 from genssl.eval.fidelity_features import default_features
 from genssl.eval.sample import ALL, sample
+from genssl.models.build import build
 from genssl.models.method import count_parameters
-from genssl.runtime import describe
+from genssl.runtime import autocast, choose_precision, describe, generator
 from genssl.train import run
 from genssl.train.estimate import pace
 from genssl.train.options import Options
@@ -48,6 +53,13 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "compact, v, batch 32": {"network": "compact", **V, "batch_size": 32},
 }
 SAMPLES, BATCH = 512, 256
+SPEED = Path("docs/results/networks-speed.json")
+STEPS_OF: dict[str, dict[str, Any]] = {
+    "tiny": {"network": "tiny"},
+    "compact": {"network": "compact"},
+    "compact, conditional": {"network": "compact", "conditional": True, "num_classes": 10},
+}
+STEPS, ROUNDS = 4, 9
 
 
 def main() -> None:
@@ -56,7 +68,11 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0, help="of each training")
     parser.add_argument("--only", nargs="*", choices=list(CANDIDATES), default=list(CANDIDATES))
     parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--speed", action="store_true")
     asked = parser.parse_args()
+    if asked.speed:
+        speed()
+        return
     rows: list[dict[str, Any]] = json.loads(asked.out.read_text())["rows"] if asked.out.exists() else []
     done = {(row["candidate"], row["minutes"]) for row in rows}
     networks = {reader.name: trained(reader, load("synthetic", "train"), 4) for reader in READERS}
@@ -92,6 +108,52 @@ def candidate(
     read = {key: value["0.8"]["share"] for key, value in shares(networks, images).items()}
     about = {"parameters": count_parameters(method)[0], "epochs": epochs, "seconds": round(seconds, 1)}
     return {**settings, **about, **measured(features, images, space), "read": read}
+
+
+def speed() -> None:
+    """Images per second of training steps, in turn, and the ratio of each round to the first network."""
+    rates = all_in_turn({name: step_rate(changes) for name, changes in STEPS_OF.items()}, ROUNDS)
+    first = rates["tiny"]
+    rows = [
+        {
+            "network": name,
+            "images_per_second": statistics.median(measured_rates),
+            "over_tiny": statistics.median(a / b for a, b in zip(measured_rates, first, strict=True)),
+            "over_compact": statistics.median(
+                a / b for a, b in zip(measured_rates, rates["compact"], strict=True)
+            ),
+            "parameters": count_parameters(build(configs.make("ddpm", {"data": "synthetic", **changes})))[0],
+        }
+        for (name, measured_rates), changes in zip(rates.items(), STEPS_OF.values(), strict=True)
+    ]
+    about = {"device": describe(CPU), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    command = "python -m benchmarks.networks --speed"
+    files.write_json(SPEED, {"command": command, **about, "batch_size": 64, "rounds": ROUNDS, "rows": rows})
+    print(json.dumps(rows, indent=1))
+
+
+def step_rate(changes: dict[str, Any]) -> Callable[[], float]:
+    """Images per second over a few training steps of a DDPM, each time it is called."""
+    config = configs.make("ddpm", {"data": "synthetic", **changes})
+    method = build(config).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    optimizer = torch.optim.Adam(method.parameters(), lr=1e-4, fused=True)
+    precision = choose_precision("auto", CPU)
+    draw = generator(0, "benchmark")
+    images = torch.rand(config.batch_size, 3, 32, 32, generator=draw) * 2 - 1
+
+    def measure() -> float:
+        start = time.perf_counter()
+        for _ in range(STEPS):
+            draws = method.draws(len(images), draw)
+            draws["labels"] = torch.zeros(len(images), dtype=torch.int64)
+            with autocast(CPU, precision):
+                loss = method.loss((images,), draws)["loss"]
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return STEPS * len(images) / (time.perf_counter() - start)
+
+    return measure
 
 
 if __name__ == "__main__":
