@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from genssl import __version__, paths
-from genssl.commands import assignment, evaluate, export, generate, report, runs, study, train
+from genssl.commands import assignment, evaluate, export, generate, inpaint, report, runs, study, train
 from genssl.environment import launched_rank, record_arguments
 from genssl.errors import FAILED_RUN, INTERRUPTED, TERMINATED, WRONG_INPUT, Echo, UserError, explain
 from genssl.files import expand_home
@@ -207,7 +207,7 @@ def program(
         context.with_resource(paths.use_runs_root(checkpoints))
 
 
-for group in (train, generate, evaluate, export, study, assignment, report, runs):
+for group in (train, generate, inpaint, evaluate, export, study, assignment, report, runs):
     group.register(app)
 
 

@@ -71,6 +71,7 @@ WRONG = [
     (["latent-profile", "RUN", "--out", "picture"], "has no suffix"),
     (["importance-ll", "RUN", "-k", "0"], "'-k'"),
     (["bits-per-dim", "nothing"], "no run 'nothing'"),
+    (["inpaint", "nothing"], "no run 'nothing'"),
     (["knn-eval", "nothing"], "no run 'nothing'"),
     (["knn-eval", "RUN", "--out", "x.txt"], "cannot write a picture"),
     (["linear-eval", "RUN", "--lr", "0"], "--lr must be above 0"),

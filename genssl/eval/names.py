@@ -11,6 +11,7 @@ from genssl.data.registry import SOURCES, base_name, is_hub, short_name
 USUAL_SWEEP = "16:256:16"  # the assignment's
 # Options that change the run, the place or the speed, or only add a figure
 UNNAMED = {"run", "checkpoint", "device", "batch_size", "out", "as_json", "trajectory"}
+MASKS = {"box", "left"}  # of inpaint, that are no files
 LABELS = {"t_prime": "t", "t_samples": "times", "test_limit": "test", "sweep": ""}
 LONGEST = 150  # characters
 
@@ -49,7 +50,7 @@ def _part(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return ("" if value else "no-") + name.replace("_", "-")
     text = f"{value:g}" if isinstance(value, float) else str(value)
-    if name in {"data", "features"}:
+    if name in {"data", "features"} or (name == "mask" and text not in MASKS):
         text = f"{name}-{_short(text)}"
     clean = re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-.")
     return LABELS.get(name, name.replace("_", "")) + clean if text[:1].isdigit() else clean

@@ -27,7 +27,17 @@ from genssl.models.diffusion import (
 )
 from genssl.models.guidance import GUIDANCE, model_of, random_labels, shows_class, training_model
 from genssl.models.method import Method
-from genssl.models.samplers import ancestral, ddim, dpm_solver_pp, heun, unipc
+from genssl.models.samplers import (
+    INPAINT_STEPS,
+    JUMP_LENGTH,
+    RESAMPLINGS,
+    ancestral,
+    ddim,
+    dpm_solver_pp,
+    heun,
+    repaint,
+    unipc,
+)
 from genssl.models.unet import LAYOUTS, UNet
 from genssl.runtime import Randomness, normal
 
@@ -244,6 +254,37 @@ class DDPM(Method):
             case "ancestral":
                 return ancestral(model, self.schedule, x, steps, t_start, noise, variance, **common)
         raise ValueError(f"unknown sampler {sampler!r}; use dpm++, unipc, heun, ddim or ancestral")
+
+    @property
+    def inpaint_steps(self) -> int:
+        """Steps of `inpaint` where none are asked for."""
+        return min(INPAINT_STEPS, self.schedule.timesteps)
+
+    def inpaint(
+        self,
+        images: Tensor,
+        mask: Tensor,
+        generator: Randomness = None,
+        *,
+        steps: int | None = None,
+        jump_length: int = JUMP_LENGTH,
+        resamplings: int = RESAMPLINGS,
+        labels: Tensor | None = None,
+        guidance: float | None = None,
+        callback: StepCallback | None = None,
+    ) -> Tensor:
+        """`images` (B, C, H, W), the pixels of `mask` (H, W) filled anew by `repaint`; see `CanInpaint`."""
+
+        def noise(_: int) -> Tensor:
+            return normal(images.shape, generator, images.device)
+
+        if labels is not None:
+            labels, guidance = labels.to(self.device), self.guidance if guidance is None else guidance
+        return repaint(
+            model_of(self.network, self.classes, labels, guidance), self.schedule, noise(0),
+            self.inpaint_steps if steps is None else steps, noise, images, mask, jump_length, resamplings,
+            prediction=self.prediction, clip=True, callback=callback,
+        )  # fmt: skip
 
     def predict(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """(x_0, epsilon) that the network predicts for x (B, C, H, W) at times t (B,), of no class."""

@@ -7,6 +7,7 @@ t = 0 makes an image. A field is any callable (x (B, ...), t (B,) in [0, 1]) -> 
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Literal, Self
 
 import torch
@@ -16,6 +17,7 @@ from genssl.config import FlowConfig
 from genssl.models.diffusion import StepCallback
 from genssl.models.guidance import GUIDANCE, model_of, random_labels, shows_class, training_model
 from genssl.models.method import Method
+from genssl.models.samplers import INPAINT_STEPS, JUMP_LENGTH, RESAMPLINGS, jump_path
 from genssl.models.unet import LAYOUTS, UNet
 from genssl.runtime import Randomness, normal, uniform
 
@@ -38,6 +40,7 @@ class Flow(Method):
     """
 
     guidance = GUIDANCE
+    inpaint_steps = INPAINT_STEPS
 
     def __init__(
         self,
@@ -126,13 +129,38 @@ class Flow(Method):
         x = normal((n, *self.shape), generator, self.device)
         if self.classes and labels is None:
             labels = random_labels(n, self.classes, generator, self.device)
-        if labels is not None:
-            labels, guidance = labels.to(self.device), self.guidance if guidance is None else guidance
-        field = model_of(self._velocity, self.classes, labels, guidance)
+        field = self._field(labels, guidance)
         if sampler not in {"heun", "euler"}:
             raise ValueError(f"unknown sampler {sampler!r}; use heun or euler")
         calls = 2 if sampler == "heun" else 1
         return follow(field, x, steps or CALLS // calls, heun=sampler == "heun", callback=callback)
+
+    def inpaint(
+        self,
+        images: Tensor,
+        mask: Tensor,
+        generator: Randomness = None,
+        *,
+        steps: int | None = None,
+        jump_length: int = JUMP_LENGTH,
+        resamplings: int = RESAMPLINGS,
+        labels: Tensor | None = None,
+        guidance: float | None = None,
+        callback: StepCallback | None = None,
+    ) -> Tensor:
+        """`images` (B, C, H, W), the pixels of `mask` (H, W) filled anew by `fill`; see `CanInpaint`."""
+
+        def noise() -> Tensor:
+            return normal(images.shape, generator, images.device)
+
+        field = self._field(labels, guidance)
+        steps = self.inpaint_steps if steps is None else steps
+        return fill(field, noise(), steps, noise, images, mask, jump_length, resamplings, callback)
+
+    def _field(self, labels: Tensor | None, guidance: float | None) -> Field:
+        if labels is not None:
+            labels, guidance = labels.to(self.device), self.guidance if guidance is None else guidance
+        return model_of(self._velocity, self.classes, labels, guidance)
 
     # Looking at it
 
@@ -190,6 +218,51 @@ def follow(
         if callback is not None:
             callback(steps - i - 2, x)
     return x
+
+
+def fill(
+    field: Field,
+    x: Tensor,
+    steps: int,
+    noise: Callable[[], Tensor],
+    known: Tensor,
+    mask: Tensor,
+    jump_length: int = JUMP_LENGTH,
+    resamplings: int = RESAMPLINGS,
+    callback: StepCallback | None = None,
+) -> Tensor:
+    """Fill a part of images on the way from noise: what RePaint (Lugmayr et al. 2022) is to diffusion.
+
+    In Euler's steps the filled pixels follow the field, and the known ones the straight line to their image.
+    Jumps add noise to both, so that x at time t becomes one at a later time, and lead down again: they let
+    the filled pixels come to agree with the known ones.
+
+    Args:
+        field: the velocity.
+        x: noise, (B, ...).
+        steps: from t = 1 to 0.
+        noise: draws standard normal noise for a jump, shape of x.
+        known: the image where the mask is false, (B, ...).
+        mask: where to fill, bool, broadcast to x.
+        jump_length, resamplings: see `jump_path`.
+        callback: called with (steps that are left - 1, x) after each step and each jump.
+
+    Raises:
+        ValueError: as in `jump_path`.
+    """
+    for i, j in pairwise(jump_path(steps, jump_length, resamplings)):
+        t, t_next = 1 - i / steps, 1 - j / steps
+        if j > i:
+            # epsilon - x_0 of the line that x is on: known pixels arrive whatever noise they came from
+            line = (x - known) / t
+            x = x + (t_next - t) * torch.where(mask, field(x, x.new_full((len(x),), t)), line)
+        else:
+            # (1 - t) x_0 + t epsilon, scaled to the image's share at t_next; the rest of its noise is new
+            share = (1 - t_next) / (1 - t)
+            x = share * x + math.sqrt(t_next**2 - (share * t) ** 2) * noise()
+        if callback is not None:
+            callback(steps - j - 1, x)
+    return torch.where(mask, x, known)
 
 
 @torch.inference_mode(False)

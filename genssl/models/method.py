@@ -149,6 +149,46 @@ class CanDenoise(Protocol):
 
 
 @runtime_checkable
+class CanInpaint(Protocol):
+    """Fills parts of images, given the rest of them."""
+
+    @property
+    def inpaint_steps(self) -> int:
+        """Steps from noise to the image, where none are asked for."""
+        ...
+
+    def inpaint(
+        self,
+        images: Tensor,
+        mask: Tensor,
+        generator: Randomness = None,
+        *,
+        steps: int | None = None,
+        jump_length: int = 5,
+        resamplings: int = 5,
+        labels: Tensor | None = None,
+        guidance: float | None = None,
+        callback: "StepCallback | None" = None,
+    ) -> Tensor:
+        """One completion of each image; with one generator per image, it depends on its own alone.
+
+        Args:
+            images: (B, C, H, W); what is below the mask is not looked at.
+            mask: bool (H, W), true where to fill; the other pixels are kept exactly.
+            generator: of all noise; one for all, or one per image.
+            steps: from noise to the image; `inpaint_steps` when None.
+            jump_length, resamplings: see `genssl.models.samplers.jump_path`.
+            labels: the class of each image, (B,) int64; None: no class.
+            guidance: towards the classes; the method's default when None.
+            callback: called with (time, x) after each step and each jump.
+
+        Raises:
+            ValueError: numbers that do not fit, or a class or guidance that the network does not have.
+        """
+        ...
+
+
+@runtime_checkable
 class HasLatents(Protocol):
     """Has a posterior over latents for each image."""
 

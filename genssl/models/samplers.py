@@ -29,6 +29,11 @@ from genssl.models.diffusion import (
 )
 
 CLEAN = -1  # the time of the clean image, one before t = 0
+# Of inpainting, where none are asked for. Lugmayr et al. 2022 take 250 steps, jumps of 10 and 10 visits,
+# 2,410 network calls; these take 230
+INPAINT_STEPS = 50
+JUMP_LENGTH = 5
+RESAMPLINGS = 5
 
 
 @dataclass(frozen=True)
@@ -295,6 +300,84 @@ def _corrector(level_prev: Level | None, level: Level, level_next: Level) -> tup
     # [1 1; r 1] (w_prev, w_next) = (b_1, b_2); slope above is -(x_0_prev - x_0) / r
     weight_prev = (b_1 - b_2) / (1 - r)
     return weight_prev, b_1 - weight_prev
+
+
+def repaint(
+    model: Predictor,
+    schedule: NoiseSchedule,
+    x: Tensor,
+    steps: int,
+    noise: Noise,
+    known: Tensor,
+    mask: Tensor,
+    jump_length: int = JUMP_LENGTH,
+    resamplings: int = RESAMPLINGS,
+    *,
+    prediction: Prediction = "epsilon",
+    clip: bool = False,
+    callback: StepCallback | None = None,
+) -> Tensor:
+    """RePaint (Lugmayr et al. 2022, algorithm 1): fill a part of clean images by `ancestral` steps.
+
+    After each step the known pixels are drawn from q(x_t | x_0), whatever the model made of them. A single
+    way down would fit the filled ones to a noisy neighborhood only; jumps back to more noise and down again
+    let both come to agree (section 4.2).
+
+    Args:
+        model, schedule, steps, prediction, clip: see the module.
+        x: noise, (B, ...).
+        noise: t -> standard normal (B, ...), asked for the known pixels, for each step and for each jump.
+        known: x_0 where the mask is false, (B, ...).
+        mask: where to fill, bool, broadcast to x.
+        jump_length, resamplings: see `jump_path`.
+        callback: called with (time, x) after each step and each jump.
+    """
+    levels = list(_levels(schedule, quadratic_times(check_start(schedule, None), steps)))
+    for i, j in pairwise(jump_path(steps, jump_length, resamplings)):
+        level, level_next = levels[i], levels[j]
+        if j < i:  # a jump: q(x_next | x) of the forward process
+            x = level_next.alpha / level.alpha * x
+            x = x + math.sqrt(forward_variance(level_next, level)) * noise(level.t)
+        elif level_next.t == CLEAN:
+            x_start, _ = _predict(model, x, level, prediction, clip)
+            x = torch.where(mask, x_start, known)
+        else:
+            x_start, _ = _predict(model, x, level, prediction, clip)
+            std = math.sqrt(posterior_variance(level, level_next))
+            filled = _posterior_mean(x_start, x, level, level_next) + std * noise(level.t)
+            x = torch.where(mask, filled, level_next.alpha * known + level_next.sigma * noise(level.t))
+        _report(callback, level_next, x)
+    return x
+
+
+def jump_path(steps: int, jump_length: int, resamplings: int) -> list[int]:
+    """The levels that inpainting visits in turn, from 0 (noise) to `steps` (clean); a falling one is a jump.
+
+    Args:
+        steps: number of steps from noise to the clean image.
+        jump_length: steps that a jump goes back. Every so many steps, up to the last but one, is a level to
+            jump from, as in the paper's appendix.
+        resamplings: how often such a level is reached; 1: no jumps.
+
+    Raises:
+        ValueError: a number is less than 1, or a jump is longer than the way to the last level but one.
+    """
+    if min(steps, jump_length, resamplings) < 1:
+        raise ValueError(
+            f"steps, jump length and resamplings must be 1 or more, not {steps}, {jump_length}, {resamplings}"
+        )
+    if resamplings > 1 and jump_length >= steps:
+        raise ValueError(f"a jump of {jump_length} steps needs more than {jump_length} steps, not {steps}")
+    left = dict.fromkeys(range(steps - 1, jump_length - 1, -jump_length), resamplings - 1)
+    path = [0]
+    while path[-1] < steps:
+        i = path[-1]
+        if left.get(i, 0):
+            left[i] -= 1
+            path.append(i - jump_length)
+        else:
+            path.append(i + 1)
+    return path
 
 
 def forward_variance(level: Level, level_next: Level) -> float:

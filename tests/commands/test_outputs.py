@@ -73,6 +73,7 @@ COMMANDS = {
     "linear-eval": ["--epochs", 1],
     "fidelity": ["--features", "pixels", "-n", 20, "-k", 3, "--resamples", 0],
     "bits-per-dim": [],
+    "inpaint": ["--mask", "left"],
 }
 
 
