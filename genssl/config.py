@@ -205,11 +205,15 @@ class VAEConfig(Config):
     z_dim: PositiveInt = 32  # latent dimensions
     decoder_variance: Literal["unit", "learned"] = "unit"  # learned: one shared variance (sigma-VAE)
     mixture_components: NonNegativeInt = 10  # of the Gaussian mixture fitted to the latents; 0: none
+    conditional: bool = False  # the networks are told the class of an image
+    num_classes: PositiveInt | None = None  # of a conditional VAE; that of the data, once training starts
 
     @model_validator(mode="after")
-    def _size_halves_four_times(self) -> Self:
+    def _fits_together(self) -> Self:
         if self.image_size % 16:
             raise ValueError("image_size must be a multiple of 16: the encoder halves it four times")
+        if self.num_classes is not None and not self.conditional:
+            raise ValueError("num_classes is for conditional=true")
         return self
 
 

@@ -236,7 +236,11 @@ def _how(method: Method, options: Mapping[str, Any]) -> dict[str, Any]:
     parameters = inspect.signature(sampler_of(method, options)).parameters
     how = {name: parameters[name].default for name in ("prior", "sampler") if name in parameters}
     if method.classes:
-        how |= {"class": options.get("class_label", "random"), "guidance": getattr(method, "guidance", None)}
+        # The mixture is over the latents of images without their class
+        usual = "none" if options.get("prior") == "mixture" else "random"
+        how["class"] = options.get("class_label", usual)
+        if hasattr(method, "guidance"):
+            how["guidance"] = method.guidance
     return how | {name: value for name, value in options.items() if name != "class_label"}
 
 
@@ -247,7 +251,7 @@ def _in_words(values: Mapping[str, Any]) -> str:
         f"{values['prior']} prior" if "prior" in values else "",
         str(values.get("sampler", "")),
         f"{calls} network calls per image" if calls else "",
-        f"class {values['class']}" if values.get("class") not in {None, ALL, "random"} else "",
+        f"class {values['class']}" if values.get("class") not in {None, ALL, "none", "random"} else "",
         *(f"{name} {values[name]}" for name in ("guidance", "eta", "variance") if name in values),
         f"seed {values['seed']}",
     ]

@@ -20,6 +20,11 @@ def shows_class(n: int, generator: Randomness) -> Tensor:
     return uniform((n,), generator) >= LABEL_DROPOUT
 
 
+def shown_labels(classes: int, draws: dict[str, Tensor]) -> Tensor:
+    """The labels of a training step, (B,) int64; `classes`, no class, for images that do not show theirs."""
+    return torch.where(draws["shows_class"], draws["labels"], classes)
+
+
 def training_model(model: ConditionalModel, classes: int, draws: dict[str, Tensor]) -> Model:
     """The model of a training step: told the class of each image that shows it, and none for the others.
 
@@ -30,13 +35,21 @@ def training_model(model: ConditionalModel, classes: int, draws: dict[str, Tenso
     """
     if not classes:
         return model
-    labels = torch.where(draws["shows_class"], draws["labels"], classes)
+    labels = shown_labels(classes, draws)
     return lambda x, t: model(x, t, labels)
 
 
 def random_labels(n: int, classes: int, generator: Randomness, device: torch.device) -> Tensor:
     """Classes drawn uniformly, (n,) int64."""
     return (uniform((n,), generator, device) * classes).long().clamp(max=classes - 1)
+
+
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Check the classes to generate, (B,) int64; a ValueError where there are none, or not these."""
+    if not classes:
+        raise ValueError("it was trained without classes; --set conditional=true trains with them")
+    if bool(((labels < 0) | (labels >= classes)).any()):
+        raise ValueError(f"a class must be from 0 to {classes - 1}")
 
 
 def model_of(
@@ -57,10 +70,7 @@ def model_of(
         if w is not None:
             raise ValueError("guidance needs a class, and there is none")
         return model
-    if not classes:
-        raise ValueError("it was trained without classes; --set conditional=true trains with them")
-    if bool(((labels < 0) | (labels >= classes)).any()):
-        raise ValueError(f"a class must be from 0 to {classes - 1}")
+    check_labels(labels, classes)
     return guided(model, labels, classes, w or 0.0)
 
 

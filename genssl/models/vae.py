@@ -14,6 +14,7 @@ from genssl.models.gaussian import (
     gaussian_mixture_sample,
     standard_normal_log_density,
 )
+from genssl.models.guidance import check_labels, random_labels, shown_labels, shows_class
 from genssl.models.method import Method
 from genssl.pixels import to_model
 from genssl.runtime import Randomness, normal, uniform
@@ -41,9 +42,10 @@ class ConvolutionalDecoder(nn.Module):
             layers += [nn.Upsample(scale_factor=2), nn.Conv2d(source, target, 3, 1, 1), nn.LeakyReLU(0.2)]
         self.upsample = nn.Sequential(*layers[:-1])  # the output is linear
 
-    def forward(self, z: Tensor) -> Tensor:
-        """Decode `z`, (B, z_dim)."""
-        x = self.project(z).relu().view(-1, *self.start)  # (B, 8 width, H/16, W/16)
+    def forward(self, z: Tensor, shift: Tensor | None = None) -> Tensor:
+        """Decode `z`, (B, z_dim); `shift`, (B, 8 width (H/16)(W/16)), is added before the first ReLU."""
+        projected = self.project(z) if shift is None else self.project(z) + shift
+        x = projected.relu().view(-1, *self.start)  # (B, 8 width, H/16, W/16)
         image: Tensor = self.upsample(x)
         return image
 
@@ -71,6 +73,8 @@ class VAE(Method):
         z_dim: latent dimensions.
         decoder_variance: "unit" or "learned".
         mixture_components: of the mixture that `after_training` fits; 0 for none.
+        classes: number of classes of a conditional VAE (Sohn et al. 2015); 0: unconditional. One image in ten
+            is trained on without its class, so that everything works without classes, too.
     """
 
     units = dict.fromkeys(("loss", "nll", "kl"), "nats per image") | {"decoder_std": "pixel range [-1, 1]"}
@@ -86,9 +90,10 @@ class VAE(Method):
         z_dim: int = 32,
         decoder_variance: Literal["unit", "learned"] = "unit",
         mixture_components: int = 10,
+        classes: int = 0,
     ) -> None:
         super().__init__()
-        self.z_dim = z_dim
+        self.z_dim, self.classes = z_dim, classes
         self.encoder = ConvolutionalEncoder(channels, width)
         # Four halvings: 8 width channels on (H/16, W/16) places, 1,024 numbers for the course's 32x32 images
         hidden = 8 * width * (image_size // 16) ** 2
@@ -100,47 +105,67 @@ class VAE(Method):
         self.register_buffer("mixture_weights", torch.zeros(mixture_components))
         self.register_buffer("mixture_means", torch.zeros(mixture_components, z_dim))
         self.register_buffer("mixture_scales", torch.zeros(mixture_components, z_dim, z_dim))
+        # Made last, and only for classes: the other weights are as they always were. A class is a picture, at
+        # first 0, that is added to the encoder's input, and a shift in the decoder's first layer
+        self.class_picture = nn.Linear(classes, channels * image_size**2, bias=False) if classes else None
+        self.class_shift = nn.Linear(classes, hidden, bias=False) if classes else None
+        if self.class_picture is not None:
+            nn.init.zeros_(self.class_picture.weight)
 
     @classmethod
     def from_config(cls, config: VAEConfig) -> Self:
         """The VAE of a config."""
         variance, components = config.decoder_variance, config.mixture_components
-        return cls(config.image_size, config.channels, config.width, config.z_dim, variance, components)
+        sizes = (config.image_size, config.channels, config.width, config.z_dim)
+        return cls(*sizes, variance, components, config.num_classes or 0)
 
     # The model
 
-    def encode(self, x: Tensor) -> DiagonalGaussianDistribution:
-        """The posterior q(z|x) of images (B, C, H, W), over (B, z_dim)."""
+    def encode(self, x: Tensor, labels: Tensor | None = None) -> DiagonalGaussianDistribution:
+        """The posterior q(z|x) of images (B, C, H, W), over (B, z_dim); q(z|x, class) of labels (B,)."""
+        if labels is not None and self.class_picture is not None:
+            x = x + self.class_picture(self._one_hot(labels)).view(x.shape)
         hidden = self.encoder(x)
         return DiagonalGaussianDistribution(self.mean(hidden), self.logvar(hidden))
 
-    def decode(self, z: Tensor) -> DiagonalGaussianDistribution:
-        """The likelihood p(x|z) of latents (B, z_dim), over (B, C, H, W)."""
-        return DiagonalGaussianDistribution(self.decoder(z), self.decoder_logvar)
+    def decode(self, z: Tensor, labels: Tensor | None = None) -> DiagonalGaussianDistribution:
+        """The likelihood p(x|z) of latents (B, z_dim), over (B, C, H, W); p(x|z, class) of labels (B,)."""
+        shift = None
+        if labels is not None and self.class_shift is not None:
+            shift = self.class_shift(self._one_hot(labels))
+        return DiagonalGaussianDistribution(self.decoder(z, shift), self.decoder_logvar)
+
+    def _one_hot(self, labels: Tensor) -> Tensor:
+        # All zero for the label `classes`, no class: the network is then the same as without labels
+        return (labels[:, None] == torch.arange(self.classes, device=labels.device)).float()
 
     def forward(self, x: Tensor, generator: Randomness = None) -> tuple[Tensor, Tensor, Tensor]:
         """Encode, draw one latent, decode: (mode (B, C, H, W), nll (B,), kl (B,)), nats."""
         return self._through(x, normal((len(x), self.z_dim), generator, x.device))
 
-    def _through(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        posterior = self.encode(x)
+    def _through(
+        self, x: Tensor, noise: Tensor, labels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        posterior = self.encode(x, labels)
         # One draw of z per image estimates E_q[-log p(x|z)] without bias; z = mu + sigma * noise lets its
         # gradient reach the encoder (Kingma & Welling 2014, section 2.4)
-        likelihood = self.decode(posterior.reparameterize(noise))
+        likelihood = self.decode(posterior.reparameterize(noise), labels)
         return likelihood.mode(), likelihood.nll(x), posterior.kl()
 
     # Training
 
     def draws(self, n: int, generator: Randomness) -> dict[str, Tensor]:
-        """The posterior's noise, (n, z_dim)."""
-        return {"noise": normal((n, self.z_dim), generator)}
+        """The posterior's noise, (n, z_dim), and whether the class is shown, (n,) bool."""
+        draws = {"noise": normal((n, self.z_dim), generator)}
+        return draws | ({"shows_class": shows_class(n, generator)} if self.classes else {})
 
     def loss(self, views: tuple[Tensor, ...], draws: dict[str, Tensor]) -> dict[str, Tensor]:
         """-ELBO = E_q[-log p(x|z)] + KL(q(z|x) || p(z)), in nats, the mean over images."""
         (x,) = views
         # Both terms are sums over dimensions: a mean over pixels in only one of them would weigh the KL 3,072
         # times as much, and the posterior would collapse onto the prior
-        _, nll, kl = self._through(x, draws["noise"])
+        labels = shown_labels(self.classes, draws) if self.classes else None
+        _, nll, kl = self._through(x, draws["noise"], labels)
         terms = {"loss": (nll + kl).mean(), "nll": nll.mean(), "kl": kl.mean()}
         if self.decoder_logvar is not None:
             terms["decoder_std"] = (0.5 * self.decoder_logvar.detach()).exp()
@@ -191,13 +216,27 @@ class VAE(Method):
 
     # Generation
 
-    def sample(self, n: int, generator: Randomness = None, prior: Prior = "normal") -> Tensor:
+    def sample(
+        self, n: int, generator: Randomness = None, prior: Prior = "normal", *, labels: Tensor | None = None
+    ) -> Tensor:
         """The modes of p(x|z) for `n` latents from the prior: (n, C, H, W).
 
+        Args:
+            n: number of images.
+            generator: one for all, or one per image.
+            prior: "normal", or the fitted "mixture", which is over latents of images without their class.
+            labels: the class of each image, (n,) int64; None: drawn uniformly where there are classes and
+                the prior is normal, no class for the mixture.
+
         Raises:
-            ValueError: prior is "mixture" and no mixture was fitted.
+            ValueError: prior is "mixture" and no mixture was fitted, or there is no such class.
         """
-        return self.decode(self.sample_prior(n, generator, prior)).mode()
+        z = self.sample_prior(n, generator, prior)
+        if labels is not None:
+            check_labels(labels, self.classes)
+        elif self.classes and prior == "normal":
+            labels = random_labels(n, self.classes, generator, z.device)
+        return self.decode(z, None if labels is None else labels.to(z.device)).mode()
 
     def sample_prior(self, n: int, generator: Randomness = None, prior: Prior = "normal") -> Tensor:
         """Latents (n, z_dim) from N(0, I) or from the fitted mixture."""

@@ -12,7 +12,7 @@ from genssl import run_info
 from genssl.models import unet
 from genssl.models.unet import Layout
 
-from ..conftest import call
+from ..conftest import SMALL, call
 
 SETTINGS = [
     "--set", "network=small", "--set", "timesteps=20", "--set", "features_t=3", "--epochs", 1,
@@ -89,6 +89,39 @@ def test_a_class_that_is_not_there_is_refused(
     result = call("sample", run, *arguments, "--out", tmp_path / "x.png")
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+def test_a_conditional_vae_is_sampled_by_class_and_measured_without(digits: Path, tmp_path: Path) -> None:
+    vae = tmp_path / "vae"
+    result = call(
+        "train", "vae", "--data", digits, "--out", vae, "--epochs", 1, "--batch-size", 40, "--device", "cpu",
+        "--set", "conditional=true", *SMALL, "--set", "decoder_variance=learned",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    pictures = {}
+    for options, shown in (
+        (("--class", 7), "7"), (("--class", 3), "3"), (("--class", "all"), "all"), ((), "random"),
+        (("--prior", "mixture"), "none"),
+    ):  # fmt: skip
+        out = tmp_path / f"{shown}.png"
+        result = call("sample", vae, "-n", 10, *options, "--json", "--out", out, "--device", "cpu")
+        assert result.exit_code == 0, result.output
+        values = json.loads(result.stdout)
+        assert values["class"] == shown
+        assert "guidance" not in values
+        with Image.open(out) as picture:
+            pictures[shown] = picture.tobytes()
+    assert len(set(pictures.values())) == len(pictures)
+    for command in (
+        ("reconstruct", vae, "-n", 4), ("interpolate", vae, "--rows", 2, "--steps", 3),
+        ("latent-profile", vae), ("importance-ll", vae, "-k", 2, "--limit", 4),
+        ("features", vae, "--limit", 8, "--out", tmp_path / "f.safetensors"),
+    ):  # fmt: skip
+        result = call(*command, "--device", "cpu")
+        assert result.exit_code == 0, result.output
+    result = call("sample", vae, "--guidance", 1, "--class", 7, "--out", tmp_path / "x.png")
+    assert result.exit_code == 2
+    assert "a vae has no --guidance to sample with" in result.stderr
 
 
 def test_what_has_no_classes_says_so(vae_run: Path, digits: Path, tmp_path: Path) -> None:

@@ -39,13 +39,13 @@ class LinearGaussian(VAE):
         self.variance = 0.3
         self.widen = widen
 
-    def encode(self, x: Tensor) -> DiagonalGaussianDistribution:
+    def encode(self, x: Tensor, labels: Tensor | None = None) -> DiagonalGaussianDistribution:
         precision = 1 + self.weight.square().sum(0) / self.variance  # diagonal: the columns are orthogonal
         mean = (x.flatten(1).double() - self.bias) @ self.weight / self.variance / precision
         logvar = (self.widen / precision).log().expand_as(mean)
         return DiagonalGaussianDistribution(mean, logvar)
 
-    def decode(self, z: Tensor) -> DiagonalGaussianDistribution:
+    def decode(self, z: Tensor, labels: Tensor | None = None) -> DiagonalGaussianDistribution:
         mean = z.double() @ self.weight.T + self.bias
         return DiagonalGaussianDistribution(mean.view(-1, 3, 2, 2), torch.tensor(math.log(self.variance)))
 
@@ -221,3 +221,69 @@ def test_initial_weights_depend_on_the_seed_alone() -> None:
     for name, value in first.state_dict().items():
         assert torch.equal(value, again.state_dict()[name])
     assert not torch.equal(first.mean.weight, other.mean.weight)  # type: ignore[union-attr]
+
+
+def conditional() -> VAE:
+    vae = small(classes=3)
+    assert vae.class_picture is not None
+    torch.nn.init.normal_(vae.class_picture.weight, generator=generator(1, "test"))
+    return vae
+
+
+def test_classes_are_layers_beside_the_weights_that_it_always_had() -> None:
+    plain = build(VAEConfig(width=4)).state_dict()
+    weights = build(VAEConfig(width=4, conditional=True, num_classes=10)).state_dict()
+    assert set(weights) - set(plain) == {"class_picture.weight", "class_shift.weight"}
+    assert all(torch.equal(value, weights[name]) for name, value in plain.items())
+
+
+def test_the_loss_shows_the_networks_the_classes_but_of_images_without() -> None:
+    vae, x = conditional(), images(3)
+    assert vae.class_picture is not None
+    assert vae.class_shift is not None
+    draws = vae.draws(3, generator(0, "test"))
+    torch.testing.assert_close(draws["noise"], small().draws(3, generator(0, "test"))["noise"])
+    draws |= {"labels": torch.tensor([2, 0, 1]), "shows_class": torch.tensor([True, False, True])}
+    # by hand: a picture added to the input and a shift to the first layer; nothing for the second image
+    pictures, shifts = (
+        layer.weight.T[draws["labels"]].clone() for layer in (vae.class_picture, vae.class_shift)
+    )
+    pictures[1], shifts[1] = 0, 0
+    hidden = vae.encoder(x + pictures.view_as(x))
+    posterior = DiagonalGaussianDistribution(vae.mean(hidden), vae.logvar(hidden))
+    z = posterior.mean + (0.5 * vae.logvar(hidden)).exp() * draws["noise"]
+    shown = vae.decoder.upsample((vae.decoder.project(z) + shifts).relu().view(-1, *vae.decoder.start))
+    nll = 0.5 * ((shown - x).square() + math.log(2 * math.pi)).flatten(1).sum(1)
+    terms = vae.loss((x,), draws)
+    torch.testing.assert_close(terms["nll"], nll.mean())
+    torch.testing.assert_close(terms["loss"], (nll + posterior.kl()).mean())
+    terms["loss"].backward()
+    for layer in (vae.class_picture, vae.class_shift):
+        assert layer.weight.grad is not None
+        assert layer.weight.grad.abs().sum(0).bool().tolist() == [False, True, True]
+
+
+def test_the_class_changes_what_is_decoded_and_no_class_is_the_network_without() -> None:
+    vae, plain, x = conditional(), small(), images(3)
+    plain.load_state_dict({n: v for n, v in vae.state_dict().items() if not n.startswith("class_")})
+    none = torch.full((3,), 3)
+    for labels in (None, none):
+        torch.testing.assert_close(vae.encode(x, labels).mode(), plain.encode(x).mode(), rtol=0, atol=0)
+        z = plain.encode(x).mode()
+        torch.testing.assert_close(vae.decode(z, labels).mode(), plain.decode(z).mode(), rtol=0, atol=0)
+    torch.testing.assert_close(vae.reconstruct(x), plain.reconstruct(x), rtol=0, atol=0)
+    labels, noise = torch.tensor([0, 1, 0]), generators(0, "sample", range(3))
+    three = vae.sample(3, noise, labels=labels)
+    last = vae.sample(1, generators(0, "sample", [2]), labels=labels[2:])
+    torch.testing.assert_close(three[2:], last)
+    assert not torch.allclose(
+        vae.sample(1, generators(0, "sample", [2]), labels=labels[1:2]), last, atol=1e-3
+    )
+    assert vae.sample(3, generators(0, "sample", range(3))).shape == three.shape
+
+
+def test_classes_that_it_does_not_have_are_refused() -> None:
+    with pytest.raises(ValueError, match="from 0 to 2"):
+        conditional().sample(1, labels=torch.tensor([3]))
+    with pytest.raises(ValueError, match="trained without classes"):
+        small().sample(1, labels=torch.tensor([0]))
