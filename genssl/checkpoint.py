@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from genssl import files
 from genssl.errors import FAILED_RUN, UserError
-from genssl.run_info import FORMAT, MODEL, STATE, config_in, epochs_trained, model_file
+from genssl.run_info import FORMAT, MODEL, STATE, inspect, model_file
 
 if TYPE_CHECKING:
     import torch
 
+    from genssl.config import Config
     from genssl.models.method import Method
 
 
@@ -62,18 +63,17 @@ def load(path: Path, device: "torch.device | str" = "cpu") -> "Method":
     from genssl.models.build import build
 
     file = model_file(path)
-    tensors, metadata = files.read_tensors(file)
-    config = config_in(metadata, file)
-    method = build(config)
+    info = inspect(file)
+    tensors, _ = files.read_tensors(file)
     # Weights that are passed on may be of half the size
     tensors = {
         name: tensor.float() if str(tensor.dtype) == HALF else tensor for name, tensor in tensors.items()
     }
-    _check_fit(method, tensors, file)
+    _check_fit(_expected(info.config, file), tensors, file)
+    method = build(info.config)
     method.load_state_dict(tensors)
-    metrics = json.loads(metadata.get("metrics", "{}"))
-    method.epoch = epochs_trained(int(metadata["epoch"]), metrics)
-    method.class_names = tuple(json.loads(metadata.get("training", "{}")).get("classes", ()))
+    method.epoch = info.epochs_trained
+    method.class_names = tuple(info.training.get("classes", ()))
     return method.to(device).eval().requires_grad_(False)
 
 
@@ -101,20 +101,36 @@ def initialize(method: "Method", path: Path) -> list[str]:
 
 def trained_seconds(folder: Path) -> float:
     """Seconds that a run was trained for, those before it was resumed included; 0 where none were saved."""
-    from safetensors import SafetensorError, safe_open
-
     if not (folder / STATE).exists():
         return 0.0
     try:
-        with safe_open(folder / STATE, framework="pt") as opened:
-            return float((opened.metadata() or {}).get("elapsed", 0.0))
-    except (SafetensorError, ValueError, OSError) as error:
+        return float(files.read_header(folder / STATE)[1].get("elapsed", 0.0))
+    except ValueError as error:
         raise UserError(f"{folder / STATE} is damaged ({error}); restore it", FAILED_RUN) from error
 
 
-def _check_fit(method: "Method", tensors: "Mapping[str, torch.Tensor]", file: Path) -> None:
+def _expected(config: "Config", file: Path) -> "Mapping[str, torch.Tensor]":
+    """The weights that a config describes, without memory: a few bytes may ask for a very large network.
+
+    Raises:
+        UserError: no network can have these sizes.
+    """
+    import torch
+
+    from genssl.models.build import build
+
+    try:
+        with torch.device("meta"):
+            return build(config).state_dict()
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise UserError(f"{file} is of no possible network ({reason}); restore it", FAILED_RUN) from error
+
+
+def _check_fit(
+    expected: "Mapping[str, torch.Tensor]", tensors: "Mapping[str, torch.Tensor]", file: Path
+) -> None:
     # load_state_dict would let another type and not-a-number pass in silence
-    expected = method.state_dict()
     if set(expected) != set(tensors):
         name = min(set(expected) ^ set(tensors))
         raise UserError(f"{file} does not fit its own config: {name} is on one side only", FAILED_RUN)

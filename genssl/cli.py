@@ -17,7 +17,16 @@ from typer.core import TyperGroup
 from genssl import __version__, paths
 from genssl.commands import assignment, evaluate, export, generate, inpaint, report, runs, study, train
 from genssl.environment import launched_rank, record_arguments
-from genssl.errors import FAILED_RUN, INTERRUPTED, TERMINATED, WRONG_INPUT, Echo, UserError, explain
+from genssl.errors import (
+    FAILED_RUN,
+    INTERRUPTED,
+    TERMINATED,
+    WRONG_INPUT,
+    Echo,
+    UserError,
+    explain,
+    printable,
+)
 from genssl.files import expand_home
 
 # Commands that make runs or read none; all others are refused a --checkpoints that does not exist
@@ -159,11 +168,12 @@ def _warn(
 ) -> None:
     # The libraries' own deprecations are not for the user
     if issubclass(category, UserWarning) and launched_rank() == 0:
-        print(f"genssl: warning: {message}", file=sys.stderr)
+        print(f"genssl: warning: {printable(str(message))}", file=sys.stderr)
 
 
 def _tell(message: str, code: int) -> int:
     """Say what happened, once: of several processes one speaks, but for what went wrong in another alone."""
+    message = "\n".join(map(printable, message.split("\n")))
     if launched_rank() == 0:
         print(f"genssl: {message}", file=sys.stderr)
     elif code == FAILED_RUN or (code == WRONG_INPUT and os.environ.get("LOCAL_RANK") == "0"):

@@ -1,10 +1,11 @@
-"""Errors for a person, and their exit codes.
+"""Errors for a person, their exit codes, and text from outside as a terminal may show it.
 
 2 for wrong input, 1 for a run that failed, 75 where a process of a run has lost another one, 130 and 143
 for an interrupt and a terminate signal.
 """
 
 import errno
+from collections.abc import Sequence
 
 WRONG_INPUT = 2
 FAILED_RUN = 1
@@ -13,11 +14,26 @@ INTERRUPTED = 130
 TERMINATED = 143
 
 
-class UserError(Exception):
-    """One line for a person: what is wrong; what to do. Further lines list the files that it is about."""
+def printable(text: str) -> str:
+    """The text with what no terminal and no file of text would take spelled out: \\x1b, \\x0a.
 
-    def __init__(self, message: str, code: int = WRONG_INPUT) -> None:
-        super().__init__(message)
+    Everything that is not the program's own passes through it before it is shown: a name or a setting with
+    an escape sequence would else move the cursor, change the title or write to the clipboard.
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+class UserError(Exception):
+    """One line for a person: what is wrong; what to do. All of it is `printable`.
+
+    Args:
+        message: the line.
+        code: the exit code.
+        files: further lines, on the files that it is about.
+    """
+
+    def __init__(self, message: str, code: int = WRONG_INPUT, files: Sequence[str] = ()) -> None:
+        super().__init__("\n".join(map(printable, (message, *files))))
         self.code = code
 
 
@@ -40,14 +56,18 @@ def explain(error: BaseException) -> UserError | None:
 
 def _explain_os_error(error: OSError) -> UserError | None:
     where = f" ({error.filename})" if error.filename else ""
+    code = FAILED_RUN
     match error.errno:
+        case None:
+            return None
         case errno.ENOSPC | errno.EDQUOT:
             what = f"the disk is full{where}; free some space and try again (train continues with --resume)"
-            return UserError(what, FAILED_RUN)
         case errno.EACCES | errno.EPERM | errno.EROFS:
-            return UserError(f"no permission to use {error.filename}; choose another folder", FAILED_RUN)
+            what = f"no permission to use {error.filename}; choose another folder"
         case errno.ENOENT:
-            return UserError(f"no such file or folder: {error.filename}")
-        case errno.EISDIR | errno.ENOTDIR | errno.EEXIST | errno.ENAMETOOLONG:
-            return UserError(f"{error.filename}: {error.strerror}; check the path")
-    return None
+            what, code = f"no such file or folder: {error.filename}", WRONG_INPUT
+        case errno.EISDIR | errno.ENOTDIR | errno.EEXIST | errno.ENAMETOOLONG | errno.ELOOP:
+            what, code = f"{error.filename}: {error.strerror}; check the path", WRONG_INPUT
+        case _:  # a broken or a busy disk, a file that grew too large
+            what = f"{error.strerror or 'the system refused'}{where}; check the disk and try again"
+    return UserError(what, code)

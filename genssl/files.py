@@ -6,6 +6,7 @@ import errno
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import shlex
@@ -14,9 +15,10 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from genssl.errors import FAILED_RUN, UserError
+from genssl.paths import target_outside
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,6 +31,11 @@ PNG_END = 12  # bytes of the chunk IEND
 CHUNK = b"tEXtgenssl\0"  # its type and keyword
 COMMENT, COMMENT_END = b"<!-- genssl ", b" -->\n"
 LARGEST = 16_000  # pixels of a picture's side: WebP ends at 16,383, and larger ones are hardly shown
+LARGEST_TEXT = 32 * 2**20  # bytes of a file that is parsed
+LARGEST_PICTURE = 256 * 2**20  # bytes
+DEEPEST = 100  # lists and objects in one another
+MOST_DIGITS = 300  # of a whole number: a float holds up to 308
+SHA256, TENSORS = "sha256", "tensors_sha256"  # in the metadata of a safetensors file
 LOCK = ".lock"  # in a folder that a process has locked
 
 
@@ -56,7 +63,7 @@ def command_of(path: Path) -> str | None:
             case ".png" | ".html" | ".htm":
                 details = _unchanged(path.read_bytes())
             case ".json":
-                details = json.loads(path.read_bytes())
+                details = parse_json(path.read_bytes())
             case ".safetensors":
                 details = _safetensors_metadata(path)
             case _:
@@ -105,7 +112,7 @@ def _unchanged(content: bytes) -> dict[str, Any]:
         ValueError, struct.error: there is no mark, or the rest was changed.
     """
     start, end, text = _png_mark(content) if content.startswith(PNG) else _page_mark(content)
-    details: dict[str, Any] = json.loads(text)
+    details: dict[str, Any] = parse_json(text)
     if details["sha256"] != hashlib.sha256(content[:start] + content[end:]).hexdigest():
         raise ValueError("changed")
     return details
@@ -133,7 +140,7 @@ def _page_mark(content: bytes) -> tuple[int, int, bytes]:
 def _safetensors_metadata(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
-        header: dict[str, Any] = json.loads(file.read(min(length, 100_000_000)))  # the format's own limit
+        header: dict[str, Any] = parse_json(file.read(min(length, LARGEST_TEXT)))  # the format's own limit
     metadata: dict[str, Any] = header["__metadata__"]
     return metadata
 
@@ -167,6 +174,18 @@ def require_writable(path: Path) -> Path:
     return path
 
 
+def refuse_outside(path: Path) -> None:
+    """Refuse to read or to write a file of a run where a symbolic link leads out of the run's folder.
+
+    Raises:
+        UserError: one does.
+    """
+    if (target := target_outside(path)) is not None:
+        raise UserError(
+            f"{path} is a link out of its folder, to {target}; put the file itself in its place", FAILED_RUN
+        )
+
+
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Give a temporary sibling of `path` to write to; on success it replaces `path`.
@@ -174,6 +193,7 @@ def atomic(path: Path) -> Iterator[Path]:
     The rename is what makes the change: a reader, or a process killed at any moment, sees the old file
     or the new one. The data reach the disk before the name does, and the mode follows the umask.
     """
+    refuse_outside(path)
     path = Path(os.path.realpath(path))  # a symbolic link keeps pointing where it points
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
@@ -276,18 +296,34 @@ def _texts(picture: "Image") -> "PngInfo":
 
 
 def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> str:
-    """Write a safetensors file atomically with the SHA-256 of its tensors in the metadata; returns it."""
+    """Write a safetensors file atomically; returns the SHA-256 of its tensors.
+
+    That is in the metadata, under TENSORS, and the SHA-256 of all the metadata is, too. Earlier versions
+    wrote the digest of the tensors under SHA256, and none of the metadata.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     digest = tensor_digest(contiguous)
+    texts = {**metadata, TENSORS: digest}
     with atomic(path) as temporary:
         try:
-            save_file(contiguous, temporary, metadata={**metadata, "sha256": digest})
+            save_file(contiguous, temporary, metadata={**texts, SHA256: _metadata_digest(texts)})
         except SafetensorError as error:
             raise _as_os_error(error, path) from error
     return digest
+
+
+def _metadata_digest(metadata: Mapping[str, str]) -> str:
+    """SHA-256 over all metadata but itself."""
+    texts = {name: text for name, text in metadata.items() if name != SHA256}
+    return hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()
+
+
+def recorded_digest(metadata: Mapping[str, str]) -> str | None:
+    """The SHA-256 of the tensors by a file's metadata; None where it has none."""
+    return metadata.get(TENSORS, metadata.get(SHA256))
 
 
 def _as_os_error(error: Exception, path: Path) -> Exception:
@@ -303,21 +339,19 @@ def read_tensors(path: Path, *, verify: bool = True) -> "tuple[dict[str, Tensor]
     """Read a safetensors file: (tensors, metadata). The tensors are memory-mapped.
 
     Raises:
-        UserError: the file is missing, is no safetensors file, or its tensors differ from their digest.
+        UserError: the file is missing or cannot be read, is no safetensors file, or its tensors or metadata
+            differ from their digest.
     """
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():
-        raise UserError(f"no such file: {path}")
+    _, metadata = read_header(path)
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError, OSError) as error:
-        raise UserError(
-            f"{path} is damaged or no safetensors file ({error}); restore it", FAILED_RUN
-        ) from error
-    if verify and tensor_digest(tensors) != metadata.get("sha256"):
+    # Its errors of types that this torch does not have, and of a device that does not read
+    except (SafetensorError, ValueError, TypeError, AttributeError, RuntimeError, OSError) as error:
+        raise _damaged(path, error) from error
+    if verify and tensor_digest(tensors) != recorded_digest(metadata):
         raise UserError(f"{path} is damaged: its tensors do not match their SHA-256; restore it", FAILED_RUN)
     return tensors, metadata
 
@@ -329,26 +363,32 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         The tensors' entries ("dtype", "shape", "data_offsets") by name, and the metadata.
 
     Raises:
-        UserError: the file is missing, is no safetensors file, or is not as long as its header says.
+        UserError: the file is missing or cannot be read, is no safetensors file, is not as long as its header
+            says, or its metadata differ from their digest.
     """
-    if not path.is_file():
-        raise UserError(f"no such file: {path}")
+    with opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        text = file.read(length) if length <= min(size, LARGEST_TEXT) else b""
     try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            size = path.stat().st_size
-            if length > size:
-                raise ValueError(f"a header of {length} bytes")
-            entries = dict(json.loads(file.read(length)))
+        if len(text) != length:
+            raise ValueError(f"a header of {length} bytes")
+        entries = dict(parse_json(text))
         metadata = dict(entries.pop("__metadata__", {}))
+        if not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("metadata that are no texts")
         end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
         if size != 8 + length + end:
             raise ValueError(f"{size} bytes instead of {8 + length + end}")
-    except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
-        raise UserError(
-            f"{path} is damaged or no safetensors file ({error}); restore it", FAILED_RUN
-        ) from error
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise _damaged(path, error) from error
+    if TENSORS in metadata and metadata.get(SHA256) != _metadata_digest(metadata):
+        raise UserError(f"{path} is damaged: its metadata do not match their SHA-256; restore it", FAILED_RUN)
     return entries, metadata
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} is damaged or no safetensors file ({error!s:.200}); restore it", FAILED_RUN)
 
 
 def tensor_digest(tensors: "Mapping[str, Tensor]") -> str:
@@ -364,43 +404,148 @@ def tensor_digest(tensors: "Mapping[str, Tensor]") -> str:
     return digest.hexdigest()
 
 
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """A file opened for reading, if it is one: a pipe or a device would be read for ever.
+
+    Raises:
+        UserError: it is missing, cannot be read, is no regular file, or a link that leads out of its folder.
+    """
+    refuse_outside(path)
+    try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is no regular file; remove it", FAILED_RUN)
+        with path.open("rb") as file:
+            yield file
+    except FileNotFoundError:
+        raise UserError(f"no such file: {path}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror or error}); check it", FAILED_RUN) from error
+
+
+def read_bytes(path: Path, most: int = LARGEST_PICTURE) -> bytes:
+    """Read a file of at most so many bytes.
+
+    Raises:
+        UserError: it is larger, or as in `opened`.
+    """
+    with opened(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise UserError(f"{path} is larger than {most / 2**20:,.0f} MiB; remove it", FAILED_RUN)
+    return content
+
+
+def read_picture(path: Path) -> "Image":
+    """Read a PNG picture, in colors.
+
+    Raises:
+        UserError: it is none, it is too large, or as in `opened`.
+    """
+    from PIL import Image
+
+    content = read_bytes(path)
+    try:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
+            return picture.convert("RGB")
+    except Exception as error:  # Pillow raises nearly every type there is
+        raise UserError(f"{path} is no picture that can be read; remove it", FAILED_RUN) from error
+
+
 def read_text(path: Path) -> str:
     """Read a UTF-8 text file.
 
     Raises:
-        UserError: the file is missing or is no text.
+        UserError: the file is missing or cannot be read, or is no text.
     """
     try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"no such file: {path}") from None
+        return read_bytes(path, LARGEST_TEXT).decode()
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is damaged: it is no text ({error}); restore or remove it") from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text; a ValueError for what no file of this program holds.
+
+    That is not-a-number, whole numbers that no float can hold, and nesting that later code would fail at.
+    """
+    try:
+        value = json.loads(text, parse_int=_whole, parse_float=_finite, parse_constant=_finite)
+    except RecursionError:
+        raise ValueError(f"nested more than {DEEPEST} deep") from None
+    level = [value]
+    for _ in range(DEEPEST):
+        parents = [item.values() if isinstance(item, dict) else item for item in level if _has_items(item)]
+        if not parents:
+            return value
+        level = [item for items in parents for item in items]
+    raise ValueError(f"nested more than {DEEPEST} deep")
+
+
+def _has_items(value: object) -> bool:
+    return isinstance(value, dict | list)
+
+
+def _whole(text: str) -> int:
+    if len(text) > MOST_DIGITS:
+        raise ValueError(f"a number of {len(text):,} digits")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"a number that is not finite: {text[:20]}")
+    return value
 
 
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        UserError: the file is missing or is no JSON.
+        UserError: the file is missing or cannot be read, or is no JSON.
     """
-    return _parsed(read_text(path), path)
+    try:
+        return parse_json(read_text(path))
+    except ValueError as error:
+        raise UserError(f"{path} is no valid JSON ({error}); restore or remove it") from error
 
 
-def read_json_lines(path: Path) -> list[Any]:
-    """Read a file of one JSON value per line.
+def read_record(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
 
     Raises:
-        UserError: the file is missing, or a line is no JSON.
+        UserError: it does not, or as in `read_json`.
     """
-    return [_parsed(line, path) for line in read_text(path).splitlines()]
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object; restore or remove it")
+    return value
 
 
-def _parsed(text: str, path: Path) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is no valid JSON ({error}); restore or remove it") from error
+def read_records(path: Path, problems: list[str] | None = None) -> list[dict[str, Any]]:
+    """Read a file of one JSON object per line.
+
+    Args:
+        path: of the file.
+        problems: with these, lines that hold none are left out, and named here.
+
+    Raises:
+        UserError: the file is missing or cannot be read, or a line holds no object.
+    """
+    records = []
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        try:
+            record = parse_json(line)
+        except ValueError:
+            record = None
+        if isinstance(record, dict):
+            records.append(record)
+        elif problems is None:
+            raise UserError(f"{path}, line {number}, is no record; restore it, or remove the line")
+        elif line.strip():
+            problems.append(f"{path}, line {number}, is no record")
+    return records
 
 
 NO_FLUSH = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}  # of file systems that know no such thing

@@ -6,10 +6,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
+MODEL = "model.safetensors"  # of a run
+CONFIG = "config.json"  # of a run
 REPORT = "report.html"  # of a folder of runs
 ABOUT = "about.json"  # in such a folder: what its report says first
 LABEL = "SHIPPED.txt"  # in a run's folder: it is a copy of the weights that come with genssl
 ARMS = "arms"  # the folder of ablations' runs: a method's name does not mean one of these
+# A folder that has one of these is a run's, a study's, a plan's, or one of runs
+MARKS = (MODEL, CONFIG, ABOUT, "ablate.json", "compare.json", "plan.json")
 _ROOT: ContextVar[Path | None] = ContextVar("root", default=None)
 
 
@@ -42,6 +46,18 @@ def is_shipped(folder: Path) -> bool:
 def is_writable_run(folder: Path) -> bool:
     """Whether results may be written to a run's folder: not to one that comes with genssl."""
     return not is_shipped(folder) and os.access(folder, os.W_OK)
+
+
+def target_outside(file: Path) -> Path | None:
+    """Where a file of a run or a study really is, if symbolic links lead out of its folder; else None.
+
+    Folders come from other people, too: what such a link leads to is neither shown nor replaced.
+    """
+    for folder in (file.parent.parent, file.parent):
+        if any(os.path.lexists(folder / name) for name in MARKS):
+            target = Path(os.path.realpath(file))
+            return None if target.is_relative_to(os.path.realpath(folder)) else target
+    return None
 
 
 def parents(*, arms: bool = False) -> list[Path]:

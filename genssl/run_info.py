@@ -1,20 +1,19 @@
 """A run on disk: its files, settings, progress and integrity. No torch."""
 
-import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from genssl import files
+from genssl import files, paths
 from genssl.errors import FAILED_RUN, UserError
 
 if TYPE_CHECKING:
     from genssl.config import Config
 
-MODEL = "model.safetensors"
+MODEL, CONFIG = paths.MODEL, paths.CONFIG
 STATE = "state.safetensors"
-CONFIG = "config.json"
 HISTORY = "history.jsonl"
 ENVIRONMENT = "environment.json"
 FORMAT = "1"  # of checkpoints
@@ -130,17 +129,48 @@ def inspect(path: Path) -> RunInfo:
     _, metadata = files.read_header(file)
     config = config_in(metadata, file)
     try:
+        training = _record(metadata.get("training", "{}"))
+        if odd := [name for name, kind in TRAINING.items() if not _is(training.get(name, kind()), kind)]:
+            raise ValueError(f"no usable {', '.join(odd)}")
         return RunInfo(
             folder=file.parent,
             config=config,
-            epoch=int(metadata["epoch"]),
-            finished=bool(json.loads(metadata["finished"])),
-            metrics=json.loads(metadata["metrics"]),
-            digest=metadata["sha256"],
-            training=json.loads(metadata.get("training", "{}")),
+            epoch=_epoch(metadata["epoch"]),
+            finished=bool(files.parse_json(metadata["finished"])),
+            metrics=_record(metadata["metrics"]),
+            digest=metadata[files.TENSORS if files.TENSORS in metadata else files.SHA256],
+            training=training,
         )
     except (KeyError, ValueError) as error:
-        raise UserError(f"{file} does not say what it is ({error!r}); restore it", FAILED_RUN) from error
+        raise UserError(f"{file} does not say what it is ({error!s:.200}); restore it", FAILED_RUN) from error
+
+
+# What else than text would be shown, counted or compared
+TRAINING: dict[str, type] = {
+    "parameters": int, "all_parameters": int, "images": int, "validation_images": int, "data_digest": str,
+    "monitor_digest": str, "data_path": str, "classes": list, "notes": list,
+}  # fmt: skip
+
+
+def _is(value: object, kind: type) -> bool:
+    """Whether a value is of a kind; of a list all items are texts."""
+    if isinstance(value, list) and not all(isinstance(item, str) for item in value):
+        return False
+    return isinstance(value, kind)
+
+
+def _record(text: str) -> dict[str, Any]:
+    value = files.parse_json(text)
+    if not isinstance(value, dict):
+        raise ValueError("no JSON object")
+    return value
+
+
+def _epoch(text: str) -> int:
+    """A count of epochs, which is not negative and not of more digits than any has."""
+    if not text.isdecimal() or len(text) > 18:
+        raise ValueError(f"epoch {text:.20}")
+    return int(text)
 
 
 def data_path(path: Path) -> str | None:
@@ -150,8 +180,8 @@ def data_path(path: Path) -> str | None:
         UserError: a file of the run is damaged.
     """
     if (path / ENVIRONMENT).exists():
-        recorded: str | None = files.read_json(path / ENVIRONMENT).get("data_path")
-        return recorded
+        recorded = files.read_record(path / ENVIRONMENT).get("data_path")
+        return recorded if isinstance(recorded, str) else None
     return inspect(path).training.get("data_path") if (path / MODEL).exists() else None
 
 
@@ -169,23 +199,44 @@ def trained_digest(path: Path) -> str | None:
 
 
 def verify(path: Path) -> list[str]:
-    """Check every file of a run folder; the problems found, none when all is well."""
-    problems = []
+    """Check every file that a run is read from; the problems found, none when all is well."""
     folder = model_file(path).parent
+    readers = {CONFIG: _read_config, ENVIRONMENT: files.read_record, HISTORY: files.read_records}
+    problems = [
+        problem
+        for name, read in readers.items()
+        if os.path.lexists(folder / name) and (problem := _problem(read, folder / name))
+    ]
     for name in (MODEL, STATE):
         file = folder / name
-        if not file.exists():
+        if not os.path.lexists(file):
             if name == MODEL:
                 problems.append(f"{file} is missing")
             continue
         try:
             tensors, _ = files.read_tensors(file)
+            if name == MODEL:
+                inspect(file)
         except UserError as error:
             problems.append(str(error))
             continue
         if not all(bool(t.isfinite().all()) for t in tensors.values() if t.is_floating_point()):
             problems.append(f"{file} holds values that are not finite")
     return problems
+
+
+def _problem(read: Callable[[Path], object], file: Path) -> str | None:
+    try:
+        read(file)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _read_config(file: Path) -> "Config":
+    from genssl import config as configs
+
+    return configs.read(files.read_text(file), str(file))
 
 
 def model_file(path: Path) -> Path:

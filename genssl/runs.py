@@ -15,7 +15,7 @@ def known(method: str | None = None, *, arms: bool = False) -> list[run_info.Run
     """The readable runs, newest last; only those of `method` if given; with `arms`, also of ablations."""
     infos = []
     models = [file for parent in paths.parents(arms=arms) for file in parent.glob(f"*/{run_info.MODEL}")]
-    for file in sorted(models, key=lambda file: file.stat().st_mtime):
+    for file in sorted(models, key=lambda file: file.lstat().st_mtime):
         try:
             info = run_info.inspect(file)
         except UserError:

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from genssl.environment import arguments, is_launched_by_torchrun, launched_rank
-from genssl.errors import FAILED_RUN, UserError
+from genssl.errors import FAILED_RUN, UserError, printable
 
 if TYPE_CHECKING:
     from genssl.config import Config
@@ -26,15 +26,22 @@ if TYPE_CHECKING:
 PLAIN_EVERY = 30.0  # seconds between plain lines of progress
 
 
-def echo(text: str) -> None:
-    """Print a line on stderr, in the main process only."""
+def echo(*lines: str) -> None:
+    """Print lines on stderr, in the main process only."""
     if launched_rank() == 0:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        for line in lines:
+            console.print(_text(line))
 
 
 def is_live() -> bool:
     """Whether stderr is a terminal with a cursor; a notebook cell claims to be one and is not."""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and "JPY_PARENT_PID" not in os.environ
+
+
+def _text(text: str) -> Text:
+    """A line that is `printable`."""
+    return Text(printable(text))
 
 
 def is_rows(value: Any) -> bool:
@@ -45,6 +52,13 @@ def is_rows(value: Any) -> bool:
 def stdout() -> Console:
     """The console for results; 240 columns wide where stdout is not a terminal."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else 240)
+
+
+def show_lines(*lines: str) -> None:
+    """Print lines on stdout."""
+    console = stdout()
+    for line in lines:
+        console.print(_text(line), soft_wrap=True)
 
 
 def show_values(
@@ -59,14 +73,13 @@ def show_values(
     for name, value in flatten({name: value for name, value in values.items() if name not in tables}):
         if value is not None:
             unit = (units or {}).get(name, "")
-            table.add_row(Text(name), Text(f"{format_value(value)} {unit}".rstrip()))
+            table.add_row(_text(name), _text(f"{format_value(value)} {unit}".rstrip()))
     console = stdout()
-    console.print(title, style="bold", markup=False)
+    console.print(_text(title), style="bold")
     console.print(table)
     for name, rows in tables.items():
         show_rows(name, rows)
-    for note in notes:
-        console.print(f"note: {note}", markup=False, soft_wrap=True)
+    show_lines(*(f"note: {note}" for note in notes))
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -103,7 +116,7 @@ def progress(text: str) -> Iterator[Callable[[int, int], None]]:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task(text, total=None)
+            task = bar.add_task(printable(text), total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
         return
     last = time.monotonic()
@@ -121,11 +134,11 @@ def show_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Print a table, one line per row; the names in the first row are the header."""
     table = Table(box=None, padding=(0, 2, 0, 2))
     for name in rows[0]:
-        table.add_column(Text(name))
+        table.add_column(_text(name))
     for row in rows:
-        table.add_row(*(Text("" if value is None else format_value(value)) for value in row.values()))
+        table.add_row(*(_text("" if value is None else format_value(value)) for value in row.values()))
     console = stdout()
-    console.print(title, style="bold", markup=False)
+    console.print(_text(title), style="bold")
     console.print(table)
 
 
@@ -162,13 +175,13 @@ class TrainingScreen:
             case events.Loading(text=text, done=done, total=total):
                 self._update(f"{text}: {done:,}" + (f" of {total:,}" if total else ""))
             case events.Started():
-                self._line(describe_start(event))
+                self._lines(*describe_start(event))
             case events.TrainingProgress():
                 self._show_progress(event)
             case events.EpochEnded():
                 self._plain(describe_epoch(event))
             case events.Note(text=text):
-                self._line(text)
+                self._lines(text)
 
     def _show_progress(self, event: "TrainingProgress") -> None:
         if self._live is None:
@@ -176,29 +189,30 @@ class TrainingScreen:
             return
         table = Table.grid(padding=(0, 1))
         bar = ProgressBar(total=event.total_steps, completed=event.step, width=24)
-        table.add_row(bar, Text(describe_progress(event)))
+        table.add_row(bar, _text(describe_progress(event)))
         self._live.update(table)
 
     def _update(self, text: str) -> None:
         if self._live is None:
             self._plain(text)
         else:
-            self._live.update(Text(text))
+            self._live.update(_text(text))
 
     def _plain(self, text: str) -> None:
         if self._live is None and time.monotonic() - self._last_line >= PLAIN_EVERY:
             self._last_line = time.monotonic()
             echo(text)
 
-    def _line(self, text: str) -> None:
+    def _lines(self, *lines: str) -> None:
         if self._live is None:
-            echo(text)
-        else:
-            self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            echo(*lines)
+            return
+        for line in lines:
+            self._live.console.print(_text(line), highlight=False, soft_wrap=True)
 
 
-def describe_start(event: "Started") -> str:
-    """The method, data, device and folder of a training, as text."""
+def describe_start(event: "Started") -> tuple[str, str]:
+    """The method, data and device of a training, and its folder, in two lines."""
     from genssl.run_info import parameters_text
 
     again = f", resumed at step {event.step:,}" if event.step else ""
@@ -207,7 +221,8 @@ def describe_start(event: "Started") -> str:
     return (
         f"training {event.method} ({parameters} parameters) on {event.data} "
         f"({event.images:,} images{held_out}), {event.epochs} epochs, {event.total_steps:,} steps, "
-        f"{event.device}, {event.precision}{again}\nrun folder: {event.folder}"
+        f"{event.device}, {event.precision}{again}",
+        f"run folder: {event.folder}",
     )
 
 
@@ -280,7 +295,7 @@ def confirm_long(configs: Sequence["Config"], options: "Options", option: str = 
             return
         smaller = _smaller(configs, options, option, screen)
     trainings = "this training" if len(configs) == 1 else f"these {len(configs)} trainings"
-    echo(f"expected: about {readable_seconds(seconds)} for {trainings}\n{smaller}")
+    echo(f"expected: about {readable_seconds(seconds)} for {trainings}", smaller)
     if sys.stdin.isatty() and is_live() and not _agreed():
         raise UserError("not started; --yes starts without asking", FAILED_RUN)
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from genssl.commands import _options, _outputs
-from genssl.commands._console import echo, show_values, stdout
+from genssl.commands._console import echo, show_lines, show_values
 from genssl.commands._run import LoadedRun, load_run
 from genssl.environment import command_line
 from genssl.errors import UserError
@@ -50,7 +50,7 @@ def export(
         print(json.dumps(values, indent=2))
         return
     show_values(f"export {loaded.info.name}", {n: v for n, v in values.items() if n != "load"})
-    stdout().print(f"\nload it with:\n\n{values['load']}", markup=False, soft_wrap=True)
+    show_lines("", "load it with:", "", *values["load"].split("\n"))
 
 
 def _torchvision(loaded: LoadedRun, out: Path | None) -> dict[str, Any]:

@@ -203,7 +203,7 @@ def runs_show(run: _options.Run, as_json: _options.Json = False) -> None:
         "weights_sha256": info.digest,
         "settings": info.config.model_dump(),
         "numbers": info.metrics,
-        "origin": files.read_json(origin) if origin.exists() else {},
+        "origin": files.read_record(origin) if origin.exists() else {},
     }
     if as_json:
         print(json.dumps(details, indent=2))

@@ -13,9 +13,9 @@ from genssl.commands._console import (
     echo,
     format_value,
     progress,
+    show_lines,
     show_rows,
     show_values,
-    stdout,
     with_channels,
 )
 from genssl.commands._options import Common
@@ -260,8 +260,7 @@ def compare(
         show_rows("numbers", _table({row["name"]: row["numbers"] for row in rows}))
         if "fidelity" in result.values:
             show_rows("sample quality [95 % interval]", table(result.values["fidelity"]))
-        for note in result.notes:
-            stdout().print(f"note: {note}", markup=False, soft_wrap=True)
+        show_lines(*(f"note: {note}" for note in result.notes))
 
 
 def _identity(row: dict[str, Any]) -> dict[str, Any]:

@@ -190,7 +190,7 @@ def _resolve(method: str | None, file: Path | None, changes: dict[str, Any]) -> 
         if file == SHIPPED and not file.exists() and method is not None:
             file = paths.shipped_root() / configs.config_class(method).model_fields["method"].default
         file = file / "config.json" if file.is_dir() else file
-        if not file.is_file():
+        if not file.exists():
             raise UserError(f"no such config file: {file}")
         saved = configs.read(files.read_text(file), str(file))
         if method is not None and configs.config_class(method) is not type(saved):

@@ -2,6 +2,7 @@
 
 import bz2
 import contextlib
+import errno
 import gzip
 import lzma
 import os
@@ -10,7 +11,6 @@ import re
 import stat
 import tarfile
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from genssl.data.decode import CONVERT, HEIF, INSTALL_HEIF, describe, identify, suffixes
-from genssl.errors import UserError
+from genssl.errors import UserError, printable
 
 COMPRESSIONS: tuple[tuple[bytes, Callable[[IO[bytes]], object]], ...] = (
     (b"\x1f\x8b", gzip.open),
@@ -27,6 +27,10 @@ COMPRESSIONS: tuple[tuple[bytes, Callable[[IO[bytes]], object]], ...] = (
     (b"\xfd7zXZ\0", lzma.open),
 )
 MAX_FILE_BYTES = 256 * 2**20
+MAX_HEADER_BYTES = 2**20  # of a name, or of what a .tar says further of a file
+LONG_HEADERS = {tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE}
+MOST_EMPTY = 100  # reads after the end of a file
+MOST_VISITS = 100  # of a folder, by links that lead to it
 # Folders and files of operating systems, disk stations and cameras, in small letters
 SYSTEM = {
     "__macosx", "@eadir", "@tmp", "@recycle", "@recently-snapshot", "@sharesnap", "@__thumb", "#recycle",
@@ -157,11 +161,6 @@ def clean(name: str, skipped: Skipped | None = None) -> str | None:
     return printable("/".join(components))
 
 
-def printable(name: str) -> str:
-    """The name with what no terminal and no file of text would take spelled out."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in name)
-
-
 def _kind(path: Path) -> Callable[[Path, Skipped], Iterator[Member]]:
     """The reader of a path.
 
@@ -185,7 +184,7 @@ def _kind(path: Path) -> Callable[[Path, Skipped], Iterator[Member]]:
 
 
 def _from_folder(path: Path, skipped: Skipped) -> Iterator[Member]:
-    for file, problem in _walk(os.fspath(path), (), skipped):
+    for file, problem in _walk(os.fspath(path), (), skipped, Counter()):
         relative = os.path.relpath(file, path).replace(os.sep, "/")
         if problem:
             reader = _refuse(f"a folder that cannot be read: {problem}")
@@ -205,17 +204,23 @@ def _from_folder(path: Path, skipped: Skipped) -> Iterator[Member]:
 
 
 def _walk(
-    folder: str, above: tuple[tuple[int, int], ...], skipped: Skipped
+    folder: str, above: tuple[tuple[int, int], ...], skipped: Skipped, visits: Counter[tuple[int, int]]
 ) -> Iterator[tuple[str, str | None]]:
     """Every path below; links are followed, unless they lead back to a folder we are in.
 
     Beside a path of a folder that cannot be read there is the reason; else None.
+
+    Raises:
+        UserError: links lead to one folder very often, as where each of many folders links twice to the next.
     """
     try:
         status = os.stat(folder)
         here = (status.st_dev, status.st_ino)
         if here in above:
             return
+        visits[here] += 1
+        if visits[here] > MOST_VISITS:
+            raise UserError(f"links lead to {folder} in more than {MOST_VISITS} ways; remove some of them")
         with os.scandir(folder) as entries:
             listed = sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
@@ -227,7 +232,7 @@ def _walk(
         elif is_system(entry.name):
             skipped.counts[HIDDEN] += 1
         else:
-            yield from _walk(entry.path, (*above, here), skipped)
+            yield from _walk(entry.path, (*above, here), skipped, visits)
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
@@ -289,15 +294,35 @@ class _Header(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
         try:
-            return super().frombuf(buf, encoding, errors)
+            header = super().frombuf(buf, encoding, errors)
         except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
             raise tarfile.ReadError("it ends too early") from error
         except tarfile.InvalidHeaderError as error:  # type: ignore[attr-defined]
             raise tarfile.ReadError(str(error)) from error
+        if header.type in LONG_HEADERS and header.size > MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {header.size:,} bytes")
+        return header
+
+
+class _UntilItsEnd:
+    """A file of which `tarfile` may not read on and on after its end, to where a header says it goes on."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._empty = file, 0
+
+    def read(self, size: int) -> bytes:
+        content = self._file.read(size)
+        self._empty = 0 if content else self._empty + 1
+        if self._empty > MOST_EMPTY:
+            raise tarfile.ReadError("it ends too early")
+        return content
 
 
 def _from_tar(path: Path, skipped: Skipped) -> Iterator[Member]:
-    with _plain(path) as file, tarfile.open(fileobj=file, mode="r|", tarinfo=_Header) as archive:
+    with (
+        _plain(path) as file,
+        tarfile.open(fileobj=cast(IO[bytes], _UntilItsEnd(file)), mode="r|", tarinfo=_Header) as archive,
+    ):
         while (info := archive.next()) is not None:
             archive.members.clear()  # type: ignore[attr-defined]  # else it remembers all of them
             name = None if info.isdir() else clean(info.name, skipped)
@@ -345,12 +370,14 @@ def _tar_reader(path: Path, archive: tarfile.TarFile, info: tarfile.TarInfo) -> 
 def _damage(path: Path) -> Iterator[None]:
     try:
         yield
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
-        # Of the errors of the operating system only a decompressor has no number
-        if isinstance(error, OSError) and error.errno is not None:
+    except (UserError, BadFile, MemoryError):
+        raise
+    except Exception as error:  # on damaged archives the readers raise nearly every type there is
+        # Of the errors of the operating system a decompressor has no number, and a seek to nowhere this one
+        if isinstance(error, OSError) and error.errno not in {None, errno.EINVAL}:
             raise
         raise UserError(
-            f"{path} is no folder, .tar, .tar.gz or .zip, or it is damaged ({error}); restore it"
+            f"{path} is no folder, .tar, .tar.gz or .zip, or it is damaged ({error!s:.200}); restore it"
         ) from error
 
 

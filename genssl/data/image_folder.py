@@ -23,7 +23,6 @@ from genssl.data.archive import (
     Skipped,
     members,
     names,
-    printable,
     suffix_of,
 )
 from genssl.data.cache import FORMAT, LazyArray, Progress, cache_folder
@@ -33,7 +32,7 @@ from genssl.data.layout import Layout, lay_out
 from genssl.data.registry import ARCHIVES, Shape
 from genssl.data.split import Split
 from genssl.data.subset import select_rows
-from genssl.errors import UserError
+from genssl.errors import UserError, printable
 from genssl.runtime import generator
 
 NAMED = 3  # bad files that a message names
@@ -162,9 +161,13 @@ class _Decoded:
 
     def resolve(self, links: Mapping[str, str]) -> None:
         """Give links within an archive the rows of what they lead to."""
-        for name, target in links.items():
-            for _ in range(len(links)):  # links to links
-                target = links.get(target, target)  # noqa: PLW2901
+        ends = dict(links)
+        for name in links:
+            chain, target = {name}, ends[name]
+            while target in ends and target not in chain:  # links to links
+                chain.add(target)
+                target = ends[target]
+            ends |= dict.fromkeys(chain, target)  # so that a long chain is walked once
             if target in self.rows:
                 self.rows[name] = self.rows[target]
             elif suffix_of(name):

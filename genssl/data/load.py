@@ -29,7 +29,7 @@ from genssl.data.registry import (
 )
 from genssl.data.split import Split
 from genssl.data.subset import limit_split, remix, train_validation_split, with_channels
-from genssl.errors import UserError
+from genssl.errors import UserError, printable
 from genssl.files import tensor_digest
 from genssl.pixels import is_gray
 
@@ -237,7 +237,6 @@ def _load_path(
 ) -> Split | None:
     """The part, or everything where the path has no parts."""
     from genssl.data import image_folder
-    from genssl.data.archive import printable
 
     read, files = _reader(path, zip_encoding)
     prefix, key = image_folder.cache_keys(path, image_size, skip_bad, fit, files, zip_encoding)

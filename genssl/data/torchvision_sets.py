@@ -45,13 +45,13 @@ def official_files(source: str) -> tuple[OfficialFile, ...]:
     return tuple(OfficialFile(name, url, md5) for url, name, md5 in map(SVHN.split_list.__getitem__, pieces))
 
 
-def listing(source: str, folder: Path, damaged: str = "") -> str:
+def listing(source: str, folder: Path, damaged: str = "") -> list[str]:
     """One line per official file: its URL, its MD5, and whether `folder` has it, apart from a damaged one."""
     lines = []
     for file in official_files(source):
         there = file.name != damaged and (folder / file.name).exists()
-        lines.append(f"\n  {file.url}  MD5 {file.md5}" + ("  (already there)" if there else ""))
-    return "".join(lines)
+        lines.append(f"  {file.url}  MD5 {file.md5}" + ("  (already there)" if there else ""))
+    return lines
 
 
 def check_copies(source: str, path: Path, progress: Progress | None = None) -> Path:
@@ -71,7 +71,8 @@ def check_copies(source: str, path: Path, progress: Progress | None = None) -> P
     if missing:
         raise UserError(
             f"{folder} has no {' and no '.join(missing)}; put all files of {source} in one folder, or use "
-            f"{ALTERNATIVES}:{listing(source, folder)}"
+            f"{ALTERNATIVES}:",
+            files=listing(source, folder),
         )
     for file in files:
         copy = folder / file.name
@@ -179,7 +180,9 @@ def _read(name: str, family: str, piece: Piece, folder: Path, progress: Progress
             raise _unwritable(folder, error) from error
         if not exists:
             file.unlink(missing_ok=True)  # the beginning of a download
-        raise UserError(_advice(name, file, exists, error), FAILED_RUN) from error
+        raise UserError(
+            _advice(file, exists, error), FAILED_RUN, listing(name, file.parent, damaged=file.name)
+        ) from error
 
 
 def _read_copy(family: str, piece: Piece, folder: Path, progress: Progress | None) -> Raw:
@@ -310,8 +313,8 @@ def reason_of(error: Exception) -> str:
     return text[:120] or type(error).__name__
 
 
-def _advice(name: str, file: Path, exists: bool, error: Exception) -> str:
-    """What is wrong and what to do, then one line per official file."""
+def _advice(file: Path, exists: bool, error: Exception) -> str:
+    """What is wrong, and what to do with the files that are listed below it."""
     reason = reason_of(error)
     if exists:
         problem = (
@@ -319,5 +322,4 @@ def _advice(name: str, file: Path, exists: bool, error: Exception) -> str:
         )
     else:
         problem = f"cannot download {file.name} ({reason})"
-    what_to_do = f"put these files in {file.parent}, or use --data FILE (one of them), {ALTERNATIVES}:"
-    return f"{problem}; {what_to_do}{listing(name, file.parent, damaged=file.name)}"
+    return f"{problem}; put these files in {file.parent}, or use --data FILE (one of them), {ALTERNATIVES}:"

@@ -122,7 +122,8 @@ def linear_schedule(
         beta_end: of t = T - 1.
         scaled: multiply the betas by 1000 / T, so that the end is equally noisy for every T.
     """
-    betas = torch.linspace(beta_start, beta_end, timesteps, dtype=torch.float64)
+    # On the CPU also where a network is built without memory, to check a checkpoint: schedules are no weights
+    betas = torch.linspace(beta_start, beta_end, timesteps, dtype=torch.float64, device="cpu")
     return NoiseSchedule.from_betas(betas * (1000 / timesteps) if scaled else betas)
 
 
@@ -131,7 +132,7 @@ def cosine_schedule(timesteps: int, s: float = 0.008) -> NoiseSchedule:
 
     Nichol & Dhariwal 2021, equation 17.
     """
-    time = torch.arange(timesteps + 1, dtype=torch.float64) / timesteps
+    time = torch.arange(timesteps + 1, dtype=torch.float64, device="cpu") / timesteps
     alphas_cumprod = ((time + s) / (1 + s) * math.pi / 2).cos().square()
     # The last beta would be 1: nothing of x_{T-1} would be left, and no reverse step from it is defined
     return NoiseSchedule.from_betas((1 - alphas_cumprod[1:] / alphas_cumprod[:-1]).clamp(max=0.999))
@@ -145,7 +146,7 @@ def zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:
     """
     # Common schedules leave a little of the image in x_{T-1}, its mean color above all, and sampling starts
     # from noise that has none: generated images would all be of medium brightness
-    roots = torch.tensor(schedule.log_alphas_cumprod, dtype=torch.float64).mul(0.5).exp()
+    roots = torch.tensor(schedule.log_alphas_cumprod, dtype=torch.float64, device="cpu").mul(0.5).exp()
     roots = (roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])
     alphas_cumprod = roots.square()
     before = torch.cat([torch.ones_like(roots[:1]), alphas_cumprod[:-1]])

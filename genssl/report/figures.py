@@ -2,10 +2,13 @@
 
 import base64
 import io
-import struct
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from genssl import files
+from genssl.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -46,15 +49,18 @@ def embed(file: Path, alt: str, problems: list[str]) -> list[Picture]:
     """
     from PIL import Image
 
-    if not file.is_file():
+    if not os.path.lexists(file):
         return []
-    content = file.read_bytes()
     try:
+        content = files.read_bytes(file)
         with Image.open(io.BytesIO(content), formats=["PNG"]) as opened:
             width, height = opened.size
             opened.verify()
         kind, data = _smaller(content, width)
-    except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError):
+    except UserError as error:
+        problems.append(str(error))
+        return []
+    except Exception:  # Pillow raises nearly every type there is
         problems.append(f"{file} is no picture that can be read")
         return []
     times = max(1, MAGNIFIED // width)

@@ -1,8 +1,8 @@
 """Runs and studies, read from disk without torch."""
 
-import json
+import os
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -136,17 +136,21 @@ class Contents:
 
     def read(self, file: Path) -> Record:
         """The JSON object in a file; {} where there is none, or none that can be read."""
-        if not file.exists():
+        if not os.path.lexists(file):
             return {}
         try:
-            value = files.read_json(file)
-        except (UserError, OSError) as error:
+            return files.read_record(file)
+        except UserError as error:
             self.problems.append(str(error))
             return {}
-        if not isinstance(value, dict):
-            self.problems.append(f"{file} holds no JSON object")
-            return {}
-        return value
+
+    def folders_in(self, folder: Path) -> list[Path]:
+        """The folders in a folder; none where it is none, or cannot be read."""
+        try:
+            return _folders(folder)
+        except OSError as error:
+            self.problems.append(f"cannot read {folder} ({error.strerror or error})")
+            return []
 
     def add_folder(self, folder: Path) -> None:
         """Every run and study of a folder of runs, and what it says of itself."""
@@ -154,29 +158,32 @@ class Contents:
         details = self.read(folder / ABOUT)
         self.title = self.title or _text(details.get("title"))
         self.notes += [note for note in _list(details.get("notes")) if isinstance(note, str)]
-        for child in _folders(folder):
+        for child in self.folders_in(folder):
             self.add(child)
-        for child in _folders(folder / ARMS):
+        for child in self.folders_in(folder / ARMS):
             self.add(child, arm=True)
 
     def add(self, folder: Path, *, arm: bool = False) -> None:
         """A run's or a study's folder, once; nothing where it is neither."""
         known = [run.folder for run in self.runs] + [study.folder for study in self.studies]
-        if any(folder.samefile(item) for item in known):
-            return
-        if is_run(folder):
-            self.runs.append(_read_run(folder, arm, self))
-        self.studies += [_read_study(folder, kind, self) for kind in STUDIES if is_study(folder, kind)]
+        try:
+            if any(folder.samefile(item) for item in known):
+                return
+            if is_run(folder):
+                self.runs.append(_read_run(folder, arm, self))
+            self.studies += [_read_study(folder, kind, self) for kind in STUDIES if is_study(folder, kind)]
+        except OSError as error:
+            self.problems.append(f"cannot read {folder} ({error.strerror or error})")
 
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is a run's."""
-    return any((folder / name).is_file() for name in (MODEL, CONFIG))
+    return any(os.path.lexists(folder / name) for name in (MODEL, CONFIG))
 
 
 def is_study(folder: Path, kind: str | None = None) -> bool:
     """Whether a folder is a study's, of this kind if one is given."""
-    return any((folder / f"{name}.json").is_file() for name in ([kind] if kind else STUDIES))
+    return any(os.path.lexists(folder / f"{name}.json") for name in ([kind] if kind else STUDIES))
 
 
 def is_runs_folder(folder: Path) -> bool:
@@ -210,16 +217,16 @@ def _read_run(folder: Path, arm: bool, contents: Contents) -> Run:
     info = _read_info(folder / MODEL, contents.problems)
     results = [file for file in sorted((folder / "eval").glob("*.json")) if not is_of_study(file)]
     evaluations = {file.stem: contents.read(file) for file in results}
-    dated = folder / MODEL if info else folder / CONFIG if (folder / CONFIG).is_file() else folder
+    dated = folder / MODEL if info else folder / CONFIG if (folder / CONFIG).exists() else folder
     return Run(
         folder=folder,
         arm=arm,
         config=contents.read(folder / CONFIG) or (info.config.model_dump() if info else {}),
         origin=contents.read(folder / ENVIRONMENT),
-        history=list(_read_lines(folder / HISTORY, contents.problems)),
+        history=_read_history(folder / HISTORY, contents.problems),
         evaluations={name: values for name, values in evaluations.items() if values},
         info=info,
-        shipped=_shipped(folder),
+        shipped=_shipped(folder, contents.problems),
         written=dated.stat().st_mtime,
     )
 
@@ -227,38 +234,37 @@ def _read_run(folder: Path, arm: bool, contents: Contents) -> Run:
 def _read_info(file: Path, problems: list[str]) -> RunInfo | None:
     """What a model file says of itself; None where it is not there or is damaged."""
     try:
-        return run_info.inspect(file) if file.is_file() else None
+        return run_info.inspect(file) if os.path.lexists(file) else None
     except UserError as error:
         problems.append(str(error))
         return None
 
 
-def _shipped(folder: Path) -> str | None:
+def _shipped(folder: Path, problems: list[str]) -> str | None:
     note = folder / LABEL
-    if note.is_file():
-        return note.read_text(encoding="utf-8", errors="replace").strip() or OF_GENSSL
+    if os.path.lexists(note):
+        try:
+            return files.read_text(note).strip() or OF_GENSSL
+        except UserError as error:
+            problems.append(str(error))
     return OF_GENSSL if is_shipped(folder) else None
 
 
 def _read_study(folder: Path, kind: str, contents: Contents) -> Study:
     file = folder / f"{kind}.json"
     pictures = {item.stem: item for item in sorted(folder.glob(f"{kind}*.png"))}
-    return Study(folder, kind, contents.read(file), pictures, file.stat().st_mtime)
+    return Study(folder, kind, contents.read(file), pictures, os.lstat(file).st_mtime)
 
 
-def _read_lines(file: Path, problems: list[str]) -> Iterator[Record]:
+def _read_history(file: Path, problems: list[str]) -> list[Record]:
     """The records of a history, without those that cannot be read."""
-    if not file.is_file():
-        return
-    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if isinstance(record, dict):
-            yield record
-        elif line.strip():
-            problems.append(f"{file}, line {number}, is no record")
+    if not os.path.lexists(file):
+        return []
+    try:
+        return files.read_records(file, problems)
+    except UserError as error:
+        problems.append(str(error))
+        return []
 
 
 def _text(value: object) -> str | None:

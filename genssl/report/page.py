@@ -136,7 +136,7 @@ def write(contents: Contents, out: Path, template: Template = "runs") -> Written
         environment=_environment(contents.runs),
         problems=problems,
     )
-    content = files.mark_page(html.encode(), {"command": command_line()})
+    content = files.mark_page(html.encode(errors="backslashreplace"), {"command": command_line()})
     files.write_bytes(path, content)
     return Written(path, len(content), [run.name for run in contents.runs], figures, problems)
 

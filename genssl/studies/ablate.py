@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from genssl import checkpoint, paths, run_info, runs
+from genssl import checkpoint, files, paths, run_info, runs
 from genssl import config as configs
 from genssl.config import Config, differences
 from genssl.errors import FAILED_RUN, INTERRUPTED, TERMINATED, UserError
@@ -232,8 +232,8 @@ def _is_unsaved(file: Path, config: Config) -> bool:
     if (file.parent / run_info.MODEL).exists():
         return False
     try:
-        return not differences(configs.read(file.read_text(encoding="utf-8"), str(file)), config)
-    except (UserError, UnicodeDecodeError):
+        return not differences(configs.read(files.read_text(file), str(file)), config)
+    except UserError:
         return False
 
 

@@ -110,11 +110,11 @@ def quality(
 def _read_kept(folder: Path, details: Mapping[str, Any]) -> Quality | None:
     if not (folder / KEPT).exists() or not (folder / GRID).exists():
         return None
-    saved = files.read_json(folder / KEPT)
-    if saved["about"] != details:
+    saved = files.read_record(folder / KEPT)
+    values, notes = saved.get("values"), saved.get("notes")
+    if saved.get("about") != details or not isinstance(values, dict) or not isinstance(notes, list):
         return None
-    with Image.open(folder / GRID) as picture:
-        return Quality(saved["values"], tuple(saved["notes"]), picture.convert("RGB"))
+    return Quality(values, tuple(notes), files.read_picture(folder / GRID))
 
 
 def _measure(trained: Trained, space: FeatureSpace, samples: int) -> Quality:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
-from genssl import figures
+from genssl import figures, files
 from genssl.data.registry import short_name
 from genssl.run_info import progress_of
 from genssl.studies.measures import SAMPLES
@@ -332,10 +332,7 @@ def _draw_bars(axis: "Axes", arms: Sequence[ArmRuns], name: str, colors: Mapping
 
 
 def _draw_samples(axis: "Axes", arm: ArmRuns) -> None:
-    from PIL import Image
-
-    with Image.open(arm.runs[0].info.folder / SAMPLES) as picture:
-        axis.imshow(picture.convert("RGB"), interpolation="nearest")
+    axis.imshow(files.read_picture(arm.runs[0].info.folder / SAMPLES), interpolation="nearest")
     axis.set(title=arm.arm.name, visible=True)
     axis.set_axis_off()
 

@@ -227,7 +227,7 @@ def measured(folder: Path, device: torch.device, listen: Listener) -> Measured:
     """A run with its history and every number of it."""
     info = run_info.inspect(folder)
     file = info.folder / run_info.HISTORY
-    history = files.read_json_lines(file) if file.exists() else []
+    history = files.read_records(file) if file.exists() else []
     return Measured(info, history, measure(info, history, device, listen))
 
 
@@ -276,5 +276,6 @@ def _read_kept(info: RunInfo, device: torch.device) -> dict[str, Any]:
     """What was measured of these very weights on this device; times on another one do not count."""
     details = {"weights_sha256": info.digest, "device": describe(device)}
     file = info.folder / KEPT
-    saved = files.read_json(file) if file.exists() else {}
-    return saved if details.items() <= saved.items() else {**details, "measures": {}}
+    saved = files.read_record(file) if file.exists() else {}
+    is_usable = details.items() <= saved.items() and isinstance(saved.get("measures"), dict)
+    return saved if is_usable else {**details, "measures": {}}

@@ -351,7 +351,7 @@ class Plan:
     @classmethod
     def read(cls, folder: Path) -> Self:
         """The plan that a folder keeps."""
-        saved = files.read_json(folder / PLAN)
+        saved = files.read_record(folder / PLAN)
         try:
             steps = tuple(map(_step, saved["steps"]))
             notes, budget, spent = tuple(saved["notes"]), saved.get("budget"), saved.get("spent", 0.0)
@@ -412,7 +412,8 @@ def carry_out(
             continue
         step = plan.fit(i, folder)
         line = step.line(folder)
-        tell(f"{head}\n  genssl {shlex.join(line)}")
+        tell(head)
+        tell(f"  genssl {shlex.join(line)}")
         start = clock()
         code = execute(line)
         step = step.after(clock() - start, code)

@@ -68,7 +68,7 @@ class Measured:
     def device(self) -> str:
         """What it was trained on."""
         origin = self.info.folder / run_info.ENVIRONMENT
-        return str(files.read_json(origin)["device"]) if origin.exists() else "unknown"
+        return str(files.read_record(origin).get("device", "unknown")) if origin.exists() else "unknown"
 
     @property
     def collapsed(self) -> bool:

@@ -23,6 +23,7 @@ from genssl.train.optim import EMA, Guard, build_optimizer, optimizer_step, set_
 
 # Prefixes of the names of tensors in a saved state; part of the file format
 METHOD, AVERAGE, OPTIMIZER, LOSSES = "method.", "average.", "optimizer.", "sum."
+MOST_IMAGES = 10**15  # of an epoch, in a saved state
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,16 @@ class Training:
         return tensors, {"step": str(self.step), "groups": json.dumps(saved["param_groups"])}
 
     def restore(self, tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> None:
-        """Continue from a `state`: the next step is the one that would have followed it."""
+        """Continue from a `state`: the next step is the one that would have followed it.
+
+        Raises:
+            ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError: it is no such state.
+        """
+        step = int(texts["step"])
+        if not 0 <= step <= self.total_steps:
+            raise ValueError(f"step {texts['step']:.20} of {self.total_steps}")
+        if odd := [name for name, value in tensors.items() if not _is_finite(value)]:
+            raise ValueError(f"{odd[0]} is not finite")
         self.method.load_state_dict(_without_prefix(METHOD, tensors))
         if self.ema is not None:
             self.ema.averaged.load_state_dict(_without_prefix(AVERAGE, tensors))
@@ -214,14 +224,22 @@ class Training:
         entries: dict[int, dict[str, Any]] = {}
         for name, value in _without_prefix(OPTIMIZER, tensors).items():
             i, key = name.split(".", 1)
+            if value.ndim > 0 and value.shape != parameters[int(i)].shape:
+                raise ValueError(f"{name} is of another shape than its weight")
             entries.setdefault(int(i), {})[key] = _with_strides_of(parameters[int(i)], value)
+        if len({frozenset(moments) for moments in entries.values()}) > 1:
+            raise ValueError("some weights lack a moment")
         groups = json.loads(texts["groups"])
         for group in groups:
             # The key's name in states of earlier versions
             if "constant_rate" in group:
                 group["fix_lr"] = group.pop("constant_rate")
+        for group, current in zip(groups, self.optimizer.state_dict()["param_groups"], strict=True):
+            odd = [name for name, value in current.items() if not _is_like(group.get(name, value), value)]
+            if odd:
+                raise ValueError(f"no usable {odd[0]} of the optimizer")
         self.optimizer.load_state_dict({"state": entries, "param_groups": groups})
-        self.step = int(texts["step"])
+        self.step = step
 
 
 def labels_for(method: Method, split: Split) -> Tensor | None:
@@ -268,7 +286,20 @@ class LossMeter:
     def restore(self, tensors: Mapping[str, Tensor], texts: Mapping[str, str], device: torch.device) -> None:
         """Continue from a `state`."""
         self.images = int(texts["images"])
+        if not 0 <= self.images < MOST_IMAGES:
+            raise ValueError(f"{texts['images']:.20} images")
         self.totals = {name: total.to(device) for name, total in _without_prefix(LOSSES, tensors).items()}
+
+
+def _is_like(value: object, current: object) -> bool:
+    """Whether a setting of the optimizer is of the kind that it has now; JSON turns tuples into lists."""
+    if isinstance(current, tuple):
+        return isinstance(value, list | tuple) and len(value) == len(current)
+    return isinstance(value, int | float) if isinstance(current, float) else type(value) is type(current)
+
+
+def _is_finite(value: Tensor) -> bool:
+    return not value.is_floating_point() or bool(value.isfinite().all())
 
 
 def _with_strides_of(parameter: Tensor, value: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from genssl.data.loader import Loader, make_loader
 from genssl.data.registry import absolute, describe_flips, locate, short_name
 from genssl.data.split import Split
 from genssl.environment import restart_count
-from genssl.errors import FAILED_RUN, Echo, UserError
+from genssl.errors import FAILED_RUN, Echo, UserError, explain
 from genssl.models.build import build
 from genssl.models.method import count_parameters
 from genssl.run_info import epochs_of, progress_of
@@ -242,14 +242,22 @@ class RunInProgress:
             return
         tensors, texts = saved
         split = self.training.split
-        if texts["data_digest"] != split.digest:
+        if texts.get("data_digest") != split.digest:
             raise UserError(
                 f"{split.name} is not what {folder.path} was trained on; "
                 "bring those images back, or start a new run"
             )
-        self.training.restore(tensors, texts)
-        self.losses.restore(tensors, texts, self.training.device)
-        self.seconds_before = float(texts["elapsed"])
+        try:
+            self.training.restore(tensors, texts)
+            self.losses.restore(tensors, texts, self.training.device)
+            self.seconds_before = float(texts["elapsed"])
+            if not 0 <= self.seconds_before < math.inf:
+                raise ValueError(f"{texts['elapsed']:.20} seconds")
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
+            if explain(error) is not None:  # out of memory
+                raise
+            file, reason = folder.path / run_info.STATE, " ".join(str(error).split())[:200]
+            raise UserError(f"{file} is no state of this run ({reason}); restore it", FAILED_RUN) from error
         self.history = folder.read_history(self.training.step, self.training.steps_per_epoch)
         if distributed.is_main_process():
             folder.remove_previews_after(self.history[-1]["epoch"] if self.history else 0)

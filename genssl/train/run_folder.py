@@ -1,6 +1,8 @@
 """A run folder and everything that is written to it."""
 
+import contextlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,7 +69,7 @@ class RunFolder:
     def read_state(self) -> tuple[dict[str, Tensor], dict[str, str]] | None:
         """The last saved state; None when nothing was saved yet."""
         file = self.path / run_info.STATE
-        return files.read_tensors(file) if file.exists() else None
+        return files.read_tensors(file) if os.path.lexists(file) else None
 
     def write_model(
         self,
@@ -97,11 +99,18 @@ class RunFolder:
         self.remove_previews_after(0)
 
     def read_history(self, step: int, steps_per_epoch: int) -> list[dict[str, Any]]:
-        """The records of the whole epochs that had ended by `step`."""
+        """The records of the whole epochs that had ended by `step`.
+
+        Raises:
+            UserError: a line is no record with an epoch and a step, which are whole numbers there.
+        """
         file = self.path / run_info.HISTORY
-        if not file.exists():
+        if not os.path.lexists(file):
             return []
-        records = files.read_json_lines(file)
+        records = files.read_records(file)
+        for number, record in enumerate(records, 1):
+            if not all(isinstance(record.get(name), int | float) for name in ("epoch", "step")):
+                raise UserError(f"{file}, line {number}, has no epoch or step; restore it or remove it")
         whole = [record for record in records if record["step"] % steps_per_epoch == 0]
         return [record for record in whole if record["step"] <= step]
 
@@ -131,13 +140,14 @@ class RunFolder:
 
     def write_contact_sheets(self) -> None:
         """Write one picture per kind of preview, over all epochs: samples-over-epochs.png."""
-        from PIL import Image
-
         for folder in sorted({file.parent for file in self.path.glob("*/epoch-*.png")}):
             pages = []
             for file in sorted(folder.glob("epoch-*.png"), key=_epoch_of):
-                with Image.open(file) as picture:
-                    pages.append((f"epoch {_epoch_of(file):g}", picture.convert("RGB")))
+                # One that a full disk has cut short does not keep the run from its end
+                with contextlib.suppress(UserError):
+                    pages.append((f"epoch {_epoch_of(file):g}", files.read_picture(file)))
+            if not pages:
+                continue
             header = f"{self.title}: {self._subject(folder.name)} while training"
             sheet = figures.contact_sheet(pages, header=header)
             files.write_picture(self.path / f"{folder.name}-over-epochs.png", sheet)

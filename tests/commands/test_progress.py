@@ -56,13 +56,13 @@ def test_the_start_names_the_folder_and_the_device() -> None:
         folder=Path("checkpoints/x"), method="vae", parameters=1234567, all_parameters=1234567, data="svhn",
         images=1000, epochs=3, total_steps=45, step=7, device="cpu", precision="bf16",
     )  # fmt: skip
-    text = _console.describe_start(started)
+    text = " ".join(_console.describe_start(started))
     for part in ("1,234,567 parameters", "1,000 images", "resumed at step 7", "checkpoints/x", "cpu, bf16"):
         assert part in text
-    byol = _console.describe_start(replace(started, parameters=12_484_160, all_parameters=24_441_728))
+    byol, _ = _console.describe_start(replace(started, parameters=12_484_160, all_parameters=24_441_728))
     assert "(12,484,160 trained of 24,441,728 parameters)" in byol
     assert "held out" not in text
-    assert "1,000 images, and 100 held out" in _console.describe_start(replace(started, held_out=100))
+    assert "1,000 images, and 100 held out" in _console.describe_start(replace(started, held_out=100))[0]
 
 
 def test_a_list_of_mappings_is_a_table_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
