@@ -187,7 +187,7 @@ def _line(problem: Mapping[str, Any]) -> str:
     message = str(problem["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
     if not problem["loc"]:
         return message
-    return f"{'.'.join(map(str, problem['loc']))} {message} (got {problem['input']!r})"
+    return f"{'.'.join(map(str, problem['loc']))} {message} (got {problem['input']!r:.80})"
 
 
 def hint(name: str, known: Mapping[str, Any]) -> str:
@@ -446,8 +446,8 @@ def read(text: str, source: str) -> Config:
     """
     try:
         values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{source} is no valid JSON ({error}); restore it") from error
+    except (ValueError, RecursionError) as error:  # also of thousands of digits, or thousands deep
+        raise UserError(f"{source} is no valid JSON ({error!s:.200}); restore it") from error
     if not isinstance(values, dict) or not isinstance(values.get("method"), str):
         raise UserError(f"{source} is no config: it names no method")
     if values["method"].lower().replace("-", "_") not in methods():

@@ -18,7 +18,7 @@ from genssl.commands._console import echo
 from genssl.environment import command_line
 from genssl.errors import UserError
 from genssl.eval.names import file_name
-from genssl.files import made_by, mark_png, require_writable, write_json
+from genssl.files import made_by, mark_png, refuse_outside, require_writable, write_json
 from genssl.paths import LABEL, is_writable_run
 from genssl.report import load
 from genssl.run_info import CONFIG, ENVIRONMENT, HISTORY, MODEL, STATE
@@ -68,7 +68,10 @@ def target_of_run(folder: Path, name: str, out: Path | None) -> Target:
         UserError: as in `target`.
     """
     if out is None and is_writable_run(folder):
-        return Target(folder / "eval" / f"{name}.png", with_numbers=True, replaces=True)
+        picture = folder / "eval" / f"{name}.png"
+        for file in (picture, picture.with_suffix(".json")):
+            refuse_outside(file)
+        return Target(picture, with_numbers=True, replaces=True)
     return target(Path(f"{folder.name}-{name}.png"), name, out)
 
 

@@ -144,23 +144,15 @@ class Contents:
             self.problems.append(str(error))
             return {}
 
-    def folders_in(self, folder: Path) -> list[Path]:
-        """The folders in a folder; none where it is none, or cannot be read."""
-        try:
-            return _folders(folder)
-        except OSError as error:
-            self.problems.append(f"cannot read {folder} ({error.strerror or error})")
-            return []
-
     def add_folder(self, folder: Path) -> None:
         """Every run and study of a folder of runs, and what it says of itself."""
         self.folders.append(folder)
         details = self.read(folder / ABOUT)
         self.title = self.title or _text(details.get("title"))
         self.notes += [note for note in _list(details.get("notes")) if isinstance(note, str)]
-        for child in self.folders_in(folder):
+        for child in _folders(folder, self.problems):
             self.add(child)
-        for child in self.folders_in(folder / ARMS):
+        for child in _folders(folder / ARMS, self.problems):
             self.add(child, arm=True)
 
     def add(self, folder: Path, *, arm: bool = False) -> None:
@@ -188,7 +180,7 @@ def is_study(folder: Path, kind: str | None = None) -> bool:
 
 def is_runs_folder(folder: Path) -> bool:
     """Whether a folder holds runs or studies."""
-    children = [*_folders(folder), *_folders(folder / ARMS)]
+    children = [*_folders(folder, []), *_folders(folder / ARMS, [])]
     return any(is_run(child) or is_study(child) for child in children)
 
 
@@ -209,8 +201,13 @@ def data_name(data: object) -> str:
     return short_name(text) if text else "?"
 
 
-def _folders(folder: Path) -> list[Path]:
-    return sorted(child for child in folder.iterdir() if child.is_dir()) if folder.is_dir() else []
+def _folders(folder: Path, problems: list[str]) -> list[Path]:
+    """The folders in a folder; none where it is none, or cannot be read, which is a problem."""
+    try:
+        return sorted(child for child in folder.iterdir() if child.is_dir()) if folder.is_dir() else []
+    except OSError as error:
+        problems.append(f"cannot read {folder} ({error.strerror or error})")
+        return []
 
 
 def _read_run(folder: Path, arm: bool, contents: Contents) -> Run:

@@ -306,3 +306,69 @@ def test_a_file_of_pytorch_is_named(tmp_path: Path, put: Put) -> None:
     with pytest.raises(UserError, match=r"file of PyTorch \(\.pt\)"):
         contents(path)
     assert contents(put(tmp_path / "b.zip", {"a/data.pkl": b"1", "a/1.png": b"2"})) == {"a/1.png": b"2"}
+
+
+def _tar(*headers: tuple[tarfile.TarInfo, bytes]) -> bytes:
+    """Headers and what follows them, whatever their sizes say, and the end of an archive."""
+    blocks = [info.tobuf(tarfile.GNU_FORMAT) + body for info, body in headers]
+    return b"".join(blocks) + bytes(1024)
+
+
+def _info(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.size, info.type = size, kind
+    return info
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, bz2.compress, lzma.compress])
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
+def test_a_size_beyond_all_disks_is_not_read_to(
+    kind: bytes, compress: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(compress(_tar((_info("a.png", 2**62, kind), b""), (_info("b.png", 0), b""))))
+    with pytest.raises(UserError, match="damaged"):
+        list(members(path))
+
+
+def test_a_long_header_is_not_read_into_memory(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar.gz"
+    size = 2 * module.MAX_HEADER_BYTES
+    path.write_bytes(gzip.compress(_tar((_info("x", size, tarfile.XHDTYPE), bytes(size)))))
+    with pytest.raises(UserError, match="a header of"):
+        list(members(path))
+
+
+def test_a_broken_sparse_header_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+        info = _info("a.png", 512)
+        info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "x"}
+        archive.addfile(info, io.BytesIO(b"no numbers here\n" * 32))
+    with pytest.raises(UserError, match="damaged"):
+        list(members(path))
+
+
+def test_folders_that_link_twice_to_the_next_are_refused(tmp_path: Path, put: Put) -> None:
+    for i in range(28):
+        (tmp_path / f"{i}").mkdir()
+    for i in range(27):
+        for name in "ab":
+            (tmp_path / f"{i}" / name).symlink_to(tmp_path / f"{i + 1}")
+    put(tmp_path / "27", {"x.png": b"x"})
+    with pytest.raises(UserError, match="in more than 100 ways"):
+        list(members(tmp_path / "0"))
+
+
+def test_a_folder_may_be_linked_to_from_several_parts(tmp_path: Path, put: Put) -> None:
+    put(tmp_path, {"set/train/a/x.png": b"x"})
+    (tmp_path / "set" / "test").symlink_to(tmp_path / "set" / "train")
+    assert set(contents(tmp_path / "set")) == {"train/a/x.png", "test/a/x.png"}
+
+
+def test_a_link_to_itself_is_a_bad_file(tmp_path: Path, put: Put) -> None:
+    put(tmp_path, {"x.png": b"x"})
+    (tmp_path / "y.png").symlink_to(tmp_path / "y.png")
+    bad = [member for member in members(tmp_path) if member.name == "y.png"]
+    with pytest.raises(BadFile, match="symbolic links"):
+        bad[0].read()

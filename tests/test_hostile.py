@@ -1,0 +1,367 @@
+"""Run folders and data of somebody else: what they hold is read as data, within bounds, and shown as text."""
+
+import errno
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from genssl import checkpoint, files, run_info
+from genssl.errors import UserError, explain, printable
+from tests.conftest import call
+
+SECRET = "S3CRET"
+ESCAPE = "\x1b]52;c;aGk=\x07"  # writes to the clipboard of a terminal
+DEEP = "[" * 20_000 + "]" * 20_000
+RUN_FILES = (
+    "model.safetensors",
+    "config.json",
+    "environment.json",
+    "history.jsonl",
+    "eval/sample.json",
+    "SHIPPED.txt",
+)
+
+
+@pytest.fixture(scope="session")
+def measured_run(vae_run: Path) -> Path:
+    """The run with numbers in eval/."""
+    assert call("sample", vae_run, "-n", 4).exit_code == 0
+    shutil.copy(vae_run / "eval" / "sample-n4.json", vae_run / "eval" / "sample.json")
+    return vae_run
+
+
+@pytest.fixture
+def run(measured_run: Path, tmp_path: Path) -> Path:
+    """A copy of it that a test may spoil."""
+    return Path(shutil.copytree(measured_run, tmp_path / "runs" / "odd"))
+
+
+def signed(file: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """Write a file whose digests are right, as whoever made it by hand would."""
+    files.write_tensors(file, tensors, metadata)
+
+
+def is_polite(output: str) -> bool:
+    return "Traceback" not in output and "unexpected error" not in output
+
+
+# Text from outside
+
+
+def test_what_moves_a_cursor_is_spelled_out() -> None:
+    assert printable("a\x1b[2J\n\u202e\0é 猫") == "a\\x1b[2J\\x0a\\x202e\\x00é 猫"
+    assert str(UserError("one\ntwo", files=["three\x1b"])) == "one\\x0atwo\nthree\\x1b"
+
+
+def test_no_name_or_setting_reaches_the_terminal_as_it_is(run: Path) -> None:
+    odd = run.with_name(f"{ESCAPE}\nodd")
+    run.rename(odd)
+    tensors, metadata = files.read_tensors(odd / "model.safetensors")
+    config = json.loads(metadata["config"]) | {"data": f"no{ESCAPE}\nsuch"}
+    metrics = json.loads(metadata["metrics"]) | {f"loss{ESCAPE}": f"x{ESCAPE}"}
+    metadata |= {"config": json.dumps(config), "metrics": json.dumps(metrics)}
+    signed(odd / "model.safetensors", tensors, metadata)
+    (odd / "eval" / f"{ESCAPE}.json").write_text("[]")
+    for command in (
+        ["runs", "show", odd], ["runs", "verify", odd], ["reconstruct", odd], ["sample", odd, "-n", 2],
+        ["report", odd, "--out", odd.with_name("x.html")], ["--checkpoints", odd.parent, "runs", "list"],
+        ["train", "vae", "--data", f"no{ESCAPE}", "--dry-run"], ["train", f"vae{ESCAPE}"], [f"{ESCAPE}"],
+    ):  # fmt: skip
+        output = call(*command).output
+        assert all(line.isprintable() for line in output.split("\n")), output
+        assert "\\x1b" in output or command[-1] == "list", command
+
+
+def test_further_lines_are_only_those_of_the_program(run: Path) -> None:
+    config = json.loads((run / "config.json").read_text()) | {"method": "x\ngenssl: all is well"}
+    (run / "config.json").write_text(json.dumps(config))
+    output = call("train", "--resume", run).output
+    assert output.count("\n") == 1, output
+
+
+# Links
+
+
+@pytest.mark.parametrize("name", [*RUN_FILES, "about.json"])
+def test_a_report_shows_nothing_that_a_link_leads_to(name: str, run: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.json"
+    secret.write_text(json.dumps({"title": SECRET, "command": SECRET, "epoch": 1}))
+    file = run.parent / name if name == "about.json" else run / name
+    file.unlink(missing_ok=True)
+    file.symlink_to(secret)
+    result = call("report", run.parent, "--out", tmp_path / "x.html")
+    page = (tmp_path / "x.html").read_text()
+    assert SECRET not in page
+    assert f"{file} is a link out of its folder" in " ".join(result.output.split())
+    assert "vae" in page  # the rest is there
+
+
+def test_a_folder_of_pictures_elsewhere_is_not_shown(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "config.json").write_text(json.dumps({"secret": SECRET}))
+    Image.new("RGB", (20, 10)).save(tmp_path / "private" / "x.png")
+    shutil.rmtree(run / "eval")
+    (run / "eval").symlink_to(tmp_path / "private")
+    output = call("report", run, "--out", tmp_path / "x.html").output
+    assert "x.png is a link out of its folder" in output
+    assert SECRET not in (tmp_path / "x.html").read_text()
+
+
+def test_links_within_a_run_and_to_a_run_are_followed(run: Path, tmp_path: Path) -> None:
+    (run / "eval" / "again.json").symlink_to(run / "eval" / "sample.json")
+    (tmp_path / "elsewhere").symlink_to(run)
+    assert files.read_json(tmp_path / "elsewhere" / "eval" / "again.json")["images"] == 4
+
+
+def test_nothing_is_written_through_a_link_out_of_a_run(run: Path, tmp_path: Path) -> None:
+    target = tmp_path / "precious.json"
+    target.write_text("mine")
+    for name, command in (
+        ("eval/sample-n3.json", ["sample", run, "-n", 3]),
+        ("curves.png", ["train", "--resume", run, "--epochs", 3]),
+        ("config.json", ["train", "--resume", run, "--epochs", 4]),
+    ):
+        (run / name).unlink(missing_ok=True)
+        (run / name).symlink_to(target)
+        result = call(*command)
+        assert result.exit_code != 0
+        assert "is a link out of its folder" in result.output
+        assert target.read_text() == "mine"
+
+
+# What is no file, and files without an end
+
+
+@pytest.mark.parametrize("name", [*RUN_FILES, "state.safetensors"])
+def test_a_pipe_is_not_waited_for(name: str, run: Path, tmp_path: Path) -> None:
+    (run / name).unlink(missing_ok=True)
+    os.mkfifo(run / name)
+    start = time.monotonic()
+    for command in (
+        ["report", run, "--out", tmp_path / "x.html"], ["runs", "show", run], ["runs", "verify", run],
+        ["train", "--config", run, "--dry-run"], ["train", "--resume", run, "--epochs", 2],
+    ):  # fmt: skip
+        assert is_polite(call(*command).output)
+    assert (tmp_path / "x.html").exists()
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no /dev/zero")
+def test_a_device_and_a_huge_file_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "zeros.json").symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="no regular file"):
+        files.read_json(tmp_path / "zeros.json")
+    with (tmp_path / "huge.json").open("wb") as file:
+        file.truncate(2**40)  # takes no room
+    with pytest.raises(UserError, match="larger than"):
+        files.read_json(tmp_path / "huge.json")
+
+
+# What cannot be read hides nothing else
+
+
+@pytest.mark.parametrize(
+    "text", [DEEP, '{"epoch": ' + "9" * 6000 + "}", "[]", "null", "1", '{"epoch": NaN}', "\udc80"]
+)
+@pytest.mark.parametrize("name", RUN_FILES[1:5])
+def test_one_bad_file_is_named_and_the_rest_is_shown(name: str, text: str, run: Path, tmp_path: Path) -> None:
+    (run / name).write_bytes(text.encode(errors="surrogateescape"))
+    for command in (
+        ["runs", "verify", run],
+        ["train", "--resume", run, "--epochs", 3],
+        ["runs", "show", run],
+    ):
+        assert is_polite(call(*command).output)
+    result = call("report", run, "--out", tmp_path / "x.html")
+    assert result.exit_code == 0
+    assert name in result.output
+    page = (tmp_path / "x.html").read_text()
+    assert "data:image" in page
+
+
+def test_a_folder_that_cannot_be_read_hides_no_other(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run.parent / "arms").mkdir()
+    list_folder = Path.iterdir
+
+    def iterdir(folder: Path) -> Iterator[Path]:
+        if folder.name == "arms":
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return list_folder(folder)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    result = call("report", run.parent, "--out", tmp_path / "x.html")
+    assert "arms (Permission denied)" in result.output
+    assert result.exit_code == 0
+
+
+def test_a_link_to_itself_hides_no_other_run(run: Path) -> None:
+    other = run.parent / "loop"
+    other.mkdir()
+    (other / "model.safetensors").symlink_to(other / "model.safetensors")
+    assert "odd" in call("--checkpoints", run.parent, "runs", "list").output
+    assert "report:" in call("report", run.parent).output
+
+
+def test_what_the_system_refuses_is_not_called_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "x.safetensors"
+    signed(file, {"a": torch.zeros(2)}, {})
+
+    def refuse(path: Path, *arguments: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    for read in (files.read_tensors, files.read_header, files.read_text):
+        with pytest.raises(UserError, match="Permission denied") as raised:
+            read(file)
+        assert "damaged" not in str(raised.value)
+
+
+@pytest.mark.parametrize("number", [errno.EFBIG, errno.EBUSY, errno.EINVAL, errno.EIO, errno.ELOOP])
+def test_every_error_of_the_system_has_a_line(number: int) -> None:
+    error = explain(OSError(number, os.strerror(number), "/some/file"))
+    assert error is not None
+    assert os.strerror(number) in str(error)
+    assert "/some/file" in str(error)
+
+
+# Digests
+
+
+def test_every_byte_of_the_metadata_is_under_the_digest(tmp_path: Path) -> None:
+    file = tmp_path / "x.safetensors"
+    files.write_tensors(file, {"a": torch.arange(3.0)}, {"step": "6", "groups": "[1]"})
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    start = content.index(b"__metadata__") + len('__metadata__":{')
+    end = content.index(b"}", start)
+    assert b'"step":"6"' in content[start:end]
+    for i in range(start, end):
+        file.write_bytes(content[:i] + bytes([content[i] ^ 1]) + content[i + 1 :])
+        with pytest.raises(UserError, match="damaged"):
+            files.read_tensors(file)
+    assert end < 8 + length
+
+
+def test_a_file_of_an_earlier_version_is_read_and_its_tensors_are_checked(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {"a": torch.arange(3.0)}
+    digest = files.tensor_digest(tensors)
+    save_file(tensors, tmp_path / "x.safetensors", {"step": "6", "sha256": digest})
+    read, metadata = files.read_tensors(tmp_path / "x.safetensors")
+    assert torch.equal(read["a"], tensors["a"])
+    assert files.recorded_digest(metadata) == digest
+    save_file({"a": torch.arange(3.0) + 1}, tmp_path / "x.safetensors", {"step": "6", "sha256": digest})
+    with pytest.raises(UserError, match="damaged"):
+        files.read_tensors(tmp_path / "x.safetensors")
+
+
+def test_verify_sees_another_step(run: Path) -> None:
+    state = run / "state.safetensors"
+    content = state.read_bytes()
+    step = files.read_header(state)[1]["step"]
+    state.write_bytes(content.replace(f'"step":"{step}"'.encode(), f'"step":"{int(step) - 1}"'.encode()))
+    assert state.read_bytes() != content
+    result = call("runs", "verify", run)
+    assert result.exit_code == 1
+    assert "metadata do not match" in result.output
+
+
+# States and weights whose digests are right
+
+
+def _without(name: str) -> Callable[[dict[str, torch.Tensor], dict[str, str]], None]:
+    return lambda tensors, texts: (texts if name in texts else tensors).__delitem__(name)  # type: ignore[call-overload]
+
+
+def _set(name: str, value: str) -> Callable[[dict[str, torch.Tensor], dict[str, str]], None]:
+    return lambda tensors, texts: texts.__setitem__(name, value)
+
+
+def _spoil(tensors: dict[str, torch.Tensor], texts: dict[str, str]) -> None:
+    name = next(name for name in tensors if name.startswith("optimizer.0.exp_avg"))
+    tensors[name] = tensors[name] * torch.nan
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *map(_without, ("step", "groups", "images", "elapsed", "data_digest", "optimizer.0.exp_avg")),
+        *(_set("step", text) for text in ("-5", "1" + 30 * "0", "x", "1.5")),
+        *(_set("groups", text) for text in (DEEP, "[]", "[{}]", "null", '[{"lr": "x", "params": [0]}]')),
+        *(_set("elapsed", text) for text in ("nan", "-1", "1e999")),
+        *(_set("images", text) for text in ("-1", "9" * 5000)),
+        _spoil,
+    ],
+)
+def test_a_state_that_cannot_be_is_refused_in_a_line(
+    change: Callable[[dict[str, torch.Tensor], dict[str, str]], None], run: Path
+) -> None:
+    tensors, texts = files.read_tensors(run / "state.safetensors")
+    tensors = {name: value.clone() for name, value in tensors.items()}
+    change(tensors, texts)
+    signed(run / "state.safetensors", tensors, texts)
+    result = call("train", "--resume", run, "--epochs", 3)
+    assert result.exit_code in {1, 2}, result.output
+    assert is_polite(result.output)
+    assert result.output.splitlines()[-1].startswith("genssl: ")
+
+
+@pytest.mark.parametrize("line", ["[]", "null", "3", '{"epoch": 1}', '{"epoch": "x", "step": 1}', "{"])
+def test_a_line_that_is_no_record_is_named_on_resuming(line: str, run: Path) -> None:
+    history = (run / "history.jsonl").read_text()
+    (run / "history.jsonl").write_text(f"{history}{line}\n")
+    result = call("train", "--resume", run, "--epochs", 3)
+    assert result.exit_code == 2
+    assert "history.jsonl, line 3, " in result.output
+
+
+def test_an_empty_picture_does_not_keep_a_run_from_its_end(run: Path) -> None:
+    (run / "samples" / "epoch-001.png").write_bytes(b"")
+    assert call("train", "--resume", run, "--epochs", 3).exit_code == 0
+    assert run_info.inspect(run).finished
+
+
+@pytest.mark.parametrize("settings", [{"z_dim": 10**7}, {"width": 10**30}, {"width": 4096}])
+def test_a_network_is_sized_after_its_weights_are_looked_at(
+    settings: dict[str, int], run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors, metadata = files.read_tensors(run / "model.safetensors")
+    metadata["config"] = json.dumps(json.loads(metadata["config"]) | settings)
+    signed(run / "model.safetensors", tensors, metadata)
+    built = []
+    allocate = torch.nn.init.kaiming_uniform_
+
+    def record(tensor: torch.Tensor, *arguments: object, **options: object) -> torch.Tensor:
+        built.append(tensor.device.type)
+        return allocate(tensor, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.nn.init, "kaiming_uniform_", record)
+    with pytest.raises(UserError, match=r"does not fit|no possible network"):
+        checkpoint.load(run)
+    assert set(built) <= {"meta"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("training", "[]"), ("training", '{"classes": 3}'), ("training", '{"notes": [1]}'), ("metrics", "[]"),
+     ("epoch", "-1"), ("epoch", "9" * 5000), ("finished", DEEP), ("training", '{"images": "x"}')],
+)  # fmt: skip
+def test_weights_that_say_what_cannot_be_are_refused(name: str, text: str, run: Path) -> None:
+    tensors, metadata = files.read_tensors(run / "model.safetensors")
+    signed(run / "model.safetensors", tensors, metadata | {name: text})
+    with pytest.raises(UserError, match="does not say what it is"):
+        run_info.inspect(run)
+    for command in (["report", run], ["sample", run], ["--checkpoints", run.parent, "runs", "list"]):
+        assert is_polite(call(*command).output)
