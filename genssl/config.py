@@ -1,7 +1,6 @@
 """Every hyperparameter: one frozen pydantic model per method. No torch."""
 
 import difflib
-import json
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
@@ -18,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from genssl.errors import UserError
+from genssl.errors import UserError, parse_json
 
 SHORT = {"lr": "learning_rate", "bs": "batch_size", "wd": "weight_decay"}  # what people type
 # Names of earlier versions, still read everywhere: in files, and from the command line
@@ -445,8 +444,8 @@ def read(text: str, source: str) -> Config:
         UserError: it is no JSON, or no config of this version.
     """
     try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:  # also of thousands of digits, or thousands deep
+        values = parse_json(text)
+    except ValueError as error:
         raise UserError(f"{source} is no valid JSON ({error!s:.200}); restore it") from error
     if not isinstance(values, dict) or not isinstance(values.get("method"), str):
         raise UserError(f"{source} is no config: it names no method")

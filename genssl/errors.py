@@ -1,17 +1,22 @@
-"""Errors for a person, their exit codes, and text from outside as a terminal may show it.
+"""Errors for a person and their exit codes; text from outside, as it may be shown and parsed.
 
 2 for wrong input, 1 for a run that failed, 75 where a process of a run has lost another one, 130 and 143
 for an interrupt and a terminate signal.
 """
 
 import errno
+import json
+import math
 from collections.abc import Sequence
+from typing import Any
 
 WRONG_INPUT = 2
 FAILED_RUN = 1
 LOST_PROCESS = 75  # of a process that ends because another one of the run has
 INTERRUPTED = 130
 TERMINATED = 143
+DEEPEST = 100  # lists and objects in one another, in JSON
+MOST_DIGITS = 300  # of a whole number: a float holds up to 308
 
 
 def printable(text: str) -> str:
@@ -21,6 +26,41 @@ def printable(text: str) -> str:
     an escape sequence would else move the cursor, change the title or write to the clipboard.
     """
     return text if text.isprintable() else "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text; a ValueError for what no file of this program holds.
+
+    That is not-a-number, whole numbers that no float can hold, and nesting that later code would fail at.
+    """
+    try:
+        value = json.loads(text, parse_int=_whole, parse_float=_finite, parse_constant=_finite)
+    except RecursionError:
+        raise ValueError(f"nested more than {DEEPEST} deep") from None
+    level = [value]
+    for _ in range(DEEPEST):
+        parents = [item.values() if isinstance(item, dict) else item for item in level if _has_items(item)]
+        if not parents:
+            return value
+        level = [item for items in parents for item in items]
+    raise ValueError(f"nested more than {DEEPEST} deep")
+
+
+def _has_items(value: object) -> bool:
+    return isinstance(value, dict | list)
+
+
+def _whole(text: str) -> int:
+    if len(text) > MOST_DIGITS:
+        raise ValueError(f"a number of {len(text):,} digits")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"a number that is not finite: {text[:20]}")
+    return value
 
 
 class UserError(Exception):

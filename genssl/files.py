@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and what a file says of the command that made it. No torch."""
+"""Files: written so that they are whole or absent, read within bounds. No torch."""
 
 import base64
 import contextlib
@@ -6,18 +6,15 @@ import errno
 import hashlib
 import io
 import json
-import math
 import os
 import re
-import shlex
-import struct
 import tempfile
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from genssl.errors import FAILED_RUN, UserError
+from genssl.environment import mark_png
+from genssl.errors import FAILED_RUN, UserError, parse_json
 from genssl.paths import target_outside
 
 if TYPE_CHECKING:
@@ -26,123 +23,11 @@ if TYPE_CHECKING:
     from PIL.PngImagePlugin import PngInfo
     from torch import Tensor
 
-PNG = b"\x89PNG\r\n\x1a\n"
-PNG_END = 12  # bytes of the chunk IEND
-CHUNK = b"tEXtgenssl\0"  # its type and keyword
-COMMENT, COMMENT_END = b"<!-- genssl ", b" -->\n"
 LARGEST = 16_000  # pixels of a picture's side: WebP ends at 16,383, and larger ones are hardly shown
 LARGEST_TEXT = 32 * 2**20  # bytes of a file that is parsed
 LARGEST_PICTURE = 256 * 2**20  # bytes
-DEEPEST = 100  # lists and objects in one another
-MOST_DIGITS = 300  # of a whole number: a float holds up to 308
 SHA256, TENSORS = "sha256", "tensors_sha256"  # in the metadata of a safetensors file
 LOCK = ".lock"  # in a folder that a process has locked
-
-
-def mark_png(content: bytes, details: Mapping[str, str]) -> bytes:
-    """The same PNG with `details` in a text chunk, "command" among it."""
-    body = CHUNK + _text(content, details)
-    checksum = struct.pack(">I", zlib.crc32(body))
-    chunk = struct.pack(">I", len(body) - 4) + body + checksum  # the type does not count as data
-    return content[:-PNG_END] + chunk + content[-PNG_END:]
-
-
-def mark_page(content: bytes, details: Mapping[str, str]) -> bytes:
-    """The same HTML with `details` in a comment at its end, "command" among it."""
-    return content + COMMENT + _text(content, details) + COMMENT_END
-
-
-def command_of(path: Path) -> str | None:
-    """The command that a PNG, page, JSON or safetensors file says has made it; None where it does not say.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    try:
-        match path.suffix.lower():
-            case ".png" | ".html" | ".htm":
-                details = _unchanged(path.read_bytes())
-            case ".json":
-                details = parse_json(path.read_bytes())
-            case ".safetensors":
-                details = _safetensors_metadata(path)
-            case _:
-                return None
-        command = details["command"]
-    except (ValueError, KeyError, TypeError, struct.error):
-        return None
-    return command if isinstance(command, str) else None
-
-
-def made_by(path: Path, command: str) -> bool:
-    """Whether this command made the file; --json, which changes no file, does not count.
-
-    An ONNX file holds the command's SHA-256 (`digest`), a .jsonl belongs to the .json beside it; JPEG, WebP,
-    PDF and SVG do not say who made them.
-    """
-    suffix = path.suffix.lower()
-    if suffix == ".jsonl":
-        path = path.with_suffix(".json")
-        return path.exists() and made_by(path, command)
-    if suffix == ".onnx":
-        return digest(command).encode() in path.read_bytes()
-    recorded = command_of(path)
-    return recorded is not None and _without_json(recorded) == _without_json(command)
-
-
-def digest(command: str) -> str:
-    """SHA-256 of a command, for files that are searched for it."""
-    return hashlib.sha256(shlex.join(_without_json(command)).encode()).hexdigest()
-
-
-def _without_json(command: str) -> list[str]:
-    return [word for word in shlex.split(command) if word != "--json"]
-
-
-def _text(content: bytes, details: Mapping[str, str]) -> bytes:
-    """`details` and the content's SHA-256 as JSON in ASCII, without characters that end a comment."""
-    text = json.dumps({**details, "sha256": hashlib.sha256(content).hexdigest()})
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").encode()
-
-
-def _unchanged(content: bytes) -> dict[str, Any]:
-    """What the mark in a PNG or a page says, while the rest is as it was.
-
-    Raises:
-        ValueError, struct.error: there is no mark, or the rest was changed.
-    """
-    start, end, text = _png_mark(content) if content.startswith(PNG) else _page_mark(content)
-    details: dict[str, Any] = parse_json(text)
-    if details["sha256"] != hashlib.sha256(content[:start] + content[end:]).hexdigest():
-        raise ValueError("changed")
-    return details
-
-
-def _png_mark(content: bytes) -> tuple[int, int, bytes]:
-    """Where the chunk begins and ends, and its text."""
-    start = len(PNG)
-    while start < len(content):
-        (length,) = struct.unpack_from(">I", content, start)
-        end = start + 12 + length  # length, type, data, checksum
-        if content[start + 4 :].startswith(CHUNK):
-            return start, end, content[start + 4 + len(CHUNK) : end - 4]
-        start = end
-    raise ValueError("no mark")
-
-
-def _page_mark(content: bytes) -> tuple[int, int, bytes]:
-    """Where the comment begins and ends, and its text."""
-    start = content.rindex(COMMENT)
-    end = content.index(COMMENT_END, start)
-    return start, end + len(COMMENT_END), content[start + len(COMMENT) : end]
-
-
-def _safetensors_metadata(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header: dict[str, Any] = parse_json(file.read(min(length, LARGEST_TEXT)))  # the format's own limit
-    metadata: dict[str, Any] = header["__metadata__"]
-    return metadata
 
 
 def expand_home(path: str | Path) -> Path:
@@ -462,41 +347,6 @@ def read_text(path: Path) -> str:
         return read_bytes(path, LARGEST_TEXT).decode()
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is damaged: it is no text ({error}); restore or remove it") from error
-
-
-def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text; a ValueError for what no file of this program holds.
-
-    That is not-a-number, whole numbers that no float can hold, and nesting that later code would fail at.
-    """
-    try:
-        value = json.loads(text, parse_int=_whole, parse_float=_finite, parse_constant=_finite)
-    except RecursionError:
-        raise ValueError(f"nested more than {DEEPEST} deep") from None
-    level = [value]
-    for _ in range(DEEPEST):
-        parents = [item.values() if isinstance(item, dict) else item for item in level if _has_items(item)]
-        if not parents:
-            return value
-        level = [item for items in parents for item in items]
-    raise ValueError(f"nested more than {DEEPEST} deep")
-
-
-def _has_items(value: object) -> bool:
-    return isinstance(value, dict | list)
-
-
-def _whole(text: str) -> int:
-    if len(text) > MOST_DIGITS:
-        raise ValueError(f"a number of {len(text):,} digits")
-    return int(text)
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"a number that is not finite: {text[:20]}")
-    return value
 
 
 def read_json(path: Path) -> Any:

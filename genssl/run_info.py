@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from genssl import files, paths
-from genssl.errors import FAILED_RUN, UserError
+from genssl.errors import FAILED_RUN, UserError, parse_json
 
 if TYPE_CHECKING:
     from genssl.config import Config
@@ -136,7 +136,7 @@ def inspect(path: Path) -> RunInfo:
             folder=file.parent,
             config=config,
             epoch=_epoch(metadata["epoch"]),
-            finished=bool(files.parse_json(metadata["finished"])),
+            finished=bool(parse_json(metadata["finished"])),
             metrics=_record(metadata["metrics"]),
             digest=metadata[files.TENSORS if files.TENSORS in metadata else files.SHA256],
             training=training,
@@ -160,7 +160,7 @@ def _is(value: object, kind: type) -> bool:
 
 
 def _record(text: str) -> dict[str, Any]:
-    value = files.parse_json(text)
+    value = parse_json(text)
     if not isinstance(value, dict):
         raise ValueError("no JSON object")
     return value

@@ -7,8 +7,15 @@ import subprocess
 import tomllib
 from pathlib import Path
 
-from genssl.environment import PACKAGES, SOURCE, command_line, git_revision, record_arguments, system
-from genssl.files import command_of
+from genssl.environment import (
+    PACKAGES,
+    SOURCE,
+    command_line,
+    command_of,
+    git_revision,
+    record_arguments,
+    system,
+)
 
 from .conftest import call
 

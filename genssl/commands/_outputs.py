@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from genssl.commands._console import echo
-from genssl.environment import command_line
+from genssl.environment import command_line, made_by, mark_png
 from genssl.errors import UserError
 from genssl.eval.names import file_name
-from genssl.files import made_by, mark_png, refuse_outside, require_writable, write_json
+from genssl.files import refuse_outside, require_writable, write_json
 from genssl.paths import LABEL, is_writable_run
 from genssl.report import load
 from genssl.run_info import CONFIG, ENVIRONMENT, HISTORY, MODEL, STATE

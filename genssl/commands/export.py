@@ -9,9 +9,8 @@ import typer
 from genssl.commands import _options, _outputs
 from genssl.commands._console import echo, show_lines, show_values
 from genssl.commands._run import LoadedRun, load_run
-from genssl.environment import command_line
+from genssl.environment import command_line, digest
 from genssl.errors import UserError
-from genssl.files import digest
 
 SUFFIXES = {"torchvision": ".safetensors", "onnx": ".onnx"}
 

@@ -8,8 +8,8 @@ import typer
 
 from genssl.commands import _options, _outputs
 from genssl.commands._console import echo
+from genssl.environment import command_of
 from genssl.errors import UserError
-from genssl.files import command_of
 from genssl.paths import REPORT
 
 if TYPE_CHECKING:

@@ -213,7 +213,7 @@ def runs_show(run: _options.Run, as_json: _options.Json = False) -> None:
 
 @runs_app.command("verify")
 def runs_verify(run: _options.Run) -> None:
-    """Check the SHA-256 of all tensors of a run."""
+    """Check the files of a run, and the SHA-256 of its tensors and metadata."""
     from genssl import run_info, runs
 
     path = runs.find(run)

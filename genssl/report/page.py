@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from genssl import __version__, files
-from genssl.environment import command_line
+from genssl.environment import command_line, mark_page
 from genssl.report import assignment, format, results, studies
 from genssl.report.figures import Cell, ReportFigure, Table, embed
 from genssl.report.load import Contents, Run, is_of_study, recorded
@@ -136,7 +136,7 @@ def write(contents: Contents, out: Path, template: Template = "runs") -> Written
         environment=_environment(contents.runs),
         problems=problems,
     )
-    content = files.mark_page(html.encode(errors="backslashreplace"), {"command": command_line()})
+    content = mark_page(html.encode(errors="backslashreplace"), {"command": command_line()})
     files.write_bytes(path, content)
     return Written(path, len(content), [run.name for run in contents.runs], figures, problems)
 

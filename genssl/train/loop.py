@@ -15,7 +15,7 @@ from genssl.config import Config
 from genssl.data.augment.views import Views
 from genssl.data.loader import Loader
 from genssl.data.split import Split
-from genssl.errors import UserError
+from genssl.errors import UserError, parse_json
 from genssl.models.method import Method
 from genssl.runtime import autocast, choose_precision, epoch_permutation, generator
 from genssl.train.ddp import check_batch_divides, convert_batch_norm, wrap_ddp
@@ -229,7 +229,7 @@ class Training:
             entries.setdefault(int(i), {})[key] = _with_strides_of(parameters[int(i)], value)
         if len({frozenset(moments) for moments in entries.values()}) > 1:
             raise ValueError("some weights lack a moment")
-        groups = json.loads(texts["groups"])
+        groups = parse_json(texts["groups"])
         for group in groups:
             # The key's name in states of earlier versions
             if "constant_rate" in group:

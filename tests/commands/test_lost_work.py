@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from genssl import files
+from genssl import environment, files
 from genssl.data import image_folder
 from genssl.eval import sample as sampling
 from genssl.eval.latent_profile import draw_profile
@@ -73,7 +73,7 @@ def test_images_of_other_weights_are_not_mixed_in(vae_run: Path, tmp_path: Path)
     record = json.loads((tmp_path / "images" / "samples.json").read_text())
     assert record["settings"]["batch_size"] == 2
     (tmp_path / "images" / "00001.png").write_bytes(  # as other weights drew it, with the same command
-        files.mark_png(blank(), {"command": record["command"]})
+        environment.mark_png(blank(), {"command": record["command"]})
     )
     record["settings"]["weights_sha256"] = "other"
     (tmp_path / "images" / "samples.json").write_text(json.dumps(record))
