@@ -16,6 +16,7 @@ LOST_PROCESS = 75  # of a process that ends because another one of the run has
 INTERRUPTED = 130
 TERMINATED = 143
 DEEPEST = 100  # lists and objects in one another, in JSON
+LONGEST = 1500  # characters of a line
 MOST_DIGITS = 300  # of a whole number: a float holds up to 308
 
 
@@ -73,8 +74,13 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str, code: int = WRONG_INPUT, files: Sequence[str] = ()) -> None:
-        super().__init__("\n".join(map(printable, (message, *files))))
+        super().__init__("\n".join(_shortened(printable(line)) for line in (message, *files)))
         self.code = code
+
+
+def _shortened(line: str) -> str:
+    """A line without its middle where a name or a value makes it endless."""
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
 
 
 class Echo(UserError):

@@ -257,9 +257,10 @@ def config_in(metadata: Mapping[str, str], file: Path) -> "Config":
     Raises:
         UserError: there is none, or it is of another format.
     """
-    if metadata.get("format", "").isdecimal() and int(metadata["format"]) > int(FORMAT):
+    version = metadata.get("format", "")
+    if version.isdecimal() and (len(version) > 9 or int(version) > int(FORMAT)):
         raise UserError(
-            f"{file} is of format {metadata['format']}, which a newer version wrote; update genssl to use it"
+            f"{file} is of format {version}, which a newer version wrote; update genssl to use it"
         )
     if "config" not in metadata or metadata.get("format") != FORMAT:
         raise UserError(

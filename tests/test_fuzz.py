@@ -169,7 +169,7 @@ def test_texts_of_a_run(name: str, evaluated: Path, tmp_path: Path) -> None:
     chance = random.Random(f"{SEED} {name}")
     for file in run.glob(name):
         content = file.read_bytes()
-        for _ in range(150):
+        for _ in range(70):
             file.write_bytes(altered_text(content, chance))
             polite(lambda: write_report(run, tmp_path / "x.html"))
             polite(lambda: run_info.data_path(run))
@@ -185,7 +185,7 @@ def test_tensors_of_a_run(name: str, evaluated: Path, tmp_path: Path) -> None:
     chance = random.Random(f"{SEED} {name}")
     content = (run / name).read_bytes()
     length = 8 + int.from_bytes(content[:8], "little")
-    for _ in range(400):
+    for _ in range(300):
         header = flipped(content[8:length], chance)
         prefix = len(header).to_bytes(8, "little") if chance.random() < 0.5 else flipped(content[:8], chance)
         (run / name).write_bytes(prefix + header + content[length:])
@@ -199,7 +199,7 @@ def test_weights_that_somebody_signed(evaluated: Path, tmp_path: Path) -> None:
     run = copy_of(evaluated, tmp_path)
     chance = random.Random(SEED)
     tensors, metadata = files.read_tensors(evaluated / "model.safetensors")
-    for _ in range(150):
+    for _ in range(120):
         name = chance.choice(("config", "metrics", "training", "epoch", "finished", "format"))
         changed = altered_text(metadata[name].encode(), chance).decode(errors="replace")
         with suppress(UnicodeEncodeError):
@@ -212,7 +212,7 @@ def test_commands_on_a_spoiled_run(evaluated: Path, tmp_path: Path) -> None:
     chance = random.Random(SEED)
     run = copy_of(evaluated, tmp_path)
     names = ["config.json", "environment.json", "history.jsonl", "eval/sample-n4.json"]
-    for _ in range(30):
+    for _ in range(12):
         name = chance.choice(names)
         content = (run / name).read_bytes()
         (run / name).write_bytes(altered_text(content, chance))
@@ -288,7 +288,7 @@ def test_archives(kind: str, tmp_path: Path) -> None:
     chance = random.Random(f"{SEED} {kind}")
     content = _archive(kind)
     path = tmp_path / ("a.zip" if kind == "zip" else "a.tar")
-    for i in range(150):
+    for i in range(300):
         mutate = _resigned if kind in {"pax", "gnu"} and i % 2 else flipped
         path.write_bytes(mutate(content, chance))
         polite(lambda: image_folder.read(path, 16, skip_bad=True))
@@ -300,7 +300,7 @@ def test_images_in_a_folder(tmp_path: Path) -> None:
     images = _images()
     for name in images:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-    for _ in range(150):
+    for _ in range(300):
         for name, content in images.items():
             (tmp_path / name).write_bytes(flipped(content, chance))
         polite(lambda: image_folder.read(tmp_path, 16, skip_bad=True))
