@@ -11,6 +11,7 @@ import re
 import shlex
 import struct
 import tempfile
+import time
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,6 +31,9 @@ CHUNK = b"tEXtgenssl\0"  # its type and keyword
 COMMENT, COMMENT_END = b"<!-- genssl ", b" -->\n"
 LARGEST = 16_000  # pixels of a picture's side: WebP ends at 16,383, and larger ones are hardly shown
 LOCK = ".lock"  # in a folder that a process has locked
+TEMPORARY = re.compile(
+    r"\..+\.[a-z0-9_]{8}\.tmp|\.tmp[A-Za-z0-9]{6}"
+)  # names of `atomic`, and of safetensors
 
 
 def mark_png(content: bytes, details: Mapping[str, str]) -> bytes:
@@ -189,6 +193,20 @@ def atomic(path: Path) -> Iterator[Path]:
             _flush_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: Path, older: float = 0.0) -> None:
+    """Remove temporary files of `atomic`, and of safetensors, that killed processes have left in a folder.
+
+    Args:
+        folder: that no other process writes to, such as one that is locked.
+        older: than so many seconds, where others may.
+    """
+    for file in folder.iterdir():
+        if TEMPORARY.fullmatch(file.name):
+            with contextlib.suppress(OSError):
+                if file.lstat().st_mtime <= time.time() - older:
+                    file.unlink()
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -435,8 +453,8 @@ def _umask() -> int:
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether a folder is empty but for a lock."""
-    return all(file.name == LOCK for file in folder.iterdir())
+    """Whether a folder is empty but for a lock, and what a killed process has left half-written."""
+    return all(file.name == LOCK or TEMPORARY.fullmatch(file.name) for file in folder.iterdir())
 
 
 class FolderLock:
