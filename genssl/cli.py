@@ -1,7 +1,9 @@
 """The command line: registers the commands and turns errors into one line and an exit code."""
 
+import contextlib
 import io
 import os
+import re
 import signal
 import sys
 import threading
@@ -16,7 +18,7 @@ from typer.core import TyperGroup
 
 from genssl import __version__, paths
 from genssl.commands import assignment, evaluate, export, generate, inpaint, report, runs, study, train
-from genssl.environment import launched_rank, record_arguments
+from genssl.environment import launched_rank, record_arguments, wrong_counts
 from genssl.errors import (
     FAILED_RUN,
     INTERRUPTED,
@@ -46,6 +48,9 @@ RENAMED = {
 }
 
 
+LONGEST_WORD, LONGEST_LINE = 300, 2000  # characters, in a message
+
+
 class Terminated(KeyboardInterrupt):
     """A terminate signal outside a training loop, which catches it itself."""
 
@@ -68,11 +73,16 @@ class Program(TyperGroup):
             if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
                 stream.reconfigure(errors="backslashreplace")
         try:
+            _check_names(sys.argv[1:] if args is None else args)
             arguments = [*map(_expand, self.rename(sys.argv[1:] if args is None else list(args)))]
             with record_arguments(arguments):
                 code = super().main(arguments, prog_name, complete_var, False, windows_expand_args, **extra)
         except UserError as error:  # of the arguments; those of commands are caught in `invoke`
             code = _tell(str(error), error.code)
+        except OSError as error:  # of writing the help or the version, which the parser does itself
+            if os.environ.get("GENSSL_DEBUG"):
+                raise
+            code = _lost_output(error)
         except Exception as error:
             if not hasattr(
                 error, "format_message"
@@ -81,7 +91,7 @@ class Program(TyperGroup):
             code = _usage(error)
         if standalone_mode:
             _on_terminate(signal.SIG_DFL)  # all is said and written: nothing to be told of the way out
-            sys.exit(code if isinstance(code, int) else 0)
+            sys.exit(_flushed(code if isinstance(code, int) else 0))
         return code
 
     def rename(self, arguments: list[str]) -> list[str]:
@@ -106,9 +116,8 @@ class Program(TyperGroup):
             code = TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
             hint = "`genssl train --resume RUN` continues a training run, the same command all else"
             raise typer.Exit(_tell(f"stopped; {hint}", code)) from None
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(0) from None
+        except BrokenPipeError as error:
+            raise typer.Exit(_lost_output(error)) from None
         except Exception as error:
             if hasattr(error, "exit_code") or os.environ.get("GENSSL_DEBUG"):
                 raise
@@ -116,6 +125,42 @@ class Program(TyperGroup):
             if not isinstance(failure, Echo):
                 _tell(str(failure), failure.code)
             raise typer.Exit(failure.code) from error
+
+
+def _check_names(arguments: Sequence[str]) -> None:
+    """Refuse at the start what would fail after the work, when it is to be written down.
+
+    Raises:
+        UserError: a name is not UTF-8, or a variable that torchrun sets is no number.
+    """
+    names = [*arguments, *(os.environ.get(name, "") for name in ("GENSSL_CACHE", "GENSSL_CHECKPOINTS"))]
+    with contextlib.suppress(OSError):  # the folder was removed
+        names.append(os.getcwd())
+    for name in names:
+        if "\0" in name or name != name.encode(errors="replace").decode():
+            raise UserError(f"{name!r} is not UTF-8, and no file could say so; rename it, or link to it")
+    if wrong := wrong_counts():
+        raise UserError(f"{', '.join(wrong)} in the environment is no whole number; unset it")
+
+
+def _lost_output(error: OSError) -> int:
+    """The exit code where stdout takes nothing more: its reader has ended, or its disk is full."""
+    with contextlib.suppress(OSError):
+        # What is left in the buffer would fail again at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    failure = explain(error)
+    if isinstance(error, BrokenPipeError):
+        return 0
+    return _tell(str(failure or f"cannot write to stdout ({error.strerror})"), FAILED_RUN)
+
+
+def _flushed(code: int) -> int:
+    """The exit code, once all that was printed is written."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        return _lost_output(error) or code
+    return code
 
 
 def _expand(argument: str) -> str:
@@ -173,12 +218,20 @@ def _warn(
 
 def _tell(message: str, code: int) -> int:
     """Say what happened, once: of several processes one speaks, but for what went wrong in another alone."""
-    message = "\n".join(map(printable, message.split("\n")))
-    if launched_rank() == 0:
-        print(f"genssl: {message}", file=sys.stderr)
-    elif code == FAILED_RUN or (code == WRONG_INPUT and os.environ.get("LOCAL_RANK") == "0"):
-        print(f"genssl: process {launched_rank()}: {message}", file=sys.stderr)
+    message = "\n".join(_cut(printable(line)) for line in message.split("\n"))
+    # A stderr that takes nothing changes no exit code
+    with contextlib.suppress(OSError):
+        if launched_rank() == 0:
+            print(f"genssl: {message}", file=sys.stderr)
+        elif code == FAILED_RUN or (code == WRONG_INPUT and os.environ.get("LOCAL_RANK") == "0"):
+            print(f"genssl: process {launched_rank()}: {message}", file=sys.stderr)
     return code
+
+
+def _cut(line: str) -> str:
+    """A line without the middle of words that nobody reads whole, nor of itself."""
+    line = re.sub(rf"\S{{{LONGEST_WORD},}}", lambda word: f"{word[0][:100]}...{word[0][-50:]}", line)
+    return line if len(line) <= LONGEST_LINE else f"{line[:1000]} ... {line[-300:]}"
 
 
 app = typer.Typer(
@@ -209,6 +262,7 @@ def program(
     ] = None,
 ) -> None:
     """Train, sample and measure small image models."""
+    expand_home(os.environ.get("GENSSL_CHECKPOINTS", ""))  # refused where there is no such user
     if checkpoints is not None:
         if context.invoked_subcommand not in NEEDS_NO_RUNS and not checkpoints.is_dir():
             raise UserError(
@@ -224,4 +278,19 @@ for group in (train, generate, inpaint, evaluate, export, study, assignment, rep
 def main() -> None:
     """The entry point of `genssl`."""
     os.environ["MPLBACKEND"] = "agg"  # a notebook's own, which its programs inherit, may be missing here
+    _open_streams()
     app()
+
+
+def _open_streams() -> None:
+    """Open to nothing what is closed of stdin, stdout and stderr.
+
+    Else the next file that is opened has the number of one of them, and what is printed would go into it.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115

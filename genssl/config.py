@@ -9,9 +9,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
-    PositiveInt,
     ValidationError,
     field_validator,
     model_validator,
@@ -25,6 +23,9 @@ RENAMED = {"rate_batch_size": "base_batch_size", "constant_predictor_rate": "fix
 FROM_DATA = {"num_classes"}
 NOT_KNOWN = "this version does not know; update genssl if a newer one wrote it, else correct it"
 AnyConfig = TypeVar("AnyConfig", bound="Config")
+MOST, LARGEST = 10**9, 4096  # far above what anybody trains, and within what torch counts with
+PositiveInt = Annotated[int, Field(gt=0, le=MOST)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=MOST)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -44,14 +45,14 @@ class Config(BaseModel):
     holdout: Fraction = 0.0  # share of these images that is held out of training, as a validation split
     skip_bad: bool = False  # leave unreadable files out
     zip_encoding: str | None = None  # of names in a .zip that are not marked as UTF-8
-    image_size: PositiveInt = 32  # pixels a side
+    image_size: Annotated[int, Field(gt=0, le=LARGEST)] = 32  # pixels a side
     channels: int = 3  # of the images: 1 (gray) or 3; `genssl train` takes 1 where all images are gray
     fit: Literal["crop", "pad", "stretch"] = "crop"  # how images that are not square become so
 
     # Optimization
     init: str | None = None  # a run or model file whose weights training starts from
     epochs: PositiveInt = 70
-    batch_size: int = Field(64, ge=2)  # batch norm has no use for one image
+    batch_size: int = Field(64, ge=2, le=MOST)  # batch norm has no use for one image
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: PositiveFloat = 1e-4
     base_batch_size: PositiveInt | None = None  # learning_rate is for this batch size; none: for any
@@ -63,7 +64,7 @@ class Config(BaseModel):
     ema_decay: Fraction | None = None  # of an average of the weights, used for inference
 
     # Reproducibility and precision
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
     # What is measured and drawn while training
@@ -203,7 +204,7 @@ class VAEConfig(Config):
     width: PositiveInt = 32  # channels of the first layer; each further layer doubles them
     z_dim: PositiveInt = 32  # latent dimensions
     decoder_variance: Literal["unit", "learned"] = "unit"  # learned: one shared variance (sigma-VAE)
-    mixture_components: NonNegativeInt = 10  # of the Gaussian mixture fitted to the latents; 0: none
+    mixture_components: Annotated[int, Field(ge=0, le=10_000)] = 10  # of the mixture; 0: none
     conditional: bool = False  # the networks are told the class of an image
     num_classes: PositiveInt | None = None  # of a conditional VAE; that of the data, once training starts
 
@@ -251,7 +252,7 @@ class DDPMConfig(UNetConfig):
     method: Literal["ddpm"] = "ddpm"
     has_noise_levels: ClassVar[bool] = True
 
-    timesteps: PositiveInt = 1000  # T
+    timesteps: Annotated[int, Field(gt=0, le=100_000)] = 1000  # T
     beta_schedule: Literal["linear", "cosine"] = "linear"
     beta_start: Annotated[float, Field(gt=0, lt=1)] = 1e-4  # of the linear schedule
     beta_end: Annotated[float, Field(gt=0, lt=1)] = 0.02
@@ -297,7 +298,7 @@ class SelfSupervisedConfig(Config):
 
     data: str = "cifar10"
     epochs: PositiveInt = 100
-    batch_size: int = Field(512, ge=2)
+    batch_size: int = Field(512, ge=2, le=MOST)
     optimizer: Literal["adam", "adamw", "sgd"] = "sgd"
     learning_rate: PositiveFloat = 0.03
     base_batch_size: PositiveInt | None = 256
@@ -308,7 +309,7 @@ class SelfSupervisedConfig(Config):
     encoder: Literal["resnet18", "small"] = "resnet18"  # small: the same shape, a quarter as wide
     projector_dim: PositiveInt = 2048  # of its output
     projector_hidden: PositiveInt = 2048  # of its layers before
-    projector_layers: PositiveInt = 2
+    projector_layers: Annotated[int, Field(gt=0, le=100)] = 2
 
     crop_scale: Annotated[float, Field(gt=0, le=1)] = 0.2  # smallest share of the area that a view shows
     flip: Literal["auto", "on", "off"] = "auto"  # auto: off for digits and letters
@@ -360,7 +361,7 @@ class DSSLConfig(_SiameseConfig):
 
     beta: Share = 0.1  # how much standard views follow heavy ones; 1 - beta: heavy follow standard
     naive: bool = False  # SimSiam on the heavy views, as if they were standard ones
-    heavy_operations: PositiveInt = 2  # of RandAugment, one after the other
+    heavy_operations: Annotated[int, Field(gt=0, le=100)] = 2  # of RandAugment, one after the other
     heavy_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
 
     views: ClassVar[str] = "directional"
@@ -394,7 +395,7 @@ class VICRegConfig(SelfSupervisedConfig):
 
     method: Literal["vicreg"] = "vicreg"
 
-    projector_layers: PositiveInt = 3
+    projector_layers: Annotated[int, Field(gt=0, le=100)] = 3
     weight_decay: NonNegativeFloat = 1e-4
     invariance: NonNegativeFloat = 25.0  # weights of the three terms
     variance: NonNegativeFloat = 25.0

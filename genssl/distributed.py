@@ -7,6 +7,9 @@ import contextlib
 import gc
 import importlib
 import os
+import signal
+import threading
+import time
 import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,17 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from genssl.environment import restart_count
+from genssl.environment import launched_world_size, restart_count
 from genssl.errors import LOST_PROCESS, Echo, UserError
 
-# Set by `genssl train --gpus`, which reports the loss of a process itself
+# The process id of `genssl train --gpus`, which reports the loss of a process itself
 LAUNCHER = "GENSSL_LAUNCHER"
+WATCH_EVERY = 0.5  # seconds
 LOST = ("closed by peer", "connection reset", "connection refused", "broken pipe", "remote process")
-
-
-def launched_world_size() -> int:
-    """Number of processes that torchrun started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def world_size() -> int:
@@ -101,6 +100,7 @@ def process_group(device: torch.device) -> Iterator[None]:
     joined = False
     try:
         joined = init(device)
+        _end_with_launcher()
         yield
     except BaseException as error:
         if joined:
@@ -114,6 +114,23 @@ def process_group(device: torch.device) -> Iterator[None]:
     finally:
         if joined:
             shutdown()
+
+
+def _end_with_launcher() -> None:
+    """Watch for the end of `genssl train --gpus`, which a kill takes without its processes: stop as it would.
+
+    They save, as at any terminate signal, and let the run be continued.
+    """
+    launcher = os.environ.get(LAUNCHER, "")
+    if not launcher.isdecimal():
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(launcher):
+            time.sleep(WATCH_EVERY)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _is_loss(error: BaseException) -> bool:

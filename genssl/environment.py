@@ -25,6 +25,8 @@ PNG = b"\x89PNG\r\n\x1a\n"
 PNG_END = 12  # bytes of the chunk IEND
 CHUNK = b"tEXtgenssl\0"  # its type and keyword
 COMMENT, COMMENT_END = b"<!-- genssl ", b" -->\n"
+# What torchrun, or a batch queue in its place, tells each process
+COUNTS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT")
 _ARGUMENTS: ContextVar[tuple[str, ...] | None] = ContextVar("arguments", default=None)
 
 
@@ -38,19 +40,41 @@ def record_arguments(arguments: Sequence[str]) -> Iterator[None]:
         _ARGUMENTS.reset(token)
 
 
+def wrong_counts() -> list[str]:
+    """The variables of COUNTS that are no whole numbers, as NAME=value."""
+    given = {name: os.environ[name] for name in COUNTS if name in os.environ}
+    return [f"{name}={value}" for name, value in given.items() if not _is_whole(value)]
+
+
+def _is_whole(text: str) -> bool:
+    # int() refuses thousands of digits
+    return text.strip().isascii() and text.strip().isdigit() and len(text) < 20
+
+
+def _count(name: str, default: int) -> int:
+    """A variable of COUNTS; `default` where it is wrong, which the command line refuses at its start."""
+    value = os.environ.get(name, "")
+    return int(value) if _is_whole(value) else default
+
+
+def launched_world_size() -> int:
+    """Number of processes that torchrun started; 1 without it."""
+    return _count("WORLD_SIZE", 1)
+
+
 def launched_rank() -> int:
     """Rank that torchrun gave this process; 0 where there is one process."""
-    return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
+    return _count("RANK", 0) if launched_world_size() > 1 else 0
 
 
 def is_launched_by_torchrun() -> bool:
     """Whether this is one of the processes that torchrun, or a batch queue in its place, started."""
-    return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return "TORCHELASTIC_RUN_ID" in os.environ or launched_world_size() > 1
 
 
 def restart_count() -> int:
     """How often torchrun has started the processes again."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    return _count("TORCHELASTIC_RESTART_COUNT", 0)
 
 
 def arguments() -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
@@ -28,6 +29,9 @@ LARGEST_TEXT = 32 * 2**20  # bytes of a file that is parsed
 LARGEST_PICTURE = 256 * 2**20  # bytes
 SHA256, TENSORS = "sha256", "tensors_sha256"  # in the metadata of a safetensors file
 LOCK = ".lock"  # in a folder that a process has locked
+TEMPORARY = re.compile(
+    r"\..+\.[a-z0-9_]{8}\.tmp|\.tmp[A-Za-z0-9]{6}"
+)  # names of `atomic`, and of safetensors
 
 
 def expand_home(path: str | Path) -> Path:
@@ -94,6 +98,20 @@ def atomic(path: Path) -> Iterator[Path]:
             _flush_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: Path, older: float = 0.0) -> None:
+    """Remove temporary files of `atomic`, and of safetensors, that killed processes have left in a folder.
+
+    Args:
+        folder: that no other process writes to, such as one that is locked.
+        older: than so many seconds, where others may.
+    """
+    for file in folder.iterdir():
+        if TEMPORARY.fullmatch(file.name):
+            with contextlib.suppress(OSError):
+                if file.lstat().st_mtime <= time.time() - older:
+                    file.unlink()
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -430,8 +448,8 @@ def _umask() -> int:
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether a folder is empty but for a lock."""
-    return all(file.name == LOCK for file in folder.iterdir())
+    """Whether a folder is empty but for a lock, and what a killed process has left half-written."""
+    return all(file.name == LOCK or TEMPORARY.fullmatch(file.name) for file in folder.iterdir())
 
 
 class FolderLock:

@@ -142,6 +142,16 @@ def _rank(info: run_info.RunInfo) -> tuple[bool, bool]:
     return info.state == "finished", info.epoch > 0
 
 
+def check_tag(tag: str | None) -> None:
+    """Refuse a tag that a run's name would not show as it is.
+
+    Raises:
+        UserError: it holds other characters, or too many.
+    """
+    if tag and re.fullmatch(r"[A-Za-z0-9_.-]{1,100}", tag) is None:
+        raise UserError(f"--tag {tag!r} is no part of a name; use up to 100 of A-Z, a-z, 0-9, -, _ and .")
+
+
 def run_name(config: Config, tag: str | None) -> str:
     """<method>-<data>[-tag], in characters that every file system takes."""
     parts = [config.method, short_name(config.data), *([tag] if tag else [])]

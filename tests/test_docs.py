@@ -55,8 +55,9 @@ def test_every_written_command_exists_with_its_options(page: Path) -> None:
     known = commands()
     for line in written_commands(page):
         words = shlex.split(line.split("#")[0])[1:]
-        name = " ".join(words[:2]) if " ".join(words[:2]) in known else words[0]
-        assert name in known, line
+        names = [" ".join(words[:length]) for length in (3, 2, 1)]
+        name = next((name for name in names if name in known), "")
+        assert name, line
         options = {option for parameter in known[name].params for option in parameter.opts} | {"-h", "--help"}
         for word in words:
             if word.startswith("-") and not word.lstrip("-")[:1].isdigit():

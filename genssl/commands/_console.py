@@ -27,11 +27,20 @@ PLAIN_EVERY = 30.0  # seconds between plain lines of progress
 
 
 def echo(*lines: str) -> None:
-    """Print lines on stderr, in the main process only."""
-    if launched_rank() == 0:
-        console = Console(stderr=True, highlight=False, soft_wrap=True)
+    """Print lines on stderr, in the main process only; a stderr on a full disk stops no work.
+
+    Raises:
+        BrokenPipeError: its reader has ended.
+    """
+    if launched_rank() > 0:
+        return
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
         for line in lines:
             console.print(_text(line))
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            raise
 
 
 def is_live() -> bool:
@@ -119,13 +128,14 @@ def progress(text: str) -> Iterator[Callable[[int, int], None]]:
             task = bar.add_task(printable(text), total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
         return
-    last = time.monotonic()
+    start = last = time.monotonic()
 
     def plain(done: int, total: int) -> None:
         nonlocal last
         if time.monotonic() - last >= PLAIN_EVERY:
             last = time.monotonic()
-            echo(f"{text}: {done} of {total}")
+            left = (last - start) * (total - done) / max(1, done)
+            echo(f"{text}: {done:,} of {total:,}, about {readable_seconds(left)} left")
 
     yield plain
 

@@ -103,7 +103,7 @@ SplitName = Literal["train", "test"]
 SPLITS: tuple[SplitName, SplitName] = ("train", "test")
 RunSplitName = Literal["train", "validation", "test"]  # validation: what the run held out of its training
 RealSplitName = Literal["train", "validation", "test", "all"]  # all: train and test together
-ImageSize = Annotated[int, typer.Option(min=1, help="Image size, in pixels per side.")]
+ImageSize = Annotated[int, typer.Option(min=1, max=4096, help="Image size, in pixels per side.")]
 # Settings of a training; None: the default of the method
 TrainingData = Annotated[
     str | None,
@@ -136,7 +136,8 @@ Sampler = Annotated[
 ]
 Steps = Annotated[int | None, typer.Option(min=1, help="Number of sampler steps (DDPM, flow).")]
 Eta = Annotated[
-    float | None, typer.Option(help="Noise of the ddim sampler: 0 is deterministic, 1 ancestral.")
+    float | None,
+    typer.Option(min=0, max=1, help="Noise of the ddim sampler: 0 is deterministic, 1 ancestral."),
 ]
 Variance = Annotated[
     Literal["posterior", "large"] | None, typer.Option(help="Variance of the ancestral sampler.")
@@ -150,7 +151,8 @@ ClassLabel = Annotated[
     ),
 ]
 Guidance = Annotated[
-    float | None, typer.Option(help="Classifier-free guidance w; 0: none, -1: no class; default: 1.")
+    float | None,
+    typer.Option(min=-1, max=1000, help="Classifier-free guidance w; 0: none, -1: no class; default: 1."),
 ]
 
 

@@ -7,6 +7,7 @@ folder, get a number. In eval/ of a run, the options that matter are part of the
 import io
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ RUN_PICTURES = ("curves.png", "wall-clock.png", "-over-epochs.png")
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg"}
 IMAGE = re.compile(r"\d{5,}\.png")  # in a folder of images
 SETTINGS = "samples.json"  # beside them: how they were sampled
+SMALLEST = 500  # bytes of a PNG of 32 x 32 pixels
 TEMPORARY = ".png.tmp"  # suffix of an image that is being written
 
 
@@ -191,14 +193,27 @@ class SampleFolder:
                 self.remove_from(0)
                 write_json(file, record)
 
-    def read(self) -> "Tensor | None":
-        """The images that are there already, uint8 (N, C, H, W); None: there is none."""
+    def require_space(self, n: int) -> None:
+        """Refuse more images than the disk can hold.
+
+        Raises:
+            UserError: `n` are more, were each as small as a PNG gets.
+        """
+        free, need = shutil.disk_usage(self.folder).free, (n - self.present) * SMALLEST
+        if need > free:
+            raise UserError(
+                f"{n:,} images take {need / 1e9:,.1f} GB or more, and the disk of {self.folder} has "
+                f"{free / 1e9:,.1f} GB left; take fewer than {free // SMALLEST:,}"
+            )
+
+    def read(self, most: int) -> "Tensor | None":
+        """The first images that are there already, uint8 (up to `most`, C, H, W); None: there is none."""
         import numpy as np
         import torch
         from PIL import Image
 
         images = []
-        for i in range(self.present):
+        for i in range(min(most, self.present)):
             with Image.open(self.folder / f"{i:05d}.png") as image:
                 images.append(torch.from_numpy(np.array(image)).reshape(image.height, image.width, -1))
         return torch.stack(images).permute(0, 3, 1, 2) if images else None

@@ -34,6 +34,7 @@ def assignment(
         float | None,
         typer.Option(
             min=0.1,
+            max=1e6,
             help="Total time in minutes: epochs, images and networks are scaled to fit.",
         ),
     ] = None,
@@ -64,7 +65,7 @@ def assignment(
 def demo(
     context: typer.Context,
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path("demo"),
-    minutes: Annotated[float, typer.Option(min=0.01, help="Training time in minutes.")] = 2.0,
+    minutes: Annotated[float, typer.Option(min=0.01, max=1e6, help="Training time in minutes.")] = 2.0,
     seed: _options.Seed = 0,
     device: _options.Device = "auto",
 ) -> None:
@@ -86,6 +87,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
     message = f"another process is at work in {folder}; wait for it, or choose another --out"
     lock = files.FolderLock(folder, message)
+    files.sweep(folder)
     try:
         yield
     finally:

@@ -64,7 +64,7 @@ def importance_ll(
     context: typer.Context,
     run: _options.Run,
     common: Common,
-    k: Annotated[int, typer.Option("-k", min=1, help="Importance samples per image.")] = 100,
+    k: Annotated[int, typer.Option("-k", min=1, max=1_000_000, help="Importance samples per image.")] = 100,
 ) -> None:
     """Estimate log p(x) of test images under a VAE, in nats and bits/dim."""
     work = open_evaluation(context, run, common)
@@ -146,7 +146,7 @@ def linear_eval(
     context: typer.Context,
     run: _options.Run,
     common: Common,
-    epochs: Annotated[int, typer.Option(min=1, help="Number of epochs.")] = 100,
+    epochs: Annotated[int, typer.Option(min=1, max=100_000, help="Number of epochs.")] = 100,
     lr: Annotated[float, typer.Option("--lr", help="Initial learning rate.")] = 30.0,
     augment: Annotated[
         bool, typer.Option("--augment", help="Crop and flip the train images in each epoch; slow.")
@@ -221,7 +221,9 @@ def fidelity(
     ] = None,
     n: Annotated[
         int | None,
-        typer.Option("-n", min=1, help="Number of samples; default: 512 on a CPU, 10,000 on a GPU."),
+        typer.Option(
+            "-n", min=1, max=200_000, help="Number of samples; default: 512 on a CPU, 10,000 on a GPU."
+        ),
     ] = None,
     features: Annotated[
         str | None,
@@ -239,7 +241,7 @@ def fidelity(
     ] = "test",
     k: Annotated[int, typer.Option("-k", min=1, help="k of precision, recall, density and coverage.")] = 5,
     resamples: Annotated[
-        int, typer.Option(min=0, help="Random halves for the 95 % intervals; 0: no intervals.")
+        int, typer.Option(min=0, max=100_000, help="Random halves for the 95 % intervals; 0: no intervals.")
     ] = 100,
     memorization: Annotated[
         bool, typer.Option(help="Look for memorized training images; encodes all of them.")

@@ -1,5 +1,6 @@
 """`sample`, `reconstruct`, `interpolate`."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from genssl.data.split import Split
 
 MOST_LEVELS = 10_000
+MOST = 10_000  # images in a picture
 
 
 def register(app: typer.Typer) -> None:
@@ -45,7 +47,8 @@ def parse_levels(text: str) -> list[int]:
         levels = range(numbers[0], numbers[1] + 1, numbers[2])
     else:
         raise problem
-    if not levels or levels[0] < 1 or len(levels) > MOST_LEVELS:
+    # Beyond the range of an index a range has no length
+    if not levels or levels[0] < 1 or max(numbers) > sys.maxsize or len(levels) > MOST_LEVELS:
         raise problem
     return list(levels)
 
@@ -70,7 +73,12 @@ def sample(
     """Sample images from a generative model."""
     find_run(run, common.checkpoint, data)  # before a folder is made
     samples = None
-    if out is not None and (out.is_dir() or not out.suffix):
+    is_folder = out is not None and (out.is_dir() or not out.suffix)
+    if n > MOST and not is_folder:
+        raise UserError(
+            f"a picture shows up to {MOST:,} samples, not {n:,}; --out FOLDER writes each of them"
+        )
+    if out is not None and is_folder:
         samples = _outputs.claim_folder(out)
         out = samples.with_name(f"{samples.name}-grid.png")  # beside it: it holds nothing but samples
     else:
@@ -82,14 +90,19 @@ def sample(
     folder = None
     if samples is not None and launched_rank() == 0:
         folder = _outputs.SampleFolder(samples, _settings(work, sampling))
+        folder.require_space(n)
         if folder.present:
             echo(f"{folder.present:,} images are in {samples} already; continuing with the others")
     with progress("sampling") as tick:
         result, images = evaluation.sample(
             work.method, n, seed=common.seed, batch_size=common.batch_size, tick=tick,
-            options=sampling.given(), present=None if folder is None else folder.read(),
-            write=None if folder is None else folder.write,
+            options=sampling.given(), present=None if folder is None else folder.read(MOST),
+            write=None if folder is None else folder.write, drawn=0 if folder is None else folder.present,
+            keep=MOST,
         )  # fmt: skip
+    if n > MOST:
+        note = f"the sharpness is that of the first {MOST:,} samples"
+        result = replace(result, notes=(*result.notes, note))
     result = evaluation.with_sharpness(result, images, work.loaded.info.metrics.get(SHARPNESS))
     if trajectory:
         way = evaluation.trajectory(work.method, seed=common.seed, options=sampling.given())
@@ -224,6 +237,10 @@ def interpolate(
 ) -> None:
     """Interpolate between images."""
     config = find_run(run, common.checkpoint)[1].config
+    if rows * steps > MOST:
+        raise UserError(
+            f"a picture shows up to {MOST:,} images, not {rows * steps:,}; take fewer rows or steps"
+        )
     diffusion = config.has_noise_levels
     _refuse(
         config.method,

@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 
 DATA = "svhn, svhn-extra, cifar10, synthetic, a path, hf:OWNER/NAME, or NAME-remix."
 data_app = typer.Typer(no_args_is_help=True, help="Data sets.")
+cache_app = typer.Typer(no_args_is_help=True, help="The cache of converted data, features and downloads.")
 runs_app = typer.Typer(no_args_is_help=True, help="Trained runs.")
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this group."""
+    data_app.add_typer(cache_app, name="cache")
     app.add_typer(data_app, name="data")
     app.add_typer(runs_app, name="runs")
     app.command()(doctor)
@@ -133,6 +135,43 @@ def data_export(
     folder = _outputs.claim_folder(out)
     images = read_split(data, split, image_size, seed, skip_bad, fit=fit, zip_encoding=zip_encoding)
     _outputs.write_each(images.take(n, seed).images, folder)
+
+
+@cache_app.command("list")
+def cache_list(as_json: _options.Json = False) -> None:
+    """List what is in the cache folder, and its size."""
+    from genssl.data import cache
+
+    items = cache.items()
+    rows = [{**vars(item), "path": str(item.path)} for item in items]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    kinds = sorted({item.kind for item in items})
+    sizes = {kind: [item.bytes for item in items if item.kind == kind] for kind in kinds}
+    if rows:
+        show_rows(f"cache {cache.cache_folder()}", rows)
+        show_values("in all", {kind: f"{len(of)} of {sum(of) / 1e6:,.1f} MB" for kind, of in sizes.items()})
+    else:
+        echo(f"nothing in the cache {cache.cache_folder()}")
+
+
+@cache_app.command("clear")
+def cache_clear(
+    leftovers: Annotated[
+        bool, typer.Option("--leftovers", help="Only what killed processes and earlier versions have left.")
+    ] = False,
+    downloads: Annotated[
+        bool, typer.Option("--downloads", help="Also the downloaded files, which need the network again.")
+    ] = False,
+) -> None:
+    """Remove converted data and features from the cache, which are made again when they are needed."""
+    from genssl.data import cache
+
+    kinds = {"leftover"} if leftovers else {"data", "features", "leftover"}
+    removed = cache.clear(kinds | ({"download"} if downloads else set()))
+    size = sum(item.bytes for item in removed) / 1e6
+    echo(f"removed {len(removed)} of the cache {cache.cache_folder()}, {size:,.1f} MB")
 
 
 def _config(method: str, settings: list[str]) -> "Config":

@@ -93,7 +93,9 @@ def ablate(
         list[str] | None,
         typer.Option("--base", metavar="KEY=VALUE", help="Setting of all arms; repeatable."),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds per arm: seed, seed + 1, ...")] = 1,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=1000, help="Number of seeds per arm: seed, seed + 1, ...")
+    ] = 1,
     data: _options.TrainingData = None,
     epochs: _options.Epochs = None,
     batch_size: _options.TrainingBatchSize = None,
@@ -227,7 +229,12 @@ def compare(
     ],
     n: Annotated[
         int | None,
-        typer.Option("-n", min=1, help="Samples per generative run; default: 512 on a CPU, 10,000 on a GPU."),
+        typer.Option(
+            "-n",
+            min=1,
+            max=200_000,
+            help="Samples per generative run; default: 512 on a CPU, 10,000 on a GPU.",
+        ),
     ] = None,
     no_fidelity: Annotated[
         bool, typer.Option("--no-fidelity", help="Skip the sample-quality metrics.")

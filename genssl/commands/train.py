@@ -105,6 +105,7 @@ def train(
     as_json: _options.Json = False,
 ) -> None:
     """Train a method. All files go to one run folder."""
+    from genssl.runs import check_tag
     from genssl.train.options import Options
 
     named = {
@@ -120,6 +121,7 @@ def train(
         device=device, save_every=save_every, max_minutes=max_minutes, compile=compile, tag=tag, out=out,
         resident_limit=resident_limit, tensorboard=tensorboard, auto_resume=auto_resume,
     )  # fmt: skip
+    check_tag(tag)
     is_launcher = gpus > 1 and not is_launched_by_torchrun()
     if is_launcher and dry_run:
         raise UserError("--dry-run measures one process; leave --gpus away")

@@ -8,15 +8,16 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genssl.files import flush, write_json
+from genssl.files import expand_home, flush, write_json
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -28,6 +29,10 @@ Progress = Callable[[str, int, int | None], None]  # what, how many done, of how
 FORMAT = "2"
 HEADER = "split.json"
 TEMPORARY = ".tmp"  # suffix of a folder that is still being written
+ENTRY = {"images.npy", "labels.npy", "masks.npy", HEADER}
+# The beginnings of what this version and earlier ones have written, and the ends of what they have left
+_OWN = re.compile(r"\.?(path|hf|rows|features|svhn|svhn-extra|cifar10|synthetic)-")
+LEFT = (TEMPORARY, ".lock", ".journal", ".part")
 PIECE = 4 * 2**20  # bytes that are computed and written at a time
 
 
@@ -55,7 +60,7 @@ Arrays = Mapping[str, "LazyArray | npt.NDArray[Any]"]  # images, and labels and 
 def cache_folder() -> Path:
     """GENSSL_CACHE, else the platform's folder for caches."""
     if named := os.environ.get("GENSSL_CACHE"):
-        return Path(named).expanduser().absolute()
+        return expand_home(named).absolute()
     from platformdirs import user_cache_path
 
     return user_cache_path("genssl", appauthor=False)
@@ -154,6 +159,90 @@ def describe(path: Path) -> tuple[tuple[int, int, int, int], str] | None:
 def entry_bytes(path: Path) -> int:
     """What an entry takes on the disk."""
     return sum(file.stat().st_size for file in path.glob("*"))
+
+
+@dataclass(frozen=True)
+class Item:
+    """Something in the cache folder.
+
+    Attributes:
+        kind: "data", "features", "download", or "leftover": locks, and what killed processes have left.
+        path: a folder or a file.
+        bytes: on the disk.
+        source: where data came from.
+    """
+
+    kind: str
+    path: Path
+    bytes: int
+    source: str = ""
+
+
+def items() -> list[Item]:
+    """What this program has written to the cache folder; other files there are nobody's to list."""
+    root = cache_folder()
+    present = sorted(root.iterdir()) if root.is_dir() else []
+    listed = [item for path in present if (item := _item(path))]
+    downloads = root / "downloads"
+    files = sorted(downloads.iterdir()) if downloads.is_dir() else []
+    return listed + [Item("download", path, _size(path)) for path in files]
+
+
+def _item(path: Path) -> Item | None:
+    name = path.name
+    if path.is_symlink():
+        return None
+    if path.is_dir():
+        whole = describe(path)
+        if whole is not None and {file.name for file in path.iterdir()} <= ENTRY:
+            return Item("data", path, _size(path), whole[1])
+        is_left = _OWN.match(name) and (
+            name.endswith(TEMPORARY) or {file.name for file in path.iterdir()} <= ENTRY
+        )
+        return Item("leftover", path, _size(path)) if is_left else None
+    if re.fullmatch(r"features-[0-9a-f]{32}\.safetensors", name) and path.stat().st_size:
+        return Item("features", path, _size(path))
+    is_left = _OWN.match(name) and (name.endswith(LEFT) or path.stat().st_size == 0)
+    return Item("leftover", path, _size(path)) if is_left else None
+
+
+def _size(path: Path) -> int:
+    inside = (file for file in path.rglob("*") if file.is_file()) if path.is_dir() else (path,)
+    return sum(file.stat().st_size for file in inside)
+
+
+def clear(kinds: Collection[str]) -> list[Item]:
+    """Remove what is of these kinds, but for what another process is just writing; returns what was removed.
+
+    Data that a process has mapped stay readable for it.
+    """
+    chosen = [item for item in items() if item.kind in kinds]
+    busy = tuple(item.path.name.removesuffix(".lock") for item in chosen if _is_locked(item.path))
+    free = [item for item in chosen if not (busy and item.path.name.lstrip(".").startswith(busy))]
+    _remove([item.path for item in free if item.path.suffix != ".lock"])
+    for item in free:
+        if item.path.suffix == ".lock":
+            _remove_lock(item.path)
+    return [item for item in free if not item.path.exists()]
+
+
+def _is_locked(path: Path) -> bool:
+    from filelock import FileLock, Timeout
+
+    if path.suffix != ".lock":
+        return False
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except (OSError, NotImplementedError):
+        return False
+
+
+def _remove_lock(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def write_split(path: Path, split: "Split", source: str = "") -> None:
@@ -343,7 +432,7 @@ def _write_missing(key: str, built: "Mapping[str, Split]", source: str) -> None:
 
 
 def _remove(paths: Iterator[Path] | Sequence[Path]) -> None:
-    """Remove entries and files, as far as that is possible; locks stay."""
+    """Remove entries and files, as far as that is possible; locks stay, which others may wait for."""
     for path in list(paths):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -374,4 +463,7 @@ def _lock(path: Path, progress: Progress | None) -> Iterator[bool]:
     try:
         yield lock.is_locked
     finally:
-        lock.release()  # the file stays: two processes may hold the lock of a removed one
+        if lock.is_locked:
+            # Before it is released: filelock locks no removed file, so those that wait make a new one
+            _remove_lock(path)
+        lock.release()

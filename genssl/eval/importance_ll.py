@@ -1,7 +1,7 @@
 """log p(x) of a VAE by importance sampling."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -51,11 +51,15 @@ def importance_ll(method: Method, split: Split, k: int, *, seed: int, tick: Tick
     batch = max(1, min(64, DECODINGS // k))
     for rows in chunks(len(split), batch):
         noise = generators(seed, "eval", range(rows.start, rows.stop))
-        weights = _log_weights(model, split.images[rows], k, DECODINGS // batch, noise)
+
+        def weighed(done: int, rows: slice = rows) -> None:
+            # Of one image a million samples take minutes
+            tick(rows.start * k + done * (rows.stop - rows.start), len(split) * k)
+
+        weights = _log_weights(model, split.images[rows], k, DECODINGS // batch, noise, weighed)
         bounds.append(bound_by_samples(weights, counts))
         sizes.append(effective_sample_size(weights))
         elbos.append(weights.mean(0))
-        tick(rows.stop, len(split))
     bound, size, elbo = torch.cat(bounds, 1), torch.cat(sizes), torch.cat(elbos)
     values = _summary(bound, size, elbo, k, split)
     curve = _draw_bound(counts, bound.mean(1), values["elbo_nats"], split)
@@ -79,11 +83,19 @@ def _notes(model: HasLikelihood, values: dict[str, Any]) -> Iterator[str]:
 
 @measuring()
 def _log_weights(
-    model: HasLikelihood, images: Tensor, k: int, portion: int, noise: list[torch.Generator]
+    model: HasLikelihood,
+    images: Tensor,
+    k: int,
+    portion: int,
+    noise: list[torch.Generator],
+    weighed: Callable[[int], None],
 ) -> Tensor:
     """(k, B) in float64 on the CPU, `portion` of the k samples at a time."""
     x = to_model(images, uniform(images.shape, noise, images.device))
-    parts = [model.log_weights(x, min(portion, k - done), noise) for done in range(0, k, portion)]
+    parts = []
+    for done in range(0, k, portion):
+        parts.append(model.log_weights(x, min(portion, k - done), noise))
+        weighed(min(k, done + portion))
     return torch.cat(parts).cpu().double()
 
 

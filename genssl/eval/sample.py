@@ -31,6 +31,7 @@ ENOUGH = 16
 
 
 ALL = "all"  # classes in turn
+OF_SAMPLER = {"eta": "ddim", "variance": "ancestral"}  # options that the other samplers would ignore
 
 
 def labels_of(method: Method, label: str, rows: range) -> Tensor:
@@ -79,9 +80,14 @@ def sampler_of(method: Method, options: Mapping[str, Any]) -> Callable[..., Tens
     """
     if not isinstance(method, CanSample):
         raise UserError(f"a {method.config.method} does not generate images; choose a generative run")
+    parameters = inspect.signature(method.sample).parameters
     for name in options.keys() - {"class_label"}:
-        if name not in inspect.signature(method.sample).parameters:
+        if name not in parameters:
             raise UserError(f"a {method.config.method} has no --{name} to sample with; leave it away")
+    for name, sampler in OF_SAMPLER.items():
+        chosen = options.get("sampler", parameters["sampler"].default if "sampler" in parameters else None)
+        if name in options and chosen != sampler:
+            raise UserError(f"--{name} is for --sampler {sampler}, and this is {chosen}; leave it away")
     return method.sample
 
 
@@ -95,6 +101,8 @@ def draw_samples(
     options: Mapping[str, Any],
     present: Tensor | None = None,
     write: Callable[[int, Tensor], None] | None = None,
+    drawn: int = 0,
+    keep: int | None = None,
 ) -> Tensor:
     """Sample `n` images, uint8 (n, C, H, W) on the CPU. Image i depends on (seed, i) alone.
 
@@ -107,6 +115,8 @@ def draw_samples(
         options: of `sample` of the method.
         present: the first images, drawn before; the batches that they fill are not drawn again.
         write: called with the index of the first image of a batch and the batch, as soon as it is drawn.
+        drawn: how many images were drawn before, where they are more than `present`.
+        keep: return the first images alone, up to this many: the memory of the others is given back.
 
     Raises:
         UserError: the method does not generate, or not with these options.
@@ -114,7 +124,7 @@ def draw_samples(
     sample = sampler_of(method, options)
     if n < 1:
         raise UserError(f"-n must be at least 1, not {n}")
-    start = first_to_draw(n, batch_size, present)
+    start = first_to_draw(n, batch_size, present, drawn)
     images = [] if present is None else [present[:start]]
     for rows in chunks(n, batch_size):
         if rows.start < start:
@@ -126,21 +136,22 @@ def draw_samples(
             batch = to_bytes(sample(len(noise), noise, **arguments)).cpu()
         except ValueError as error:
             raise UserError(f"cannot sample this {method.config.method}: {error}") from error
-        images.append(batch)
+        if keep is None or rows.start < keep:
+            images.append(batch)
         if write is not None:
             write(rows.start, batch)
         tick(rows.stop, n)
-    return torch.cat(images)
+    return torch.cat(images)[:keep]
 
 
-def first_to_draw(n: int, batch_size: int, present: Tensor | None) -> int:
+def first_to_draw(n: int, batch_size: int, present: Tensor | None, drawn: int = 0) -> int:
     """The first image of the first batch that `present` does not fill, or of the last batch.
 
     Batches begin where they would in one go, so that not even the rounding differs; the last one is always
     drawn, since it shows the number of network evaluations.
     """
-    count = 0 if present is None else min(len(present), n - 1)
-    return count // batch_size * batch_size
+    count = max(drawn, 0 if present is None else len(present))
+    return min(count, n - 1) // batch_size * batch_size
 
 
 @contextmanager
@@ -172,6 +183,8 @@ def sample(
     options: Mapping[str, Any],
     present: Tensor | None = None,
     write: Callable[[int, Tensor], None] | None = None,
+    drawn: int = 0,
+    keep: int | None = None,
 ) -> tuple[EvalResult, Tensor]:
     """Sample `n` images: a grid with the sampling settings, and the images, uint8 (n, C, H, W).
 
@@ -182,19 +195,20 @@ def sample(
         batch_size: in images.
         tick: called with the images done and in total.
         options: of `sample` of the method, e.g. prior="mixture" or sampler="ddim".
-        present, write: as in `draw_samples`.
+        present, write, drawn, keep: as in `draw_samples`.
     """
     start = time.perf_counter()
     with counting_calls(method) as calls:
-        images = draw_samples(method, n, seed, batch_size, tick, options, present, write)
+        images = draw_samples(method, n, seed, batch_size, tick, options, present, write, drawn, keep)
     seconds = time.perf_counter() - start
-    first = first_to_draw(n, batch_size, present)
+    first = first_to_draw(n, batch_size, present, drawn)
     values: dict[str, Any] = {"images": n, "seed": seed, **_how(method, options)}
     if first == 0:
         values["seconds"] = round(seconds, 3)
     if calls[0]:
-        values["nfe"] = calls[0] // len(list(chunks(n - first, batch_size)))
-    header = header_of(method, f"{n} samples, {_in_words(values)}")
+        values["nfe"] = calls[0] // -(-(n - first) // batch_size)
+    shown = f"{n} samples" if len(images) == n else f"the first {len(images):,} of {n:,} samples"
+    header = header_of(method, f"{shown}, {_in_words(values)}")
     names = class_names(method) if options.get("class_label") == ALL else ()
     grid = figures.titled_grid(images, header, min(n, len(names)) or None, names)
     result = EvalResult(

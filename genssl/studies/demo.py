@@ -36,9 +36,18 @@ def bring_shipped(folder: Path) -> None:
         if (folder / method).exists():
             continue
         shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.copytree(paths.shipped_root() / method, unfinished)
+        _copy(paths.shipped_root() / method, unfinished)
         files.write_text(unfinished / paths.LABEL, "weights that come with genssl, not trained here\n")
         unfinished.rename(folder / method)
+
+
+def _copy(source: Path, target: Path) -> None:
+    # shutil.copytree would hide what the disk says, in a list of all files
+    for file in source.rglob("*"):
+        if file.is_file():
+            copy = target / file.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
 
 
 def _steps(minutes: float, seed: int) -> Iterator[Step]:

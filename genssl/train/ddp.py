@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import tempfile
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -109,20 +110,23 @@ def launch(arguments: Sequence[str], count: int, device: str, max_restarts: int)
     from torch.distributed.run import parse_args, run
 
     _check_devices(count, device)
-    # What happens is said once, by the failing process or here
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    # What happens is said once, by the failing process or here; torch's loggers have levels of their own
+    logging.disable(logging.CRITICAL)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // count)))
-    os.environ[distributed.LAUNCHER] = "1"
+    os.environ[distributed.LAUNCHER] = str(os.getpid())
     options = ["--standalone", f"--nproc-per-node={count}", f"--max-restarts={max_restarts}"]
+    logs = tempfile.TemporaryDirectory(prefix="genssl-")  # torchrun makes one in any case, and leaves it
     try:
-        run(parse_args([*options, "-m", "genssl", *arguments]))
+        run(parse_args([*options, "--log-dir", logs.name, "-m", "genssl", *arguments]))
     except ChildFailedError as error:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
         raise _explained(codes, count, arguments) from error
     except SignalException as stop:
         raise Echo("stopped", 128 + stop.sigval) from stop
     finally:
+        logging.disable(logging.NOTSET)
+        logs.cleanup()
         del os.environ[distributed.LAUNCHER]
 
 

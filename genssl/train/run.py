@@ -64,6 +64,7 @@ def _start(config: Config, options: Options, device: torch.device, listener: Lis
         return run.train(folder)
     finally:
         folder.release()
+        folder.remove_if_empty()
 
 
 def _begun(config: Config, options: Options) -> Path | None:

@@ -17,6 +17,9 @@ from genssl.errors import FAILED_RUN, UserError
 from genssl.models.method import Method
 from genssl.runtime import describe
 
+EVALUATIONS = "eval"
+OLD = 3600.0  # seconds after which nobody is writing a file any more
+
 
 class RunFolder:
     """One run's files. One process at a time locks it; others of the same run may read."""
@@ -34,8 +37,23 @@ class RunFolder:
         if self._lock is not None:
             self._lock.release()
 
+    def remove_if_empty(self) -> None:
+        """Remove a folder that not even the settings could be written to, on a full disk."""
+        with contextlib.suppress(OSError):  # it holds a run
+            self.path.rmdir()
+
+    def sweep(self) -> None:
+        """Remove what a killed process of this run has left half-written."""
+        if self._lock is None:
+            return
+        # Evaluations may be writing theirs at the same time
+        for folder in (self.path, *(folder for folder in self.path.iterdir() if folder.is_dir())):
+            if not folder.is_symlink():
+                files.sweep(folder, OLD if folder.name == EVALUATIONS else 0.0)
+
     def write_start(self, config: Config, device: torch.device) -> None:
         """Write the settings, and the environment that they run in."""
+        self.sweep()
         self.write_config(config)
         details = {**run_environment(device), "data_path": absolute(config.data)}
         files.write_json(self.path / run_info.ENVIRONMENT, details)
@@ -47,6 +65,7 @@ class RunFolder:
     def read_config(self) -> Config:
         """The run's settings."""
         self.check()
+        self.sweep()
         file = self.path / run_info.CONFIG
         return config.read(files.read_text(file), str(file))
 

@@ -10,7 +10,7 @@ from typing import Self
 import psutil
 import torch
 
-from genssl.distributed import launched_world_size
+from genssl.environment import launched_world_size
 from genssl.errors import INTERRUPTED, TERMINATED
 
 PATIENCE = 1.0  # seconds in which a second signal is the same key press

@@ -391,3 +391,42 @@ def test_a_split_of_the_size_of_svhn_is_ready_within_a_second() -> None:
     start = time.perf_counter()
     assert len(load_or_build("svhn-32", ["train"], never) or ()) == 73_257
     assert time.perf_counter() - start < 0.5
+
+
+def test_the_cache_is_cleared_of_what_this_program_wrote_and_of_nothing_else(cache: Path) -> None:
+    from genssl.data.cache import clear, items, temporary_folder
+
+    write_arrays(split_path("path-a-1", "train"), GOOD, ("a", "b"), "a", "train", source="/a")
+    (cache / "downloads").mkdir()
+    (cache / "downloads" / "big.mat").write_bytes(b"12")
+    (cache / f"features-{'0' * 32}.safetensors").write_bytes(b"123")
+    left = [cache / "path-b-1.lock", cache / "rows-12.journal", cache / f"features-{'1' * 32}.safetensors"]
+    for file in (*left, cache / "notes.txt", cache / "path-c.txt"):
+        file.write_bytes(b"" if file in left else b"mine")
+    left.append(temporary_folder(split_path("path-b-1", "train")))
+    theirs = cache / "path-photos"
+    theirs.mkdir()
+    (theirs / "me.png").write_bytes(b"mine")
+    assert {item.path for item in items() if item.kind == "leftover"} == set(left)
+    assert {item.path for item in clear({"leftover"})} == set(left)
+    assert {item.kind for item in clear({"data", "features", "leftover"})} == {"data", "features"}
+    assert {item.kind for item in items()} == {"download"}
+    assert {file.name for file in cache.iterdir()} == {"downloads", "notes.txt", "path-c.txt", "path-photos"}
+
+
+def test_what_another_process_is_writing_is_not_cleared(cache: Path) -> None:
+    from filelock import FileLock
+
+    from genssl.data.cache import clear, temporary_folder
+
+    temporary = temporary_folder(split_path("path-b-1", "train"))
+    with FileLock(cache / "path-b-1.lock"):
+        assert clear({"leftover"}) == []
+        assert temporary.exists()
+    assert clear({"leftover"})
+    assert not temporary.exists()
+
+
+def test_a_build_leaves_no_lock(cache: Path) -> None:
+    load_or_build("key", ["train"], lambda: {})
+    assert not list(cache.glob("*.lock"))
