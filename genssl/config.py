@@ -381,6 +381,31 @@ class BYOLConfig(SelfSupervisedConfig):
     tau_schedule: Literal["constant", "cosine"] = "cosine"  # cosine: to 1 at the end
 
 
+class SimCLRConfig(SelfSupervisedConfig):
+    """SimCLR (Chen et al. 2020), with the jitter and the temperature of its experiments on CIFAR-10."""
+
+    method: Literal["simclr"] = "simclr"
+
+    learning_rate: PositiveFloat = 0.12
+    projector_dim: PositiveInt = 128
+    temperature: PositiveFloat = 0.5
+    crop_scale: Annotated[float, Field(gt=0, le=1)] = 0.08
+
+
+class MoCoConfig(SelfSupervisedConfig):
+    """MoCo v2 (Chen, Fan et al. 2020), with the recipe of its authors' notebook for CIFAR-10.
+
+    Of `moco_cifar10_demo` are batch, base rate, weight decay, queue, momentum and temperature.
+    """
+
+    method: Literal["moco"] = "moco"
+
+    projector_dim: PositiveInt = 128
+    queue_size: PositiveInt = 4096  # keys of earlier batches
+    key_momentum: Share = 0.99  # share of the key network that a step keeps
+    temperature: PositiveFloat = 0.1
+
+
 class BarlowTwinsConfig(SelfSupervisedConfig):
     """Barlow Twins (Zbontar et al. 2021), sized for CIFAR-10."""
 

@@ -25,7 +25,8 @@ def register(app: typer.Typer) -> None:
 
 def train(
     method: Annotated[
-        str | None, typer.Argument(help="vae, ddpm, flow, simsiam, byol, barlow-twins, vicreg or dssl.")
+        str | None,
+        typer.Argument(help="vae, ddpm, flow, simsiam, simclr, moco, byol, barlow-twins, vicreg or dssl."),
     ] = None,
     data: _options.TrainingData = None,
     epochs: _options.Epochs = None,

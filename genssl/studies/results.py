@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 REDEFINING = {
     "method", "data", "holdout", "image_size", "decoder_variance", "loss",
     "timesteps", "beta_schedule", "beta_start", "beta_end", "scale_betas",
-    "naive", "beta", "lambd", "invariance", "variance", "covariance",
+    "temperature", "queue_size", "naive", "beta", "lambd", "invariance", "variance", "covariance",
     "crop_scale", "flip", "jitter", "brightness", "contrast", "saturation", "hue", "grayscale", "blur",
     "heavy_operations", "heavy_magnitude",
 }  # fmt: skip
-# Losses that sum over pairs of outputs, whose chance correlations depend on the batch
-SUMMED = {"barlow_twins", "vicreg"}
+# Losses that sum over pairs of outputs, whose chance correlations depend on the batch, or over its negatives
+SUMMED = {"barlow_twins", "vicreg", "simclr"}
 REDEFINING_SUMS = {"projector_dim", "batch_size"}
 
 
