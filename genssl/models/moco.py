@@ -10,7 +10,7 @@ from torch import Tensor
 from genssl import distributed
 from genssl.config import MoCoConfig
 from genssl.models.losses import info_nce_loss, unit
-from genssl.models.resnet import Encoder
+from genssl.models.resnet import Backbone
 from genssl.models.siamese import Siamese
 
 
@@ -35,7 +35,7 @@ class MoCo(Siamese):
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: Backbone,
         projector_sizes: Sequence[int] = (2048, 128),
         *,
         queue_size: int = 4096,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from genssl.config import SimCLRConfig
 from genssl.models.losses import nt_xent_loss
-from genssl.models.resnet import Encoder
+from genssl.models.resnet import Backbone
 from genssl.models.siamese import Siamese
 
 
@@ -23,7 +23,7 @@ class SimCLR(Siamese):
     units = dict.fromkeys(("loss",), "nats per output")
 
     def __init__(
-        self, encoder: Encoder, projector_sizes: Sequence[int] = (2048, 128), *, temperature: float = 0.5
+        self, encoder: Backbone, projector_sizes: Sequence[int] = (2048, 128), *, temperature: float = 0.5
     ) -> None:
         super().__init__(encoder, projector_sizes)
         self.temperature = temperature

@@ -38,6 +38,13 @@ def test_gradients_go_through_both_views_and_reach_every_parameter() -> None:
     assert gradient_names(method) == {name for name, _ in method.named_parameters()}
 
 
+def test_a_run_that_is_mostly_warm_up_says_so() -> None:
+    with torch.device("meta"):
+        assert build(SimCLRConfig(epochs=20)).remarks() == ()
+        (remark,) = build(SimCLRConfig(epochs=8)).remarks()
+    assert remark.startswith("the learning rate rises during 8 of 8 epochs; --set warmup_epochs=N")
+
+
 def test_every_setting_reaches_the_method() -> None:
     with torch.device("meta"):
         method = build(SimCLRConfig(temperature=0.2))
