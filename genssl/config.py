@@ -22,6 +22,9 @@ SHORT = {"lr": "learning_rate", "bs": "batch_size", "wd": "weight_decay"}  # wha
 RENAMED = {"rate_batch_size": "base_batch_size", "constant_predictor_rate": "fix_predictor_lr"}
 FROM_DATA = {"num_classes"}
 NOT_KNOWN = "this version does not know; update genssl if a newer one wrote it, else correct it"
+Optimizer = Literal["adam", "adamw", "sgd", "lars"]
+ENCODERS = ("resnet18", "resnet34", "resnet50", "small")
+TIMM = "timm:"  # before the name of any network of timm
 AnyConfig = TypeVar("AnyConfig", bound="Config")
 MOST, LARGEST = 10**9, 4096  # far above what anybody trains, and within what torch counts with
 PositiveInt = Annotated[int, Field(gt=0, le=MOST)]
@@ -53,11 +56,13 @@ class Config(BaseModel):
     init: str | None = None  # a run or model file whose weights training starts from
     epochs: PositiveInt = 70
     batch_size: int = Field(64, ge=2, le=MOST)  # batch norm has no use for one image
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    optimizer: Optimizer = "adam"
     learning_rate: PositiveFloat = 1e-4
     base_batch_size: PositiveInt | None = None  # learning_rate is for this batch size; none: for any
-    momentum: Fraction = 0.9  # of SGD
-    weight_decay: NonNegativeFloat = 0.0
+    momentum: Fraction = 0.9  # of SGD and LARS
+    trust_coefficient: PositiveFloat = 1e-3  # of LARS: about the share of a layer that a step changes
+    trust_clip: bool = False  # LARS: no layer is faster than with SGD
+    weight_decay: NonNegativeFloat = 0.0  # LARS: not of biases and norms
     schedule: Literal["constant", "cosine"] = "constant"  # of the learning rate over the whole run
     warmup_epochs: NonNegativeFloat = 0.0  # linear from 0
     gradient_clip: PositiveFloat | None = None  # largest norm of the whole gradient
@@ -129,35 +134,6 @@ def differences(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
     every = dict.fromkeys([*old, *new])
     names = [name for name in every if name not in FROM_DATA or None not in (old.get(name), new.get(name))]
     return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
-
-
-def resumed(config: Config, changes: Mapping[str, Any]) -> Config:
-    """The settings with which a run of `config` goes on: its own, or more epochs.
-
-    Raises:
-        UserError: a setting is unknown, or another one than the run's, or epochs are fewer.
-    """
-    epochs = changes.get("epochs")
-    longer = config if epochs is None else config.updated({"epochs": epochs})
-    if longer.epochs < config.epochs:
-        raise UserError(
-            f"the run has {config.epochs} epochs, and --epochs {longer.epochs} is fewer; "
-            "--max-minutes ends a run earlier"
-        )
-    refuse_changes(longer, changes)
-    return longer
-
-
-def refuse_changes(config: Config, changes: Mapping[str, Any]) -> None:
-    """Refuse to resume a run of `config` with other settings.
-
-    Raises:
-        UserError: a setting is unknown, or differs from the run's.
-    """
-    changed = differences(config, config.updated(changes))
-    if changed:
-        lines = [f"{name} was {old!r}, now {new!r}" for name, (old, new) in changed.items()]
-        raise UserError(f"cannot resume with other settings ({'; '.join(lines)}); start a new run for them")
 
 
 def checked_names(kind: type[Config], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -299,14 +275,14 @@ class SelfSupervisedConfig(Config):
     data: str = "cifar10"
     epochs: PositiveInt = 100
     batch_size: int = Field(512, ge=2, le=MOST)
-    optimizer: Literal["adam", "adamw", "sgd"] = "sgd"
+    optimizer: Optimizer = "sgd"
     learning_rate: PositiveFloat = 0.03
     base_batch_size: PositiveInt | None = 256
     weight_decay: NonNegativeFloat = 5e-4
     schedule: Literal["constant", "cosine"] = "cosine"
     knn_every: NonNegativeInt = 5
 
-    encoder: Literal["resnet18", "small"] = "resnet18"  # small: the same shape, a quarter as wide
+    encoder: str = "resnet18"  # resnet18, resnet34, resnet50, small (a quarter as wide as 18), or timm:NAME
     projector_dim: PositiveInt = 2048  # of its output
     projector_hidden: PositiveInt = 2048  # of its layers before
     projector_layers: Annotated[int, Field(gt=0, le=100)] = 2
@@ -326,10 +302,17 @@ class SelfSupervisedConfig(Config):
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "encoder=small": {
             "batch_size": 64, "optimizer": "adam", "learning_rate": 1e-3, "base_batch_size": None,
-            "weight_decay": 0.0,
+            "weight_decay": 0.0, "warmup_epochs": 0.0,
         }
     }  # fmt: skip
     on_a_cpu: ClassVar[Mapping[str, Any]] = {"encoder": "small"}
+
+    @field_validator("encoder")
+    @classmethod
+    def _encoder_is_known(cls, encoder: str) -> str:
+        if encoder not in ENCODERS and not (encoder.startswith(TIMM) and encoder != TIMM):
+            raise ValueError(f"must be {', '.join(ENCODERS)}, or {TIMM}NAME for a network of timm")
+        return encoder
 
     @model_validator(mode="after")
     def _is_seen_by_the_encoder(self) -> Self:
@@ -355,9 +338,18 @@ class SimSiamConfig(_SiameseConfig):
 
 
 class DSSLConfig(_SiameseConfig):
-    """Directional self-supervised learning on top of SimSiam (Bai et al. 2021)."""
+    """Directional self-supervised learning on top of SimSiam (Bai et al. 2021).
+
+    As in its authors' `simsiam_cifar10/run.py`, the rate warms up, and the predictor has no rate of its own.
+    """
 
     method: Literal["dssl"] = "dssl"
+
+    warmup_epochs: NonNegativeFloat = 10.0
+    fix_predictor_lr: bool = False
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        choice: {**recipe, "fix_predictor_lr": True} for choice, recipe in _SiameseConfig.recipes.items()
+    }
 
     beta: Share = 0.1  # how much standard views follow heavy ones; 1 - beta: heavy follow standard
     naive: bool = False  # SimSiam on the heavy views, as if they were standard ones
@@ -368,7 +360,7 @@ class DSSLConfig(_SiameseConfig):
 
 
 class BYOLConfig(SelfSupervisedConfig):
-    """Bootstrap your own latent (Grill et al. 2020), sized for CIFAR-10."""
+    """Bootstrap your own latent (Grill et al. 2020), sizes and rate as in lightly's benchmark on CIFAR-10."""
 
     method: Literal["byol"] = "byol"
 
@@ -381,8 +373,36 @@ class BYOLConfig(SelfSupervisedConfig):
     tau_schedule: Literal["constant", "cosine"] = "cosine"  # cosine: to 1 at the end
 
 
+class SimCLRConfig(SelfSupervisedConfig):
+    """SimCLR (Chen et al. 2020), with the recipe for CIFAR-10 of its authors' google-research/simclr."""
+
+    method: Literal["simclr"] = "simclr"
+
+    optimizer: Optimizer = "lars"
+    learning_rate: PositiveFloat = 1.0
+    weight_decay: NonNegativeFloat = 1e-4
+    warmup_epochs: NonNegativeFloat = 10.0
+    projector_dim: PositiveInt = 128
+    temperature: PositiveFloat = 0.5
+    crop_scale: Annotated[float, Field(gt=0, le=1)] = 0.08
+
+
+class MoCoConfig(SelfSupervisedConfig):
+    """MoCo v2 (Chen, Fan et al. 2020), with the recipe of its authors' notebook for CIFAR-10.
+
+    Of `moco_cifar10_demo` are batch, base rate, weight decay, queue, momentum and temperature.
+    """
+
+    method: Literal["moco"] = "moco"
+
+    projector_dim: PositiveInt = 128
+    queue_size: Annotated[int, Field(gt=0, le=2**20)] = 4096  # keys of earlier batches
+    key_momentum: Share = 0.99  # share of the key network that a step keeps
+    temperature: PositiveFloat = 0.1
+
+
 class BarlowTwinsConfig(SelfSupervisedConfig):
-    """Barlow Twins (Zbontar et al. 2021), sized for CIFAR-10."""
+    """Barlow Twins (Zbontar et al. 2021), sizes and rate as in lightly's benchmark on CIFAR-10."""
 
     method: Literal["barlow_twins"] = "barlow_twins"
 
@@ -391,10 +411,19 @@ class BarlowTwinsConfig(SelfSupervisedConfig):
 
 
 class VICRegConfig(SelfSupervisedConfig):
-    """VICReg (Bardes et al. 2022), sized for CIFAR-10."""
+    """VICReg (Bardes et al. 2022), with the sizes and the optimizer that solo-learn has for CIFAR-10.
+
+    LARS with the rate, trust coefficient, clipping, weight decay and warm-up of its
+    `scripts/pretrain/cifar/vicreg.yaml`. On ImageNet the paper has LARS with rate 0.2 and weight decay 1e-6.
+    """
 
     method: Literal["vicreg"] = "vicreg"
 
+    optimizer: Optimizer = "lars"
+    learning_rate: PositiveFloat = 0.3
+    trust_coefficient: PositiveFloat = 0.02
+    trust_clip: bool = True
+    warmup_epochs: NonNegativeFloat = 10.0
     projector_layers: Annotated[int, Field(gt=0, le=100)] = 3
     weight_decay: NonNegativeFloat = 1e-4
     invariance: NonNegativeFloat = 25.0  # weights of the three terms

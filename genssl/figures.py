@@ -33,11 +33,13 @@ GRID_TOP = "grid_top"  # in a picture's information: rows of pixels above its gr
 UNITS = {
     "output_std": "1: spread out, 0: collapsed",
     "rankme": "effective rank (dimensions)",
+    "output_scale": "deviation of an output",
     "learning_rate": "learning rate",
     "bits_per_dim": "bits/dim",
 }
 COLLAPSED_COLOR = "tab:red"
-HELD_OUT = {"knn_accuracy", "output_std", "rankme"}  # of held-out images, whose split the name does not say
+# Of held-out images, whose split the name does not say
+HELD_OUT = {"knn_accuracy", "output_std", "rankme", "output_scale"}
 
 
 @dataclass(frozen=True)

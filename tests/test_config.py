@@ -142,5 +142,11 @@ def test_a_network_brings_its_recipe_where_nothing_else_is_said() -> None:
     asked = configs.make("ddpm", {"network": "compact", "learning_rate": 1e-3, "schedule": "constant"})
     assert (asked.learning_rate, asked.schedule, asked.warmup_epochs) == (1e-3, "constant", 0.5)
     assert configs.make("simsiam", {"encoder": "small"}).optimizer == "adam"
+    for method in ("simclr", "moco", "byol", "barlow_twins", "vicreg", "dssl"):
+        small = configs.make(method, {"encoder": "small"})
+        assert (small.optimizer, small.learning_rate, small.base_batch_size) == ("adam", 1e-3, None), method
+        assert (small.weight_decay, small.warmup_epochs) == (0, 0), method
+    # as DSSL was before its authors' recipe was its default
+    assert configs.make("dssl", {"encoder": "small"}).fix_predictor_lr is True  # type: ignore[attr-defined]
     # a written config has all its settings, and is read as it is
     assert configs.read(asked.to_json(), "x") == asked

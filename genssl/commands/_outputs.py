@@ -59,7 +59,9 @@ class Target:
 def evaluation_name(context: typer.Context) -> str:
     """The file name, without suffix, of the current command."""
     defaults = {parameter.name: parameter.default for parameter in context.command.params}
-    changed = {name: value for name, value in context.params.items() if value != defaults[name]}
+    # An option that may be repeated has an empty sequence where it is not given
+    given = {name: value for name, value in context.params.items() if value not in ((), [])}
+    changed = {name: value for name, value in given.items() if value != defaults[name]}
     return file_name(str(context.command.name), changed)
 
 

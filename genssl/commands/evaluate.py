@@ -116,8 +116,10 @@ def knn_eval(
     run: _options.Run,
     common: Common,
     k: Annotated[
-        int | None,
-        typer.Option("-k", min=1, help="Number of neighbors; default: 200, or all train images if fewer."),
+        list[int] | None,
+        typer.Option(
+            "-k", min=1, help="Number of neighbors; default: 200, or all train images if fewer. Repeatable."
+        ),
     ] = None,
     temperature: Annotated[
         float, typer.Option(help="Temperature of the votes, exp(cosine / temperature).")
@@ -135,8 +137,8 @@ def knn_eval(
     train, test = work.split("train", limit), work.split("test", test_limit)
     with progress("comparing") as tick:
         result = evaluation.knn_eval(
-            work.method, train, test, k=k, temperature=temperature, batch_size=common.batch_size, tick=tick,
-            baselines=baselines,
+            work.method, train, test, k=k or None, temperature=temperature, batch_size=common.batch_size,
+            tick=tick, baselines=baselines,
         )  # fmt: skip
     work.finish(result, test)
 

@@ -25,7 +25,7 @@ def export(
     kind: Annotated[
         Literal["torchvision", "onnx"],
         typer.Option(
-            "--format", help="torchvision: encoder weights for its ResNet-18; onnx: a network for inference."
+            "--format", help="torchvision: encoder weights for its ResNets; onnx: a network for inference."
         ),
     ],
     part: Annotated[

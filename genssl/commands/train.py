@@ -25,7 +25,8 @@ def register(app: typer.Typer) -> None:
 
 def train(
     method: Annotated[
-        str | None, typer.Argument(help="vae, ddpm, flow, simsiam, byol, barlow-twins, vicreg or dssl.")
+        str | None,
+        typer.Argument(help="vae, ddpm, flow, simsiam, simclr, moco, byol, barlow-twins, vicreg or dssl."),
     ] = None,
     data: _options.TrainingData = None,
     epochs: _options.Epochs = None,
@@ -228,7 +229,8 @@ def _start(config: "Config", options: "Options", as_json: bool) -> None:
 def _resumable(reference: str, method: str | None, changes: dict[str, Any], options: "Options") -> Path:
     """Find and check the run to resume, before torch is imported."""
     from genssl import runs
-    from genssl.config import config_class, resumed
+    from genssl.config import config_class
+    from genssl.train.options import resumed
 
     if method is not None:
         changes["method"] = config_class(method).model_fields["method"].default

@@ -1,5 +1,6 @@
 """Nearest-neighbor classification of frozen features (Wu et al. 2018), beside what needs no training."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from genssl.errors import UserError
 from genssl.eval.feature_cache import Encoder, extract_features, pixels, require_labels, untrained_copy
 from genssl.eval.result import EvalResult
 from genssl.figures import draw_confusion, draw_neighbors, one_of_each
-from genssl.metrics.knn import class_accuracy, confusion_matrix, knn_predict, standard_error
+from genssl.metrics.knn import class_accuracy, confusion_matrix, knn_predict_each, standard_error
 from genssl.models.method import Method
 from genssl.runtime import Tick, chunks, measuring
 
@@ -29,14 +30,19 @@ class Prediction:
     """kNN predictions in one feature space.
 
     Attributes:
-        predicted: int64 (M,), a class per test image.
-        accuracy: fraction of correct ones.
+        predicted: int64 (M,), a class per test image, with the first k.
+        accuracies: fraction of correct ones, by k.
         dimensions: of the space.
     """
 
     predicted: Tensor
-    accuracy: float
+    accuracies: dict[int, float]
     dimensions: int
+
+    @property
+    def accuracy(self) -> float:
+        """That of the first k."""
+        return next(iter(self.accuracies.values()))
 
 
 @measuring()
@@ -45,7 +51,7 @@ def knn_eval(
     train: Split,
     test: Split,
     *,
-    k: int | None = None,
+    k: int | Sequence[int] | None = None,
     temperature: float = 0.1,
     batch_size: int = 256,
     tick: Tick,
@@ -61,7 +67,7 @@ def knn_eval(
         train: the bank.
         test: the queries.
         k: number of neighbors, which vote with weight exp(cosine / temperature); None: 200, or the whole
-            bank where that is smaller.
+            bank where that is smaller. Of several, the first one is for all but the table over k.
         temperature: of the votes.
         batch_size: of the encoder, in images.
         tick: called with (done, total).
@@ -73,15 +79,19 @@ def knn_eval(
     labels, test_labels = require_labels(method, train, test)
     is_cut = k is None and len(train) < NEIGHBORS
     k = min(NEIGHBORS, len(train)) if k is None else k
-    _check(k, temperature, train)
+    ks = list(dict.fromkeys([k] if isinstance(k, int) else k))
+    _check(ks, temperature, train)
 
     def classify(bank: Tensor, queries: Tensor) -> Prediction:
         predicted = []
         for rows in chunks(len(queries), QUERIES):
-            predicted.append(knn_predict(bank, labels, queries[rows], len(train.classes), k, temperature))
+            predicted.append(
+                knn_predict_each(bank, labels, queries[rows], len(train.classes), ks, temperature)
+            )
             tick(rows.stop, len(queries))
-        classes = torch.cat(predicted)
-        return Prediction(classes, float((classes == test_labels).cpu().double().mean()), bank.shape[1])
+        classes = [torch.cat(parts) for parts in zip(*predicted, strict=True)]
+        right = [float((guess == test_labels).cpu().double().mean()) for guess in classes]
+        return Prediction(classes[0], dict(zip(ks, right, strict=True)), bank.shape[1])
 
     bank, queries = (extract_features(method.features, split, batch_size, tick) for split in (train, test))
     trained = classify(bank, queries)
@@ -93,7 +103,7 @@ def knn_eval(
             *(extract_features(encoder, split, batch_size, tick) for split in (train, test))
         )
     matrix = confusion_matrix(test_labels, trained.predicted, len(test.classes)).cpu()
-    values = _values(predictions, trained, labels, test_labels, k, temperature)
+    values = _values(predictions, trained, labels, test_labels, temperature)
     values["accuracy_by_class"] = dict(zip(test.classes, class_accuracy(matrix).tolist(), strict=True))
     result = f"{100 * trained.accuracy:.1f} % of {len(test)} test images"
     title = f"kNN, {method.config.method} features: {result}\n(cells: % of a true class)"
@@ -104,9 +114,10 @@ def knn_eval(
     )  # fmt: skip
 
 
-def _check(k: int, temperature: float, train: Split) -> None:
-    if not 1 <= k <= len(train):
-        raise UserError(f"-k must be from 1 to the number of train images, {len(train)}, not {k}")
+def _check(ks: Sequence[int], temperature: float, train: Split) -> None:
+    for k in ks:
+        if not 1 <= k <= len(train):
+            raise UserError(f"-k must be from 1 to the number of train images, {len(train)}, not {k}")
     if not temperature > 0:
         raise UserError(f"--temperature must be above 0, not {temperature:g}")
 
@@ -120,7 +131,6 @@ def _values(
     trained: Prediction,
     labels: Tensor,
     test_labels: Tensor,
-    k: int,
     temperature: float,
 ) -> dict[str, Any]:
     commonest = float((test_labels == labels.mode().values).cpu().double().mean())
@@ -134,15 +144,21 @@ def _values(
         for name, prediction in predictions.items()
     ]
     rows.append({"what": "always the commonest class", "dimensions": None, "accuracy": round(commonest, 6)})
+    ks = list(trained.accuracies)
+    by_k = [
+        {"k": k, **{name: round(prediction.accuracies[k], 6) for name, prediction in predictions.items()}}
+        for k in ks
+    ]
     return {
         "accuracy": trained.accuracy,
         "standard_error": standard_error(trained.accuracy, len(test_labels)),
-        "k": k,
+        "k": ks[0],
         "temperature": temperature,
         "train_images": len(labels),
         "test_images": len(test_labels),
         "dimensions": trained.dimensions,
         "compared": rows,
+        **({"accuracy_by_k": by_k} if len(ks) > 1 else {}),
     }
 
 

@@ -50,6 +50,8 @@ def _part(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return ("" if value else "no-") + name.replace("_", "-")
     text = f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, list | tuple):
+        text = "-".join(map(str, value))
     if name in {"data", "features"} or (name == "mask" and text not in MASKS):
         text = f"{name}-{_short(text)}"
     clean = re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-.")

@@ -7,12 +7,12 @@ from genssl.models.method import Method
 from genssl.models.resnet import WIDTHS, Encoder
 
 RANGE = "x = (u + 0.5) / 128 - 1 of bytes u"  # what the networks see of an image
-LOAD_RESNET18 = """\
+LOAD_RESNET = """\
 from safetensors.torch import load_file
 from torch import nn
-from torchvision.models import resnet18
+from torchvision.models import {name}
 
-model = resnet18()
+model = {name}()
 """
 # torchvision fixes the widths of a ResNet of basic blocks; it makes all stages in this one method
 LOAD_SMALL = """\
@@ -38,7 +38,7 @@ model.eval()
 
 
 def torchvision_state(method: Method) -> dict[str, Tensor]:
-    """Every tensor of torchvision's ResNet-18 under its name there, except `fc.*`; batch statistics included.
+    """Every tensor of torchvision's ResNet-18, 34 or 50 under its name there, except `fc.*`.
 
     `conv1.weight` is (width, C, 3, 3): the stem is one for small images (`genssl.models.resnet`).
 
@@ -57,13 +57,18 @@ def torchvision_state(method: Method) -> dict[str, Tensor]:
 def torchvision_code(state: dict[str, Tensor], file: str) -> str:
     """The lines of Python that load a written state into torchvision's ResNet, strictly, as `model`."""
     width, channels = state["conv1.weight"].shape[:2]
-    start = LOAD_RESNET18 if width == WIDTHS["resnet18"] else LOAD_SMALL
+    start = LOAD_SMALL
+    if width == WIDTHS["resnet18"]:
+        depth = (
+            "50" if "layer1.0.conv3.weight" in state else "34" if "layer1.2.conv1.weight" in state else "18"
+        )
+        start = LOAD_RESNET.format(name=f"resnet{depth}")
     return start + LOAD_STEM.format(channels=channels, width=width, file=file)
 
 
 def torchvision_interface(state: dict[str, Tensor]) -> dict[str, dict[str, str]]:
     """The inputs and outputs of the loaded `model`, as text."""
-    features = len(state["layer4.1.bn2.weight"])
+    features = len(state["layer4.0.downsample.1.weight"])
     return {
         "inputs": {"images": f"float32 (N, {state['conv1.weight'].shape[1]}, H, W), {RANGE}"},
         "outputs": {"features": f"float32 (N, {features})"},

@@ -1,4 +1,4 @@
-"""Whether representations have collapsed: their spread, and how many dimensions they use."""
+"""Whether representations have collapsed: their spread, their scale, and how many dimensions they use."""
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,25 @@ def output_std(z: Tensor) -> float:
     # On the unit sphere: a loss by cosine does not see lengths, and lengths may shrink without any collapse
     deviations = F.normalize(z.detach().float(), dim=1).std(0, correction=0)
     return float(deviations.mean() * z.shape[1] ** 0.5)
+
+
+def output_scale(z: Tensor) -> float:
+    """The root mean square of the channels' standard deviations, lengths of rows as they are.
+
+    `output_std` and `rankme` ignore a common factor of all rows. A loss that does not can shrink the outputs
+    to a point, as VICReg without its variance term (Bardes et al. 2022, section 4.1) does: 0 here.
+
+    Args:
+        z: outputs (N, d) of any real type.
+
+    Returns:
+        A number from 0 on, in the units of z; not a number where z is not finite.
+
+    Raises:
+        ValueError: z is not (N, d), or empty.
+    """
+    _check(z)
+    return float(z.detach().float().var(0, correction=0).mean().sqrt())
 
 
 def rankme(z: Tensor) -> float:

@@ -1,7 +1,7 @@
 """Nearest neighbors: classes by weighted vote, distances, confusion. Exact, in float32, in bounded memory."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -38,15 +38,38 @@ def knn_predict(
     Raises:
         ValueError: k is not in 1..N, or the shapes or the temperature make no sense.
     """
+    return knn_predict_each(bank, bank_labels, queries, num_classes, [k], temperature)[0]
+
+
+def knn_predict_each(
+    bank: Tensor,
+    bank_labels: Tensor,
+    queries: Tensor,
+    num_classes: int,
+    ks: Sequence[int],
+    temperature: float = 0.1,
+) -> list[Tensor]:
+    """`knn_predict` for each of several k: the neighbors are looked for once.
+
+    Raises:
+        ValueError: as `knn_predict`.
+    """
     _check(bank, queries)
-    if not 1 <= k <= len(bank):
-        raise ValueError(f"k must be from 1 to the size of the bank, {len(bank)}, not {k}")
+    if not all(1 <= k <= len(bank) for k in ks):
+        raise ValueError(f"k must be from 1 to the size of the bank, {len(bank)}, not {ks}")
     if len(bank_labels) != len(bank) or temperature <= 0:
         raise ValueError(f"{len(bank_labels)} labels for {len(bank)} features, temperature {temperature}")
     with _float32(queries):
-        similarity, index = _most_similar(bank, queries, k)
-        parts = zip(similarity.split(QUERIES), index.split(QUERIES), strict=True)
-        return torch.cat([_vote(*part, bank_labels, num_classes, temperature) for part in parts])
+        similarity, index = _most_similar(bank, queries, max(ks))
+        if min(ks) < max(ks):
+            similarity, order = similarity.sort(1, descending=True)
+            index = index.gather(1, order)
+        result = []
+        for k in ks:
+            parts = zip(similarity[:, :k].split(QUERIES), index[:, :k].split(QUERIES), strict=True)
+            votes = [_vote(*part, bank_labels, num_classes, temperature) for part in parts]
+            result.append(torch.cat(votes))
+        return result
 
 
 def _vote(similarity: Tensor, index: Tensor, labels: Tensor, classes: int, temperature: float) -> Tensor:

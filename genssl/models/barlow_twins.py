@@ -7,7 +7,7 @@ from torch import Tensor
 
 from genssl.config import BarlowTwinsConfig
 from genssl.models.losses import barlow_twins_loss
-from genssl.models.resnet import Encoder
+from genssl.models.resnet import Backbone
 from genssl.models.siamese import Siamese
 
 
@@ -21,7 +21,7 @@ class BarlowTwins(Siamese):
     """
 
     def __init__(
-        self, encoder: Encoder, projector_sizes: Sequence[int] = (2048, 2048), *, lambd: float = 5e-3
+        self, encoder: Backbone, projector_sizes: Sequence[int] = (2048, 2048), *, lambd: float = 5e-3
     ) -> None:
         super().__init__(encoder, projector_sizes)
         self.lambd = lambd

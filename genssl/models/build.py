@@ -9,6 +9,8 @@ from genssl.config import (
     DDPMConfig,
     DSSLConfig,
     FlowConfig,
+    MoCoConfig,
+    SimCLRConfig,
     SimSiamConfig,
     VAEConfig,
     VICRegConfig,
@@ -19,6 +21,8 @@ from genssl.models.ddpm import DDPM
 from genssl.models.dssl import DSSL
 from genssl.models.flow import Flow
 from genssl.models.method import Method
+from genssl.models.moco import MoCo
+from genssl.models.simclr import SimCLR
 from genssl.models.simsiam import SimSiam
 from genssl.models.vae import VAE
 from genssl.models.vicreg import VICReg
@@ -30,6 +34,8 @@ METHODS: dict[str, tuple[type[Config], type[Method]]] = {
     "ddpm": (DDPMConfig, DDPM),
     "flow": (FlowConfig, Flow),
     "simsiam": (SimSiamConfig, SimSiam),
+    "simclr": (SimCLRConfig, SimCLR),
+    "moco": (MoCoConfig, MoCo),
     "byol": (BYOLConfig, BYOL),
     "barlow_twins": (BarlowTwinsConfig, BarlowTwins),
     "vicreg": (VICRegConfig, VICReg),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from genssl.config import BYOLConfig
 from genssl.models.losses import simsiam_loss
-from genssl.models.resnet import Encoder
+from genssl.models.resnet import Backbone
 from genssl.models.siamese import Predicting
 
 
@@ -30,7 +30,7 @@ class BYOL(Predicting):
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: Backbone,
         projector_sizes: Sequence[int] = (1024, 256),
         *,
         predictor: Literal["mlp", "identity"] = "mlp",

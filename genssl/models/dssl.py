@@ -7,7 +7,7 @@ from torch import Tensor
 
 from genssl.config import DSSLConfig
 from genssl.models.losses import directional_loss, simsiam_loss
-from genssl.models.resnet import Encoder
+from genssl.models.resnet import Backbone
 from genssl.models.siamese import Predicting
 
 
@@ -24,7 +24,7 @@ class DSSL(Predicting):
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: Backbone,
         projector_sizes: Sequence[int] = (2048, 2048),
         *,
         beta: float = 0.1,

@@ -12,7 +12,7 @@ STD_EPSILON = 1e-4  # in VICReg's standard deviation (Bardes et al. 2022, equati
 def cosine_similarity(a: Tensor, b: Tensor) -> Tensor:
     """The cosine of the angle between the rows of a and b, both (B, D): (B,), in [-1, 1]."""
     with _float32(a):
-        return (_unit(a) * _unit(b)).sum(1)
+        return (unit(a) * unit(b)).sum(1)
 
 
 def simsiam_loss(*, p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
@@ -105,6 +105,51 @@ def vicreg_loss(
     return {"loss": loss, "invariance": invariance, "variance": variance, "covariance": covariance}
 
 
+def nt_xent_loss(z1: Tensor, z2: Tensor, temperature: float = 0.5) -> Tensor:
+    """Normalized temperature-scaled cross entropy (Chen et al. 2020, equation 1).
+
+    Of the 2 N outputs, each is to find the other view of its image among the 2 N - 1 others, by cosine:
+    l_i = -log(exp(s_ij / t) / sum_{k != i} exp(s_ik / t)), with j the other view; the mean over all i.
+
+    Args:
+        z1: (N, D), the first views' outputs.
+        z2: (N, D), the second views'.
+        temperature: t.
+
+    Returns:
+        A scalar, in nats.
+    """
+    with _float32(z1):
+        z = unit(torch.cat([z1, z2]))
+        logits = z @ z.T / temperature  # (2 N, 2 N)
+        # The cosine of an output with itself, which is always 1, is no candidate
+        logits.fill_diagonal_(-torch.inf)
+        positives = (z * z.roll(len(z1), 0)).sum(1) / temperature
+        return (logits.logsumexp(1) - positives).mean()
+
+
+def info_nce_loss(queries: Tensor, keys: Tensor, negatives: Tensor, temperature: float = 0.1) -> Tensor:
+    """InfoNCE with negatives that are given (He et al. 2020, equation 1).
+
+    Each query is to find its key among K others, by cosine: the mean over the rows of
+    -log(exp(q k+ / t) / (exp(q k+ / t) + sum_K exp(q k- / t))).
+
+    Args:
+        queries: (B, D).
+        keys: (B, D), each row the positive of the query in this row.
+        negatives: (K, D), the same for all queries.
+        temperature: t.
+
+    Returns:
+        A scalar, in nats.
+    """
+    with _float32(queries):
+        q = unit(queries)
+        positives = (q * unit(keys)).sum(1, keepdim=True)  # (B, 1)
+        logits = torch.cat([positives, q @ unit(negatives).T], 1) / temperature  # (B, 1 + K)
+        return (logits.logsumexp(1) - logits[:, 0]).mean()
+
+
 def _variance_hinge(z: Tensor) -> Tensor:
     # Of the standard deviation, not the variance: its gradient does not vanish at collapse (section 4.1)
     return F.relu(1 - (z.var(0) + STD_EPSILON).sqrt()).mean()
@@ -123,7 +168,8 @@ def _standardized(z: Tensor) -> Tensor:
     return centered * (centered.square().mean(0) + NORM_EPSILON).rsqrt()
 
 
-def _unit(z: Tensor) -> Tensor:
+def unit(z: Tensor) -> Tensor:
+    """The rows of z (B, D) with length 1, in float32 or wider."""
     return F.normalize(_wide(z), dim=1, eps=UNIT_EPSILON)
 
 

@@ -2,58 +2,148 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-WIDTHS = {"resnet18": 64, "small": 16}  # channels of the first stage
-STAGES = 4  # each one doubles the channels
+from genssl.config import TIMM, hint
+from genssl.errors import UserError
+
+# Channels of the first stage, and blocks in each of the four stages
+WIDTHS = {"resnet18": 64, "resnet34": 64, "resnet50": 64, "small": 16}
+BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3), "small": (2, 2, 2, 2)}
 
 
-class Encoder(nn.Module):
-    """ResNet-18 (He et al. 2016) with a stem for small images: a 3x3 convolution and no pooling.
+class Backbone(nn.Module):
+    """Images (B, C, H, W) -> features (B, dim)."""
+
+    dim: int
+
+
+class Encoder(Backbone):
+    """A ResNet (He et al. 2016) with a stem for small images: a 3x3 convolution and no pooling.
 
     The blocks and the names are torchvision's, so that the weights of width 64 load there. The last norm of
     each block starts at zero (Goyal et al. 2017), so that a block starts as the identity.
 
     Args:
-        width: channels of the first stage.
+        width: channels of the first stage; each further stage doubles them.
         channels: of the images.
+        blocks: number of blocks in each stage: (2, 2, 2, 2) is ResNet-18.
+        bottleneck: blocks of three convolutions with four times the channels at their ends, as in ResNet-50.
     """
 
-    def __init__(self, width: int = 64, channels: int = 3) -> None:
+    def __init__(
+        self,
+        width: int = 64,
+        channels: int = 3,
+        blocks: tuple[int, ...] = (2, 2, 2, 2),
+        *,
+        bottleneck: bool = False,
+    ) -> None:
         super().__init__()
-        from torchvision.models.resnet import BasicBlock  # here: torchvision takes seconds to import
+        # Here: torchvision takes seconds to import
+        from torchvision.models.resnet import BasicBlock, Bottleneck
 
-        self.dim = width * 2 ** (STAGES - 1)
+        block = Bottleneck if bottleneck else BasicBlock
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.layer1 = _stage(BasicBlock, width, width, stride=1)
-        self.layer2 = _stage(BasicBlock, width, 2 * width, stride=2)
-        self.layer3 = _stage(BasicBlock, 2 * width, 4 * width, stride=2)
-        self.layer4 = _stage(BasicBlock, 4 * width, 8 * width, stride=2)
+        stages, self.dim = [], width
+        for i, count in enumerate(blocks):
+            planes, stride = width * 2**i, 1 if i == 0 else 2
+            stages.append(_stage(block, self.dim, planes, stride, count))
+            self.dim = planes * block.expansion
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
         # Fan-out He initialization (He et al. 2015), and the residual branch of each block zero at the start
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif isinstance(module, BasicBlock):
-                nn.init.zeros_(module.bn2.weight)
+            elif isinstance(module, block):
+                nn.init.zeros_((module.bn3 if bottleneck else module.bn2).weight)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, 8 width), the mean over places of the last stage."""
+        """(B, C, H, W) -> (B, dim), the mean over places of the last stage."""
         # No max pooling after the stem: 32x32 images would be 8x8 before the first stage
         x = F.relu(self.bn1(self.conv1(images)))  # (B, width, H, W)
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = stage(x)
-        return x.mean((2, 3))  # (B, 8 width, H/8, W/8) -> (B, 8 width)
+        return x.mean((2, 3))  # (B, dim, H/8, W/8) -> (B, dim)
 
 
-def _stage(block: type[nn.Module], channels: int, out: int, stride: int) -> nn.Sequential:
-    """Two blocks; the first one changes the size, and its shortcut with it."""
-    shortcut = None
+def _stage(block: Any, channels: int, planes: int, stride: int, count: int) -> nn.Sequential:
+    """`count` blocks; the first one changes the size, and its shortcut with it."""
+    shortcut, out = None, planes * block.expansion
     if stride != 1 or channels != out:
         shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
-    return nn.Sequential(block(channels, out, stride, shortcut), block(out, out))
+    first = block(channels, planes, stride, shortcut)
+    return nn.Sequential(first, *(block(out, planes) for _ in range(count - 1)))
+
+
+class TimmEncoder(Backbone):
+    """A network of timm without its classifier, weights initialized at random; the names are timm's.
+
+    Args:
+        name: as in `timm.list_models()`.
+        channels: of the images.
+        image_size: pixels a side.
+
+    Raises:
+        UserError: timm is not installed, has no such network, or the network takes no images of this size.
+    """
+
+    def __init__(self, name: str, channels: int, image_size: int) -> None:
+        super().__init__()
+        try:
+            import timm
+        except ImportError as error:
+            raise UserError(f"encoder=timm:{name} needs timm; pip install 'genssl[features]'") from error
+        if not timm.is_model(name):
+            known = dict.fromkeys(timm.list_models())
+            raise UserError(
+                f"timm has no network {name!r}{hint(name, known)}; timm.list_models() gives its names"
+            )
+        # Transformers have as many position embeddings as patches
+        fixed = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
+        size: dict[str, Any] = {"img_size": image_size} if fixed else {}
+        images = torch.zeros(1, channels, image_size, image_size)
+        try:
+            self.network = timm.create_model(name, num_classes=0, in_chans=channels, **size).eval()
+            with torch.no_grad():
+                self.dim = self.network(images).flatten(1).shape[1]
+        except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(
+                f"timm's {name} takes no images of {image_size}x{image_size} pixels ({reason}); "
+                "choose another network"
+            ) from error
+        self._make_deterministic()
+        self.network.train()
+
+    def _make_deterministic(self) -> None:
+        """Switch dropout and stochastic depth off: they draw from the global generator."""
+        for module in self.network.modules():
+            if isinstance(module, nn.modules.dropout._DropoutNd):
+                module.p = 0.0
+            for name in {"drop_prob", "drop_rate"} & vars(module).keys():
+                setattr(module, name, 0.0)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, dim), pooled as timm does."""
+        features: Tensor = self.network(images)
+        return features.flatten(1)
+
+
+def build_encoder(name: str, channels: int, image_size: int) -> Backbone:
+    """The encoder of a config: one of this module's ResNets, or "timm:NAME".
+
+    Raises:
+        UserError: timm is not installed, has no such network, or the network takes no images of this size.
+    """
+    if name.startswith(TIMM):
+        return TimmEncoder(name.removeprefix(TIMM), channels, image_size)
+    return Encoder(WIDTHS[name], channels, BLOCKS[name], bottleneck=name == "resnet50")
 
 
 def mlp(sizes: Sequence[int], *, norm_last: bool = False) -> nn.Sequential:

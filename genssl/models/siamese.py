@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from genssl import distributed
 from genssl.config import SelfSupervisedConfig
 from genssl.models.method import Method
-from genssl.models.resnet import WIDTHS, Encoder, mlp
+from genssl.models.resnet import Backbone, build_encoder, mlp
 
 
 class Siamese(Method):
@@ -20,7 +20,7 @@ class Siamese(Method):
         norm_last: whether the projector ends with a batch norm.
     """
 
-    def __init__(self, encoder: Encoder, projector_sizes: Sequence[int], *, norm_last: bool = False) -> None:
+    def __init__(self, encoder: Backbone, projector_sizes: Sequence[int], *, norm_last: bool = False) -> None:
         super().__init__()
         self.encoder = encoder
         self.projector: nn.Module = mlp([encoder.dim, *projector_sizes], norm_last=norm_last)
@@ -30,13 +30,23 @@ class Siamese(Method):
     def from_config(cls, config: SelfSupervisedConfig) -> Self:
         """The method of a config: its encoder, its projector, and what `settings_of` gives."""
         hidden = [config.projector_hidden] * (config.projector_layers - 1)
-        encoder = Encoder(WIDTHS[config.encoder], config.channels)
+        encoder = build_encoder(config.encoder, config.channels, config.image_size)
         return cls(encoder, [*hidden, config.projector_dim], **cls.settings_of(config))
 
     @classmethod
     def settings_of(cls, config: Any) -> dict[str, Any]:
         """The method's own keyword parameters, from a config of its class."""
         return {}
+
+    def remarks(self) -> tuple[str, ...]:
+        """Whether a short run is mostly warm-up."""
+        warmup, epochs = self.config.warmup_epochs, self.config.epochs
+        if 2 * warmup <= epochs:
+            return ()
+        return (
+            f"the learning rate rises during {min(warmup, epochs):g} of {epochs} epochs; "
+            "--set warmup_epochs=N shortens that",
+        )
 
     def embed(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> the projector's output (B, projector_dim)."""
@@ -80,7 +90,7 @@ class Predicting(Siamese):
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: Backbone,
         projector_sizes: Sequence[int] = (2048, 2048),
         *,
         predictor: Literal["mlp", "identity", "fixed"] = "mlp",

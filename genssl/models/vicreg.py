@@ -7,7 +7,7 @@ from torch import Tensor
 
 from genssl.config import VICRegConfig
 from genssl.models.losses import vicreg_loss
-from genssl.models.resnet import Encoder
+from genssl.models.resnet import Backbone
 from genssl.models.siamese import Siamese
 
 
@@ -22,9 +22,11 @@ class VICReg(Siamese):
         covariance: weight of the covariances between different outputs.
     """
 
+    sees_scale = True
+
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: Backbone,
         projector_sizes: Sequence[int] = (2048, 2048, 2048),
         *,
         invariance: float = 25.0,

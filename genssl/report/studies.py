@@ -17,6 +17,7 @@ COLUMNS = {  # in this order, where a side has them
     "linear_train_accuracy": "linear, train",
     "output_std": "output std",
     "rankme": "rank",
+    "output_scale": "scale",
     "bits_per_dim": "bits/dim",
     "loss": "loss",
     "test_loss": "test loss",

@@ -298,7 +298,12 @@ def _cut(run: Measured) -> str:
     return f"{run.info.name} ended after {done} epochs by its time limit; the same command goes on"
 
 
-SCREENED = {"output_std", "rankme", "knn_accuracy"}  # terms of the history with panels of their own
+SCREENED = {
+    "output_std",
+    "rankme",
+    "output_scale",
+    "knn_accuracy",
+}  # terms of the history with panels of their own
 
 
 def compare(folders: Sequence[Path], device: str, listen: Listener, samples: int | None = None) -> EvalResult:

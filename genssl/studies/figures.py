@@ -101,6 +101,7 @@ WATCHED = (
     Panel("knn_accuracy", "kNN accuracy while training", share=True),
     Panel("output_std", "output std: 1 healthy, 0 collapsed"),
     Panel("rankme", "effective rank of the output (RankMe)"),
+    Panel("output_scale", "deviation of an output"),
 )
 PROBED = (
     Panel(LINEAR_TRAIN, "linear probe: train accuracy", of_probe=True, share=True),
@@ -211,8 +212,9 @@ def _label(arm: ArmRuns) -> str:
         if name in numbers
     ]
     if any(run.collapsed for run in arm.runs) and "output_std" in numbers:
-        rank = f", rank {numbers['rankme'].mean:.2g}" if "rankme" in numbers else ""
-        parts.append(f"collapsed (output std {numbers['output_std'].mean:.2g}{rank})")
+        words = {"output_std": "output std", "rankme": "rank", "output_scale": "scale"}
+        known = [f"{word} {numbers[name].mean:.2g}" for name, word in words.items() if name in numbers]
+        parts.append(f"collapsed ({', '.join(known)})")
     name = arm.arm.name if len(arm.arm.name) <= HALF_A_LINE else f"{arm.arm.name[: HALF_A_LINE - 1]}…"
     return f"{name}: {', '.join(parts)}" if parts else name
 

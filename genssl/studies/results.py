@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 REDEFINING = {
     "method", "data", "holdout", "image_size", "decoder_variance", "loss",
     "timesteps", "beta_schedule", "beta_start", "beta_end", "scale_betas",
-    "naive", "beta", "lambd", "invariance", "variance", "covariance",
+    "temperature", "queue_size", "naive", "beta", "lambd", "invariance", "variance", "covariance",
     "crop_scale", "flip", "jitter", "brightness", "contrast", "saturation", "hue", "grayscale", "blur",
     "heavy_operations", "heavy_magnitude",
 }  # fmt: skip
-# Losses that sum over pairs of outputs, whose chance correlations depend on the batch
-SUMMED = {"barlow_twins", "vicreg"}
+# Losses that sum over pairs of outputs, whose chance correlations depend on the batch, or over its negatives
+SUMMED = {"barlow_twins", "vicreg", "simclr"}
 REDEFINING_SUMS = {"projector_dim", "batch_size"}
 
 
@@ -150,7 +150,7 @@ NEIGHBORS = 200  # or the whole bank, when it is smaller
 STANDARD_ERROR = "_standard_error"  # ends the name of the error of the number of that name
 BY_EPOCH = "_by_epoch"  # ends the name of a curve whose last value is the number of that name
 KNN, LINEAR, LINEAR_TRAIN = "knn_accuracy_full", "linear_test_accuracy", "linear_train_accuracy"
-FIRST = (KNN, LINEAR, LINEAR_TRAIN, "output_std", "rankme")  # what a table begins with
+FIRST = (KNN, LINEAR, LINEAR_TRAIN, "output_std", "rankme", "output_scale")  # what a table begins with
 REMARKS = {
     "knn_accuracy": "quick: at most 2,000 test (or validation) and 10,000 train images",
     KNN: "all test images against all it was trained on",
@@ -208,7 +208,7 @@ def _collapse(arm: ArmRuns) -> list[str]:
     collapsed = [run for run in arm.runs if run.collapsed]
     if not collapsed:
         return []
-    words = {"output_std": "output std", "rankme": "rank"}
+    words = {"output_std": "output std", "rankme": "rank", "output_scale": "scale"}
     result = [
         f"{word} {statistics.fmean(values):.2g}"
         for name, word in words.items()

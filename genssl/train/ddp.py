@@ -56,6 +56,7 @@ def convert_batch_norm(method: Method, device: torch.device) -> Method:
     """The method with batch norms over all processes' images; untouched where there is one process."""
     if distributed.world_size() == 1:
         return method
+    _check_norms(method)
     if device.type == "cuda":
         converted: Method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
         return converted
@@ -64,6 +65,21 @@ def convert_batch_norm(method: Method, device: torch.device) -> Method:
             # The same module, so that optimizers keep its parameters
             module.__class__ = GlobalBatchNorm
     return method
+
+
+def _check_norms(method: Method) -> None:
+    """Refuse batch norms that do more than normalize: a batch norm over the processes would not do it.
+
+    Raises:
+        UserError: there are such norms, as in some networks of timm.
+    """
+    plain = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, GlobalBatchNorm)
+    norms = {type(module) for module in method.modules() if isinstance(module, _BatchNorm)}
+    if others := sorted(kind.__name__ for kind in norms.difference(plain)):
+        raise UserError(
+            f"the encoder has {', '.join(others)}, which several processes cannot share; "
+            "train it in one process, or choose another encoder"
+        )
 
 
 def wrap_ddp(objective: nn.Module) -> nn.Module:

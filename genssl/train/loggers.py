@@ -26,6 +26,7 @@ TAGS = {
     "learning_rate": "learning_rate",
     "output_std": "collapse/output_std",
     "rankme": "collapse/rankme",
+    "output_scale": "collapse/output_scale",
     "collapsed": "collapse/collapsed",
     "knn_accuracy": "neighbors/accuracy",
 }

@@ -12,7 +12,7 @@ from genssl.config import Config
 from genssl.data.augment.views import Views
 from genssl.data.split import Split
 from genssl.features import FeatureFunction, extract
-from genssl.metrics.collapse import output_std, rankme
+from genssl.metrics.collapse import output_scale, output_std, rankme
 from genssl.metrics.knn import knn_predict
 from genssl.metrics.sharpness import SHARPNESS, mean_sharpness
 from genssl.models.build import build
@@ -30,6 +30,8 @@ CHUNK = 256  # images at a time
 # rank below this: a batch norm at the end forbids one and the same output, but not one direction
 COLLAPSED_STD = 0.1
 COLLAPSED_RANK = 2.0
+# Also collapsed where the loss sees it: outputs that deviate by less than this, where the loss asks for 1
+COLLAPSED_SCALE = 0.05
 COLLAPSE_AFTER = 50  # steps; before, running statistics still hold their initial values
 
 
@@ -144,16 +146,22 @@ class Monitor:
 
     @measuring()
     def collapse(self, method: Method, steps: int) -> dict[str, Any]:
-        """output_std and rankme of the outputs for held-out images, and whether they have collapsed."""
+        """output_std, rankme and output_scale of outputs for held-out images, and whether they collapsed."""
         if self.images is None:
             return {}
         method.eval()
         if method.outputs(to_model(self.images[:1])) is None:
             return {}
         outputs = extract(cast(FeatureFunction, method.outputs), self.images, CHUNK)
-        std, rank = output_std(outputs), rankme(outputs)
+        std, rank, scale = output_std(outputs), rankme(outputs), output_scale(outputs)
         collapsed = std < COLLAPSED_STD or rank < min(COLLAPSED_RANK, outputs.shape[1] / 4)
-        return {"output_std": std, "rankme": rank, "collapsed": collapsed and steps >= COLLAPSE_AFTER}
+        collapsed |= method.sees_scale and scale < COLLAPSED_SCALE
+        return {
+            "output_std": std,
+            "rankme": rank,
+            "output_scale": scale,
+            "collapsed": collapsed and steps >= COLLAPSE_AFTER,
+        }
 
     @measuring()
     def knn(self, method: Method) -> dict[str, float]:

@@ -1,12 +1,14 @@
 """Optimizer, learning-rate schedule, and the guard that keeps a non-finite step out."""
 
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from genssl.config import Config
+
+AnyOptimizer = TypeVar("AnyOptimizer", bound=torch.optim.Optimizer)
 
 
 def build_optimizer(
@@ -14,8 +16,8 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The config's optimizer over a method's parameter groups, for steps of `batch_size` images.
 
-    Fused, since only the fused kernels take a flag on the device to skip a step (`found_inf`), and since they
-    are the fastest ones.
+    torch's are fused, since only the fused kernels take a flag on the device to skip a step (`found_inf`),
+    and since they are the fastest ones.
     """
     lr, decay = config.rate_for(batch_size or config.batch_size), config.weight_decay
     match config.optimizer:
@@ -26,9 +28,72 @@ def build_optimizer(
         case "sgd":
             sgd = torch.optim.SGD(groups, lr=lr, weight_decay=decay, momentum=config.momentum, fused=True)
             return _with_momenta(sgd) if config.momentum > 0 else sgd
+        case "lars":
+            trust: dict[str, Any] = {"trust": config.trust_coefficient, "clip": config.trust_clip}
+            return LARS(groups, lr=lr, momentum=config.momentum, weight_decay=decay, **trust)
 
 
-def _with_momenta(optimizer: torch.optim.SGD) -> torch.optim.SGD:
+class LARS(torch.optim.Optimizer):
+    """SGD with momentum whose rate is adapted to each layer (You et al. 2017, equation 6 and algorithm 1).
+
+    v <- momentum v + r (g + decay w) and w <- w - lr v, with r = trust |w| / (|g| + decay |w|): a step
+    changes every layer by about the same share. r is 1 where w or g is all zero. Biases and the scales of
+    norms, which have one axis, have r = 1 and no decay, as in the self-supervised methods that use LARS.
+
+    Args:
+        groups: parameters, as for torch's optimizers.
+        lr: learning rate.
+        momentum: of v.
+        weight_decay: decay.
+        trust: the coefficient in r.
+        clip: divide r by lr, and let it be 1 at most, so that no layer is faster than with SGD: lr is then a
+            bound, and not a factor.
+    """
+
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        *,
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust: float = 1e-3,
+        clip: bool = False,
+    ) -> None:
+        named = {"momentum": momentum, "weight_decay": weight_decay, "trust": trust, "clip": clip}
+        super().__init__(groups, {"lr": lr, **named})
+        _with_momenta(self)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Take a step, unless the scalar `found_inf` is set and above 0, as for torch's fused optimizers."""
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                bad = p.new_zeros(()) > 0 if found_inf is None else found_inf > 0
+                v = self.state[p]["momentum_buffer"]
+                moved = group["momentum"] * v + _adapted(p, p.grad, group)
+                # Where, not a product: what is not finite times 0 is not finite
+                v.copy_(torch.where(bad, v, moved))
+                p.copy_(torch.where(bad, p, p - group["lr"] * v))
+
+
+def _adapted(w: Tensor, g: Tensor, group: dict[str, Any]) -> Tensor:
+    """r (g + decay w), or g for parameters of one axis or none."""
+    if w.ndim <= 1:
+        return g
+    norm_w, norm_g = torch.linalg.vector_norm(w), torch.linalg.vector_norm(g)
+    r = group["trust"] * norm_w / (norm_g + group["weight_decay"] * norm_w)
+    if group["clip"]:
+        r = (r / group["lr"]).clamp(max=1)
+    r = torch.where((norm_w > 0) & (norm_g > 0), r, 1.0)
+    adapted: Tensor = r * (g + group["weight_decay"] * w)
+    return adapted
+
+
+def _with_momenta(optimizer: AnyOptimizer) -> AnyOptimizer:
     """Start from momenta of zero, with which the first step is the same.
 
     Otherwise the fused kernel allocates them in the first step and, where that step is skipped

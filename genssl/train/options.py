@@ -1,10 +1,14 @@
-"""How a run is carried out, apart from what it is."""
+"""How a run is carried out, apart from what it is, and with which settings it goes on."""
 
 import os
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from genssl.config import Config, differences
+from genssl.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -79,3 +83,32 @@ def compiler_problem(device: "torch.device") -> str | None:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200].rstrip(": ")
     return None
+
+
+def resumed(config: Config, changes: Mapping[str, Any]) -> Config:
+    """The settings with which a run of `config` goes on: its own, or more epochs.
+
+    Raises:
+        UserError: a setting is unknown, or another one than the run's, or epochs are fewer.
+    """
+    epochs = changes.get("epochs")
+    longer = config if epochs is None else config.updated({"epochs": epochs})
+    if longer.epochs < config.epochs:
+        raise UserError(
+            f"the run has {config.epochs} epochs, and --epochs {longer.epochs} is fewer; "
+            "--max-minutes ends a run earlier"
+        )
+    refuse_changes(longer, changes)
+    return longer
+
+
+def refuse_changes(config: Config, changes: Mapping[str, Any]) -> None:
+    """Refuse to resume a run of `config` with other settings.
+
+    Raises:
+        UserError: a setting is unknown, or differs from the run's.
+    """
+    changed = differences(config, config.updated(changes))
+    if changed:
+        lines = [f"{name} was {old!r}, now {new!r}" for name, (old, new) in changed.items()]
+        raise UserError(f"cannot resume with other settings ({'; '.join(lines)}); start a new run for them")

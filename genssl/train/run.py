@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from genssl import checkpoint, distributed, figures, run_info, runs
-from genssl.config import Config, SelfSupervisedConfig, resumed
+from genssl.config import Config, SelfSupervisedConfig
 from genssl.data.augment.views import choose_views
 from genssl.data.loader import Loader, make_loader
 from genssl.data.registry import absolute, describe_flips, locate, short_name
@@ -24,7 +24,7 @@ from genssl.train.events import EpochEnded, Listener, Note, Started, TrainingPro
 from genssl.train.loggers import TensorBoardLogger
 from genssl.train.loop import LossMeter, Step, Training
 from genssl.train.monitor import Monitor, baseline_warning
-from genssl.train.options import Options, compiler_problem, continuing, should_compile
+from genssl.train.options import Options, compiler_problem, continuing, resumed, should_compile
 from genssl.train.run_folder import RunFolder, is_complete
 from genssl.train.signals import Clock, StopSignals, format_seconds, peak_memory
 from genssl.train.splits import load_splits, with_classes_of
@@ -372,10 +372,9 @@ class RunInProgress:
         if self.config.holdout > 0:
             record["split"] = self.config.monitor_split
         if record.get("collapsed") and not (self.history and self.history[-1].get("collapsed")):
-            std, rank = record["output_std"], record["rankme"]
-            self.listener(
-                Note(f"the output has collapsed (std {std:.2g}, rank {rank:.2g}); training goes on")
-            )
+            std, rank, scale = (record[name] for name in ("output_std", "rankme", "output_scale"))
+            numbers = f"std {std:.2g}, rank {rank:.2g}, scale {scale:.2g}"
+            self.listener(Note(f"the output has collapsed ({numbers}); training goes on"))
         self.history.append(record)
         self.folder.write_history(self.history)
         if self.board is not None:

@@ -33,6 +33,8 @@ METHODS = {
     "byol": PREDICTOR,
     "barlow-twins": ENCODER,
     "vicreg": ENCODER,
+    "simclr": ENCODER,
+    "moco": [*ENCODER, "--set", "queue_size=16"],
 }
 EVALUATIONS: dict[str, list[list[object]]] = {
     "vae": [

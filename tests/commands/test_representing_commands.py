@@ -57,6 +57,15 @@ def test_knn_eval(vae_run: Path) -> None:
         assert Image.open(vae_run / "eval" / name).size[0] > 300
 
 
+def test_knn_eval_over_k(vae_run: Path) -> None:
+    found = json_of("knn-eval", vae_run, "-k", 20, "-k", 1, "--no-baselines")
+    assert found == json.loads((vae_run / "eval" / "knn-eval-no-baselines-k20-1.json").read_text())
+    assert found["k"] == 20
+    rows: list[dict[str, float]] = found["accuracy_by_k"]  # type: ignore[assignment]
+    assert [row["k"] for row in rows] == [20, 1]
+    assert rows[0]["features of this vae"] == pytest.approx(found["accuracy"], abs=1e-6)
+
+
 def test_knn_eval_of_fewer_images_and_without_baselines(vae_run: Path, tmp_path: Path) -> None:
     chosen = ["-k", 5, *FEW, "--no-baselines", "--out", tmp_path / "k.png"]
     found = json_of("knn-eval", "vae", "--checkpoint", vae_run, *chosen)

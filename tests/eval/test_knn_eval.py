@@ -54,6 +54,26 @@ def test_the_protocol_agrees_with_scikit_learn(k: int, temperature: float) -> No
     assert (values["train_images"], values["test_images"], values["dimensions"]) == (300, 120, 8)
 
 
+def test_several_k_are_a_table_of_what_each_gives_alone() -> None:
+    ks = (20, 1, 300, 5, 20)
+    values = evaluate(k=ks).values
+    alone = {k: evaluate(k=k).values for k in ks}
+    # An untrained encoder gives some images the same features, and any of them is nearest
+    shared = {"k", *(row["what"] for row in alone[20]["compared"][:2])}
+    expected = [
+        {"k": k, **{row["what"]: row["accuracy"] for row in alone[k]["compared"][:2]}}
+        for k in (20, 1, 300, 5)
+    ]
+    table = values.pop("accuracy_by_k")
+    assert [{name: row[name] for name in row if name in shared} for row in table] == expected
+    assert len({row["features of this vae"] for row in table}) > 1
+    assert all(len(row) == 4 for row in table)
+    alone[20]["compared"][2] = values["compared"][2]
+    assert values == alone[20]
+    with pytest.raises(UserError, match="-k must be from 1 to the number of train images, 300, not 301"):
+        evaluate(k=[5, 301])
+
+
 def test_floors_agree_with_scikit_learn() -> None:
     method = Projection()
     fresh = build(method.config.updated({"seed": 1})).eval()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from genssl.metrics import collapse
-from genssl.metrics.collapse import EPSILON, output_std, rankme
+from genssl.metrics.collapse import EPSILON, output_scale, output_std, rankme
 from genssl.runtime import generator
 
 
@@ -50,6 +50,18 @@ def test_constant_outputs_have_no_std_and_rank_one() -> None:
     assert rankme(z) == pytest.approx(1, abs=1e-4)
     assert output_std(torch.zeros(5, 4)) == 0
     assert rankme(torch.zeros(5, 4)) == 0
+
+
+def test_scale_agrees_with_numpy_and_is_all_that_sees_outputs_shrink() -> None:
+    z = uneven()
+    assert output_scale(z) == pytest.approx(np.sqrt(z.double().numpy().var(axis=0).mean()), rel=1e-6)
+    assert output_scale(0.01 * z) == pytest.approx(0.01 * output_scale(z), rel=1e-6)
+    assert output_scale(z + 7) == pytest.approx(output_scale(z), rel=1e-5)
+    assert output_scale(z @ rotation(12)) == pytest.approx(output_scale(z), rel=1e-6)
+    assert output_std(0.01 * z) == pytest.approx(output_std(z), rel=1e-5)
+    assert rankme(0.01 * z) == pytest.approx(rankme(z), rel=1e-5)
+    assert output_scale(torch.ones(5, 4)) == 0
+    assert math.isnan(output_scale(torch.tensor([[1.0], [torch.nan]])))
 
 
 def test_lengths_of_rows_do_not_change_the_std() -> None:
@@ -111,7 +123,7 @@ def test_what_is_not_finite_has_no_number() -> None:
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (4, 0), (4,), (2, 2, 2)])
-@pytest.mark.parametrize("measure", [output_std, rankme])
+@pytest.mark.parametrize("measure", [output_std, rankme, output_scale])
 def test_refuses_what_is_no_table_of_outputs(measure: object, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"outputs must be \(N, d\)"):
         measure(torch.ones(shape))  # type: ignore[operator]

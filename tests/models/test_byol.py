@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from genssl.config import BYOLConfig
+from genssl.config import BYOLConfig, SimSiamConfig
 from genssl.data.split import Split
 from genssl.models.build import build
 from genssl.models.byol import BYOL
@@ -28,7 +28,7 @@ def settings(**changes: Any) -> BYOLConfig:
     return BYOLConfig(**{**small, "epochs": 2, "batch_size": 4, "precision": "fp32", **changes})
 
 
-def training(config: BYOLConfig, method: BYOL | None = None) -> Training:
+def training(config: Any, method: BYOL | None = None) -> Training:
     images = torch.randint(0, 256, (12, 3, 8, 8), generator=generator(0, "test"), dtype=torch.uint8)
     split = Split(images, None, (), "noise", "train", "")
     chosen = method or build(config)
@@ -75,6 +75,25 @@ def test_tau_follows_the_paper() -> None:
     assert method.tau_at(1) == 1
     constant = tiny(BYOL, tau=0.996, tau_schedule="constant")
     assert {constant.tau_at(share) for share in (0, 0.3, 1)} == {0.996}
+
+
+def test_with_tau_0_and_equal_settings_byol_is_simsiam() -> None:
+    """To the bit: losses, weights and statistics after every step (docs/simsiam.md, 3.8)."""
+    equal = {
+        "encoder": "small", "projector_dim": 8, "projector_hidden": 12, "predictor_hidden": 6,
+        "learning_rate": 0.2, "weight_decay": 1e-3, "epochs": 2, "batch_size": 4, "precision": "fp32",
+    }  # fmt: skip
+    byol = training(BYOLConfig(**{**equal, "tau": 0.0, "tau_schedule": "constant"}))
+    simsiam = training(SimSiamConfig(**{**equal, "output_norm": False, "fix_predictor_lr": False}))  # type: ignore[arg-type]
+    start = copies(online(simsiam.method))
+    for ours, theirs in zip(byol.steps(), simsiam.steps(), strict=True):
+        assert torch.equal(ours.losses["loss"], theirs.losses["loss"])
+        found = byol.method.state_dict()
+        expected = simsiam.method.state_dict()
+        assert set(expected) == {name for name in found if not name.startswith("target_")}
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+    moved = copies(online(simsiam.method))
+    assert not any(torch.equal(a, b) for a, b in zip(start, moved, strict=True) if a.ndim > 1)
 
 
 @pytest.mark.parametrize("tau", [0.0, 1.0])

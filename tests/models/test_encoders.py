@@ -1,24 +1,37 @@
-"""The encoder against torchvision's ResNet-18, and the layout of the heads."""
+"""The encoders against torchvision's ResNets and timm's networks, and the layout of the heads."""
+
+import sys
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torchvision.models import ResNet, resnet18
+from torchvision import models
+from torchvision.models import ResNet
 
-from genssl.models.resnet import WIDTHS, Encoder, mlp
+from genssl import config as configs
+from genssl import distributed
+from genssl.errors import UserError
+from genssl.models.build import build
+from genssl.models.resnet import WIDTHS, Encoder, TimmEncoder, build_encoder, mlp
 from genssl.runtime import generator
+from genssl.train.ddp import convert_batch_norm
+
+from ..peers import import_peer
+
+DEPTHS = ["resnet18", "resnet34", "resnet50"]
 
 
-def torchvision_twin() -> ResNet:
-    """torchvision's ResNet-18 with a stem for small images and no classifier."""
-    network = resnet18()
+def torchvision_twin(name: str) -> ResNet:
+    """torchvision's ResNet with a stem for small images and no classifier."""
+    network: ResNet = getattr(models, name)()
     network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     network.maxpool = nn.Identity()
     network.fc = nn.Identity()
     return network
 
 
-def awake(encoder: Encoder) -> Encoder:
+def awake(encoder: Any) -> Any:
     """With norms that are neither zero nor the identity, as after some training."""
     torch.manual_seed(0)
     with torch.no_grad():
@@ -32,17 +45,19 @@ def images(n: int, side: int) -> torch.Tensor:
     return torch.randn(n, 3, side, side, generator=generator(0, "test"))
 
 
-def test_names_and_shapes_are_torchvisions() -> None:
+@pytest.mark.parametrize("name", DEPTHS)
+def test_names_and_shapes_are_torchvisions(name: str) -> None:
     with torch.device("meta"):
-        ours, theirs = Encoder(64).state_dict(), resnet18().state_dict()
+        ours, theirs = build_encoder(name, 3, 32).state_dict(), getattr(models, name)().state_dict()
     assert [name for name in theirs if not name.startswith("fc.")] == list(ours)
     different = [name for name in ours if ours[name].shape != theirs[name].shape]
     assert different == ["conv1.weight"]
     assert ours["conv1.weight"].shape == (64, 3, 3, 3)
 
 
-def test_the_same_weights_give_torchvisions_features() -> None:
-    encoder, twin = awake(Encoder(64)), torchvision_twin()
+@pytest.mark.parametrize(("name", "dim"), [("resnet18", 512), ("resnet34", 512), ("resnet50", 2048)])
+def test_the_same_weights_give_torchvisions_features(name: str, dim: int) -> None:
+    encoder, twin = awake(build_encoder(name, 3, 16)), torchvision_twin(name)
     twin.load_state_dict(encoder.state_dict())
     x = images(2, 16)
     with torch.no_grad():
@@ -50,6 +65,7 @@ def test_the_same_weights_give_torchvisions_features() -> None:
         torch.testing.assert_close(encoder.eval()(x), expected, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(encoder.train()(x), twin.train()(x), rtol=1e-4, atol=1e-4)
     assert expected.std() > 0.1
+    assert expected.shape[1] == encoder.dim == dim
 
 
 def test_a_block_starts_as_the_identity() -> None:
@@ -58,6 +74,8 @@ def test_a_block_starts_as_the_identity() -> None:
     assert torch.equal(encoder.layer1(x), x)
     shortcut = encoder.layer2[0].downsample  # type: ignore[union-attr,operator]
     torch.testing.assert_close(encoder.layer2(x), shortcut(x).relu())  # type: ignore[operator]
+    deep = Encoder(2, blocks=(2, 1, 1, 1), bottleneck=True)
+    assert torch.equal(deep.layer1[1](deep.layer1(x)), deep.layer1(x))  # type: ignore[operator]
     others = [
         m.weight for n, m in encoder.named_modules() if isinstance(m, nn.BatchNorm2d) and "bn2" not in n
     ]
@@ -102,6 +120,87 @@ def test_features_do_not_depend_on_the_rest_of_the_batch() -> None:
     torch.testing.assert_close(encoder(x)[1:2], encoder(x[1:2]))
     laid_out = encoder.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last))
     torch.testing.assert_close(laid_out, encoder(x.contiguous()))
+
+
+# timm
+
+
+def test_a_network_of_timm_is_timms() -> None:
+    timm = import_peer("timm")
+    encoder = build_encoder("timm:resnet10t", 1, 32)
+    twin = timm.create_model("resnet10t", num_classes=0, in_chans=1)
+    state = {name.removeprefix("network."): value for name, value in awake(encoder).state_dict().items()}
+    twin.load_state_dict(state)
+    x = images(4, 32)[:, :1]
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.eval()(x), twin.eval()(x))
+        torch.testing.assert_close(encoder.train()(x), twin.train()(x))
+    assert encoder(x).shape == (4, encoder.dim)
+
+
+def test_a_transformer_of_timm_takes_small_images_and_draws_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    timm = import_peer("timm")
+    create, drops = timm.create_model, {"proj_drop_rate": 0.3, "drop_path_rate": 0.3}
+    monkeypatch.setattr(timm, "create_model", lambda name, **settings: create(name, **settings, **drops))
+    torch.manual_seed(0)
+    encoder = TimmEncoder("vit_tiny_patch16_224", 3, 32)
+    rates = [m.p for m in encoder.modules() if isinstance(m, nn.Dropout)]
+    assert rates
+    assert set(rates) == {0.0}
+    x = images(2, 32)
+    before = torch.random.get_rng_state()
+    first, second = encoder.train()(x), encoder(x)
+    assert torch.equal(first, second)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_method_on_a_network_of_timm_starts_from_its_seed() -> None:
+    import_peer("timm")
+    small = {"encoder": "timm:resnet10t", "projector_dim": 8, "projector_hidden": 8, "predictor_hidden": 4}
+    one, same, other = (build(configs.make("simsiam", {**small, "seed": seed})) for seed in (0, 0, 1))
+    assert torch.equal(one.features(images(2, 32)), same.features(images(2, 32)))
+    assert not torch.equal(one.encoder.network.conv1[0].weight, other.encoder.network.conv1[0].weight)  # type: ignore[union-attr,index,operator]
+
+
+@pytest.mark.parametrize(
+    ("encoder", "said"),
+    [
+        ("timm:resnet10x", "timm has no network 'resnet10x' .did you mean 'resnet10t'?."),
+        ("timm:vgg11", "takes no images of 8x8 pixels .*; choose another network$"),
+    ],
+)
+def test_what_timm_has_not_is_said_in_a_line(encoder: str, said: str) -> None:
+    import_peer("timm")
+    with pytest.raises(UserError, match=said) as caught:
+        build_encoder(encoder, 3, 8)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_timm_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UserError, match=r"needs timm; pip install 'genssl\[features\]'"):
+        build_encoder("timm:resnet10t", 3, 32)
+
+
+def test_norms_that_several_processes_cannot_share_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import_peer("timm")
+    method = build(configs.make("simclr", {"encoder": "timm:mobilenetv3_small_050"}))
+    cpu = torch.device("cpu")
+    assert convert_batch_norm(method, cpu) is method
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(
+        UserError, match="the encoder has BatchNormAct2d, which several processes cannot share"
+    ):
+        convert_batch_norm(method, cpu)
+
+
+@pytest.mark.parametrize("name", ["resnet19", "timm:", "", "Timm:resnet10t"])
+def test_an_unknown_encoder_is_refused_with_those_that_there_are(name: str) -> None:
+    with pytest.raises(UserError, match="encoder must be resnet18, resnet34, resnet50, small, or timm:NAME"):
+        configs.make("simsiam", {"encoder": name})
+
+
+# Heads
 
 
 def layout(network: nn.Sequential) -> list[str]:

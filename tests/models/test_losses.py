@@ -16,6 +16,8 @@ from genssl.models.losses import (
     barlow_twins_loss,
     cosine_similarity,
     directional_loss,
+    info_nce_loss,
+    nt_xent_loss,
     simsiam_loss,
     vicreg_loss,
 )
@@ -81,6 +83,34 @@ def vicreg_by_hand(z1: Tensor, z2: Tensor) -> dict[str, float]:
         covariance += sum(c[i, j] ** 2 for i in range(d) for j in range(d) if i != j) / d
     squares = [(u - v) ** 2 for u, v in zip(exact(z1).flat, exact(z2).flat, strict=True)]
     return {"invariance": float(np.mean(squares)), "variance": variance, "covariance": covariance}
+
+
+def cross_entropy_by_hand(anchor: Array, candidates: list[Array], positive: int, temperature: float) -> float:
+    """-log of the share of the positive in the softmax over the candidates' cosines."""
+
+    def score(other: Array) -> float:
+        cosine = float(anchor @ other) / math.sqrt(float(anchor @ anchor)) / math.sqrt(float(other @ other))
+        return math.exp(cosine / temperature)
+
+    return -math.log(score(candidates[positive]) / sum(score(other) for other in candidates))
+
+
+def nt_xent_by_hand(z1: Tensor, z2: Tensor, temperature: float) -> float:
+    """Chen et al. 2020, equation 1 and algorithm 1, output by output."""
+    n, rows = len(z1), [*exact(z1), *exact(z2)]
+    losses = []
+    for i in range(2 * n):
+        others = [rows[k] for k in range(2 * n) if k != i]
+        partner = (i + n) % (2 * n)
+        losses.append(cross_entropy_by_hand(rows[i], others, partner - (partner > i), temperature))
+    return float(np.mean(losses))
+
+
+def info_nce_by_hand(queries: Tensor, keys: Tensor, negatives: Tensor, temperature: float) -> float:
+    """He et al. 2020, equation 1, query by query."""
+    others = [*exact(negatives)]
+    pairs = zip(exact(queries), exact(keys), strict=True)
+    return float(np.mean([cross_entropy_by_hand(q, [k, *others], 0, temperature) for q, k in pairs]))
 
 
 # The cosine and SimSiam
@@ -270,12 +300,66 @@ def test_vicreg_ignores_a_common_translation_and_order() -> None:
     assert float(moved["invariance"]) > float(expected["invariance"]) + 1
 
 
+# SimCLR and MoCo
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5, 3.0])
+def test_nt_xent_is_the_papers(temperature: float) -> None:
+    z1, z2 = outputs()
+    expected = nt_xent_by_hand(z1, z2, temperature)
+    assert float(nt_xent_loss(z1, z2, temperature)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5, 3.0])
+def test_info_nce_is_the_papers(temperature: float) -> None:
+    (q, k), negatives = outputs(), normal(4, 5, counter=4)
+    expected = info_nce_by_hand(q, k, negatives, temperature)
+    assert float(info_nce_loss(q, k, negatives, temperature)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_contrast_where_all_outputs_are_the_same_is_a_guess_among_all() -> None:
+    z = torch.ones(6, 3)
+    assert float(nt_xent_loss(z, 2 * z)) == pytest.approx(math.log(11))
+    assert float(info_nce_loss(z, z, z[:4])) == pytest.approx(math.log(5))
+
+
+def test_nt_xent_ignores_order_lengths_and_rotations() -> None:
+    z1, z2 = outputs()
+    expected = nt_xent_loss(z1, z2)
+    rows = torch.randperm(9, generator=generator(0, "test"))
+    lengths = torch.logspace(-3, 3, 9)[:, None]
+    torch.testing.assert_close(nt_xent_loss(z1[rows], z2[rows]), expected)
+    torch.testing.assert_close(nt_xent_loss(z2, z1), expected)
+    torch.testing.assert_close(nt_xent_loss(lengths * z1, lengths.flip(0) * z2), expected)
+    torch.testing.assert_close(nt_xent_loss(z1 @ rotation(5), z2 @ rotation(5)), expected)
+    assert float(nt_xent_loss(z1[rows], z2)) > float(expected) + 0.1  # but what belongs together matters
+
+
+def test_info_nce_ignores_the_order_of_queries_and_of_negatives() -> None:
+    (q, k), negatives = outputs(), normal(4, 5, counter=4)
+    expected = info_nce_loss(q, k, negatives)
+    rows = torch.randperm(9, generator=generator(0, "test"))
+    torch.testing.assert_close(info_nce_loss(q[rows], k[rows], negatives.flip(0)), expected)
+    assert float(info_nce_loss(q[rows], k, negatives)) > float(expected) + 0.1
+
+
+def test_contrast_is_finite_at_low_temperatures() -> None:
+    z1, z2 = (z.requires_grad_() for z in outputs())
+    loss = nt_xent_loss(z1, z2, 1e-3) + info_nce_loss(z1, z2, normal(4, 5), 1e-3)
+    loss.backward()
+    assert loss.isfinite()
+    assert z1.grad is not None
+    assert z1.grad.isfinite().all()
+
+
 # All of them
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cosine": lambda a, b: -cosine_similarity(a, b).mean(),
     "barlow_twins": barlow_twins_loss,
     "vicreg": lambda a, b: vicreg_loss(a, b)["loss"],
+    "nt_xent": lambda a, b: nt_xent_loss(a, b, 0.5),
+    "info_nce": lambda a, b: info_nce_loss(a, b, normal(7, a.shape[1], counter=60), 0.1),
 }
 
 
@@ -286,7 +370,11 @@ def test_agrees_with_lightly(name: str) -> None:
         "cosine": peers.NegativeCosineSimilarity(),
         "barlow_twins": peers.BarlowTwinsLoss(lambda_param=5e-3),
         "vicreg": peers.VICRegLoss(),
+        "nt_xent": peers.NTXentLoss(temperature=0.5),
+        "info_nce": peers.NTXentLoss(temperature=0.1, memory_bank_size=(7, 6)),
     }[name]
+    if name == "info_nce":
+        peer.memory_bank.bank = torch.nn.functional.normalize(normal(7, 6, counter=60))
     z1, z2 = outputs(32, 6)
     torch.testing.assert_close(LOSSES[name](z1, z2), peer(z1, z2), rtol=1e-4, atol=1e-6)
 
@@ -335,6 +423,10 @@ def test_gradients_are_the_losses_slopes(name: str) -> None:
             return distance(a, b)
         if name == "barlow_twins":
             return barlow_twins_by_hand(a, b, 5e-3)
+        if name == "nt_xent":
+            return nt_xent_by_hand(a, b, 0.5)
+        if name == "info_nce":
+            return info_nce_by_hand(a, b, normal(7, 3, counter=60), 0.1)
         terms = vicreg_by_hand(a, b)
         return 25 * terms["invariance"] + 25 * terms["variance"] + terms["covariance"]
 

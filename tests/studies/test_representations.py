@@ -176,6 +176,9 @@ def test_a_verdict_says_that_an_output_collapsed() -> None:
         ("dssl", "beta", True),
         ("vicreg", "covariance", True),
         ("barlow_twins", "lambd", True),
+        ("simclr", "batch_size", True),
+        ("moco", "batch_size", False),
+        ("moco", "queue_size", True),
     ],
 )
 def test_settings_that_make_the_loss_another_quantity(method: str, change: str, another: bool) -> None:

@@ -20,11 +20,13 @@ from genssl.train.run_folder import RunFolder
 
 SHARED = {
     "epoch": 2, "step": 14, "loss": 3.0, "test_loss": 3.5, "images_per_second": 512.4, "output_std": 0.9,
-    "rankme": 12.5, "collapsed": False, "knn_accuracy": 0.41, "learning_rate": 1e-4, "seconds": 2.5,
+    "rankme": 12.5, "output_scale": 0.7, "collapsed": False, "knn_accuracy": 0.41,
+    "learning_rate": 1e-4, "seconds": 2.5,
 }  # fmt: skip
 TAGS = {
     "loss/train": 3.0, "loss/test": 3.5, "speed/images_per_second": 512.4, "collapse/output_std": 0.9,
-    "collapse/rankme": 12.5, "collapse/collapsed": 0.0, "neighbors/accuracy": 0.41, "learning_rate": 1e-4,
+    "collapse/rankme": 12.5, "collapse/output_scale": 0.7, "collapse/collapsed": 0.0,
+    "neighbors/accuracy": 0.41, "learning_rate": 1e-4,
     "progress/epoch": 2.0, "progress/seconds": 2.5,
 }  # fmt: skip
 
@@ -71,7 +73,13 @@ def test_methods_differ_in_their_own_terms_alone(tmp_path: Path) -> None:
 def test_what_is_of_a_validation_split_is_called_so(tmp_path: Path) -> None:
     held_out = {"split": "validation", "validation_loss": 3.5}
     write(tmp_path, 0, [{name: value for name, value in SHARED.items() if name != "test_loss"} | held_out])
-    measured = ("collapse/output_std", "collapse/rankme", "collapse/collapsed", "neighbors/accuracy")
+    measured = (
+        "collapse/output_std",
+        "collapse/rankme",
+        "collapse/output_scale",
+        "collapse/collapsed",
+        "neighbors/accuracy",
+    )
     expected = (set(TAGS) - {"loss/test", *measured}) | {f"{tag}/validation" for tag in ("loss", *measured)}
     assert set(scalars(tmp_path)) == expected
 

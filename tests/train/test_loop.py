@@ -34,7 +34,7 @@ def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
         assert torch.equal(value, second[name]), name
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "lars"])
 @pytest.mark.parametrize("stop", [1, 5, 7])
 def test_a_resumed_run_is_the_same_run(optimizer: str, stop: int) -> None:
     config = ToyConfig(optimizer=optimizer, ema_decay=0.9, weight_decay=0.01, gradient_clip=0.5)
@@ -136,7 +136,7 @@ class Poisoned(Toy):
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "lars"])
 def test_a_step_that_is_not_finite_changes_nothing(where: str, optimizer: str) -> None:
     config = ToyConfig(optimizer=optimizer, ema_decay=0.9, gradient_clip=1.0)
     torch.manual_seed(0)

@@ -16,7 +16,7 @@ from genssl.data.subset import train_validation_split
 from genssl.errors import UserError
 from genssl.features import extract
 from genssl.models.build import build
-from genssl.models.losses import barlow_twins_loss, simsiam_loss, vicreg_loss
+from genssl.models.losses import barlow_twins_loss, nt_xent_loss, simsiam_loss, vicreg_loss
 from genssl.models.method import Method
 from genssl.train.ddp import GlobalBatchNorm, check_batch_divides, convert_batch_norm
 from genssl.train.loop import Training
@@ -26,7 +26,7 @@ from .pair import TASKS, in_processes
 from .toy import Toy, ToyConfig, ToyViews
 
 CPU = torch.device("cpu")
-SELF_SUPERVISED = ("simsiam", "byol", "barlow_twins", "vicreg", "dssl")
+SELF_SUPERVISED = ("simsiam", "byol", "barlow_twins", "vicreg", "dssl", "simclr", "moco")
 GENERATIVE = ("vae", "ddpm")
 
 
@@ -51,6 +51,8 @@ def small(method: str) -> configs.Config:
     changes: dict[str, Any] = {"epochs": 2, "batch_size": 8, "precision": "fp32", "gradient_clip": 0.5}
     if method in SELF_SUPERVISED:
         changes |= {"encoder": "small", "projector_hidden": 16, "projector_dim": 8, "learning_rate": 0.01}
+    if method == "moco":
+        changes |= {"queue_size": 20}  # not a multiple of the batch
     if method == "ddpm":
         changes |= {"network": "tiny", "batch_size": 4, "epochs": 1, "limit": 8}
     return configs.make(method, changes)
@@ -107,6 +109,7 @@ def given_features() -> dict[str, Tensor]:
     losses: dict[str, Callable[..., Tensor]] = {
         "barlow_twins": lambda a, b: barlow_twins_loss(distributed.all_gather(a), distributed.all_gather(b)),
         "vicreg": lambda a, b: vicreg_loss(distributed.all_gather(a), distributed.all_gather(b))["loss"],
+        "simclr": lambda a, b: nt_xent_loss(distributed.all_gather(a), distributed.all_gather(b)),
         "simsiam": lambda a, b: simsiam_loss(p1=a, p2=b, z1=b.detach(), z2=a.detach()),
     }
     for name, loss in losses.items():
@@ -216,6 +219,14 @@ def test_every_self_supervised_method_does(method: str, one: Any, two: Any) -> N
     assert all(furthest(one, each, f"methods.{method}.") < 1e-9 for each in two)
 
 
+def test_the_queue_is_the_same_in_all_processes(one: Any, two: Any) -> None:
+    name = "methods.moco.method.queue"
+    assert torch.equal(two[0][name], two[1][name])
+    assert furthest(one, two[0], name) < 1e-9
+    start = build(small("moco")).state_dict()["queue"].double()
+    assert not bool((one[name][:, None] == start).all(2).any())  # all of it has been replaced
+
+
 @pytest.mark.parametrize("method", GENERATIVE)
 def test_those_that_compute_in_float32_have_the_same_losses(method: str, one: Any, two: Any) -> None:
     losses, others = one[f"methods.{method}.losses"], [each[f"methods.{method}.losses"] for each in two]
@@ -223,7 +234,7 @@ def test_those_that_compute_in_float32_have_the_same_losses(method: str, one: An
     assert torch.equal(*others)
 
 
-@pytest.mark.parametrize("loss", ["barlow_twins", "vicreg", "simsiam"])
+@pytest.mark.parametrize("loss", ["barlow_twins", "vicreg", "simclr", "simsiam"])
 def test_losses_of_given_features_and_their_gradients(loss: str, one: Any, two: Any) -> None:
     assert all(furthest(one, each, f"given_features.{loss}.") < 1e-10 for each in two)
 

@@ -1,4 +1,4 @@
-"""Runs of the five self-supervised methods: killed and resumed, watched, and on data of every kind."""
+"""Runs of the self-supervised methods: killed and resumed, watched, and on data of every kind."""
 
 import json
 import os
@@ -19,18 +19,20 @@ from torch import Tensor
 from genssl import checkpoint, run_info
 from genssl import config as configs
 from genssl.config import Config
+from genssl.data.augment.views import choose_views
 from genssl.eval.knn_eval import knn_eval
 from genssl.models import resnet
 from genssl.models.build import build
 from genssl.models.method import Method
 from genssl.pixels import to_model
+from genssl.runtime import generator
 from genssl.train import loop, monitor, run
 from genssl.train.events import EpochEnded, Event, Note, silent
 from genssl.train.options import Options
 from genssl.train.run_folder import RunFolder
 from genssl.train.splits import load_splits
 
-METHODS = ("simsiam", "dssl", "byol", "barlow_twins", "vicreg")
+METHODS = ("simsiam", "dssl", "byol", "barlow_twins", "vicreg", "simclr", "moco")
 TINY = {
     "encoder": "small", "projector_dim": 16, "projector_hidden": 16, "image_size": 16, "limit": 24,
     "batch_size": 8, "epochs": 3, "knn_every": 2, "sample_every": 0,
@@ -53,7 +55,8 @@ def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def config(method: str, digits: Path, **changes: Any) -> Config:
     predictor = {"predictor_hidden": 8} if method in {"simsiam", "dssl", "byol"} else {}
-    return configs.make(method, {**TINY, **predictor, "data": str(digits), **changes})
+    queue = {"queue_size": 20} if method == "moco" else {}  # not a multiple of the batch
+    return configs.make(method, {**TINY, **predictor, **queue, "data": str(digits), **changes})
 
 
 def train(config: Config, folder: Path, **options: Any) -> list[Event]:
@@ -109,7 +112,7 @@ def test_a_killed_run_resumes_to_the_same_end(
     whole = history(tmp_path / "whole")
     assert [record["epoch"] for record in whole] == [1, 2, 3]
     assert ["knn_accuracy" in record for record in whole] == [False, True, True]  # every 2, and the last
-    assert all({"output_std", "rankme", "collapsed"} <= set(record) for record in whole)
+    assert all({"output_std", "rankme", "output_scale", "collapsed"} <= set(record) for record in whole)
 
 
 @pytest.mark.usefixtures("_no_curves")
@@ -130,7 +133,7 @@ def test_the_kept_weights_are_the_trained_method(method: str, digits: Path, tmp_
 
 
 @pytest.mark.usefixtures("_no_curves")
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "lars"])
 def test_a_run_whose_first_step_fails_can_be_cured(
     optimizer: str, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +179,25 @@ def test_a_run_that_collapses_says_so_and_goes_on(
     assert len(told) == 1  # not at every epoch
     assert (tmp_path / "run" / "curves.png").exists()
     assert run_info.inspect(tmp_path / "run").finished
+
+
+@pytest.mark.parametrize(("method", "sees_scale"), [("vicreg", True), ("barlow_twins", False)])
+def test_outputs_that_shrink_have_collapsed_where_the_loss_sees_it(
+    method: str, sees_scale: bool, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(monitor, "COLLAPSE_AFTER", 0)
+    settled = config(method, digits)
+    watch = monitor.Monitor(choose_views(settled), *load_splits(settled, silent), settled)
+    outputs = torch.randn(200, 16, generator=generator(0, "test"))
+    found = []
+    for scale in (1.0, 0.01):
+        monkeypatch.setattr(monitor, "extract", lambda *_, scale=scale: scale * outputs)
+        found.append(watch.collapse(build(settled), 1))
+    healthy, shrunk = found
+    assert (healthy["collapsed"], shrunk["collapsed"]) == (False, sees_scale)
+    assert shrunk["output_scale"] == pytest.approx(0.01 * healthy["output_scale"], rel=1e-4)
+    assert healthy["output_scale"] == pytest.approx(1, abs=0.1)
+    assert shrunk["output_std"] == pytest.approx(healthy["output_std"], rel=1e-4)
 
 
 @pytest.mark.usefixtures("_no_curves")
