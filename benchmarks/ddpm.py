@@ -5,6 +5,7 @@ it comes, in fp32, and tuned: channels_last, bf16 autocast and a fused optimizer
 """
 
 import copy
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,12 +20,21 @@ from genssl.config import DDPMConfig
 from genssl.models.build import build
 from genssl.models.diffusion import linear_schedule, p_losses, q_sample
 from genssl.models.unet import Layout, UNet
-from genssl.runtime import autocast, choose_device, choose_precision, describe, generators
+from genssl.runtime import (
+    StepNoise,
+    autocast,
+    choose_device,
+    choose_precision,
+    describe,
+    generators,
+    normal,
+)
 
 BATCH = 16
 TRAIN_STEPS, FORWARD_STEPS = 4, 12
 TOLERANCE = 0.05  # of parameters and of multiply-adds
 SAMPLES = 64
+NOISED, NOISE_ROUNDS = 512, 3
 PLAIN = (False,) * 4
 
 Predict = Callable[[Tensor, Tensor], Tensor]  # (x, t) -> epsilon
@@ -137,8 +147,7 @@ def rate(action: Callable[[], None], times: int, device: torch.device) -> Callab
         start = time.perf_counter()
         for _ in range(times):
             action()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronize(device)
         return times * BATCH / (time.perf_counter() - start)
 
     return measure
@@ -177,9 +186,50 @@ def sampling(device: torch.device) -> None:
         print(f"sample {SAMPLES} images, {sampler}: {steps} network calls, {seconds:.1f} s")
 
 
+def noise_times(device: torch.device, images: int = NOISED, network: str = "tiny") -> dict[str, float]:
+    """Milliseconds of an ancestral step's parts, medians of rounds in turn.
+
+    `noise_host_ms` is until the call returns, whatever the device has left to do; `loop_ms` is of a loop over
+    the images' generators.
+    """
+    method = build(DDPMConfig(data="synthetic", network=network)).to(device).eval()
+    x = torch.randn(images, 3, 32, 32, device=device)
+    times, sources = torch.full((images,), 5, device=device), generators(0, "sample", range(images))
+    noise = StepNoise(x.shape, sources, device)
+    parts: dict[str, Callable[[], object]] = {
+        "network_ms": lambda: method.network(x, times),  # type: ignore[operator]
+        "noise_ms": lambda: [noise(5) for _ in range(noise.ahead)],
+        "loop_ms": lambda: normal(x.shape, sources, device),
+    }
+    found: dict[str, list[float]] = {"noise_host_ms": [], **{name: [] for name in parts}}
+    with torch.inference_mode():
+        for _ in range(NOISE_ROUNDS + 1):
+            for name, part in parts.items():
+                calls = noise.ahead if name == "noise_ms" else 1
+                start = time.perf_counter()
+                part()
+                host = time.perf_counter() - start
+                synchronize(device)
+                found[name].append((time.perf_counter() - start) / calls)
+                if name == "noise_ms":
+                    found["noise_host_ms"].append(host / calls)
+    # The first round warms up
+    return {name: round(1000 * statistics.median(seconds[1:]), 3) for name, seconds in found.items()}
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
 def main() -> None:
     device = choose_device("auto")
     print(f"device: {describe(device)}")
+    found = noise_times(device)
+    share, loop = (found[name] / found["network_ms"] for name in ("noise_ms", "loop_ms"))
+    print(f"noise of an ancestral step of {NOISED} images, network tiny: {found}")
+    print(f"  {share:.1%} of the network's time; a loop over the images' generators {loop:.1%}")
     sampling(device)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
@@ -46,8 +47,7 @@ def normal(shape: Sequence[int], source: Randomness, device: torch.device | str 
     With a sequence of generators, row i of the first axis comes from generator i.
     """
     if isinstance(source, Sequence):
-        if len(source) != shape[0]:
-            raise ValueError(f"{len(source)} generators for {shape[0]} rows")
+        _check_rows(shape, source)
         return torch.stack([normal(shape[1:], generator) for generator in source]).to(device)
     source_device = device if source is None else source.device
     return torch.randn(tuple(shape), generator=source, device=source_device).to(device)
@@ -56,11 +56,102 @@ def normal(shape: Sequence[int], source: Randomness, device: torch.device | str 
 def uniform(shape: Sequence[int], source: Randomness, device: torch.device | str | None = None) -> Tensor:
     """Uniform noise in [0, 1), float32; generators as in `normal`."""
     if isinstance(source, Sequence):
-        if len(source) != shape[0]:
-            raise ValueError(f"{len(source)} generators for {shape[0]} rows")
+        _check_rows(shape, source)
         return torch.stack([uniform(shape[1:], generator) for generator in source]).to(device)
     source_device = device if source is None else source.device
     return torch.rand(tuple(shape), generator=source, device=source_device).to(device)
+
+
+def _check_rows(shape: Sequence[int], generators: Sequence[torch.Generator]) -> None:
+    if len(generators) != shape[0]:
+        raise ValueError(f"{len(generators)} generators for {shape[0]} rows")
+
+
+# Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3")
+WORD = 0xFFFFFFFF
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+ROUNDS = 10
+# Counters at once: on a CPU what its cache holds; elsewhere several calls ahead, since launches cost more
+PORTION_CPU, PORTION = 2**15, 2**22
+
+
+def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox4x32-10: four random words for each counter of four words, under a key of two.
+
+    Words are int64 in [0, 2^32), of shapes that broadcast. There is no state: any part of any stream is drawn
+    at once, alike on every device.
+    """
+    c0, c1, c2, c3 = counter
+    for i in range(ROUNDS):
+        k0, k1 = ((word + i * step) & WORD for word, step in zip(key, KEY_STEPS, strict=True))
+        # int64 keeps all 64 bits of a product of two words; its lower word is masked when it is next used
+        p0, p1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
+        c0, c1, c2, c3 = ((p1 >> 32) ^ c1 ^ k0) & WORD, p1, ((p0 >> 32) ^ c3 ^ k1) & WORD, p0
+    return c0, c1 & WORD, c2, c3 & WORD
+
+
+def _box_muller(radius: Tensor, angle: Tensor) -> list[Tensor]:
+    """Two standard normal numbers, float32, from each two words (Box and Muller 1958)."""
+    # One is added, since zero has no logarithm
+    length = ((radius + 1).float() * 2**-32).log_().mul_(-2).sqrt_()
+    turn = angle.float() * (2 * math.pi * 2**-32)
+    return [length * turn.cos(), length * turn.sin()]
+
+
+class StepNoise:
+    """Standard normal noise for the steps of a sampler: each call draws anew, whatever the time.
+
+    Row i depends on generator i and the number of calls before alone. A generator gives a key, once, and
+    Philox the numbers, for all rows together on the device: a loop over images at each step would keep a
+    GPU waiting.
+
+    Args:
+        shape: of the noise, (B, ...).
+        generators: one a row.
+        device: to draw on.
+    """
+
+    def __init__(
+        self, shape: Sequence[int], generators: Sequence[torch.Generator], device: torch.device | str
+    ) -> None:
+        _check_rows(shape, generators)
+        keys = [torch.randint(WORD + 1, (2,), generator=source) for source in generators]
+        self.keys = torch.stack(keys, 1)[..., None].to(device)  # (2, B, 1)
+        self.shape, self.numbers, self.calls = tuple(shape), math.prod(shape[1:]), 0
+        counters = -(-self.numbers // 4)  # four numbers each
+        portion = PORTION_CPU if self.keys.device.type == "cpu" else PORTION
+        self.rows = max(1, portion // counters)
+        self.ahead = max(1, self.rows // len(generators))
+        self.counters = torch.arange(counters, device=device)
+
+    def __call__(self, _time: int = 0) -> Tensor:
+        """Fresh noise."""
+        i = self.calls % self.ahead
+        if i == 0:
+            self.drawn = self._draw()
+        self.calls += 1
+        return self.drawn[i]
+
+    def _draw(self) -> Tensor:
+        """The noise of this call and of those ahead, (ahead, B, ...)."""
+        calls = torch.arange(self.calls, self.calls + self.ahead, device=self.keys.device)[:, None, None]
+        zero = torch.zeros_like(calls)
+        parts = []
+        for key in self.keys.split(self.rows, 1):
+            words = philox((self.counters, calls, zero, zero), key)  # each (ahead, rows, counters)
+            normals = torch.cat([*_box_muller(*words[:2]), *_box_muller(*words[2:])], -1)
+            parts.append(normals[..., : self.numbers])
+        return torch.cat(parts, 1).view(-1, *self.shape)
+
+
+def step_noise(
+    shape: Sequence[int], source: Randomness, device: torch.device | str
+) -> Callable[[int], Tensor]:
+    """Time -> fresh standard normal noise, for a sampler; row by row with a sequence of generators."""
+    if isinstance(source, Sequence):
+        return StepNoise(shape, source, device)
+    return lambda _: normal(shape, source, device)
 
 
 def choose_device(name: str) -> torch.device:

@@ -21,7 +21,7 @@ from genssl.models.diffusion import Variance
 from genssl.models.method import CanDenoise, HasFlow, Method
 from genssl.models.vlb import bound_terms, prior_kl
 from genssl.pixels import BIN_WIDTH, to_model
-from genssl.runtime import chunks, generators, measuring, normal, uniform
+from genssl.runtime import chunks, generators, measuring, step_noise, uniform
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -195,11 +195,10 @@ def _terms(
     report: Callable[[float], None],
 ) -> Tensor:
     """The terms of images x (B, C, H, W) at their times t (B, S): (B, S) bits/dim."""
-    columns = []
+    columns, draw = [], step_noise(x.shape, noise, x.device)
     for column, times in enumerate(t.T):
-        drawn = normal(x.shape, noise, x.device)
         terms = bound_terms(
-            diffusion.network, diffusion.schedule, x, times.to(x.device), drawn,
+            diffusion.network, diffusion.schedule, x, times.to(x.device), draw(column),
             variance=variance, prediction=diffusion.prediction,
         )  # fmt: skip
         columns.append(_in_bits(terms, x))

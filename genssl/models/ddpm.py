@@ -39,7 +39,7 @@ from genssl.models.samplers import (
     unipc,
 )
 from genssl.models.unet import LAYOUTS, UNet
-from genssl.runtime import Randomness, normal
+from genssl.runtime import Randomness, normal, step_noise
 
 Sampler = Literal["dpm++", "ddim", "ancestral", "heun", "unipc"]
 DETERMINISTIC = {"dpm++": dpm_solver_pp, "heun": heun, "unipc": unipc}
@@ -240,14 +240,12 @@ class DDPM(Method):
         if steps is None:
             steps = times if sampler == "ancestral" else min(FAST_STEPS, times)
 
-        def noise(_: int) -> Tensor:
-            return normal(x.shape, generator, x.device)
-
         labels = None if labels is None else labels.to(self.device)
         model = model_of(self.network, self.classes, labels, guidance)
         common: dict[str, Any] = {"prediction": self.prediction, "clip": clip, "callback": callback}
         if sampler in DETERMINISTIC:
             return DETERMINISTIC[sampler](model, self.schedule, x, steps, t_start, **common)
+        noise = step_noise(x.shape, generator, x.device)
         match sampler:
             case "ddim":
                 return ddim(model, self.schedule, x, steps, t_start, noise, eta, **common)

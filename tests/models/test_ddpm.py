@@ -182,7 +182,7 @@ def test_the_config_builds_its_schedule_and_network() -> None:
         ({"beta_start": 0.03}, "beta_start 0.03 must not exceed beta_end 0.02"),
         ({"beta_end": 1.0}, "beta_end must be less than 1"),
         ({"timesteps": 20, "features_t": 1, "scale_betas": True}, "scale_betas takes beta_end to 1"),
-        ({"network": "large"}, "network must be 'tiny', 'small' or 'base'"),
+        ({"network": "large"}, "network must be 'tiny', 'compact', 'small' or 'base'"),
     ],
 )
 def test_wrong_settings_are_one_line(changes: dict[str, object], message: str) -> None:
