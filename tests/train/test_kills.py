@@ -14,7 +14,7 @@ import pytest
 from genssl.files import TEMPORARY, read_tensors, sweep
 from genssl.run_info import MODEL
 
-KILLS = int(os.environ.get("GENSSL_KILLS", "20"))  # 200 by hand
+KILLS = int(os.environ.get("GENSSL_KILLS", "6"))  # 200 by hand
 RUNS = {
     "vae": ["--set", "width=8", "--set", "z_dim=6", "--set", "mixture_components=2", "--epochs", "6"],
     "simsiam": [
