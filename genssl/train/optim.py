@@ -125,6 +125,13 @@ def set_lr(optimizer: torch.optim.Optimizer, config: Config, step: int, steps_pe
         group["lr"] = base if group.get("fix_lr") else base * factor
 
 
+def _memory(tensor: Tensor) -> Tensor:
+    """A view of a tensor's numbers as they lie in memory, (numel,), in whatever layout; there are no gaps."""
+    reach = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    assert reach == tensor.numel() or not tensor.numel()
+    return tensor.detach().as_strided((tensor.numel(),), (1,))
+
+
 class Guard:
     """Keeps a step whose loss or gradient is not finite from reaching anything, without a host read.
 
@@ -135,16 +142,19 @@ class Guard:
 
     def __init__(self, method: nn.Module, device: torch.device) -> None:
         frozen = [p for p in method.parameters() if not p.requires_grad]
-        self.written: list[Tensor] = [*method.buffers(), *frozen]
-        self.copies = [torch.empty_like(tensor) for tensor in self.written]
+        # All tensors of a type in a row: a few launches a step, however many there are
+        written = [_memory(tensor) for tensor in [*method.buffers(), *frozen]]
+        types = sorted({tensor.dtype for tensor in written}, key=str)
+        self.written = [[tensor for tensor in written if tensor.dtype == dtype] for dtype in types]
+        self.copies = [torch.cat(tensors) for tensors in self.written]
         self.bad = torch.zeros((), device=device)
         self.first = torch.full((), -1, dtype=torch.int64, device=device)
 
     @torch.no_grad()
     def remember(self) -> None:
         """Copy what a step may write besides the weights; before the forward pass."""
-        if self.written:
-            torch._foreach_copy_(self.copies, self.written)
+        for tensors, copy in zip(self.written, self.copies, strict=True):
+            torch.cat(tensors, out=copy)
 
     @torch.no_grad()
     def check(self, loss: Tensor, norm: Tensor, step: int) -> None:
@@ -158,8 +168,9 @@ class Guard:
     def restore(self) -> None:
         """Put back what was copied if the flag is up; after the step."""
         bad = self.bad > 0
-        for tensor, copy in zip(self.written, self.copies, strict=True):
-            tensor.copy_(torch.where(bad, copy, tensor))
+        for tensors, copy in zip(self.written, self.copies, strict=True):
+            kept = torch.where(bad, copy, torch.cat(tensors))
+            torch._foreach_copy_(tensors, kept.split([len(tensor) for tensor in tensors]))
 
     def first_bad_step(self) -> int | None:
         """The first non-finite step, zero-based; reads from the device."""

@@ -5,12 +5,12 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from genssl.data.split import Split
 from genssl.runtime import generator
 from genssl.train.loop import Training
-from genssl.train.optim import lr_factor
+from genssl.train.optim import Guard, lr_factor
 
 from .toy import Toy, ToyConfig, ToyViews, build_toy
 
@@ -156,6 +156,42 @@ def test_a_step_that_is_not_finite_changes_nothing(where: str, optimizer: str) -
         {k: v for k, v in before.items() if k not in ignored},
         {k: v for k, v in after.items() if k not in ignored},
     )
+
+
+class Written(nn.Module):
+    """Buffers and frozen weights of several types and layouts, as a step may write them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last).requires_grad_(False)
+        self.norm = nn.BatchNorm2d(4)
+        self.register_buffer("empty", torch.empty(0))
+
+    def values(self) -> list[Tensor]:
+        return [value.clone() for value in self.state_dict().values()]
+
+
+@pytest.mark.parametrize("bad", [False, True])
+def test_the_guard_restores_every_layout_and_type(bad: bool) -> None:
+    method = Written()
+    guard = Guard(method, torch.device("cpu"))
+    before = method.values()
+    guard.remember()
+    with torch.no_grad():
+        for i, value in enumerate(method.state_dict().values()):
+            value.copy_(torch.arange(value.numel()).view(value.shape) + i)
+        method.frozen.weight[0] = math.nan if bad else -0.0
+        method.norm.num_batches_tracked += 3
+    written = method.values()
+    guard.check(torch.tensor(math.nan if bad else 1.0), torch.tensor(1.0), 0)
+    guard.restore()
+    # weights of a batch norm are the optimizer's, and stay
+    expected = [b if bad and "norm.weight" != name != "norm.bias" else w
+                for name, b, w in zip(method.state_dict(), before, written, strict=True)]  # fmt: skip
+    for found, value in zip(method.values(), expected, strict=True):
+        assert torch.equal(found, value)
+        assert torch.equal(found.signbit(), value.signbit())
+    assert method.frozen.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_rates_follow_their_schedule() -> None:
