@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from genssl import checkpoint, files, run_info
+from genssl import checkpoint, cli, files, run_info
 from genssl.errors import UserError, explain, printable
 from tests.conftest import call
 
@@ -84,6 +84,11 @@ def test_further_lines_are_only_those_of_the_program(run: Path) -> None:
     (run / "config.json").write_text(json.dumps(config))
     output = call("train", "--resume", run).output
     assert output.count("\n") == 1, output
+
+
+def test_what_the_program_says_is_printable_whoever_wrote_it(capsys: pytest.CaptureFixture[str]) -> None:
+    cli._tell(f"a{ESCAPE}\nb", 2)
+    assert capsys.readouterr().err == "genssl: a\\x1b]52;c;aGk=\\x07\nb\n"
 
 
 # Links
@@ -315,7 +320,8 @@ def test_a_state_that_cannot_be_is_refused_in_a_line(
     result = call("train", "--resume", run, "--epochs", 3)
     assert result.exit_code in {1, 2}, result.output
     assert is_polite(result.output)
-    assert result.output.splitlines()[-1].startswith("genssl: ")
+    last = result.output.splitlines()[-1]
+    assert "state.safetensors is no state of this run" in last or "is not what" in last  # of other data
 
 
 @pytest.mark.parametrize("line", ["[]", "null", "3", '{"epoch": 1}', '{"epoch": "x", "step": 1}', "{"])
