@@ -75,6 +75,8 @@ def test_a_block_starts_as_the_identity() -> None:
     shortcut = encoder.layer2[0].downsample  # type: ignore[union-attr,operator]
     torch.testing.assert_close(encoder.layer2(x), shortcut(x).relu())  # type: ignore[operator]
     deep = Encoder(2, blocks=(2, 1, 1, 1), bottleneck=True)
+    norms = {name: m.weight for name, m in deep.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    assert {name for name, weight in norms.items() if not weight.any()} == {n for n in norms if "bn3" in n}
     assert torch.equal(deep.layer1[1](deep.layer1(x)), deep.layer1(x))  # type: ignore[operator]
     others = [
         m.weight for n, m in encoder.named_modules() if isinstance(m, nn.BatchNorm2d) and "bn2" not in n
