@@ -297,8 +297,8 @@ def damaged(run: Path, folder: Path, name: str) -> Path:
         case "not a number":
             tensors["mean.bias"][0] = torch.nan
             files.write_tensors(target, tensors, metadata)
-        case "half precision":
-            tensors["mean.bias"] = tensors["mean.bias"].half()
+        case "double precision":
+            tensors["mean.bias"] = tensors["mean.bias"].double()
             files.write_tensors(target, tensors, metadata)
         case "missing tensor":
             del tensors["mean.bias"]
@@ -308,7 +308,7 @@ def damaged(run: Path, folder: Path, name: str) -> Path:
     return folder
 
 
-FAULTS = ["flipped bit", "truncated", "not a number", "half precision", "missing tensor", "somebody else's"]
+FAULTS = ["flipped bit", "truncated", "not a number", "double precision", "missing tensor", "somebody else's"]
 
 
 @pytest.mark.parametrize("fault", FAULTS)
