@@ -138,12 +138,12 @@ def draw_guidance(rows: Sequence[Mapping[str, Any]], real: float, title: str) ->
         real: the class accuracy of real images.
         title: of the figure.
     """
-    figure, axes = figures.new_figure(1, 3, 12, 3.6)
+    figure, axes = figures.new_figure(1, 3, 4.2, 3.4)
     panels = (("frechet_distance",), ("precision", "recall"), ("class_accuracy",))
     for axis, names in zip(axes, panels, strict=True):
         for name in names:
             _draw_line(axis, sorted(rows, key=lambda row: row["w"]), name)
-        axis.set(xlabel="guidance w", ylabel=UNITS.get(names[0], "share"), title=", ".join(names))
+        axis.set(xlabel="guidance w", ylabel=UNITS.get(names[0], "share"), title=", ".join(names).replace("_", " "))
     axes[1].legend()
     axes[2].axhline(real, color="0.4", linestyle="--", label="real images")
     axes[2].legend()

@@ -85,7 +85,7 @@ def test_the_pictures_have_a_row_per_value() -> None:
     result = sweep([0, 2])
     plot, grid = result.figures.values()
     assert [axis.get_title() for axis in plot.axes] == [
-        "frechet_distance", "precision, recall", "class_accuracy",
+        "frechet distance", "precision, recall", "class accuracy",
     ]  # fmt: skip
     assert "rows: w = 0, 2" in grid.info["Description"]
 
