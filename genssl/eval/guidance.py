@@ -143,7 +143,9 @@ def draw_guidance(rows: Sequence[Mapping[str, Any]], real: float, title: str) ->
     for axis, names in zip(axes, panels, strict=True):
         for name in names:
             _draw_line(axis, sorted(rows, key=lambda row: row["w"]), name)
-        axis.set(xlabel="guidance w", ylabel=UNITS.get(names[0], "share"), title=", ".join(names).replace("_", " "))
+        axis.set(
+            xlabel="guidance w", ylabel=UNITS.get(names[0], "share"), title=", ".join(names).replace("_", " ")
+        )
     axes[1].legend()
     axes[2].axhline(real, color="0.4", linestyle="--", label="real images")
     axes[2].legend()
