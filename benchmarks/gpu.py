@@ -18,6 +18,7 @@ error is a row with its text, and is tried again.
 import argparse
 import copy
 import gc
+import json
 import shlex
 import statistics
 import subprocess
@@ -371,7 +372,8 @@ def train(name: str, words: list[str], setting: Setting) -> Row:
     minutes = ["--max-minutes", f"{max(setting.minutes, 0.1):.1f}", "--device", str(setting.device)]
     row = genssl(["train", *arguments, *minutes])
     info = run_info.inspect(folder)
-    history = files.read_json_lines(folder / run_info.HISTORY)
+    lines = (folder / run_info.HISTORY).read_text(encoding="utf-8").splitlines()
+    history = [json.loads(line) for line in lines]
     return row | {"state": info.state, "history": history, "done": info.state == "finished"}
 
 

@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 
 from genssl import __version__, paths
 from genssl.commands import assignment, evaluate, export, generate, inpaint, report, runs, study, train
-from genssl.environment import launched_rank, record_arguments, wrong_counts
+from genssl.environment import launched_rank, launched_world_size, record_arguments, wrong_counts
 from genssl.errors import (
     FAILED_RUN,
     INTERRUPTED,
@@ -90,7 +90,9 @@ class Program(TyperGroup):
                 raise
             code = _usage(error)
         if standalone_mode:
-            _on_terminate(signal.SIG_DFL)  # all is said and written: nothing to be told of the way out
+            # All is said and written: nothing to be told of the way out. Of several processes one that
+            # torchrun ends here, after an error in another, has had no part in it
+            _on_terminate(signal.SIG_DFL if launched_world_size() == 1 else signal.SIG_IGN)
             sys.exit(_flushed(code if isinstance(code, int) else 0))
         return code
 
@@ -137,10 +139,19 @@ def _check_names(arguments: Sequence[str]) -> None:
     with contextlib.suppress(OSError):  # the folder was removed
         names.append(os.getcwd())
     for name in names:
-        if "\0" in name or name != name.encode(errors="replace").decode():
+        if "\0" in name or not _is_utf8(name):
             raise UserError(f"{name!r} is not UTF-8, and no file could say so; rename it, or link to it")
     if wrong := wrong_counts():
         raise UserError(f"{', '.join(wrong)} in the environment is no whole number; unset it")
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether the bytes of a name are UTF-8, also where the terminal's language knows no such letters."""
+    try:
+        os.fsencode(name).decode("utf-8")
+    except UnicodeError:
+        return False
+    return True
 
 
 def _lost_output(error: OSError) -> int:
