@@ -74,7 +74,7 @@ def guidance_sweep(
 
     def accuracy(features: Tensor, labels: Tensor) -> Estimate:
         predicted = knn_predict(bank, bank_labels, features, method.classes, min(NEIGHBORS, len(bank)))
-        share = float((predicted.cpu() == labels.cpu()).double().mean())
+        share = float((predicted.cpu() == labels.cpu()).float().mean())
         spread = 1.96 * standard_error(share, len(labels))
         return Estimate(share, max(0.0, share - spread), min(1.0, share + spread))
 
