@@ -3,7 +3,6 @@
 import contextlib
 import io
 import os
-import re
 import signal
 import sys
 import threading
@@ -28,6 +27,7 @@ from genssl.errors import (
     UserError,
     explain,
     printable,
+    shortened,
 )
 from genssl.files import expand_home
 
@@ -46,9 +46,6 @@ RENAMED = {
     "--calls": "--nfe",
     "--go-on": "--auto-resume",
 }
-
-
-LONGEST_WORD, LONGEST_LINE = 300, 2000  # characters, in a message
 
 
 class Terminated(KeyboardInterrupt):
@@ -159,10 +156,9 @@ def _lost_output(error: OSError) -> int:
     with contextlib.suppress(OSError):
         # What is left in the buffer would fail again at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    failure = explain(error)
     if isinstance(error, BrokenPipeError):
         return 0
-    return _tell(str(failure or f"cannot write to stdout ({error.strerror})"), FAILED_RUN)
+    return _tell(str(explain(error) or f"cannot write to stdout ({error.strerror})"), FAILED_RUN)
 
 
 def _flushed(code: int) -> int:
@@ -229,7 +225,7 @@ def _warn(
 
 def _tell(message: str, code: int) -> int:
     """Say what happened, once: of several processes one speaks, but for what went wrong in another alone."""
-    message = "\n".join(_cut(printable(line)) for line in message.split("\n"))
+    message = "\n".join(shortened(printable(line)) for line in message.split("\n"))
     # A stderr that takes nothing changes no exit code
     with contextlib.suppress(OSError):
         if launched_rank() == 0:
@@ -237,12 +233,6 @@ def _tell(message: str, code: int) -> int:
         elif code == FAILED_RUN or (code == WRONG_INPUT and os.environ.get("LOCAL_RANK") == "0"):
             print(f"genssl: process {launched_rank()}: {message}", file=sys.stderr)
     return code
-
-
-def _cut(line: str) -> str:
-    """A line without the middle of words that nobody reads whole, nor of itself."""
-    line = re.sub(rf"\S{{{LONGEST_WORD},}}", lambda word: f"{word[0][:100]}...{word[0][-50:]}", line)
-    return line if len(line) <= LONGEST_LINE else f"{line[:1000]} ... {line[-300:]}"
 
 
 app = typer.Typer(

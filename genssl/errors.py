@@ -7,6 +7,7 @@ for an interrupt and a terminate signal.
 import errno
 import json
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ LOST_PROCESS = 75  # of a process that ends because another one of the run has
 INTERRUPTED = 130
 TERMINATED = 143
 DEEPEST = 100  # lists and objects in one another, in JSON
-LONGEST = 1500  # characters of a line
+LONGEST, LONGEST_WORD = 1500, 300  # characters of a line
 MOST_DIGITS = 300  # of a whole number: a float holds up to 308
 
 
@@ -74,12 +75,13 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str, code: int = WRONG_INPUT, files: Sequence[str] = ()) -> None:
-        super().__init__("\n".join(_shortened(printable(line)) for line in (message, *files)))
+        super().__init__("\n".join(shortened(printable(line)) for line in (message, *files)))
         self.code = code
 
 
-def _shortened(line: str) -> str:
-    """A line without its middle where a name or a value makes it endless."""
+def shortened(line: str) -> str:
+    """A line without the middle of words that nobody reads whole, nor of itself."""
+    line = re.sub(rf"\S{{{LONGEST_WORD},}}", lambda word: f"{word[0][:100]}...{word[0][-50:]}", line)
     return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
 
 

@@ -186,7 +186,7 @@ def _guidance(reference: str, values: list[float], n: int | None, common: Common
     settings = Settings(seed=common.seed, batch_size=common.batch_size)
     with progress("sampling") as tick:
         result = guidance_sweep(
-            source.loaded.method, list(dict.fromkeys(values)), count, real, train, source.space, settings, {},
+            source.loaded.method, list(dict.fromkeys(values)), count, real, train, source.space, settings,
             tick,
         )  # fmt: skip
     save_and_print(source.loaded, result, target, common.as_json, real)

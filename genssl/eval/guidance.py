@@ -38,7 +38,6 @@ def guidance_sweep(
     train: Split,
     space: FeatureSpace,
     settings: Settings,
-    options: Mapping[str, Any],
     tick: Tick,
 ) -> EvalResult:
     """Sample with each w from the same noise and classes, and measure quality, variety and class.
@@ -55,7 +54,6 @@ def guidance_sweep(
         train: labeled training images, the neighbors that vote.
         space: the feature extractor.
         settings: of the measurement.
-        options: of `sample` of the method, e.g. sampler="heun".
         tick: called with (done, total).
 
     Raises:
@@ -80,7 +78,7 @@ def guidance_sweep(
 
     rows, pictures = [], []
     for i, w in enumerate(values):
-        options_of_w = {**options, "class_label": ALL, "guidance": w}
+        options_of_w = {"class_label": ALL, "guidance": w}
         images = draw_samples(method, n, settings.seed, settings.batch_size, lambda *_: None, options_of_w)
         pictures.append(images[:SHOWN])
         split = Split(images.to(real.images.device), None, (), "samples", "generated", "")
@@ -92,7 +90,7 @@ def guidance_sweep(
     of_real = accuracy(real_features, real.labels)
     result = {
         "samples": n, "real_images": len(reference), "features": space.name,
-        "features_digest": space.digest or None, "sampling": dict(options), "guidance": rows,
+        "features_digest": space.digest or None, "guidance": rows,
         "class_accuracy_of_real_images": of_real.value, "best": _best(rows),
     }  # fmt: skip
     title = header_of(method, f"guidance, {n} samples per w")

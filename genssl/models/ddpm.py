@@ -272,10 +272,7 @@ class DDPM(Method):
         callback: StepCallback | None = None,
     ) -> Tensor:
         """`images` (B, C, H, W), the pixels of `mask` (H, W) filled anew by `repaint`; see `CanInpaint`."""
-
-        def noise(_: int) -> Tensor:
-            return normal(images.shape, generator, images.device)
-
+        noise = step_noise(images.shape, generator, images.device)
         if labels is not None:
             labels, guidance = labels.to(self.device), self.guidance if guidance is None else guidance
         return repaint(

@@ -19,7 +19,7 @@ from genssl.models.guidance import GUIDANCE, model_of, random_labels, shows_clas
 from genssl.models.method import Method
 from genssl.models.samplers import INPAINT_STEPS, JUMP_LENGTH, RESAMPLINGS, jump_path
 from genssl.models.unet import LAYOUTS, UNet
-from genssl.runtime import Randomness, normal, uniform
+from genssl.runtime import Randomness, normal, step_noise, uniform
 
 Field = Callable[[Tensor, Tensor], Tensor]
 Sampler = Literal["heun", "euler"]
@@ -149,13 +149,11 @@ class Flow(Method):
         callback: StepCallback | None = None,
     ) -> Tensor:
         """`images` (B, C, H, W), the pixels of `mask` (H, W) filled anew by `fill`; see `CanInpaint`."""
-
-        def noise() -> Tensor:
-            return normal(images.shape, generator, images.device)
-
+        x = normal(images.shape, generator, images.device)
+        noise = step_noise(images.shape, generator, images.device)
         field = self._field(labels, guidance)
         steps = self.inpaint_steps if steps is None else steps
-        return fill(field, noise(), steps, noise, images, mask, jump_length, resamplings, callback)
+        return fill(field, x, steps, noise, images, mask, jump_length, resamplings, callback)
 
     def _field(self, labels: Tensor | None, guidance: float | None) -> Field:
         if labels is not None:
@@ -224,7 +222,7 @@ def fill(
     field: Field,
     x: Tensor,
     steps: int,
-    noise: Callable[[], Tensor],
+    noise: Callable[[int], Tensor],
     known: Tensor,
     mask: Tensor,
     jump_length: int = JUMP_LENGTH,
@@ -241,7 +239,7 @@ def fill(
         field: the velocity.
         x: noise, (B, ...).
         steps: from t = 1 to 0.
-        noise: draws standard normal noise for a jump, shape of x.
+        noise: draws standard normal noise, shape of x, for the jump to a level.
         known: the image where the mask is false, (B, ...).
         mask: where to fill, bool, broadcast to x.
         jump_length, resamplings: see `jump_path`.
@@ -259,7 +257,7 @@ def fill(
         else:
             # (1 - t) x_0 + t epsilon, scaled to the image's share at t_next; the rest of its noise is new
             share = (1 - t_next) / (1 - t)
-            x = share * x + math.sqrt(t_next**2 - (share * t) ** 2) * noise()
+            x = share * x + math.sqrt(t_next**2 - (share * t) ** 2) * noise(j)
         if callback is not None:
             callback(steps - j - 1, x)
     return torch.where(mask, x, known)

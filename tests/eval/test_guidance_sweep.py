@@ -51,9 +51,7 @@ def sweep(values: list[float], method: Any = None, n: int = 30, **changes: Any) 
     space = FeatureSpace("coarse", coarse)
     real, train = split("test", 120), split("train", 200)
     arguments = {"real": real, "train": train} | changes
-    return guidance_sweep(
-        method, values, n, space=space, settings=SETTINGS, options={}, tick=silent, **arguments
-    )
+    return guidance_sweep(method, values, n, space=space, settings=SETTINGS, tick=silent, **arguments)
 
 
 def test_the_class_is_the_one_that_was_asked_for_or_not() -> None:
