@@ -29,7 +29,7 @@ from genssl.data.split import Split
 from genssl.models.build import build
 from genssl.models.method import count_parameters
 from genssl.runtime import autocast, generator
-from genssl.train.loop import Training
+from genssl.training.loop import Training
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results" / "cost.json"
 FAMILY = ("simsiam", "byol", "barlow_twins", "vicreg", "dssl")

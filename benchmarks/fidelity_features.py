@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from genssl import checkpoint, features, files, paths, run_info, runs
-from genssl.data.load import load
+from genssl.data.loading import load
 from genssl.eval.feature_cache import FeatureSpace
 from genssl.eval.fidelity_features import (
     ENCODER,

@@ -41,7 +41,7 @@ from genssl.data.split import Split
 from genssl.metrics.fidelity import frechet_distance, prdc
 from genssl.metrics.knn import knn_predict
 from genssl.models.build import METHODS, build
-from genssl.train.loop import Training
+from genssl.training.loop import Training
 
 Row = dict[str, Any]
 TOLERANCE = 1e-4  # between losses in fp32 on the device and on the CPU

@@ -33,7 +33,7 @@ STEPS = 100  # of a turn
 GROUPS = Path("/sys/fs/cgroup/memory")
 KINDS = ("streamed", "resident", "in memory")
 CONVERT = """
-from genssl.data.load import load
+from genssl.data.loading import load
 import sys
 split = load(sys.argv[1], "train")
 print(len(split), split.images.shape)
@@ -42,8 +42,8 @@ TRAIN = """
 import dataclasses, json, sys, time
 from pathlib import Path
 from genssl import config
-from genssl.train import events, run
-from genssl.train.options import Options
+from genssl.training import events, run
+from genssl.training.options import Options
 path, kind, minutes, out = sys.argv[1:]
 if kind == "in memory":
     make_loader = run.make_loader
@@ -65,9 +65,9 @@ import json, sys, time
 from genssl import config
 from genssl.data.augment.views import Plain
 from genssl.data.loader import Loader
-from genssl.data.load import load
+from genssl.data.loading import load
 from genssl.models.build import build
-from genssl.train.loop import Training
+from genssl.training.loop import Training
 import torch
 path, pairs, steps = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 split, settings = load(path, "train"), config.make("vae", {"data": path, "mixture_components": 0})

@@ -26,16 +26,16 @@ from benchmarks.samplers import measured
 from benchmarks.timing import all_in_turn
 from genssl import checkpoint, files
 from genssl import config as configs
-from genssl.data.load import load
+from genssl.data.loading import load
 from genssl.eval.feature_cache import cached_features
 from genssl.eval.fidelity_features import default_features
 from genssl.eval.sample import ALL, sample
 from genssl.models.build import build
 from genssl.models.method import count_parameters
 from genssl.runtime import autocast, choose_precision, describe, generator
-from genssl.train import run
-from genssl.train.estimate import pace
-from genssl.train.options import Options
+from genssl.training import run
+from genssl.training.estimate import pace
+from genssl.training.options import Options
 
 RESULT = Path("docs/results/networks.json")
 CPU = torch.device("cpu")

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genssl import checkpoint, files, runs
-from genssl.data.load import load
+from genssl.data.loading import load
 from genssl.data.split import Split
 from genssl.eval.sample import ALL, labels_of, sample
 from genssl.eval.sensitivity import swap_patches

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from genssl import checkpoint, files, run_info, runs
-from genssl.data.load import load
+from genssl.data.loading import load
 from genssl.data.split import Split
 from genssl.eval.feature_cache import FeatureSpace, cached_features, extract_features
 from genssl.eval.fidelity_features import default_features

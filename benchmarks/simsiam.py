@@ -27,9 +27,9 @@ from genssl.data.split import Split
 from genssl.data.synthetic import render
 from genssl.models.build import build
 from genssl.runtime import autocast, choose_device, choose_precision, describe
-from genssl.train.loop import Step, Training
-from genssl.train.monitor import KNN_BANK, KNN_QUERIES, Monitor
-from genssl.train.options import Options, should_compile
+from genssl.training.loop import Step, Training
+from genssl.training.monitor import KNN_BANK, KNN_QUERIES, Monitor
+from genssl.training.options import Options, should_compile
 
 STEPS = {128: 6, 32: 16}  # of one measurement, by batch size
 GPU_TIMES = 16  # as many more steps on a GPU

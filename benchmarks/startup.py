@@ -28,7 +28,7 @@ def help_seconds() -> list[float]:
 
 CHILD = """
 import time, torch
-from genssl.data.load import load
+from genssl.data.loading import load
 from genssl.runtime import order
 from genssl.pixels import to_model
 start = time.perf_counter()

@@ -20,7 +20,7 @@ from genssl.data.split import Split
 from genssl.data.synthetic import render
 from genssl.models.build import build
 from genssl.runtime import autocast, choose_precision
-from genssl.train.loop import Training
+from genssl.training.loop import Training
 
 IMAGES = 3200
 BATCH = 64

@@ -1,13 +1,20 @@
-"""Train, sample and measure small image models: VAE, DDPM, SimSiam and relatives."""
+"""Train, sample and measure small image models: VAE, DDPM, SimSiam and relatives.
+
+>>> import genssl
+>>> vae = genssl.load("vae")
+>>> vae.sample(2).shape
+torch.Size([2, 3, 32, 32])
+"""
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from genssl.api import History, Run, evaluate, train
     from genssl.models.method import Method
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load"]
+__all__ = ["History", "Run", "__version__", "evaluate", "load", "train"]
 
 
 def load(path: "str | os.PathLike[str]") -> "Method":
@@ -23,3 +30,12 @@ def load(path: "str | os.PathLike[str]") -> "Method":
     from genssl import checkpoint, runs  # torch is imported when it is needed, not for `genssl --help`
 
     return checkpoint.load(runs.find(os.fspath(path)))
+
+
+def __getattr__(name: str) -> Any:
+    """What `genssl.api` defines, imported when it is first asked for."""
+    if name in {"History", "Run", "evaluate", "train"}:
+        from genssl import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'genssl' has no attribute {name!r}")

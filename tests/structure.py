@@ -21,7 +21,7 @@ class Module:
     """One source file.
 
     Attributes:
-        name: dotted, without the package: "train.loop".
+        name: dotted, without the package: "training.loop".
         path: of the file.
     """
 
@@ -146,7 +146,7 @@ def comment_share(chosen: list[Module]) -> float:
 
 def is_core(module: Module) -> bool:
     """Whether a student reads this module beside a paper."""
-    return module.unit in {"models", "metrics"} or module.name == "train.loop"
+    return module.unit in {"models", "metrics"} or module.name == "training.loop"
 
 
 def main() -> None:
@@ -169,7 +169,7 @@ def main() -> None:
         "functions, median lines": f"{statistics.median(lengths):g}",
         "functions, p90 lines": lengths[9 * len(lengths) // 10],
         "functions over 40 lines": sum(length > 40 for length in lengths),
-        "full-line comments in models, metrics, train.loop": f"{core:.1%}",
+        "full-line comments in models, metrics, training.loop": f"{core:.1%}",
     }
     for name, value in rows.items():
         print(f"{name:50} {value}")

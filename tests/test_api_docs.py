@@ -30,6 +30,10 @@ def test_the_page_on_the_api_runs(folder: Path) -> None:
     names: dict[str, Any] = {}
     for block in code_blocks():
         exec(compile(block, str(PAGE), "exec"), names)
+    assert len(names["losses"]) == len(names["trained"].history) == 2
+    assert names["result"].values["psnr_db"] > 0
+    assert [row["k"] for row in names["neighbors"].values["accuracy_by_k"]] == [1, 5]
+    assert names["other"].config.seed == 1
     assert names["samples"].shape == (16, 3, 32, 32)
     assert len(names["features"]) == 16
     assert names["reconstructions"].shape == names["images"].shape == (4, 3, 32, 32)

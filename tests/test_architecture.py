@@ -14,10 +14,10 @@ EDGES = {name: targets for name, targets in structure.graph(MODULES).items() if 
 
 # A unit imports from lower levels only; the same table stands in docs/design.md
 LEVELS = {
-    8: {"cli"},
+    8: {"api", "cli"},
     7: {"commands"},
     6: {"studies"},
-    5: {"train", "eval", "export", "report"},
+    5: {"training", "eval", "export", "report"},
     4: {"runs", "checkpoint"},
     3: {"data", "models", "metrics", "figures", "features", "run_info"},
     2: {"config", "runtime", "distributed", "files", "pixels"},
@@ -26,7 +26,7 @@ LEVELS = {
 LEVEL_OF = {unit: level for level, units in LEVELS.items() for unit in units}
 METHODS = {"vae", "ddpm", "simsiam", "dssl", "byol", "barlow_twins", "vicreg", "simclr", "moco"}
 MOST_LINES = 500
-MOST_MODULES = 129
+MOST_MODULES = 130
 MOST_SINGLE_IMPORTERS = 44
 # To fall to 0: what is left of the first edition's words
 MOST_BANNED, MOST_BANNED_HELP = 3, 0
@@ -69,12 +69,14 @@ def test_methods_do_not_import_methods() -> None:
 
 def test_training_knows_no_method_by_name() -> None:
     for name, module in MODULES.items():
-        if module.unit == "train":
+        if module.unit == "training":
             assert not any(method.split("_")[0] in module.text.lower() for method in METHODS), name
 
 
-def test_packages_re_export_nothing() -> None:
+def test_packages_re_export_nothing_but_the_python_interface() -> None:
     for path in structure.ROOT.glob("*/__init__.py"):
+        if path.parent.name in {"data", "metrics"}:  # genssl.data.load, genssl.metrics.frechet_distance
+            continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         assert all(isinstance(node, ast.Expr) for node in tree.body), path
 
@@ -91,7 +93,7 @@ def test_files_and_functions_are_short() -> None:
 def test_what_a_student_reads_is_commented() -> None:
     for units in ({"models"}, {"metrics"}):
         assert structure.comment_share([m for m in MODULES.values() if m.unit in units]) >= 0.03, units
-    assert structure.comment_share([MODULES["train.loop"]]) >= 0.03
+    assert structure.comment_share([MODULES["training.loop"]]) >= 0.03
 
 
 def test_names_are_those_of_the_field() -> None:

@@ -19,7 +19,7 @@ from genssl.features import extract
 from genssl.models.build import METHODS, build
 from genssl.models.method import Method
 from genssl.runtime import generators
-from genssl.train.loop import Training
+from genssl.training.loop import Training
 from tests.fake_cuda import CUDA, HostReads, fake_cuda
 
 SMALL: dict[str, dict[str, object]] = {

@@ -23,7 +23,7 @@ from genssl import config as configs
 from genssl.data import image_folder
 from genssl.errors import explain
 from genssl.report import load, page
-from genssl.train.run_folder import RunFolder
+from genssl.training.run_folder import RunFolder
 from tests.conftest import call
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="no alarm")]

@@ -59,7 +59,7 @@ def test_a_blocked_module_is_missed() -> None:
 @pytest.mark.slow  # torch, scikit-learn and matplotlib
 def test_every_module_is_imported() -> None:
     modules = run(IMPORT_EVERYTHING).split()
-    assert {"genssl.files", "genssl.data.cache", "genssl.train.ddp", "genssl.eval.sample"} <= {*modules}
+    assert {"genssl.files", "genssl.data.cache", "genssl.training.ddp", "genssl.eval.sample"} <= {*modules}
 
 
 def test_what_needs_no_torch_works(vae_run: Path) -> None:

@@ -1,11 +1,14 @@
 """Terminal output: lines, tables, progress bars, and the confirmation before long trainings."""
 
 import contextlib
+import html
+import importlib.util
 import os
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,10 +23,12 @@ from genssl.errors import FAILED_RUN, UserError, printable
 
 if TYPE_CHECKING:
     from genssl.config import Config
-    from genssl.train.events import EpochEnded, Event, Listener, Started, TrainingProgress
-    from genssl.train.options import Options
+    from genssl.eval.result import EvalResult
+    from genssl.training.events import EpochEnded, Event, Listener, Started, TrainingProgress
+    from genssl.training.options import Options
 
 PLAIN_EVERY = 30.0  # seconds between plain lines of progress
+_RESULTS: ContextVar["list[EvalResult] | None"] = ContextVar("results", default=None)
 
 
 def echo(*lines: str) -> None:
@@ -51,6 +56,25 @@ def is_live() -> bool:
 def _text(text: str) -> Text:
     """A line that is `printable`."""
     return Text(printable(text))
+
+
+@contextlib.contextmanager
+def collect_results() -> "Iterator[list[EvalResult]]":
+    """Inside, commands put their results into this list instead of printing them."""
+    results: list[EvalResult] = []
+    token = _RESULTS.set(results)
+    try:
+        yield results
+    finally:
+        _RESULTS.reset(token)
+
+
+def collected(result: "EvalResult") -> bool:
+    """Whether a caller from Python takes the result, which is not printed then."""
+    results = _RESULTS.get()
+    if results is not None:
+        results.append(result)
+    return results is not None
 
 
 def is_rows(value: Any) -> bool:
@@ -177,7 +201,7 @@ class TrainingScreen:
 
     def __call__(self, event: "Event") -> None:
         """Show one event."""
-        from genssl.train import events
+        from genssl.training import events
 
         if self.quiet:
             return
@@ -221,6 +245,30 @@ class TrainingScreen:
             self._live.console.print(_text(line), highlight=False, soft_wrap=True)
 
 
+class NotebookScreen(TrainingScreen):
+    """The progress of a training in a notebook cell: one line with a bar, which is replaced in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from IPython.display import HTML, display
+
+        self._html = HTML
+        self._cell = display(HTML(""), display_id=True)
+
+    def _show_progress(self, event: "TrainingProgress") -> None:
+        bar = f'<progress value="{event.step}" max="{event.total_steps}"></progress> '
+        self._cell.update(self._html(bar + html.escape(printable(describe_progress(event)))))
+
+    def _update(self, text: str) -> None:
+        self._cell.update(self._html(html.escape(printable(text))))
+
+
+def screen_here(quiet: bool) -> TrainingScreen:
+    """What shows a training where this runs: a notebook's cell, a terminal, or plain lines."""
+    is_notebook = "JPY_PARENT_PID" in os.environ and importlib.util.find_spec("IPython") is not None
+    return NotebookScreen() if is_notebook and not quiet else TrainingScreen(quiet=quiet)
+
+
 def describe_start(event: "Started") -> tuple[str, str]:
     """The method, data and device of a training, and its folder, in two lines."""
     from genssl.run_info import parameters_text
@@ -258,7 +306,7 @@ def describe_epoch(event: "EpochEnded") -> str:
 
 def readable_seconds(seconds: float) -> str:
     """Seconds as text, e.g. "3 min 20 s"."""
-    from genssl.train.signals import format_seconds
+    from genssl.training.signals import format_seconds
 
     return format_seconds(seconds)
 
@@ -269,8 +317,8 @@ def with_channels(config: "Config", quiet: bool) -> "Config":
     Raises:
         UserError: the data cannot be read.
     """
-    from genssl.data.load import channels_of
-    from genssl.train.events import Loading
+    from genssl.data.loading import channels_of
+    from genssl.training.events import Loading
 
     with TrainingScreen(quiet=quiet or launched_rank() > 0) as screen:
         channels = channels_of(config, lambda *progress: screen(Loading(*progress)))
@@ -317,7 +365,7 @@ def _agreed() -> bool:
 
 def _expected(configs: Sequence["Config"], options: "Options", listen: "Listener") -> float:
     """Seconds of all trainings; 0 for few images. Configs that differ only in their seed are timed once."""
-    from genssl.train.estimate import Pace, count_images, pace
+    from genssl.training.estimate import Pace, count_images, pace
 
     seen = [config.epochs * count_images(config, listen) for config in configs]
     if sum(n * (config.image_size / PIXELS) ** 2 for n, config in zip(seen, configs, strict=True)) < FEW:
@@ -336,7 +384,7 @@ def _expected(configs: Sequence["Config"], options: "Options", listen: "Listener
 def _smaller(configs: Sequence["Config"], options: "Options", option: str, listen: "Listener") -> str:
     """The same command with a smaller network, fewer epochs and images, and its expected time."""
     from genssl.studies.plan import fit
-    from genssl.train.estimate import pace
+    from genssl.training.estimate import pace
 
     first = configs[0]
     changes = {name: value for name, value in first.on_a_cpu.items() if getattr(first, name) != value}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from genssl.commands._console import echo, progress, show_values
+from genssl.commands._console import collected, echo, progress, show_values
 from genssl.commands._options import Common, RealSplitName, RunSplitName, SplitName
 from genssl.commands._outputs import Target, evaluation_name, target_of_run
 from genssl.data.registry import base_name, locate
@@ -92,7 +92,7 @@ def read_split(
     fit: "Shape" = "crop",
 ) -> "Split":
     """Load a split of a data set, with a progress bar."""
-    from genssl.data.load import load
+    from genssl.data.loading import load
 
     with progress(f"reading {data}") as tick:
         return load(
@@ -117,7 +117,7 @@ def read_for_run(config: "Config", data: str, split: RunSplitName, skip_bad: boo
     Raises:
         UserError: there is no validation split, or as in `load`.
     """
-    from genssl.data.load import load_for_run
+    from genssl.data.loading import load_for_run
 
     skip_bad = skip_bad or config.skip_bad
     if split == "validation" and data != config.data:
@@ -247,6 +247,8 @@ def write_result(
         path = target.picture if i == 0 else target.further(title)
         files.write_picture(path, figure, origin_of(values))
         echo(f"{title}: {path}")
+    if collected(result):
+        return
     if as_json:
         print(json.dumps(values, indent=2))
     else:
@@ -357,7 +359,7 @@ class SampleSource:
 
     def _undivided(self) -> "Split | None":
         """All real images, where they have no parts and nothing was trained on them."""
-        from genssl.data.load import load_undivided
+        from genssl.data.loading import load_undivided
 
         if self.loaded is not None and base_name(self.data) == base_name(self.training_data):
             return None
@@ -387,7 +389,7 @@ class SampleSource:
         assert self.folder is not None
         for name in options:
             raise UserError(f"--{name} is for a run, and {self.folder} is a folder of images; leave it away")
-        from genssl.data.load import read_unlabeled
+        from genssl.data.loading import read_unlabeled
 
         with progress(f"reading {self.folder}") as tick:
             everything = read_unlabeled(

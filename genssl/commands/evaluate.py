@@ -287,7 +287,7 @@ def _sensitivity(
         if run is None:
             raise UserError("--sensitivity needs real images; name them with --data, or a run for its data")
         data = find_run(run, None)[1].config.data
-    from genssl.data.load import load_undivided
+    from genssl.data.loading import load_undivided
     from genssl.eval.sensitivity import sensitivity
     from genssl.runtime import choose_device, describe
 

@@ -118,7 +118,7 @@ def ablate(
     from genssl.paths import runs_root
     from genssl.runs import run_name
     from genssl.studies import ablate as study
-    from genssl.train.options import Options
+    from genssl.training.options import Options
 
     common = _options.given(
         data=data, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, limit=limit,

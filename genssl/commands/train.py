@@ -13,7 +13,7 @@ from genssl.run_info import progress_of
 
 if TYPE_CHECKING:
     from genssl.config import Config
-    from genssl.train.options import Options
+    from genssl.training.options import Options
 
 SHIPPED = Path("shipped")  # the value of --config for the settings of the shipped weights
 
@@ -107,7 +107,7 @@ def train(
 ) -> None:
     """Train a method. All files go to one run folder."""
     from genssl.runs import check_tag
-    from genssl.train.options import Options
+    from genssl.training.options import Options
 
     named = {
         "data": data, "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate,
@@ -142,7 +142,7 @@ def train(
         resolved = _with_init(resolved, init)
     if remix:
         resolved = _with_remix(resolved)
-    _check(resolved, options)
+    check(resolved, options)
     if is_launcher:
         _launch(gpus, device, max_restarts)
         return
@@ -163,7 +163,7 @@ def _is_begun(config: "Config", options: "Options") -> bool:
 
 
 def _launch(gpus: int, device: str, max_restarts: int) -> None:
-    from genssl.train.ddp import launch
+    from genssl.training.ddp import launch
 
     launch(arguments(), gpus, device, max_restarts)
 
@@ -204,7 +204,7 @@ def _resolve(method: str | None, file: Path | None, changes: dict[str, Any]) -> 
     return configs.make(method, changes)
 
 
-def _check(config: "Config", options: "Options") -> None:
+def check(config: "Config", options: "Options") -> None:
     """Check the data and the run folder before torch is imported, which takes seconds."""
     from genssl import files, paths, run_info, runs
     from genssl.data.registry import require
@@ -219,7 +219,7 @@ def _check(config: "Config", options: "Options") -> None:
 
 
 def _start(config: "Config", options: "Options", as_json: bool) -> None:
-    from genssl.train import run
+    from genssl.training import run
 
     with TrainingScreen(quiet=as_json or launched_rank() > 0) as screen:
         folder = run.start(config, options, screen)
@@ -230,7 +230,7 @@ def _resumable(reference: str, method: str | None, changes: dict[str, Any], opti
     """Find and check the run to resume, before torch is imported."""
     from genssl import runs
     from genssl.config import config_class
-    from genssl.train.options import resumed
+    from genssl.training.options import resumed
 
     if method is not None:
         changes["method"] = config_class(method).model_fields["method"].default
@@ -242,7 +242,7 @@ def _resumable(reference: str, method: str | None, changes: dict[str, Any], opti
 
 
 def _resume(folder: Path, changes: dict[str, Any], options: "Options", as_json: bool) -> None:
-    from genssl.train import run
+    from genssl.training import run
 
     with TrainingScreen(quiet=as_json or launched_rank() > 0) as screen:
         folder = run.resume(folder, changes, options, screen)
@@ -274,8 +274,8 @@ def _dry_run(config: "Config", options: "Options", as_json: bool) -> None:
     import json
 
     from genssl.run_info import parameters_text
-    from genssl.train.estimate import estimate
-    from genssl.train.signals import format_seconds
+    from genssl.training.estimate import estimate
+    from genssl.training.signals import format_seconds
 
     with TrainingScreen(quiet=as_json) as screen:
         cost = estimate(config, options, screen)

@@ -1,6 +1,9 @@
 """The result of an evaluation, and checks of the run and the data that it is given. No torch."""
 
-from collections.abc import Mapping
+import base64
+import html
+import io
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -53,6 +56,50 @@ class EvalResult:
         shown: dict[str, Any] = {"evaluation": self.name, "title": self.title}
         shown |= {"headline": list(self.headline), "units": dict(self.units)}
         return (shown if self.title else {}) | self.values | {"notes": list(self.notes)}
+
+    def _repr_html_(self) -> str:
+        """Title, numbers, figures and notes, for a notebook."""
+        pictures = "".join(embedded(_png(figure)) for figure in self.figures.values())
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
+        return (
+            f"<h4>{html.escape(self.title)}</h4>{table_html(self.summary() or self.values)}{pictures}{notes}"
+        )
+
+
+def _png(figure: "Figure | Image") -> bytes:
+    content = io.BytesIO()
+    if hasattr(figure, "savefig"):
+        figure.savefig(content, format="png")
+    else:
+        figure.save(content, "png")
+    return content.getvalue()
+
+
+def embedded(png: bytes) -> str:
+    """A PNG as an HTML element that holds it."""
+    return f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+
+
+def table_html(values: Mapping[str, Any]) -> str:
+    """Names and values as an HTML table; nested mappings get dotted names, lists are left out."""
+    rows = "".join(
+        f"<tr><td>{html.escape(name)}</td><td>{html.escape(_shown(value))}</td></tr>"
+        for name, value in _flat(values)
+        if not isinstance(value, list)
+    )
+    return f"<table>{rows}</table>"
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _shown(value: Any) -> str:
+    return f"{value:,.6g}" if isinstance(value, float) else str(value)
 
 
 def _value_at(values: Any, name: str) -> Any:

@@ -15,8 +15,8 @@ from genssl.config import Config, differences
 from genssl.errors import FAILED_RUN, INTERRUPTED, TERMINATED, UserError
 from genssl.eval.result import EvalResult
 from genssl.studies.results import Arm, ArmRuns
-from genssl.train.events import Listener, Note
-from genssl.train.options import Options
+from genssl.training.events import Listener, Note
+from genssl.training.options import Options
 
 LONGEST_TAG = 60  # characters of a run's name
 
@@ -118,7 +118,7 @@ def _require_data(
     """
     from genssl.runtime import choose_device
     from genssl.studies.measures import unmeasured
-    from genssl.train.splits import load_splits, require_data
+    from genssl.training.splits import load_splits, require_data
 
     device = choose_device(options.device)
 
@@ -177,7 +177,7 @@ def _run_arm(
 
 def _train(config: Config, tag: str, options: Options, listen: Listener, digest: str | None = None) -> Path:
     """The folder of a run of `config`: one that is done, one that is resumed, or a new one."""
-    from genssl.train import run
+    from genssl.training import run
 
     result = find_run(config, digest)
     if result is not None and (result.complete or _had_its_time(result.folder, options.max_minutes)):

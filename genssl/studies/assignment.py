@@ -17,9 +17,9 @@ from genssl.runs import run_name
 from genssl.runtime import choose_device
 from genssl.studies import measures
 from genssl.studies.plan import REPORT_SECONDS, Cost, Length, Plan, Size, Step, divide, evaluation, length_for
-from genssl.train.events import Listener, Note
-from genssl.train.options import Options
-from genssl.train.splits import require_data
+from genssl.training.events import Listener, Note
+from genssl.training.options import Options
+from genssl.training.splits import require_data
 
 NAMED = ("data", "epochs", "limit", "seed", "knn_every")  # settings that have options of their own
 LIKELIHOOD_IMAGES = 1000

@@ -23,8 +23,8 @@ from genssl.runtime import choose_device, describe
 from genssl.studies.figures import ImagePanel, draw_changes, draw_study, side_by_side, title_of
 from genssl.studies.measures import NO_TERMS, Trained, measured, unmeasured
 from genssl.studies.results import Arm, ArmRuns, Measured, verdict
-from genssl.train.events import Listener, Note
-from genssl.train.splits import require_data
+from genssl.training.events import Listener, Note
+from genssl.training.splits import require_data
 
 KEPT = Path("eval") / "compare-fidelity.json"  # in a run's folder
 GRID = Path("eval") / "compare-samples.png"

@@ -23,7 +23,7 @@ from genssl.studies.results import (
     Statistic,
     draw_mean,
 )
-from genssl.train.monitor import COLLAPSED_RANK, COLLAPSED_STD
+from genssl.training.monitor import COLLAPSED_RANK, COLLAPSED_STD
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

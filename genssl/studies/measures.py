@@ -36,8 +36,8 @@ from genssl.studies.results import (
     Findings,
     Measured,
 )
-from genssl.train.events import Listener, Loading, Note
-from genssl.train.splits import load_splits
+from genssl.training.events import Listener, Loading, Note
+from genssl.training.splits import load_splits
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -12,8 +12,8 @@ from genssl import files, run_info
 from genssl.errors import FAILED_RUN, INTERRUPTED, TERMINATED, WRONG_INPUT, UserError
 from genssl.eval.names import file_name
 from genssl.paths import ABOUT
-from genssl.train.events import Listener
-from genssl.train.options import Options
+from genssl.training.events import Listener
+from genssl.training.options import Options
 
 LEAST_TRAINING = 10.0  # seconds that a training is given at least
 PRIOR = 10.0  # seconds at the expected speed, counted before anything was measured
@@ -174,7 +174,7 @@ def length_for(
     method: str, settings: Mapping[str, Any], seconds: float, options: Options, listen: Listener
 ) -> Length:
     """How long to train `method` with `settings`, whose epochs are all that it would be given."""
-    from genssl.train.estimate import estimate
+    from genssl.training.estimate import estimate
 
     config = configs.make(method, settings)
     trial = estimate(config, options, listen)

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 import genssl
 from genssl import checkpoint, files, paths, run_info
 from genssl.cli import Program, app
-from genssl.data.load import load
+from genssl.data.loading import load
 from genssl.eval import importance_ll as evaluation
 from genssl.metrics.sharpness import mean_sharpness
-from genssl.train import run as run_module
+from genssl.training import run as run_module
 
 from ..conftest import call
 from ..pictures import native_grid

@@ -12,8 +12,8 @@ from genssl.commands import _console
 from genssl.config import Config
 from genssl.environment import record_arguments
 from genssl.errors import FAILED_RUN, UserError
-from genssl.train import estimate
-from genssl.train.options import Options
+from genssl.training import estimate
+from genssl.training.options import Options
 
 from ..conftest import SMALL, call
 
@@ -133,7 +133,7 @@ def test_which_commands_say_it(
 
     monkeypatch.setattr("genssl.commands.train.confirm_long", stop)
     monkeypatch.setattr("genssl.commands.study.confirm_long", stop)
-    monkeypatch.setattr("genssl.train.run.start", begin)
+    monkeypatch.setattr("genssl.training.run.start", begin)
     monkeypatch.setenv("GENSSL_CHECKPOINTS", str(tmp_path))
     result = call(*words, "--data", digits, *more, *(SMALL if words[0] == "train" else []))
     assert "it begins" in result.output

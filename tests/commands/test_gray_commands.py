@@ -12,8 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from genssl import checkpoint, run_info
-from genssl.data import load as load_module
-from genssl.data.load import load
+from genssl.data import loading as load_module
+from genssl.data.loading import load
 from genssl.export import onnx
 from genssl.models.diffusion import linear_schedule
 from genssl.pixels import to_model

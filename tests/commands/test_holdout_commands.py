@@ -8,7 +8,7 @@ from safetensors import safe_open
 from genssl import run_info
 from genssl.commands import _run
 from genssl.commands._options import Common
-from genssl.data.load import load, load_for_run
+from genssl.data.loading import load, load_for_run
 from genssl.data.split import Split
 from genssl.eval import fidelity as fidelity_module
 from genssl.report.load import gather

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genssl.data.load import load
+from genssl.data.loading import load
 
 from ..conftest import call
 from .test_commands import json_of

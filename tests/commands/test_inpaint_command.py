@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import genssl
-from genssl.data.load import load
+from genssl.data.loading import load
 from genssl.eval.inpaint import _labels, read_mask
 from genssl.figures import PADDING
 from genssl.models import unet

@@ -147,7 +147,7 @@ def test_an_out_that_cannot_be_written_is_refused_before_the_work(
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("hello")
-    monkeypatch.setattr("genssl.data.load.load", load)
+    monkeypatch.setattr("genssl.data.loading.load", load)
     monkeypatch.setattr("genssl.eval.sample.draw_samples", load)
     result = call(*[vae_run if word == REF else word for word in command], "--out", out)
     assert result.exit_code == 2, result.output

@@ -84,7 +84,7 @@ def test_every_evaluation_refuses_before_its_work(
     def no_work(*_: object, **__: object) -> None:
         raise AssertionError("the work has begun")
 
-    monkeypatch.setattr("genssl.data.load.load", no_work)
+    monkeypatch.setattr("genssl.data.loading.load", no_work)
     monkeypatch.setattr("genssl.eval.sample.sample", no_work)
     Path("mine.png").write_bytes(OURS)
     Path("folder").mkdir()

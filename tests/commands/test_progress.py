@@ -7,7 +7,7 @@ import pytest
 
 from genssl.commands import _console
 from genssl.commands._console import flatten, format_value, show_values
-from genssl.train.events import EpochEnded, Note, Started, TrainingProgress
+from genssl.training.events import EpochEnded, Note, Started, TrainingProgress
 
 PROGRESS = TrainingProgress(
     epoch=2, epochs=5, step=30, total_steps=100, images_per_second=1234.4, losses={"loss": 1.23456},

@@ -14,7 +14,7 @@ from genssl import config as configs
 from genssl.data import loader
 from genssl.errors import FAILED_RUN, INTERRUPTED, LOST_PROCESS, WRONG_INPUT, Echo, UserError
 from genssl.runtime import choose_device
-from genssl.train import ddp
+from genssl.training import ddp
 
 from ..conftest import SMALL, call
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from genssl.data.decode import decode
-from genssl.data.load import load, read_unlabeled
+from genssl.data.loading import load, read_unlabeled
 from genssl.errors import UserError
 
 RANDOM = np.random.default_rng(0)

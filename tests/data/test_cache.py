@@ -376,7 +376,7 @@ def test_a_hit_imports_neither_torchvision_nor_scipy(cache: Path) -> None:
     for part in ("train", "test"):
         write_split(split_path("svhn-32", part), split(part))
     code = (
-        "import sys, time; from genssl.data.load import load\n"
+        "import sys, time; from genssl.data.loading import load\n"
         "assert len(load('svhn', 'train')) == len(load('svhn', 'test')) == 5\n"
         "print([name for name in ('torchvision', 'scipy', 'PIL', 'matplotlib') if name in sys.modules])"
     )

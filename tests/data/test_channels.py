@@ -16,8 +16,8 @@ from genssl.data import cache as entries
 from genssl.data import subset
 from genssl.data.augment import randaugment
 from genssl.data.augment.views import choose_views
-from genssl.data.load import channels_of, load, load_for_run
 from genssl.data.loader import make_loader
+from genssl.data.loading import channels_of, load, load_for_run
 from genssl.eval.feature_cache import encoder_of
 from genssl.eval.linear_eval import cropped
 from genssl.metrics.sharpness import sharpness

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from genssl.data.fit import Fit
-from genssl.data.load import load
+from genssl.data.loading import load
 from genssl.data.registry import Shape
 from genssl.errors import UserError
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from genssl.config import VAEConfig
 from genssl.data import load as load_module
 from genssl.data import subset as module
-from genssl.data.load import load, load_for_run
+from genssl.data.loading import load, load_for_run
 from genssl.data.split import Split
 from genssl.data.subset import limit_split, train_validation_split
 from genssl.errors import UserError

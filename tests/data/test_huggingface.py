@@ -11,7 +11,7 @@ import torch
 
 from genssl.data import huggingface, registry
 from genssl.data.decode import decode
-from genssl.data.load import load
+from genssl.data.loading import load
 from genssl.errors import UserError
 from tests.peers import import_peer
 

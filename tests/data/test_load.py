@@ -12,7 +12,7 @@ from PIL import Image
 
 from genssl.data import cache as cache_module
 from genssl.data.cache import split_path, write_split
-from genssl.data.load import load
+from genssl.data.loading import load
 from genssl.data.registry import SOURCES, DataSource, allows_flips, catalog
 from genssl.data.split import Split
 from genssl.data.synthetic import render

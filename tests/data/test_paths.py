@@ -12,7 +12,7 @@ from genssl.data import image_folder
 from genssl.data import subset as selecting
 from genssl.data.cache import FORMAT
 from genssl.data.decode import decode
-from genssl.data.load import load
+from genssl.data.loading import load
 from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.runtime import generator

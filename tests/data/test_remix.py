@@ -11,7 +11,7 @@ from genssl.commands.runs import data_fetch
 from genssl.config import VAEConfig
 from genssl.data import subset
 from genssl.data.cache import split_path, write_split
-from genssl.data.load import load
+from genssl.data.loading import load
 from genssl.data.registry import base_name, is_remix, remix_name, short_name
 from genssl.data.split import Split
 from genssl.data.subset import remix

@@ -23,7 +23,7 @@ from torchvision.datasets import utils as torchvision_utils
 from genssl.data import cache as cache_module
 from genssl.data import torchvision_sets
 from genssl.data.cache import LazyArray, split_path
-from genssl.data.load import load
+from genssl.data.loading import load
 from genssl.data.registry import short_name
 from genssl.data.split import Split
 from genssl.errors import UserError

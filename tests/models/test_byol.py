@@ -15,8 +15,8 @@ from genssl.models.byol import BYOL
 from genssl.models.losses import simsiam_loss
 from genssl.models.method import count_parameters
 from genssl.runtime import generator
-from genssl.train.loop import Training
-from tests.train.toy import ToyViews
+from genssl.training.loop import Training
+from tests.training.toy import ToyViews
 
 from .siamese_data import gradient_names, tiny, views
 

@@ -15,7 +15,7 @@ from genssl.errors import UserError
 from genssl.models.build import build
 from genssl.models.resnet import WIDTHS, Encoder, TimmEncoder, build_encoder, mlp
 from genssl.runtime import generator
-from genssl.train.ddp import convert_batch_norm
+from genssl.training.ddp import convert_batch_norm
 
 from ..peers import import_peer
 

@@ -14,7 +14,7 @@ from genssl.models.ddpm import DDPM
 from genssl.models.guidance import guided
 from genssl.models.unet import Layout
 from genssl.runtime import generator, generators
-from genssl.train.loop import Training
+from genssl.training.loop import Training
 
 X = torch.randn(6, 3, 8, 8, generator=generator(0, "test"))
 T = torch.arange(6)

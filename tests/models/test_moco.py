@@ -14,8 +14,8 @@ from genssl.models.build import build
 from genssl.models.losses import info_nce_loss
 from genssl.models.moco import MoCo
 from genssl.runtime import generator
-from genssl.train.loop import Training
-from tests.train.toy import ToyViews
+from genssl.training.loop import Training
+from tests.training.toy import ToyViews
 
 from .siamese_data import gradient_names, tiny, views
 

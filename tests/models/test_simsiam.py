@@ -12,7 +12,7 @@ from genssl.config import SimSiamConfig
 from genssl.models.build import build
 from genssl.models.losses import simsiam_loss
 from genssl.models.simsiam import SimSiam
-from genssl.train.optim import build_optimizer, set_lr
+from genssl.training.optim import build_optimizer, set_lr
 
 from .siamese_data import gradient_names, linear, tiny, views
 

@@ -24,10 +24,10 @@ from genssl.run_info import RunInfo
 from genssl.studies import ablate as study
 from genssl.studies import compare, measures
 from genssl.studies.results import KNN, Arm, ArmRuns, Findings, Measured, is_resolved, over_seeds, verdict
-from genssl.train import loop, run, splits
-from genssl.train.events import Event, Note
-from genssl.train.options import Options
-from genssl.train.run_folder import RunFolder
+from genssl.training import loop, run, splits
+from genssl.training.events import Event, Note
+from genssl.training.options import Options
+from genssl.training.run_folder import RunFolder
 
 TINY = {"width": 4, "z_dim": 3, "mixture_components": 0, "batch_size": 40, "sample_every": 0}
 OPTIONS = Options(device="cpu", save_every=0)

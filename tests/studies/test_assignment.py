@@ -23,7 +23,7 @@ from genssl.studies import assignment as study
 from genssl.studies.assignment import SHARES, Part, assignment, steps_of
 from genssl.studies.demo import demo
 from genssl.studies.plan import Length, Plan, Step, fit
-from genssl.train.events import silent
+from genssl.training.events import silent
 
 from ..conftest import call
 

@@ -21,10 +21,10 @@ from genssl.models.build import build
 from genssl.run_info import RunInfo
 from genssl.studies import compare as study
 from genssl.studies.results import Findings, Measured
-from genssl.train import run
-from genssl.train.events import Event, Note
-from genssl.train.options import Options
-from genssl.train.run_folder import RunFolder
+from genssl.training import run
+from genssl.training.events import Event, Note
+from genssl.training.options import Options
+from genssl.training.run_folder import RunFolder
 
 from .fakes import history, run_of, simsiam
 

@@ -21,7 +21,7 @@ from genssl.studies import compare as compare_module
 from genssl.studies.figures import ImagePanel, side_by_side
 from genssl.studies.measures import Trained
 from genssl.studies.results import Findings, Measured
-from genssl.train.events import Event, Note
+from genssl.training.events import Event, Note
 
 from ..conftest import call
 from .fakes import run_of

@@ -9,13 +9,13 @@ from PIL import Image
 from typer.testing import Result
 
 from genssl import checkpoint, files, run_info
-from genssl.data.load import load
+from genssl.data.loading import load
 from genssl.pixels import to_model
 from genssl.studies import measures
 from genssl.studies.figures import draw_changes, draw_study, title_of
 from genssl.studies.measures import Trained, knn, linear, measured
 from genssl.studies.results import ArmRuns, Measured, verdict
-from genssl.train.run_folder import RunFolder
+from genssl.training.run_folder import RunFolder
 
 from .fakes import arm_of, history, run_of, simsiam
 from .test_ablate import call

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from genssl.data.split import Split
 from genssl.runtime import generator
-from genssl.train.loop import Training
-from genssl.train.optim import Guard, lr_factor
+from genssl.training.loop import Training
+from genssl.training.optim import Guard, lr_factor
 
 from .toy import Toy, ToyConfig, ToyViews, build_toy
 

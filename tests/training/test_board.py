@@ -14,9 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from genssl import figures
 from genssl.errors import WRONG_INPUT, UserError
-from genssl.train import loggers
-from genssl.train.loggers import TensorBoardLogger
-from genssl.train.run_folder import RunFolder
+from genssl.training import loggers
+from genssl.training.loggers import TensorBoardLogger
+from genssl.training.run_folder import RunFolder
 
 SHARED = {
     "epoch": 2, "step": 14, "loss": 3.0, "test_loss": 3.5, "images_per_second": 512.4, "output_std": 0.9,

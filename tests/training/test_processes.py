@@ -18,9 +18,9 @@ from genssl.features import extract
 from genssl.models.build import build
 from genssl.models.losses import barlow_twins_loss, nt_xent_loss, simsiam_loss, vicreg_loss
 from genssl.models.method import Method
-from genssl.train.ddp import GlobalBatchNorm, check_batch_divides, convert_batch_norm
-from genssl.train.loop import Training
-from genssl.train.monitor import Monitor
+from genssl.training.ddp import GlobalBatchNorm, check_batch_divides, convert_batch_norm
+from genssl.training.loop import Training
+from genssl.training.monitor import Monitor
 
 from .pair import TASKS, in_processes
 from .toy import Toy, ToyConfig, ToyViews

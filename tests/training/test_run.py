@@ -18,17 +18,17 @@ from safetensors.torch import load_file
 from genssl import checkpoint, run_info
 from genssl.config import Config, DDPMConfig, VAEConfig
 from genssl.data.augment import views
-from genssl.data.load import load
+from genssl.data.loading import load
 from genssl.errors import FAILED_RUN, UserError
 from genssl.models.build import build
 from genssl.models.method import Method
 from genssl.report import load as load_report
 from genssl.report import page
-from genssl.train import loop, run
-from genssl.train.events import EpochEnded, Event, Note, Started, TrainingProgress
-from genssl.train.monitor import Monitor, overfitting_warning
-from genssl.train.options import Options
-from genssl.train.run_folder import RunFolder
+from genssl.training import loop, run
+from genssl.training.events import EpochEnded, Event, Note, Started, TrainingProgress
+from genssl.training.monitor import Monitor, overfitting_warning
+from genssl.training.options import Options
+from genssl.training.run_folder import RunFolder
 
 from .toy import ToyConfig, ToyViews, build_toy
 

@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 
 from genssl.config import Config
-from genssl.data.load import RunPart, load_for_run
+from genssl.data.loading import RunPart, load_for_run
 from genssl.data.split import Split
 from genssl.errors import UserError
-from genssl.train.events import Listener, Loading
+from genssl.training.events import Listener, Loading
 
 
 def with_classes_of(config: Config, train: Split) -> Config:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from genssl.train import options, run
+from genssl.training import options, run
 from tests.conftest import SMALL, call
 
 TRAIN = ("train", "vae", "--limit", 32, "--epochs", 1, "--batch-size", 16, "--device", "cpu", *SMALL)

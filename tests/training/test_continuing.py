@@ -10,9 +10,9 @@ from genssl import run_info
 from genssl.config import SimSiamConfig, VAEConfig
 from genssl.errors import UserError
 from genssl.models.build import build
-from genssl.train import run
-from genssl.train.events import Event, Note
-from genssl.train.options import Options
+from genssl.training import run
+from genssl.training.events import Event, Note
+from genssl.training.options import Options
 
 from ..conftest import call
 

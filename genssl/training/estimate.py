@@ -13,11 +13,11 @@ from genssl.data.split import Split
 from genssl.models.build import build
 from genssl.models.method import count_parameters
 from genssl.runtime import choose_device, describe
-from genssl.train.events import Listener, silent
-from genssl.train.loop import Training
-from genssl.train.options import Options
-from genssl.train.signals import peak_memory
-from genssl.train.splits import load_splits, with_classes_of
+from genssl.training.events import Listener, silent
+from genssl.training.loop import Training
+from genssl.training.options import Options
+from genssl.training.signals import peak_memory
+from genssl.training.splits import load_splits, with_classes_of
 
 WARM_STEPS = 3
 TIMED_STEPS = 10

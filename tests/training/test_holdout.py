@@ -12,13 +12,13 @@ from genssl import checkpoint, figures, run_info
 from genssl.config import Config, SimSiamConfig
 from genssl.data import load as load_module
 from genssl.data.augment.views import choose_views
-from genssl.data.load import load_for_run
+from genssl.data.loading import load_for_run
 from genssl.metrics.knn import knn_predict
 from genssl.pixels import to_model
-from genssl.train import run
-from genssl.train.events import Started
-from genssl.train.monitor import Monitor
-from genssl.train.options import Options
+from genssl.training import run
+from genssl.training.events import Started
+from genssl.training.monitor import Monitor
+from genssl.training.options import Options
 
 from ..conftest import call
 from .test_run import config, same_weights, train, train_and_kill, without_time

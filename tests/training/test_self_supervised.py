@@ -26,11 +26,11 @@ from genssl.models.build import build
 from genssl.models.method import Method
 from genssl.pixels import to_model
 from genssl.runtime import generator
-from genssl.train import loop, monitor, run
-from genssl.train.events import EpochEnded, Event, Note, silent
-from genssl.train.options import Options
-from genssl.train.run_folder import RunFolder
-from genssl.train.splits import load_splits
+from genssl.training import loop, monitor, run
+from genssl.training.events import EpochEnded, Event, Note, silent
+from genssl.training.options import Options
+from genssl.training.run_folder import RunFolder
+from genssl.training.splits import load_splits
 
 METHODS = ("simsiam", "dssl", "byol", "barlow_twins", "vicreg", "simclr", "moco")
 TINY = {

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from genssl.runtime import generator
-from genssl.train.optim import LARS
+from genssl.training.optim import LARS
 
 from ..peers import import_peer
 

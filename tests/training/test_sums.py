@@ -2,7 +2,7 @@
 
 import torch
 
-from genssl.train.loop import LossMeter
+from genssl.training.loop import LossMeter
 
 YES, NO = torch.tensor(True), torch.tensor(False)
 

@@ -19,15 +19,15 @@ from genssl.models.build import build
 from genssl.models.method import count_parameters
 from genssl.run_info import epochs_of, progress_of
 from genssl.runtime import choose_device, describe, generator
-from genssl.train import loggers
-from genssl.train.events import EpochEnded, Listener, Note, Started, TrainingProgress, silent
-from genssl.train.loggers import TensorBoardLogger
-from genssl.train.loop import LossMeter, Step, Training
-from genssl.train.monitor import Monitor, baseline_warning
-from genssl.train.options import Options, compiler_problem, continuing, resumed, should_compile
-from genssl.train.run_folder import RunFolder, is_complete
-from genssl.train.signals import Clock, StopSignals, format_seconds, peak_memory
-from genssl.train.splits import load_splits, with_classes_of
+from genssl.training import loggers
+from genssl.training.events import EpochEnded, Listener, Note, Started, TrainingProgress, silent
+from genssl.training.loggers import TensorBoardLogger
+from genssl.training.loop import LossMeter, Step, Training
+from genssl.training.monitor import Monitor, baseline_warning
+from genssl.training.options import Options, compiler_problem, continuing, resumed, should_compile
+from genssl.training.run_folder import RunFolder, is_complete
+from genssl.training.signals import Clock, StopSignals, format_seconds, peak_memory
+from genssl.training.splits import load_splits, with_classes_of
 
 NAMED = 5  # weights in a note
 READ_EVERY = 1.0  # seconds between reads of the losses from the device

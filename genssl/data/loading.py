@@ -36,7 +36,7 @@ from genssl.pixels import is_gray
 
 def load(
     data: str,
-    part: Part,
+    part: Part = "train",
     *,
     image_size: int = NATIVE_SIZE,
     seed: int = 0,

@@ -18,8 +18,8 @@ from genssl.data.split import Split
 from genssl.errors import UserError, parse_json
 from genssl.models.method import Method
 from genssl.runtime import autocast, choose_precision, epoch_permutation, generator
-from genssl.train.ddp import check_batch_divides, convert_batch_norm, wrap_ddp
-from genssl.train.optim import EMA, Guard, build_optimizer, optimizer_step, set_lr
+from genssl.training.ddp import check_batch_divides, convert_batch_norm, wrap_ddp
+from genssl.training.optim import EMA, Guard, build_optimizer, optimizer_step, set_lr
 
 # Prefixes of the names of tensors in a saved state; part of the file format
 METHOD, AVERAGE, OPTIMIZER, LOSSES = "method.", "average.", "optimizer.", "sum."

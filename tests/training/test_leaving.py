@@ -9,8 +9,8 @@ import pytest
 from genssl import config as configs
 from genssl import distributed
 from genssl.errors import UserError
-from genssl.train import run
-from genssl.train.options import Options
+from genssl.training import run
+from genssl.training.options import Options
 
 from .pair import TASKS, gloo_threads, start_processes
 

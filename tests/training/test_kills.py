@@ -94,7 +94,7 @@ def test_a_folder_that_a_kill_left_without_settings_can_be_used(tmp_path: Path) 
 
 
 def test_a_run_sweeps_its_own_folder_and_leaves_an_evaluation_its_file(vae_run: Path) -> None:
-    from genssl.train.run_folder import RunFolder
+    from genssl.training.run_folder import RunFolder
 
     (vae_run / "eval").mkdir(exist_ok=True)
     swept = [vae_run / ".state.safetensors.ab12cd_4.tmp", vae_run / "samples" / ".epoch-001.png.ab12cd_4.tmp"]
