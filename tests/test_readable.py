@@ -67,36 +67,40 @@ def test_both_read_an_image_where_they_are_sure_of_the_same_digit() -> None:
     assert readable.shares({"one": Fixed(0.95), "other": Next(0.95)}, images)["both"]["0.8"]["share"] == 0
 
 
-def test_the_readers_are_of_two_architectures_and_learn(
+def test_the_readers_are_of_two_architectures_and_their_numbers_are_written(
     workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = (reader.build(10) for reader in readable.READERS)
     assert {type(m).__name__ for m in first.modules()} ^ {type(m).__name__ for m in second.modules()}
     assert [(reader.smoothing, reader.shift) for reader in readable.READERS] == [(0.0, 0), (0.1, 2)]
-    splits = {"train": render.make("train", count=640), "test": render.make("test", count=64)}
+    splits = {"train": render.make("train", count=128), "test": render.make("test", count=64)}
     monkeypatch.setattr(readable, "load", lambda name, part: splits[part])
     out = tmp_path / "readable.json"
-    arguments = ["vae", "-n", "8", "--epochs", "2", "--device", "cpu", "--out", str(out)]
+    arguments = ["vae", "-n", "8", "--epochs", "1", "--device", "cpu", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", ["readable", *arguments])
     readable.main()
     result = json.loads(out.read_text())
     assert list(result["readers"]) == ["residual", "plain"]
-    assert all(reader["test_accuracy"]["share"] > 0.13 for reader in result["readers"].values())
+    for reader in result["readers"].values():
+        accuracy = reader["test_accuracy"]
+        assert 64 * accuracy["share"] == round(64 * accuracy["share"])
+        assert accuracy["low"] <= accuracy["share"] <= accuracy["high"]
     assert [row["n"] for row in result["rows"]] == [64, 64, 8]
     assert result["rows"][2]["how"] == "prior normal"
     assert all({"residual", "plain", "both"} <= set(row) for row in result["rows"])
 
 
 def test_a_readers_training_lowers_its_loss() -> None:
-    split = render.make("train", count=320)
+    split = render.make("train", count=192)
+    assert split.labels is not None
     for reader in readable.READERS:
         with torch.random.fork_rng():
             torch.manual_seed(reader.seed)
             before = reader.build(10).eval()
         after = readable.trained(reader, split, 6)
-        assert split.labels is not None
-        losses = [
-            float(nn.functional.cross_entropy(network(to_model(split.images)), split.labels).detach())
-            for network in (before, after)
-        ]
+        with torch.no_grad():
+            losses = [
+                float(nn.functional.cross_entropy(network(to_model(split.images)), split.labels))
+                for network in (before, after)
+            ]
         assert losses[1] < losses[0]
