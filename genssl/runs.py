@@ -1,8 +1,12 @@
 """The runs in checkpoints/: their names, and which of them a REF means."""
 
+import math
 import re
+import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from genssl import config as configs
 from genssl import files, paths, run_info
@@ -23,6 +27,124 @@ def known(method: str | None = None, *, arms: bool = False) -> list[run_info.Run
         if method is None or info.config.method == method:
             infos.append(info)
     return infos
+
+
+CONDITION = re.compile(r"([A-Za-z_][\w.]*)\s*(=|<|>)\s*(.+)")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a listed run fulfills: a setting or number of this name is equal to, below or above a value."""
+
+    key: str
+    operator: str
+    value: str
+
+    def holds(self, info: run_info.RunInfo) -> bool:
+        """Whether a run fulfills it; one without this setting or number does not."""
+        actual = value_of(info, self.key)
+        if self.operator == "=":
+            return (
+                str(actual).lower() == self.value.lower()
+                or _number(actual) == _number(self.value) is not None
+            )
+        left, right = _number(actual), _number(self.value)
+        if left is None or right is None:
+            return False
+        return left < right if self.operator == "<" else left > right
+
+
+def condition(text: str) -> Condition:
+    """Read `data=cifar10`, `epochs>10` or `loss<0.1`.
+
+    Raises:
+        UserError: it is none.
+    """
+    match = CONDITION.fullmatch(text.strip())
+    if match is None or (match[2] != "=" and _number(match[3]) is None):
+        raise UserError(f"--filter takes data=cifar10, epochs>10 or loss<0.1, not {text!r}")
+    return Condition(*match.groups())
+
+
+def value_of(info: run_info.RunInfo, key: str) -> Any:
+    """A setting of a run, one of its last numbers, or its name, state or epoch; None where it has none."""
+    progress = {"run": info.name, "state": info.state, "epoch": info.epochs_trained}
+    for values in (progress, info.config.model_dump(), info.metrics):
+        if key in values:
+            return values[key]
+    return None
+
+
+def _number(value: object) -> float | None:
+    try:
+        number = float(str(value))
+    except ValueError:
+        return None
+    return None if math.isnan(number) else number
+
+
+def select(
+    infos: Sequence[run_info.RunInfo],
+    conditions: Sequence[Condition] = (),
+    sort: str | None = None,
+    descending: bool = False,
+) -> list[run_info.RunInfo]:
+    """The runs that fulfill all conditions, sorted by a setting or number; those without it come last.
+
+    Raises:
+        UserError: no run has such a setting or number.
+    """
+    for key in [*(one.key for one in conditions), *([sort] if sort else [])]:
+        if infos and all(value_of(info, key) is None for info in infos):
+            raise UserError(f"no run has a setting or number {key}; `genssl runs show RUN` names them")
+    chosen = [info for info in infos if all(one.holds(info) for one in conditions)]
+    if sort is None:
+        return chosen
+    having = [info for info in chosen if value_of(info, sort) is not None]
+    without = [info for info in chosen if value_of(info, sort) is None]
+    return sorted(having, key=lambda info: _order(value_of(info, sort)), reverse=descending) + without
+
+
+def _order(value: object) -> tuple[bool, float, str]:
+    """Numbers by size, before texts by letters."""
+    number = _number(value)
+    return (False, number, "") if number is not None else (True, 0.0, str(value))
+
+
+def removable(reference: str) -> Path:
+    """The folder of a run that may be deleted, finished or not.
+
+    Raises:
+        UserError: there is none, it comes with genssl, or a process trains it.
+    """
+    candidates = [parent / reference for parent in paths.parents(arms=True)] + [Path(reference)]
+    is_run = (folder for folder in candidates if folder.is_dir() and _has_run(folder))
+    folder = next(is_run, None)
+    if folder is None:
+        raise UserError(f"no run folder {reference} to remove; `genssl runs list` names them")
+    if paths.is_shipped(folder):
+        raise UserError(f"{folder} comes with genssl and stays")
+    files.FolderLock(folder, f"{folder} is being trained by another process; stop that first").release()
+    return folder
+
+
+def _has_run(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (run_info.MODEL, run_info.CONFIG))
+
+
+def remove(folder: Path) -> None:
+    """Delete a run folder, or a link to one; nothing that links inside it lead to is touched.
+
+    Raises:
+        UserError: a file cannot be deleted.
+    """
+    try:
+        if folder.is_symlink():
+            folder.unlink()
+        else:
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise UserError(f"cannot remove {error.filename} ({error.strerror})", FAILED_RUN) from error
 
 
 def folders() -> list[str]:

@@ -354,12 +354,13 @@ def confirm_long(configs: Sequence["Config"], options: "Options", option: str = 
         smaller = _smaller(configs, options, option, screen)
     trainings = "this training" if len(configs) == 1 else f"these {len(configs)} trainings"
     echo(f"expected: about {readable_seconds(seconds)} for {trainings}", smaller)
-    if sys.stdin.isatty() and is_live() and not _agreed():
+    if sys.stdin.isatty() and is_live() and not agreed("Start?"):
         raise UserError("not started; --yes starts without asking", FAILED_RUN)
 
 
-def _agreed() -> bool:
-    print("Start? [y/N] ", end="", file=sys.stderr, flush=True)
+def agreed(question: str) -> bool:
+    """Ask on the terminal; whether the answer is yes."""
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
 

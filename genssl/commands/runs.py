@@ -1,222 +1,75 @@
-"""`runs`, `data`, `doctor`."""
+"""`runs`, `doctor`."""
 
 import json
-import warnings
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from genssl.commands import _options, _outputs
-from genssl.commands._console import echo, show_rows, show_values
-from genssl.commands._run import read_split
-from genssl.environment import command_line
+from genssl.commands import _options
+from genssl.commands._console import agreed, echo, flatten, is_live, show_rows, show_values
 from genssl.errors import FAILED_RUN, UserError
 from genssl.run_info import progress_of
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from genssl.config import Config
-    from genssl.data.split import Split
     from genssl.run_info import RunInfo
 
-DATA = "svhn, svhn-extra, cifar10, synthetic, a path, hf:OWNER/NAME, or NAME-remix."
-data_app = typer.Typer(no_args_is_help=True, help="Data sets.")
-cache_app = typer.Typer(no_args_is_help=True, help="The cache of converted data, features and downloads.")
 runs_app = typer.Typer(no_args_is_help=True, help="Trained runs.")
+Runs = Annotated[list[str], typer.Argument(metavar="REF...", help="Names or paths of runs, or methods.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this group."""
-    data_app.add_typer(cache_app, name="cache")
-    app.add_typer(data_app, name="data")
     app.add_typer(runs_app, name="runs")
     app.command()(doctor)
 
 
-@data_app.command("list")
-def data_list(as_json: _options.Json = False) -> None:
-    """List the data sets, and which are downloaded."""
-    from genssl.data.registry import REMIX_SUFFIX, catalog
-
-    rows = [vars(entry) for entry in catalog()]
-    if as_json:
-        print(json.dumps(rows, indent=2))
-        return
-    show_rows(
-        "data sets (--data also takes a folder, .tar, .tar.gz, .zip, .npz, .npy, .parquet or hf:OWNER/NAME)",
-        rows,
-    )
-    echo(f"{REMIX_SUFFIX} after any of them (svhn{REMIX_SUFFIX}): both splits pooled and split again")
-
-
-@data_app.command("fetch")
-def data_fetch(
-    data: Annotated[str, typer.Argument(help=DATA, callback=_options.checked_data)],
-    image_size: _options.ImageSize = 32,
-    skip_bad: _options.SkipBad = False,
-    zip_encoding: _options.ZipEncoding = None,
-    fit: _options.Fit = "crop",
-) -> None:
-    """Download and convert a data set ahead of training."""
-    from genssl.data.image_folder import DataWarning
-
-    for split in _options.SPLITS:
-        with warnings.catch_warnings():
-            # They are among the notes, also where the data are cached
-            warnings.simplefilter("ignore", DataWarning)
-            images = read_split(data, split, image_size, 0, skip_bad, fit=fit, zip_encoding=zip_encoding)
-        echo(f"{images.name} {split}: {len(images):,} images, {len(images.classes)} classes")
-    from genssl.data.registry import SOURCES, base_name
-
-    if base_name(data) not in SOURCES:
-        for note in images.notes or ("nothing was left out",):
-            echo(f"  {note}")
-
-
-@data_app.command("preview")
-def data_preview(
-    data: Annotated[str, typer.Argument(help=DATA, callback=_options.checked_data)],
-    n: Annotated[int, typer.Option("-n", min=1, help="Number of images.")] = 64,
-    split: Annotated[_options.SplitName, typer.Option(help="Split to show.")] = "train",
-    image_size: _options.ImageSize = 32,
-    seed: _options.Seed = 0,
-    views: Annotated[
-        str | None, typer.Option(metavar="METHOD", help="Also show the augmented views of this method.")
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Setting of the method; repeatable."),
-    ] = None,
-    skip_bad: _options.SkipBad = False,
-    zip_encoding: _options.ZipEncoding = None,
-    fit: _options.Fit = "crop",
-    out: Annotated[
-        Path | None,
+@runs_app.command("list")
+def runs_list(
+    sort: Annotated[
+        str | None,
         typer.Option(
-            help="Figure file; default: preview.png in the current folder.", callback=_options.checked_picture
+            metavar="KEY", help="Sort by a setting or a number, the least first; e.g. knn_accuracy."
         ),
     ] = None,
-) -> None:
-    """Draw a grid of images, or of their augmented views."""
-    if settings and views is None:
-        raise UserError("--set is for the settings of a method's views; name the method with --views")
-    picture_path = _outputs.target(Path("preview.png"), "preview", out).picture
-    config = _config(views, settings or []) if views else None
-    from genssl import figures, files
-
-    images = read_split(data, split, image_size, seed, skip_bad, fit=fit, zip_encoding=zip_encoding)
-    shown = images.take(n, seed)
-    header = f"{images.name} {split}: {len(shown)} of {len(images):,} images, random seed {seed}"
-    if config is not None:
-        picture = _views_picture(shown, config, seed, header)
-    else:
-        picture = figures.titled_grid(shown.images, header)
-    files.write_picture(picture_path, picture, {"command": command_line()})
-    echo(f"{images.name} {split}: {len(images):,} images of {len(images.classes)} classes; {picture_path}")
-
-
-@data_app.command("export")
-def data_export(
-    data: Annotated[str, typer.Argument(help=DATA, callback=_options.checked_data)],
-    out: Annotated[Path, typer.Option(help="New folder, for one PNG per image.")],
-    n: Annotated[
-        int | None, typer.Option("-n", min=1, help="Number of images, shuffled; default: all.")
+    descending: Annotated[bool, typer.Option("--descending", help="With --sort: the largest first.")] = False,
+    conditions: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter",
+            metavar="CONDITION",
+            help="List runs with data=cifar10, epochs>10 or loss<0.1 alone; repeatable.",
+        ),
     ] = None,
-    split: Annotated[_options.SplitName, typer.Option(help="Split to write.")] = "test",
-    image_size: _options.ImageSize = 32,
-    seed: _options.Seed = 0,
-    skip_bad: _options.SkipBad = False,
-    zip_encoding: _options.ZipEncoding = None,
-    fit: _options.Fit = "crop",
+    arms: Annotated[bool, typer.Option("--arms", help="Also list the runs of ablations.")] = False,
+    as_json: _options.Json = False,
 ) -> None:
-    """Write real images as PNG files, for other evaluation tools (see `sample --out FOLDER`)."""
-    folder = _outputs.claim_folder(out)
-    images = read_split(data, split, image_size, seed, skip_bad, fit=fit, zip_encoding=zip_encoding)
-    _outputs.write_each(images.take(n, seed).images, folder)
-
-
-@cache_app.command("list")
-def cache_list(as_json: _options.Json = False) -> None:
-    """List what is in the cache folder, and its size."""
-    from genssl.data import cache
-
-    items = cache.items()
-    rows = [{**vars(item), "path": str(item.path)} for item in items]
-    if as_json:
-        print(json.dumps(rows, indent=2))
-        return
-    kinds = sorted({item.kind for item in items})
-    sizes = {kind: [item.bytes for item in items if item.kind == kind] for kind in kinds}
-    if rows:
-        show_rows(f"cache {cache.cache_folder()}", rows)
-        show_values("in all", {kind: f"{len(of)} of {sum(of) / 1e6:,.1f} MB" for kind, of in sizes.items()})
-    else:
-        echo(f"nothing in the cache {cache.cache_folder()}")
-
-
-@cache_app.command("clear")
-def cache_clear(
-    leftovers: Annotated[
-        bool, typer.Option("--leftovers", help="Only what killed processes and earlier versions have left.")
-    ] = False,
-    downloads: Annotated[
-        bool, typer.Option("--downloads", help="Also the downloaded files, which need the network again.")
-    ] = False,
-) -> None:
-    """Remove converted data and features from the cache, which are made again when they are needed."""
-    from genssl.data import cache
-
-    kinds = {"leftover"} if leftovers else {"data", "features", "leftover"}
-    removed = cache.clear(kinds | ({"download"} if downloads else set()))
-    size = sum(item.bytes for item in removed) / 1e6
-    echo(f"removed {len(removed)} of the cache {cache.cache_folder()}, {size:,.1f} MB")
-
-
-def _config(method: str, settings: list[str]) -> "Config":
-    from genssl import config as configs
-
-    return configs.make(method, _options.parse_settings(settings))
-
-
-def _views_picture(split: "Split", config: "Config", seed: int, header: str) -> "Image":
-    """Rows of an image and its views, a few images a row."""
-    import torch
-
-    from genssl import figures
-    from genssl.data.augment.views import choose_views
-    from genssl.pixels import to_model
-    from genssl.runtime import generator
-
-    choice = choose_views(config, split.classes)
-    seen = choice(split.images, choice.draws(len(split), generator(seed, "views")))
-    echo(f"each row repeats: image, {', '.join(choice.names)}")
-    cells = torch.stack([to_model(split.images), *seen], 1)  # (N, 1 + views, C, H, W)
-    columns = cells.shape[1] * (4 if len(split) >= 4 else 1)
-    header = f"{header}, with views of {config.method}"
-    return figures.titled_grid(cells.flatten(0, 1), header, columns, ("image", *choice.names))
-
-
-@runs_app.command("list")
-def runs_list(as_json: _options.Json = False) -> None:
     """List the runs in checkpoints/, newest last."""
     from genssl import paths, runs
 
-    rows = [_row(info) for info in runs.known()]
-    known = {row["run"] for row in rows}
-    odd = [name for name in runs.folders() if name not in known]
-    rows += [{**_row(None), "run": name, "state": "no weights yet, or damaged"} for name in odd]
+    chosen = [runs.condition(text) for text in conditions or []]
+    infos = runs.select(runs.known(arms=arms), chosen, sort, descending)
+    shown = list(dict.fromkeys([*(one.key for one in chosen), *([sort] if sort else [])]))
+    rows = [_row(info, shown) for info in infos]
+    if not chosen:
+        known = {info.name for info in runs.known()}
+        odd = [name for name in runs.folders() if name not in known]
+        rows += [{**_row(None, shown), "run": name, "state": "no weights yet, or damaged"} for name in odd]
     if as_json:
         print(json.dumps(rows, indent=2))
     elif rows:
         show_rows(f"runs in {paths.runs_root()}/", rows)
+    elif chosen:
+        echo(f"no run in {paths.runs_root()}/ is so")
     else:
         echo(f"no runs in {paths.runs_root()}/ yet; `genssl train vae --data synthetic` makes one")
 
 
-def _row(info: "RunInfo | None") -> dict[str, object]:
-    return {
+def _row(info: "RunInfo | None", keys: Sequence[str]) -> dict[str, object]:
+    from genssl.runs import value_of
+
+    row = {
         "run": info and info.name,
         "method": info and info.config.method,
         "data": info and info.config.data,
@@ -224,6 +77,65 @@ def _row(info: "RunInfo | None") -> dict[str, object]:
         "state": info and info.state,
         "loss": info and info.metrics.get("loss"),
     }
+    return row | {key: info and value_of(info, key) for key in keys if key not in row}
+
+
+@runs_app.command("compare")
+def runs_compare(references: Runs, as_json: _options.Json = False) -> None:
+    """Show the settings in which runs differ, and their last numbers, side by side."""
+    from genssl import run_info, runs
+
+    infos = [run_info.inspect(folder) for folder in runs.find_several(references)]
+    tables = {
+        "settings that differ": _differing([info.config.model_dump() for info in infos]),
+        "numbers": _side_by_side([dict(flatten(info.metrics)) for info in infos]),
+    }
+    names = _distinct([info.name for info in infos])
+    shown = {
+        title: [{"": name} | dict(zip(names, values, strict=True)) for name, values in table.items()]
+        for title, table in tables.items()
+    }
+    if as_json:
+        print(json.dumps(shown, indent=2))
+        return
+    for title, rows in shown.items():
+        if rows:
+            show_rows(title, rows)
+        else:
+            echo(f"{title}: none")
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Names as the heads of columns; of two runs of one name the second one is numbered."""
+    return [name if names.index(name) == i else f"{name} ({i + 1})" for i, name in enumerate(names)]
+
+
+def _side_by_side(records: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    names = dict.fromkeys(name for record in records for name in record)
+    return {name: [record.get(name) for record in records] for name in names}
+
+
+def _differing(records: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    table = _side_by_side(records)
+    return {name: values for name, values in table.items() if any(value != values[0] for value in values)}
+
+
+@runs_app.command("remove")
+def runs_remove(references: Runs, yes: _options.Yes = False) -> None:
+    """Delete runs with all their files; a terminal is asked first."""
+    from genssl import runs
+
+    folders = [runs.removable(reference) for reference in references]
+    names = ", ".join(str(folder) for folder in folders)
+    if not yes:
+        if not (sys.stdin.isatty() and is_live()):
+            raise UserError(f"{names}: nobody can be asked here; --yes removes without asking")
+        echo(f"removes {names}, with all files")
+        if not agreed("Remove?"):
+            raise UserError("nothing was removed", FAILED_RUN)
+    for folder in folders:
+        runs.remove(folder)
+        echo(f"removed {folder}")
 
 
 @runs_app.command("show")

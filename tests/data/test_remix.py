@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from genssl import runs
-from genssl.commands.runs import data_fetch
+from genssl.commands.data import data_fetch
 from genssl.config import VAEConfig
 from genssl.data import subset
 from genssl.data.cache import split_path, write_split
