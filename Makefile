@@ -42,13 +42,15 @@ lint: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: install-dev  ## measure against the course's plain code and other libraries, side by side
 	$(BIN)/python $(INSTALL) --editable '.[bench]'
 	$(BIN)/python -m benchmarks
 
-docs: install-dev  ## write the reference of all commands again
+docs: install-dev  ## write the reference of all commands again, and the site: build/site/index.html
 	$(BIN)/python -m tests.command_reference
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
 	rm -rf $(VENV) $(OLDEST) build dist *.egg-info

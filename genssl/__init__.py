@@ -1,9 +1,10 @@
 """Train, sample and measure small image models: VAE, DDPM, SimSiam and relatives.
 
->>> import genssl
->>> vae = genssl.load("vae")
->>> vae.sample(2).shape
-torch.Size([2, 3, 32, 32])
+Examples:
+    >>> import genssl
+    >>> vae = genssl.load("vae")
+    >>> vae.sample(2).shape
+    torch.Size([2, 3, 32, 32])
 """
 
 import os

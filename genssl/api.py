@@ -52,11 +52,12 @@ class History(list[dict[str, Any]]):
 class Run:
     """A run folder: its settings, numbers and trained model.
 
-    >>> run = Run.find("vae")
-    >>> run.config.method
-    'vae'
-    >>> run.sample(4).shape
-    torch.Size([4, 3, 32, 32])
+    Examples:
+        >>> run = Run.find("vae")
+        >>> run.config.method
+        'vae'
+        >>> run.sample(4).shape
+        torch.Size([4, 3, 32, 32])
     """
 
     path: Path
@@ -158,9 +159,10 @@ def train(
     Raises:
         UserError: a setting is wrong, the data or device is missing, or the run was stopped.
 
-    >>> run = train("vae", data="digits", epochs=1, width=8, progress=False)  # digits: a folder of images
-    >>> [record["epoch"] for record in run.history]
-    [1]
+    Examples:
+        >>> run = train("vae", data="digits", epochs=1, width=8, progress=False)  # digits: a folder of images
+        >>> [record["epoch"] for record in run.history]
+        [1]
     """
     from genssl.commands.train import check
     from genssl.training import run
@@ -203,9 +205,10 @@ def evaluate(name: str, ref: str | Path | Run, **options: Any) -> "EvalResult":
     Raises:
         UserError: there is no such evaluation, option or run, or it cannot be evaluated so.
 
-    >>> result = evaluate("sample", "vae", n=4, device="cpu")
-    >>> result.values["images"]
-    4
+    Examples:
+        >>> result = evaluate("sample", "vae", n=4, device="cpu")
+        >>> result.values["images"]
+        4
     """
     command = _evaluations().get(name.replace("_", "-"))
     if command is None:

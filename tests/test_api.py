@@ -19,6 +19,7 @@ from genssl.errors import UserError
 from genssl.training.events import EpochEnded, Started, TrainingProgress
 
 from . import structure
+from .peers import import_peer
 
 SMALL: dict[str, Any] = {
     "epochs": 1,
@@ -152,7 +153,7 @@ def test_a_table_of_the_history_needs_pandas(vae: genssl.Run, monkeypatch: pytes
 
 
 def test_the_history_is_a_table(vae: genssl.Run) -> None:
-    pytest.importorskip("pandas")
+    import_peer("pandas")
     table = vae.history.to_pandas()
     assert list(table.index) == [1]
     assert table["loss"][1] == vae.history[0]["loss"]

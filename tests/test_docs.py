@@ -58,7 +58,8 @@ def test_every_written_command_exists_with_its_options(page: Path) -> None:
         names = [" ".join(words[:length]) for length in (3, 2, 1)]
         name = next((name for name in names if name in known), "")
         assert name, line
-        options = {option for parameter in known[name].params for option in parameter.opts} | {"-h", "--help"}
+        parameters = known[name].params
+        options = {option for p in parameters for option in [*p.opts, *p.secondary_opts]} | {"-h", "--help"}
         for word in words:
             if word.startswith("-") and not word.lstrip("-")[:1].isdigit():
                 assert word.split("=")[0] in options, f"{line}: {word}"

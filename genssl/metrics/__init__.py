@@ -1,10 +1,11 @@
 """Measures: tensors in, numbers out. They take features, labels or images of any network.
 
->>> import torch
->>> from genssl import metrics
->>> x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
->>> metrics.frechet_distance(x, x) < 1e-9
-True
+Examples:
+    >>> import torch
+    >>> from genssl import metrics
+    >>> x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    >>> metrics.frechet_distance(x, x) < 1e-9
+    True
 """
 
 from genssl.metrics.collapse import output_scale, output_std, rankme
