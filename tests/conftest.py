@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 from genssl import figures
 from genssl.cli import app
 from genssl.data.synthetic import render
+from genssl.models import unet
 
 SMALL = ["--set", "width=8", "--set", "z_dim=6", "--set", "mixture_components=2"]
 
@@ -21,6 +22,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     fast = [item for item in items if not item.get_closest_marker("slow")]
     first, second = len(slow) // 2, len(fast) // 2
     items[:] = [*slow[:first], *fast[:second], *slow[first:], *fast[second:]]
+
+
+@pytest.fixture(scope="module")
+def miniature_unet() -> Iterator[None]:
+    """`network=small`, which no weights that ship have, is a network of a few thousand parameters."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(unet.LAYOUTS, "small", unet.Layout((16, 16), (1, 1), (False, False)))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

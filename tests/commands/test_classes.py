@@ -1,7 +1,6 @@
 """A class-conditional DDPM on the command line: trained, resumed, sampled by class."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,22 +8,15 @@ from PIL import Image
 
 from genssl import config as configs
 from genssl import run_info
-from genssl.models import unet
-from genssl.models.unet import Layout
 
 from ..conftest import SMALL, call
+
+pytestmark = pytest.mark.usefixtures("miniature_unet")
 
 SETTINGS = [
     "--set", "network=small", "--set", "timesteps=20", "--set", "features_t=3", "--epochs", 1,
     "--batch-size", 30, "--device", "cpu",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _small() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(unet.LAYOUTS, "small", Layout((16, 16), (1, 1), (False, False)))
-        yield
 
 
 @pytest.fixture(scope="module")

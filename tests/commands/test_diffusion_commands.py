@@ -15,12 +15,14 @@ from ..conftest import call
 from ..pictures import native_grid
 from .test_commands import json_of
 
+pytestmark = pytest.mark.usefixtures("miniature_unet")
 
-@pytest.fixture(scope="session")
-def ddpm_run(digits: Path, workplace: Path) -> Path:
+
+@pytest.fixture(scope="module")
+def ddpm_run(digits: Path, workplace: Path, miniature_unet: None) -> Path:
     result = call(
         "train", "ddpm", "--data", digits, "--epochs", 1, "--image-size", 16, "--batch-size", 32,
-        "--timesteps", 20, "--set", "network=tiny", "--set", "features_t=2", "--tag", "fixture",
+        "--timesteps", 20, "--set", "network=small", "--set", "features_t=2", "--tag", "fixture",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "end with visible signal" in result.stderr  # 20 steps of these betas do
@@ -116,7 +118,7 @@ def test_bits_per_dim(ddpm_run: Path, tmp_path: Path) -> None:
 
 
 def test_an_ablation_of_the_timesteps(digits: Path, workplace: Path, tmp_path: Path) -> None:
-    base = ["--base", "network=tiny", "--base", "image_size=16", "--base", "features_t=2"]
+    base = ["--base", "network=small", "--base", "image_size=16", "--base", "features_t=2"]
     study = ["ablate", "ddpm", "--data", digits, "--epochs", 1, "--batch-size", 32, *base]
     found = json_of(*study, "--timesteps", 10, "--timesteps", 20, "--out", tmp_path / "study")
     assert len(found["rows"]) >= 2  # type: ignore[arg-type]

@@ -21,13 +21,15 @@ from genssl.pixels import to_model
 from ..conftest import SMALL, call
 from .test_commands import json_of
 
+pytestmark = pytest.mark.usefixtures("miniature_unet")
+
 NOTE = "images are gray: one channel"
 HEADS = ["--set", "projector_dim=16", "--set", "projector_hidden=16"]
 ENCODER = ["--set", "encoder=small", *HEADS]
 PREDICTOR = [*ENCODER, "--set", "predictor_hidden=8"]
 METHODS = {
     "vae": [*SMALL, "--set", "decoder_variance=learned"],
-    "ddpm": ["--set", "network=tiny", "--set", "timesteps=20", "--set", "features_t=5"],
+    "ddpm": ["--set", "network=small", "--set", "timesteps=20", "--set", "features_t=5"],
     "simsiam": PREDICTOR,
     "dssl": PREDICTOR,
     "byol": PREDICTOR,

@@ -209,10 +209,10 @@ def test_a_killed_run_resumes_to_the_same_end(
 
 @pytest.mark.parametrize("at", [3, 5])
 def test_a_killed_ddpm_run_ends_with_the_same_average(
-    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, miniature_unet: None, at: int
 ) -> None:
     settled = DDPMConfig(
-        data=str(digits), image_size=16, network="tiny", batch_size=40, epochs=2, sample_every=1,
+        data=str(digits), image_size=16, network="small", batch_size=40, epochs=2, sample_every=1,
         timesteps=20, features_t=2,
     )  # fmt: skip
     assert settled.ema_decay is not None
