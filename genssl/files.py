@@ -238,8 +238,10 @@ def _as_os_error(error: Exception, path: Path) -> Exception:
     return OSError(number, os.strerror(number), str(path))
 
 
-def read_tensors(path: Path, *, verify: bool = True) -> "tuple[dict[str, Tensor], dict[str, str]]":
-    """Read a safetensors file: (tensors, metadata). The tensors are memory-mapped.
+def read_tensors(
+    path: Path, *, verify: bool = True, outside: bool = False
+) -> "tuple[dict[str, Tensor], dict[str, str]]":
+    """Read a safetensors file: (tensors, metadata). The tensors are memory-mapped; `outside` as in `opened`.
 
     Raises:
         UserError: the file is missing or cannot be read, is no safetensors file, or its tensors or metadata
@@ -247,7 +249,7 @@ def read_tensors(path: Path, *, verify: bool = True) -> "tuple[dict[str, Tensor]
     """
     from safetensors import SafetensorError, safe_open
 
-    _, metadata = read_header(path)
+    _, metadata = read_header(path, outside=outside)
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -259,8 +261,8 @@ def read_tensors(path: Path, *, verify: bool = True) -> "tuple[dict[str, Tensor]
     return tensors, metadata
 
 
-def read_header(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The header of a safetensors file without its tensors, and without torch.
+def read_header(path: Path, *, outside: bool = False) -> tuple[dict[str, Any], dict[str, str]]:
+    """The header of a safetensors file without its tensors, and without torch; `outside` as in `opened`.
 
     Returns:
         The tensors' entries ("dtype", "shape", "data_offsets") by name, and the metadata.
@@ -269,7 +271,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         UserError: the file is missing or cannot be read, is no safetensors file, is not as long as its header
             says, or its metadata differ from their digest.
     """
-    with opened(path) as file:
+    with opened(path, outside=outside) as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
         text = file.read(length) if length <= min(size, LARGEST_TEXT) else b""
@@ -308,13 +310,18 @@ def tensor_digest(tensors: "Mapping[str, Tensor]") -> str:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
+def opened(path: Path, *, outside: bool = False) -> Iterator[BinaryIO]:
     """A file opened for reading, if it is one: a pipe or a device would be read for ever.
+
+    Args:
+        path: of the file.
+        outside: follow a link that leads out of a run's folder, within `run_info.discreet`.
 
     Raises:
         UserError: it is missing, cannot be read, is no regular file, or a link that leads out of its folder.
     """
-    refuse_outside(path)
+    if not outside:
+        refuse_outside(path)
     try:
         if path.exists() and not path.is_file():
             raise UserError(f"{path} is no regular file; remove it", FAILED_RUN)
@@ -326,13 +333,13 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         raise UserError(f"cannot read {path} ({error.strerror or error}); check it", FAILED_RUN) from error
 
 
-def read_bytes(path: Path, most: int = LARGEST_PICTURE) -> bytes:
-    """Read a file of at most so many bytes.
+def read_bytes(path: Path, most: int = LARGEST_PICTURE, *, outside: bool = False) -> bytes:
+    """Read a file of at most so many bytes; `outside` as in `opened`.
 
     Raises:
         UserError: it is larger, or as in `opened`.
     """
-    with opened(path) as file:
+    with opened(path, outside=outside) as file:
         content = file.read(most + 1)
     if len(content) > most:
         raise UserError(f"{path} is larger than {most / 2**20:,.0f} MiB; remove it", FAILED_RUN)
@@ -355,14 +362,14 @@ def read_picture(path: Path) -> "Image":
         raise UserError(f"{path} is no picture that can be read; remove it", FAILED_RUN) from error
 
 
-def read_text(path: Path) -> str:
-    """Read a UTF-8 text file.
+def read_text(path: Path, *, outside: bool = False) -> str:
+    """Read a UTF-8 text file; `outside` as in `opened`.
 
     Raises:
         UserError: the file is missing or cannot be read, or is no text.
     """
     try:
-        return read_bytes(path, LARGEST_TEXT).decode()
+        return read_bytes(path, LARGEST_TEXT, outside=outside).decode()
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is damaged: it is no text ({error}); restore or remove it") from error
 

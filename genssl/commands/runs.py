@@ -206,7 +206,9 @@ def runs_list(as_json: _options.Json = False) -> None:
     rows = [_row(info) for info in runs.known()]
     known = {row["run"] for row in rows}
     odd = [name for name in runs.folders() if name not in known]
-    rows += [{**_row(None), "run": name, "state": "no weights yet, or damaged"} for name in odd]
+    rows += [
+        {**_row(None), "run": name, "state": "no weights yet, damaged, or a link elsewhere"} for name in odd
+    ]
     if as_json:
         print(json.dumps(rows, indent=2))
     elif rows:
@@ -229,10 +231,12 @@ def _row(info: "RunInfo | None") -> dict[str, object]:
 @runs_app.command("show")
 def runs_show(run: _options.Run, as_json: _options.Json = False) -> None:
     """Show the settings, the numbers and the origin of a run."""
-    from genssl import files, run_info, runs
+    from genssl import files, paths, run_info, runs
 
     info = run_info.inspect(runs.find(run))
     origin = info.folder / run_info.ENVIRONMENT
+    # In the hub's cache it is a link out of the folder, which is not followed
+    is_shown = origin.exists() and paths.target_outside(origin) is None
     details = {
         "run": str(info.folder),
         "epoch": info.epochs_trained,
@@ -242,7 +246,7 @@ def runs_show(run: _options.Run, as_json: _options.Json = False) -> None:
         "weights_sha256": info.digest,
         "settings": info.config.model_dump(),
         "numbers": info.metrics,
-        "origin": files.read_record(origin) if origin.exists() else {},
+        "origin": files.read_record(origin) if is_shown else {},
     }
     if as_json:
         print(json.dumps(details, indent=2))
