@@ -28,10 +28,11 @@ LARGEST = 16_000  # pixels of a picture's side: WebP ends at 16,383, and larger 
 LARGEST_TEXT = 32 * 2**20  # bytes of a file that is parsed
 LARGEST_PICTURE = 256 * 2**20  # bytes
 SHA256, TENSORS = "sha256", "tensors_sha256"  # in the metadata of a safetensors file
+# Of the digests, raised when they change: an older version then does not call the file damaged
+LAYOUT, NEWEST_LAYOUT = "file_layout", "1"
 LOCK = ".lock"  # in a folder that a process has locked
-TEMPORARY = re.compile(
-    r"\..+\.[a-z0-9_]{8}\.tmp|\.tmp[A-Za-z0-9]{6}"
-)  # names of `atomic`, and of safetensors
+# Names of `atomic`, and of safetensors
+TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp|\.tmp[A-Za-z0-9]{6}")
 
 
 def expand_home(path: str | Path) -> Path:
@@ -209,7 +210,7 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping
 
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     digest = tensor_digest(contiguous)
-    texts = {**metadata, TENSORS: digest}
+    texts = {**metadata, LAYOUT: NEWEST_LAYOUT, TENSORS: digest}
     with atomic(path) as temporary:
         try:
             save_file(contiguous, temporary, metadata={**texts, SHA256: _metadata_digest(texts)})
@@ -287,6 +288,9 @@ def read_header(path: Path, *, outside: bool = False) -> tuple[dict[str, Any], d
             raise ValueError(f"{size} bytes instead of {8 + length + end}")
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         raise _damaged(path, error) from error
+    layout = metadata.get(LAYOUT, NEWEST_LAYOUT)
+    if layout.isdecimal() and len(layout) < 10 and int(layout) > int(NEWEST_LAYOUT):
+        raise UserError(f"{path}: a newer version wrote it, or it is damaged; update genssl", FAILED_RUN)
     if TENSORS in metadata and metadata.get(SHA256) != _metadata_digest(metadata):
         raise UserError(f"{path} is damaged: its metadata do not match their SHA-256; restore it", FAILED_RUN)
     return entries, metadata

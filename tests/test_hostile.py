@@ -356,6 +356,22 @@ def test_a_file_of_an_earlier_version_is_read_and_its_tensors_are_checked(tmp_pa
         files.read_tensors(tmp_path / "x.safetensors")
 
 
+def test_files_of_a_newer_version_are_not_called_damaged(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("model.safetensors", "state.safetensors"):
+        tensors, metadata = files.read_tensors(run / name)
+        assert metadata["file_layout"] == "1"
+        with monkeypatch.context() as newer:
+            newer.setattr(files, "NEWEST_LAYOUT", "2")
+            newer.setattr(files, "_metadata_digest", lambda texts: "of another kind")
+            signed(run / name, {key: tensor.clone() for key, tensor in tensors.items()}, metadata)
+        with pytest.raises(UserError, match="a newer version wrote"):
+            files.read_tensors(run / name)
+    for command in (["sample", run], ["train", "--resume", run, "--epochs", 3]):
+        result = call(*command)
+        assert result.exit_code in {1, 2}
+        assert "a newer version wrote" in result.output
+
+
 def test_verify_sees_another_step(run: Path) -> None:
     state = run / "state.safetensors"
     content = state.read_bytes()

@@ -206,9 +206,8 @@ def runs_list(as_json: _options.Json = False) -> None:
     rows = [_row(info) for info in runs.known()]
     known = {row["run"] for row in rows}
     odd = [name for name in runs.folders() if name not in known]
-    rows += [
-        {**_row(None), "run": name, "state": "no weights yet, damaged, or a link elsewhere"} for name in odd
-    ]
+    state = "no weights yet, damaged, or a link elsewhere"
+    rows += [{**_row(None), "run": name, "state": state} for name in odd]
     if as_json:
         print(json.dumps(rows, indent=2))
     elif rows:
