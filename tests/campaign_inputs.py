@@ -1,8 +1,10 @@
-"""Seeded hostile inputs, counted by kind and outcome: `python -m tests.campaign_inputs OUT.json --inputs 3000`.
+"""Seeded hostile inputs, counted by kind and outcome.
 
-Each input is one spoiled file, folder, archive, cache or command line, and one command that reads it. Input i of
-a kind depends on (seed, kind, i) alone. The same command continues where the last one stopped (--seconds). OUT says
-of which seed and device its counts are, and lists the inputs that ended neither well nor in a line.
+    python -m tests.campaign_inputs docs/results/hostile.json --inputs 3000
+
+Each input is one spoiled file, folder, archive, cache or command line, and one command that reads it. Input i
+of a kind depends on (seed, kind, i) alone. With --seconds the same command continues where the last stopped.
+OUT says of which seed and device its counts are, and lists the inputs that ended neither well nor in a line.
 """
 
 import argparse
