@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import random
 import resource
 import signal
@@ -15,6 +16,8 @@ from types import FrameType
 from PIL import Image
 
 SEED = 21
+# Inputs of each kind, by hand; a small number of them where it is not set
+FUZZ = int(os.environ.get("GENSSL_FUZZ", "0"))
 SECONDS = 10  # that no input may take
 SOME = 400 * 2**20  # bytes by which the memory may grow, with what libraries keep
 VALUES = [
@@ -84,6 +87,11 @@ def altered_text(content: bytes, chance: random.Random) -> bytes:
     i = chance.randrange(len(values))
     values[i] = altered(values[i], chance)
     return "\n".join(json.dumps(value) for value in values).encode()
+
+
+def rounds(usual: int) -> int:
+    """GENSSL_FUZZ, else a number that a test has time for."""
+    return FUZZ or usual
 
 
 class TooLong(BaseException):

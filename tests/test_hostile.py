@@ -262,11 +262,10 @@ def test_a_device_and_a_huge_file_are_not_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", RUN_FILES[1:5])
 def test_one_bad_file_is_named_and_the_rest_is_shown(name: str, text: str, run: Path, tmp_path: Path) -> None:
     (run / name).write_bytes(text.encode(errors="surrogateescape"))
-    for command in (
-        ["runs", "verify", run],
-        ["train", "--resume", run, "--epochs", 3],
-        ["runs", "show", run],
-    ):
+    commands: list[list[object]] = [["runs", "verify", run], ["runs", "show", run]]
+    if not name.startswith("eval"):  # which training does not read
+        commands.append(["train", "--resume", run, "--epochs", 3])
+    for command in commands:
         assert is_polite(call(*command).output)
     result = call("report", run, "--out", tmp_path / "x.html")
     assert result.exit_code == 0
