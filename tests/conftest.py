@@ -2,10 +2,13 @@
 
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+import typer.main
+import typer.testing
 from typer.testing import CliRunner, Result
 
 from genssl import figures
@@ -62,6 +65,10 @@ def write_digits(folder: Path, train: int, test: int, size: int = 32) -> None:
             file = folder / part / str(label) / f"{place:04d}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             figures.one(image).resize((size, size)).save(file)
+
+
+# The runner would build all commands anew at every call, which takes longer than most of them
+typer.testing._get_command = cache(typer.main.get_command)
 
 
 def call(*arguments: object) -> Result:
