@@ -217,7 +217,9 @@ def image_files(bench: Bench, chance: random.Random) -> Line:
         case 0:
             os.mkfifo(folder / "set" / "a" / "p.png")
         case 1:
-            (folder / "set" / "a" / "l.png").symlink_to(chance.choice(("l.png", "/dev/zero", "..", "/")))
+            # A link to / would be followed, and every image of the disk read: that is asked for, and no hang
+            target = chance.choice(("l.png", "/dev/zero", "..", "/dev", "nothing"))
+            (folder / "set" / "a" / "l.png").symlink_to(target)
     return _reading(folder, chance)
 
 
