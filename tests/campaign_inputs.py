@@ -18,8 +18,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -408,19 +408,28 @@ def new_record(seed: int) -> dict[str, Any]:
     return {"seed": seed, "device": device, "inputs": 0, "outcomes": {}, "kinds": kinds}
 
 
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """A temporary folder so deep that ../../x is in one, too."""
+    with tempfile.TemporaryDirectory(prefix="genssl-campaign-", ignore_cleanup_errors=True) as name:
+        folder = Path(name) / "a" / "b"
+        folder.mkdir(parents=True)
+        yield folder
+
+
 def run(out: Path, inputs: int, seed: int, seconds: float) -> dict[str, Any]:
     """Carry out what is left of `inputs` inputs, as far as there is time; returns and writes the counts."""
     record = json.loads(out.read_text()) if out.exists() else new_record(seed)
     assert record["seed"] == seed, "the counts are of another seed"
     until = time.time() + seconds
-    with tempfile.TemporaryDirectory(prefix="genssl-campaign-", ignore_cleanup_errors=True) as folder:
+    with _folder() as folder:
         # Spawned: autograd's threads do not survive a fork
-        assert _in_process("spawn", _make, Path(folder)) == 0
+        assert _in_process("spawn", _make, folder) == 0
         for kind in KINDS:
             total = record["kinds"][kind]
             done, most = sum(total["outcomes"].values()), inputs // len(KINDS)
             if done < most and time.time() < until:
-                add(total, _piece(kind, Path(folder), range(done, most), seed, until))
+                add(total, _piece(kind, folder, range(done, most), seed, until))
             _write(out, record)
             print(kind, total["outcomes"], f"{total['seconds']} s", f"{total['mib']} MiB", flush=True)
     return dict(record)
@@ -436,8 +445,8 @@ def _write(out: Path, record: dict[str, Any]) -> None:
 
 def show(kind: str, number: int, seed: int) -> None:
     """Carry out one input alone, and print what is said."""
-    with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder))
+    with _folder() as folder:
+        bench = Bench(folder)
         bench.make()
         print(json.dumps(carry_out(kind, bench, range(number, number + 1), seed, 1e18), indent=2))
 

@@ -123,7 +123,8 @@ def bench(evaluated: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.Mon
     for name in ("GENSSL_CACHE", "HF_HUB_OFFLINE"):  # which the bench sets
         monkeypatch.setenv(name, "")
     monkeypatch.chdir(tmp_path)
-    bench = Bench(tmp_path)
+    bench = Bench(tmp_path / "a" / "b")
+    bench.folder.mkdir(parents=True)
     bench.run, bench.digits = evaluated, digits
     return bench
 
