@@ -367,7 +367,8 @@ def _in_process(start: str, target: Callable[..., None], *arguments: object) -> 
     process = multiprocessing.get_context(start).Process(target=target, args=arguments)  # type: ignore[attr-defined]
     process.start()
     process.join()
-    return int(process.exitcode)
+    code: int | None = process.exitcode
+    return code
 
 
 def _make(folder: Path) -> None:
