@@ -8,6 +8,7 @@ OUT says of which seed and device its counts are, and lists the inputs that ende
 """
 
 import argparse
+import importlib
 import json
 import multiprocessing
 import os
@@ -426,6 +427,9 @@ def run(out: Path, inputs: int, seed: int, seconds: float) -> dict[str, Any]:
     with _folder() as folder:
         # Spawned: autograd's threads do not survive a fork
         assert _in_process("spawn", _make, folder) == 0
+        # What takes seconds to import, and memory, is no input's own
+        for name in ("torch._dynamo", "matplotlib.pyplot", "genssl.train.run", "genssl.eval.sample"):
+            importlib.import_module(name)
         for kind in KINDS:
             total = record["kinds"][kind]
             done, most = sum(total["outcomes"].values()), inputs // len(KINDS)
