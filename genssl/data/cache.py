@@ -295,7 +295,7 @@ def write_arrays(
             for kind in sorted(arrays)
         }
         write_checksums(temporary / f"{SUMS}.npy", sums["images"])
-        header = {
+        header: dict[str, Any] = {
             "format": FORMAT,
             "name": name,
             "part": part,

@@ -26,7 +26,7 @@ AT_ONCE = 256  # rows that are checked at a time
 
 def checksums(rows: npt.NDArray[Any]) -> list[int]:
     """CRC-32 of each row of an array (N, ...) that is contiguous."""
-    return [zlib.crc32(row) for row in rows.reshape(len(rows), -1)]
+    return [zlib.crc32(row.data) for row in rows.reshape(len(rows), -1)]
 
 
 def write_checksums(path: Path, sums: list[int]) -> None:
