@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from genssl import files
 from genssl.errors import FAILED_RUN, UserError
-from genssl.run_info import FORMAT, MODEL, STATE, inspect, model_file
+from genssl.run_info import FORMAT, MODEL, STATE, discreet, inspect, model_file
 
 if TYPE_CHECKING:
     import torch
@@ -60,11 +60,16 @@ def load(path: Path, device: "torch.device | str" = "cpu") -> "Method":
     Raises:
         UserError: nothing is there, it is damaged, or it does not fit its own config.
     """
+    file = model_file(path)
+    with discreet(file):
+        return _load(file).to(device).eval().requires_grad_(False)
+
+
+def _load(file: Path) -> "Method":
     from genssl.models.build import build
 
-    file = model_file(path)
     info = inspect(file)
-    tensors, _ = files.read_tensors(file)
+    tensors, _ = files.read_tensors(file, outside=True)
     # Weights that are passed on may be of half the size
     tensors = {
         name: tensor.float() if str(tensor.dtype) == HALF else tensor for name, tensor in tensors.items()
@@ -74,7 +79,7 @@ def load(path: Path, device: "torch.device | str" = "cpu") -> "Method":
     method.load_state_dict(tensors)
     method.epoch = info.epochs_trained
     method.class_names = tuple(info.training.get("classes", ()))
-    return method.to(device).eval().requires_grad_(False)
+    return method
 
 
 def initialize(method: "Method", path: Path) -> list[str]:

@@ -28,10 +28,11 @@ LARGEST = 16_000  # pixels of a picture's side: WebP ends at 16,383, and larger 
 LARGEST_TEXT = 32 * 2**20  # bytes of a file that is parsed
 LARGEST_PICTURE = 256 * 2**20  # bytes
 SHA256, TENSORS = "sha256", "tensors_sha256"  # in the metadata of a safetensors file
+# Of the digests, raised when they change: an older version then does not call the file damaged
+LAYOUT, NEWEST_LAYOUT = "file_layout", "1"
 LOCK = ".lock"  # in a folder that a process has locked
-TEMPORARY = re.compile(
-    r"\..+\.[a-z0-9_]{8}\.tmp|\.tmp[A-Za-z0-9]{6}"
-)  # names of `atomic`, and of safetensors
+# Names of `atomic`, and of safetensors
+TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp|\.tmp[A-Za-z0-9]{6}")
 
 
 def expand_home(path: str | Path) -> Path:
@@ -209,7 +210,7 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping
 
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     digest = tensor_digest(contiguous)
-    texts = {**metadata, TENSORS: digest}
+    texts = {**metadata, LAYOUT: NEWEST_LAYOUT, TENSORS: digest}
     with atomic(path) as temporary:
         try:
             save_file(contiguous, temporary, metadata={**texts, SHA256: _metadata_digest(texts)})
@@ -238,8 +239,10 @@ def _as_os_error(error: Exception, path: Path) -> Exception:
     return OSError(number, os.strerror(number), str(path))
 
 
-def read_tensors(path: Path, *, verify: bool = True) -> "tuple[dict[str, Tensor], dict[str, str]]":
-    """Read a safetensors file: (tensors, metadata). The tensors are memory-mapped.
+def read_tensors(
+    path: Path, *, verify: bool = True, outside: bool = False
+) -> "tuple[dict[str, Tensor], dict[str, str]]":
+    """Read a safetensors file: (tensors, metadata). The tensors are memory-mapped; `outside` as in `opened`.
 
     Raises:
         UserError: the file is missing or cannot be read, is no safetensors file, or its tensors or metadata
@@ -247,7 +250,7 @@ def read_tensors(path: Path, *, verify: bool = True) -> "tuple[dict[str, Tensor]
     """
     from safetensors import SafetensorError, safe_open
 
-    _, metadata = read_header(path)
+    _, metadata = read_header(path, outside=outside)
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -259,8 +262,8 @@ def read_tensors(path: Path, *, verify: bool = True) -> "tuple[dict[str, Tensor]
     return tensors, metadata
 
 
-def read_header(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The header of a safetensors file without its tensors, and without torch.
+def read_header(path: Path, *, outside: bool = False) -> tuple[dict[str, Any], dict[str, str]]:
+    """The header of a safetensors file without its tensors, and without torch; `outside` as in `opened`.
 
     Returns:
         The tensors' entries ("dtype", "shape", "data_offsets") by name, and the metadata.
@@ -269,7 +272,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         UserError: the file is missing or cannot be read, is no safetensors file, is not as long as its header
             says, or its metadata differ from their digest.
     """
-    with opened(path) as file:
+    with opened(path, outside=outside) as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
         text = file.read(length) if length <= min(size, LARGEST_TEXT) else b""
@@ -285,6 +288,9 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
             raise ValueError(f"{size} bytes instead of {8 + length + end}")
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         raise _damaged(path, error) from error
+    layout = metadata.get(LAYOUT, NEWEST_LAYOUT)
+    if layout.isdecimal() and len(layout) < 10 and int(layout) > int(NEWEST_LAYOUT):
+        raise UserError(f"{path}: a newer version wrote it, or it is damaged; update genssl", FAILED_RUN)
     if TENSORS in metadata and metadata.get(SHA256) != _metadata_digest(metadata):
         raise UserError(f"{path} is damaged: its metadata do not match their SHA-256; restore it", FAILED_RUN)
     return entries, metadata
@@ -308,13 +314,18 @@ def tensor_digest(tensors: "Mapping[str, Tensor]") -> str:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
+def opened(path: Path, *, outside: bool = False) -> Iterator[BinaryIO]:
     """A file opened for reading, if it is one: a pipe or a device would be read for ever.
+
+    Args:
+        path: of the file.
+        outside: follow a link that leads out of a run's folder, within `run_info.discreet`.
 
     Raises:
         UserError: it is missing, cannot be read, is no regular file, or a link that leads out of its folder.
     """
-    refuse_outside(path)
+    if not outside:
+        refuse_outside(path)
     try:
         if path.exists() and not path.is_file():
             raise UserError(f"{path} is no regular file; remove it", FAILED_RUN)
@@ -326,13 +337,13 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         raise UserError(f"cannot read {path} ({error.strerror or error}); check it", FAILED_RUN) from error
 
 
-def read_bytes(path: Path, most: int = LARGEST_PICTURE) -> bytes:
-    """Read a file of at most so many bytes.
+def read_bytes(path: Path, most: int = LARGEST_PICTURE, *, outside: bool = False) -> bytes:
+    """Read a file of at most so many bytes; `outside` as in `opened`.
 
     Raises:
         UserError: it is larger, or as in `opened`.
     """
-    with opened(path) as file:
+    with opened(path, outside=outside) as file:
         content = file.read(most + 1)
     if len(content) > most:
         raise UserError(f"{path} is larger than {most / 2**20:,.0f} MiB; remove it", FAILED_RUN)
@@ -355,14 +366,14 @@ def read_picture(path: Path) -> "Image":
         raise UserError(f"{path} is no picture that can be read; remove it", FAILED_RUN) from error
 
 
-def read_text(path: Path) -> str:
-    """Read a UTF-8 text file.
+def read_text(path: Path, *, outside: bool = False) -> str:
+    """Read a UTF-8 text file; `outside` as in `opened`.
 
     Raises:
         UserError: the file is missing or cannot be read, or is no text.
     """
     try:
-        return read_bytes(path, LARGEST_TEXT).decode()
+        return read_bytes(path, LARGEST_TEXT, outside=outside).decode()
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is damaged: it is no text ({error}); restore or remove it") from error
 

@@ -1,7 +1,8 @@
 """A run on disk: its files, settings, progress and integrity. No torch."""
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -119,14 +120,45 @@ class RunInfo:
         return epochs_trained(self.epoch, self.metrics)
 
 
-def inspect(path: Path) -> RunInfo:
+@contextlib.contextmanager
+def discreet(path: Path) -> Iterator[None]:
+    """Where a link leads out of a run's folder, say that its target is of no use, and nothing of its content.
+
+    Raises:
+        UserError: as inside, or that alone.
+    """
+    try:
+        yield
+    except UserError:
+        if (target := paths.target_outside(path)) is None:
+            raise
+        raise UserError(
+            f"{path} is a link out of its folder, to {target}, which is no such file of a run that this "
+            "version can read; put the file itself in its place",
+            FAILED_RUN,
+        ) from None
+
+
+def inspect(path: Path, *, outside: bool = True) -> RunInfo:
     """Read the metadata of a run folder or model file, without its tensors.
+
+    Args:
+        path: of the folder or the file.
+        outside: follow a link that leads out of the run's folder, as one does that somebody named: weights
+            are kept on other disks, and by the hub's cache beside its snapshots. Not where runs are found.
 
     Raises:
         UserError: nothing is there or it is damaged.
     """
     file = model_file(path)
-    _, metadata = files.read_header(file)
+    if not outside:
+        files.refuse_outside(file)
+    with discreet(file):
+        return _inspect(file)
+
+
+def _inspect(file: Path) -> RunInfo:
+    _, metadata = files.read_header(file, outside=True)
     config = config_in(metadata, file)
     try:
         training = _record(metadata.get("training", "{}"))
@@ -179,7 +211,7 @@ def data_path(path: Path) -> str | None:
     Raises:
         UserError: a file of the run is damaged.
     """
-    if (path / ENVIRONMENT).exists():
+    if (path / ENVIRONMENT).exists() and paths.target_outside(path / ENVIRONMENT) is None:
         recorded = files.read_record(path / ENVIRONMENT).get("data_path")
         return recorded if isinstance(recorded, str) else None
     return inspect(path).training.get("data_path") if (path / MODEL).exists() else None
@@ -201,7 +233,7 @@ def trained_digest(path: Path) -> str | None:
 def verify(path: Path) -> list[str]:
     """Check every file that a run is read from; the problems found, none when all is well."""
     folder = model_file(path).parent
-    readers = {CONFIG: _read_config, ENVIRONMENT: files.read_record, HISTORY: files.read_records}
+    readers = {CONFIG: read_config, ENVIRONMENT: files.read_record, HISTORY: files.read_records}
     problems = [
         problem
         for name, read in readers.items()
@@ -214,7 +246,8 @@ def verify(path: Path) -> list[str]:
                 problems.append(f"{file} is missing")
             continue
         try:
-            tensors, _ = files.read_tensors(file)
+            with discreet(file):
+                tensors, _ = files.read_tensors(file, outside=name == MODEL)
             if name == MODEL:
                 inspect(file)
         except UserError as error:
@@ -233,10 +266,16 @@ def _problem(read: Callable[[Path], object], file: Path) -> str | None:
     return None
 
 
-def _read_config(file: Path) -> "Config":
+def read_config(file: Path) -> "Config":
+    """The settings in a config.json, which may be a link, too.
+
+    Raises:
+        UserError: they are none, or as in `files.read_text`.
+    """
     from genssl import config as configs
 
-    return configs.read(files.read_text(file), str(file))
+    with discreet(file):
+        return configs.read(files.read_text(file, outside=True), str(file))
 
 
 def model_file(path: Path) -> Path:

@@ -21,7 +21,7 @@ def known(method: str | None = None, *, arms: bool = False) -> list[run_info.Run
     models = [file for parent in paths.parents(arms=arms) for file in parent.glob(f"*/{run_info.MODEL}")]
     for file in sorted(models, key=lambda file: file.lstat().st_mtime):
         try:
-            info = run_info.inspect(file)
+            info = run_info.inspect(file, outside=False)
         except UserError:
             continue
         if method is None or info.config.method == method:
@@ -302,7 +302,7 @@ def begun(
 
 def _read_config(file: Path) -> Config | None:
     try:
-        return configs.read(files.read_text(file), str(file))
+        return run_info.read_config(file)
     except UserError:
         return None
 
@@ -326,7 +326,7 @@ def read_config(folder: Path) -> Config:
     file = folder / run_info.CONFIG
     if not file.exists():
         raise UserError(f"{folder} is no run folder (any more): it has no {run_info.CONFIG}", FAILED_RUN)
-    return configs.read(files.read_text(file), str(file))
+    return run_info.read_config(file)
 
 
 def new_folder(config: Config, tag: str | None = None, out: Path | None = None, *, arm: bool = False) -> Path:

@@ -2,10 +2,13 @@
 
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+import typer.main
+import typer.testing
 from typer.testing import CliRunner, Result
 
 from genssl import figures
@@ -59,13 +62,22 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def digits(workplace: Path) -> Path:
     """An image folder of rendered digits: 120 to train on, 40 to test on."""
     folder = workplace / "digits"
-    for part, count in (("train", 120), ("test", 40)):
+    write_digits(folder, 120, 40)
+    return folder
+
+
+def write_digits(folder: Path, train: int, test: int, size: int = 32) -> None:
+    """Write an image folder of rendered digits, a folder a part and a class."""
+    for part, count in (("train", train), ("test", test)):
         split = render.make(part, count=count)
         for place, (image, label) in enumerate(zip(split.images, split.labels.tolist(), strict=True)):
             file = folder / part / str(label) / f"{place:04d}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
-            figures.one(image).save(file)
-    return folder
+            figures.one(image).resize((size, size)).save(file)
+
+
+# The runner would build all commands anew at every call, which takes longer than most of them
+typer.testing._get_command = cache(typer.main.get_command)
 
 
 def call(*arguments: object) -> Result:

@@ -26,7 +26,7 @@ LEVELS = {
 LEVEL_OF = {unit: level for level, units in LEVELS.items() for unit in units}
 METHODS = {"vae", "ddpm", "simsiam", "dssl", "byol", "barlow_twins", "vicreg", "simclr", "moco"}
 MOST_LINES = 500
-MOST_MODULES = 131
+MOST_MODULES = 132
 MOST_SINGLE_IMPORTERS = 44
 # To fall to 0: what is left of the first edition's words
 MOST_BANNED, MOST_BANNED_HELP = 3, 0
@@ -75,7 +75,7 @@ def test_training_knows_no_method_by_name() -> None:
 
 def test_packages_re_export_nothing_but_the_python_interface() -> None:
     for path in structure.ROOT.glob("*/__init__.py"):
-        if path.parent.name in {"data", "metrics"}:  # genssl.data.load, genssl.metrics.frechet_distance
+        if path.parent.name in {"data", "metrics"}:  # genssl.data.loading, genssl.metrics.frechet_distance
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         assert all(isinstance(node, ast.Expr) for node in tree.body), path

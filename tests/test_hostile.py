@@ -141,6 +141,90 @@ def test_nothing_is_written_through_a_link_out_of_a_run(run: Path, tmp_path: Pat
         assert target.read_text() == "mine"
 
 
+def as_hub_cache(run: Path, folder: Path) -> Path:
+    """The run as the hub's cache has it: every file is a link to one that its digest names."""
+    snapshot, blobs = folder / "snapshots" / "rev", folder / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for i, name in enumerate(RUN_FILES[:4]):
+        shutil.copy(run / name, blobs / f"{i:040x}")
+        (snapshot / name).symlink_to(Path("..", "..", "blobs", f"{i:040x}"))
+    return snapshot
+
+
+def test_weights_are_read_from_the_cache_of_the_hub_and_nothing_there_is_written(
+    run: Path, tmp_path: Path
+) -> None:
+    snapshot = as_hub_cache(run, tmp_path / "models--a--b")
+    before = {file: file.read_bytes() for file in (tmp_path / "models--a--b" / "blobs").iterdir()}
+    weights, linked = (checkpoint.load(folder).state_dict() for folder in (run, snapshot))
+    assert all(torch.equal(linked[name], weights[name]) for name in weights)
+    for command in (
+        ["sample", snapshot, "-n", 2], ["runs", "show", snapshot], ["reconstruct", snapshot, "-n", 2],
+        ["train", "--config", snapshot, "--dry-run"],
+    ):  # fmt: skip
+        result = call(*command)
+        assert result.exit_code == 0, result.output
+        assert is_polite(result.output)
+    for command in (
+        ["train", "--resume", snapshot, "--epochs", 3],
+        ["features", snapshot, "--out", snapshot / "model.safetensors"],
+        ["features", snapshot, "--out", snapshot / "config.json"],
+    ):
+        assert call(*command).exit_code != 0
+    with pytest.raises(UserError, match="is a link out of its folder"):
+        files.write_bytes(snapshot / "model.safetensors", b"")
+    assert {file: file.read_bytes() for file in before} == before
+
+
+def test_weights_on_another_disk_are_read_where_they_are_named_and_not_where_they_are_found(
+    run: Path, tmp_path: Path
+) -> None:
+    (run / "model.safetensors").rename(tmp_path / "weights")
+    (run / "model.safetensors").symlink_to(tmp_path / "weights")
+    for reference in (run, run / "model.safetensors", run.name):
+        assert call("--checkpoints", run.parent, "sample", reference, "-n", 2).exit_code == 0
+    listed = json.loads(call("--checkpoints", run.parent, "runs", "list", "--json").output)
+    assert [entry["state"] for entry in listed] == ["no weights yet, damaged, or a link elsewhere"]
+    assert "is a link out of its folder" in call("report", run, "--out", tmp_path / "x.html").output
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+@pytest.mark.parametrize("kind", ["/dev/zero", "pipe", "folder", "text", "record", "tensors", "nothing"])
+def test_a_link_to_anything_else_is_refused_at_once_and_shows_nothing_of_it(
+    kind: str, name: str, run: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import save_file
+
+    target = Path(kind) if kind == "/dev/zero" else tmp_path / "secret"
+    match kind:
+        case "pipe":
+            os.mkfifo(target)
+        case "folder":
+            target.mkdir()
+        case "text":
+            target.write_text(f"{SECRET}:x:0:0")
+        case "record":
+            target.write_text(json.dumps({"method": SECRET, "data": SECRET}))
+        case "tensors":
+            config = json.dumps({"method": SECRET})
+            save_file({SECRET: torch.zeros(2)}, target, {"format": "1", "config": config, "epoch": SECRET})
+    (run / name).unlink()
+    (run / name).symlink_to(target)
+    start = time.monotonic()
+    commands = [["train", "--config", run, "--dry-run"]]
+    if name == "model.safetensors":
+        commands = [["sample", run, "-n", 2], ["runs", "show", run], ["sample", run / name]]
+    for command in (*commands, ["runs", "verify", run]):
+        result = call(*command)
+        assert result.exit_code in {1, 2}, result.output
+        assert is_polite(result.output)
+        assert SECRET not in result.output
+        # The first bytes of the text, as the length of a header
+        assert str(int.from_bytes(SECRET.encode() + b":x", "little")) not in result.output
+    assert time.monotonic() - start < 10
+
+
 # What is no file, and files without an end
 
 
@@ -178,11 +262,10 @@ def test_a_device_and_a_huge_file_are_not_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", RUN_FILES[1:5])
 def test_one_bad_file_is_named_and_the_rest_is_shown(name: str, text: str, run: Path, tmp_path: Path) -> None:
     (run / name).write_bytes(text.encode(errors="surrogateescape"))
-    for command in (
-        ["runs", "verify", run],
-        ["train", "--resume", run, "--epochs", 3],
-        ["runs", "show", run],
-    ):
+    commands: list[list[object]] = [["runs", "verify", run], ["runs", "show", run]]
+    if not name.startswith("eval"):  # which training does not read
+        commands.append(["train", "--resume", run, "--epochs", 3])
+    for command in commands:
         assert is_polite(call(*command).output)
     result = call("report", run, "--out", tmp_path / "x.html")
     assert result.exit_code == 0
@@ -270,6 +353,22 @@ def test_a_file_of_an_earlier_version_is_read_and_its_tensors_are_checked(tmp_pa
     save_file({"a": torch.arange(3.0) + 1}, tmp_path / "x.safetensors", {"step": "6", "sha256": digest})
     with pytest.raises(UserError, match="damaged"):
         files.read_tensors(tmp_path / "x.safetensors")
+
+
+def test_files_of_a_newer_version_are_not_called_damaged(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("model.safetensors", "state.safetensors"):
+        tensors, metadata = files.read_tensors(run / name)
+        assert metadata["file_layout"] == "1"
+        with monkeypatch.context() as newer:
+            newer.setattr(files, "NEWEST_LAYOUT", "2")
+            newer.setattr(files, "_metadata_digest", lambda texts: "of another kind")
+            signed(run / name, {key: tensor.clone() for key, tensor in tensors.items()}, metadata)
+        with pytest.raises(UserError, match="a newer version wrote"):
+            files.read_tensors(run / name)
+    for command in (["sample", run], ["train", "--resume", run, "--epochs", 3]):
+        result = call(*command)
+        assert result.exit_code in {1, 2}
+        assert "a newer version wrote" in result.output
 
 
 def test_verify_sees_another_step(run: Path) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from genssl.run_info import RunInfo
 
 runs_app = typer.Typer(no_args_is_help=True, help="Trained runs.")
+NO_WEIGHTS = "no weights yet, damaged, or a link elsewhere"
 Runs = Annotated[list[str], typer.Argument(metavar="REF...", help="Names or paths of runs, or methods.")]
 
 
@@ -55,7 +56,7 @@ def runs_list(
     if not chosen:
         known = {info.name for info in runs.known()}
         odd = [name for name in runs.folders() if name not in known]
-        rows += [{**_row(None, shown), "run": name, "state": "no weights yet, or damaged"} for name in odd]
+        rows += [{**_row(None, shown), "run": name, "state": NO_WEIGHTS} for name in odd]
     if as_json:
         print(json.dumps(rows, indent=2))
     elif rows:
@@ -141,10 +142,12 @@ def runs_remove(references: Runs, yes: _options.Yes = False) -> None:
 @runs_app.command("show")
 def runs_show(run: _options.Run, as_json: _options.Json = False) -> None:
     """Show the settings, the numbers and the origin of a run."""
-    from genssl import files, run_info, runs
+    from genssl import files, paths, run_info, runs
 
     info = run_info.inspect(runs.find(run))
     origin = info.folder / run_info.ENVIRONMENT
+    # In the hub's cache it is a link out of the folder, which is not followed
+    is_shown = origin.exists() and paths.target_outside(origin) is None
     details = {
         "run": str(info.folder),
         "epoch": info.epochs_trained,
@@ -154,7 +157,7 @@ def runs_show(run: _options.Run, as_json: _options.Json = False) -> None:
         "weights_sha256": info.digest,
         "settings": info.config.model_dump(),
         "numbers": info.metrics,
-        "origin": files.read_record(origin) if origin.exists() else {},
+        "origin": files.read_record(origin) if is_shown else {},
     }
     if as_json:
         print(json.dumps(details, indent=2))

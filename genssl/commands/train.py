@@ -187,7 +187,7 @@ def _with_remix(config: "Config") -> "Config":
 
 def _resolve(method: str | None, file: Path | None, changes: dict[str, Any]) -> "Config":
     from genssl import config as configs
-    from genssl import files, paths
+    from genssl import paths, run_info
 
     if file is not None:
         if file == SHIPPED and not file.exists() and method is not None:
@@ -195,7 +195,7 @@ def _resolve(method: str | None, file: Path | None, changes: dict[str, Any]) -> 
         file = file / "config.json" if file.is_dir() else file
         if not file.exists():
             raise UserError(f"no such config file: {file}")
-        saved = configs.read(files.read_text(file), str(file))
+        saved = run_info.read_config(file)
         if method is not None and configs.config_class(method) is not type(saved):
             raise UserError(f"{file} is the config of a {saved.method}, not of a {method}; name one of them")
         return saved.updated(changes)

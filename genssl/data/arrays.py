@@ -3,7 +3,6 @@
 import contextlib
 import warnings
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +87,12 @@ def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]
 def _damage(path: Path) -> Iterator[None]:
     try:
         yield
-    except (ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except (UserError, MemoryError):
+        raise
+    # Of a header that is no Python, by numpy and its tokenizer, and of every kind of compression
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk
+            raise
         text = " ".join(str(error).split())[:120]
         raise UserError(f"{path} is damaged, or no file of NumPy ({text}); restore it") from error
 

@@ -1,7 +1,8 @@
 """Converted splits on disk: written once, under a lock, and memory-mapped from then on.
 
 An entry is a folder `<key>-<part>/` with images.npy, labels.npy and masks.npy (the latter two where there are
-any) and split.json, which says the rest. It is written beside its final name and renamed when it is complete.
+any), sums.npy (the CRC-32 of each image, by which `rows` checks what it reads; earlier versions had none) and
+split.json, which says the rest. It is written beside its final name and renamed when it is complete.
 """
 
 import contextlib
@@ -21,7 +22,6 @@ from genssl.files import expand_home, flush, write_json
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-    from torch import Tensor
 
     from genssl.data.split import Split
 
@@ -29,7 +29,8 @@ Progress = Callable[[str, int, int | None], None]  # what, how many done, of how
 FORMAT = "2"
 HEADER = "split.json"
 TEMPORARY = ".tmp"  # suffix of a folder that is still being written
-ENTRY = {"images.npy", "labels.npy", "masks.npy", HEADER}
+SUMS = "sums"
+ENTRY = {"images.npy", "labels.npy", "masks.npy", f"{SUMS}.npy", HEADER}
 # The beginnings of what this version and earlier ones have written, and the ends of what they have left
 _OWN = re.compile(r"\.?(path|hf|rows|features|svhn|svhn-extra|cifar10|synthetic)-")
 LEFT = (TEMPORARY, ".lock", ".journal", ".part")
@@ -116,18 +117,27 @@ def load_or_build(
 def read_split(path: Path) -> "Split | None":
     """Read an entry, memory-mapped; None when it is missing, damaged or of another format.
 
-    The content is not hashed: that would take longer than the rest of the start.
+    Labels are compared with their checksum here, and images when they are read, by `rows`: to hash them all
+    would take longer than the rest of the start.
     """
+    from genssl.data.rows import crc32, mapped, read_checksums, read_labels
     from genssl.data.split import Split
 
     header = _header(path)
     if header is None:
         return None
     try:
-        tensors = {name: _mapped(path / f"{name}.npy") for name in header["bytes"]}
+        is_checked = SUMS in header["bytes"]
+        sums = read_checksums(path / f"{SUMS}.npy", header["shape"][0]) if is_checked else None
+        tensors = {
+            name: mapped(path / f"{name}.npy", sums if name == "images" else None)
+            for name in header["bytes"]
+            if name in {"images", "masks"}
+        }
+        labels = read_labels(path / "labels.npy") if "labels" in header["bytes"] else None
         split = Split(
             images=tensors["images"],
-            labels=tensors.get("labels"),
+            labels=labels,
             classes=tuple(header["classes"]),
             name=header["name"],
             part=header["part"],
@@ -135,6 +145,8 @@ def read_split(path: Path) -> "Split | None":
             masks=tensors.get("masks"),
             notes=tuple(header.get("notes", ())),
         )
+        if is_checked and labels is not None and crc32([labels.numpy()]) != header["labels_crc32"]:
+            return None
         usable = _consistent(split)
     except (KeyError, TypeError, ValueError, OSError):
         return None
@@ -273,12 +285,17 @@ def write_arrays(
         OSError: the folder cannot be written, or the disk is full.
         ValueError: rows have another shape or type than announced.
     """
+    from genssl.data.rows import crc32, write_checksums
+
     temporary = temporary_folder(path)
     try:
         content = hashlib.sha256()
-        for kind in sorted(arrays):
-            _write_npy(temporary / f"{kind}.npy", kind, arrays[kind], content.update)
-        header = {
+        sums = {
+            kind: _write_npy(temporary / f"{kind}.npy", kind, arrays[kind], content.update)
+            for kind in sorted(arrays)
+        }
+        write_checksums(temporary / f"{SUMS}.npy", sums["images"])
+        header: dict[str, Any] = {
             "format": FORMAT,
             "name": name,
             "part": part,
@@ -287,8 +304,10 @@ def write_arrays(
             "notes": list(notes),
             "digest": digest or content.hexdigest(),
             "shape": list(arrays["images"].shape),
-            "bytes": {kind: (temporary / f"{kind}.npy").stat().st_size for kind in sorted(arrays)},
+            "bytes": {kind: (temporary / f"{kind}.npy").stat().st_size for kind in (*sorted(arrays), SUMS)},
         }
+        if "labels" in arrays:
+            header["labels_crc32"] = crc32(_pieces(arrays["labels"]))
         write_json(temporary / HEADER, header)
         _publish(temporary, path)
     finally:
@@ -331,13 +350,16 @@ def store(
 
 def _write_npy(
     path: Path, kind: str, array: "LazyArray | npt.NDArray[Any]", update: Callable[[bytes], None]
-) -> None:
-    """Write an array piece by piece, and hash it as `files.tensor_digest` does.
+) -> list[int]:
+    """Write an array piece by piece, hash it as `files.tensor_digest` does, and return the sums of images.
 
     The file is written and not memory-mapped: on a full disk a write raises, a mapped page ends the process.
     """
     import numpy as np
 
+    from genssl.data.rows import checksums
+
+    sums: list[int] = []
     shape, dtype = tuple(array.shape), np.dtype(array.dtype)
     update(f"{kind}|torch.{dtype}|{shape}|".encode())
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
@@ -347,8 +369,10 @@ def _write_npy(
             data = piece.tobytes()
             update(data)
             file.write(data)
+            sums += checksums(piece) if kind == "images" else []
         file.flush()
         flush(file.fileno())
+    return sums
 
 
 def _pieces(array: "LazyArray | npt.NDArray[Any]") -> "Iterator[npt.NDArray[Any]]":
@@ -389,15 +413,6 @@ def _header(path: Path) -> dict[str, Any] | None:
     except (OSError, KeyError, TypeError, ValueError, AttributeError):
         return None
     return header if usable else None
-
-
-def _mapped(file: Path) -> "Tensor":
-    """A .npy file as a tensor, copy-on-write: torch has no read-only tensors."""
-    import numpy as np
-    import torch
-
-    array: np.memmap[Any, Any] = np.load(file, mmap_mode="c")
-    return torch.from_numpy(array)
 
 
 def _consistent(split: "Split") -> bool:

@@ -3,7 +3,6 @@
 import multiprocessing
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from genssl.data.rows import is_mapped, read_rows
 from genssl.data.split import Split
+from genssl.errors import FAILED_RUN, UserError
 
 MEMORY_SHARE = 0.5  # of the device's free memory that a resident split may take
 WORKERS = 2  # processes that read batches ahead of a GPU
@@ -23,7 +24,7 @@ class Loader:
     """A split to train on, and how it reaches the device.
 
     Attributes:
-        split: on the device, or on the host where it is streamed.
+        split: on the device, or on the host where it is streamed. On a CPU it may be memory-mapped.
         device: where the batches are wanted.
         stream: whether they are read one by one.
     """
@@ -34,7 +35,7 @@ class Loader:
 
     def batches(self, rows: Tensor) -> Iterator[Tensor]:
         """The images of each row of `rows`, int64 (S, B), on the device."""
-        if self.stream:
+        if self.stream or is_mapped(self.split.images):
             return streamed(self.split.images, rows, self.device)
         return resident(self.split.images, rows)
 
@@ -42,14 +43,20 @@ class Loader:
 def make_loader(split: Split, device: torch.device, limit: float | None = None) -> Loader:
     """Put a split on the device if it fits there.
 
+    On a CPU a split that is memory-mapped stays so: its batches are read from the file, which is as fast as
+    the step needs, and checked.
+
     Args:
         split: on the host.
         device: where its images are wanted.
         limit: the most GiB that they may take; half of the free memory when None.
+
+    Raises:
+        UserError: images that go to another device are not those that were written to the cache.
     """
     limit_bytes = MEMORY_SHARE * free_bytes(device) if limit is None else limit * 2**30
     if split.images.numel() <= limit_bytes:
-        return Loader(split.to(device), device)
+        return Loader(split if device.type == "cpu" else split.to(device), device)
     return Loader(split, device, stream=True)
 
 
@@ -83,13 +90,13 @@ def streamed(images: Tensor, batches: Tensor, device: torch.device) -> Iterator[
         device: where the batches go.
 
     Raises:
-        OSError: or another error of reading.
+        UserError: the file of the images was cut, cannot be read, or is damaged.
     """
     on_gpu = device.type == "cuda"
-    # Only forked workers share the mapped file; others would be sent a copy of it
+    # Only forked workers share the open file; others would be sent a copy of its content
     forks = on_gpu and "fork" in multiprocessing.get_all_start_methods()
     loader = DataLoader(
-        _Rows(images.numpy()),
+        _Rows(images),
         batch_size=None,
         sampler=batches.cpu().numpy(),  # the run's own order, one array of rows per batch
         num_workers=WORKERS if forks else 0,
@@ -98,15 +105,22 @@ def streamed(images: Tensor, batches: Tensor, device: torch.device) -> Iterator[
         generator=torch.Generator(),  # else the loader would draw a seed from the global one
     )
     for batch in loader:
+        if isinstance(batch, str):
+            raise UserError(batch, FAILED_RUN)
         yield batch.to(device, non_blocking=on_gpu)
 
 
-class _Rows(Dataset[Tensor]):
-    """Batches by their rows. numpy gathers, since torch would do so with threads beside those of the step."""
+class _Rows(Dataset["Tensor | str"]):
+    """Batches by their rows, or why one cannot be read: a worker's error would come with its traceback."""
 
-    def __init__(self, images: npt.NDArray[np.uint8]) -> None:
+    def __init__(self, images: Tensor) -> None:
         self.images = images
 
-    def __getitem__(self, rows: npt.NDArray[np.int64]) -> Tensor:
-        batch: npt.NDArray[Any] = np.take(self.images, rows, axis=0)
-        return torch.from_numpy(batch)
+    def __getitem__(self, rows: npt.NDArray[np.int64]) -> "Tensor | str":
+        if not is_mapped(self.images):
+            # numpy gathers, since torch would do so with threads beside those of the step
+            return torch.from_numpy(np.take(self.images.numpy(), rows, axis=0))
+        try:
+            return read_rows(self.images, torch.from_numpy(rows))
+        except UserError as error:
+            return str(error)

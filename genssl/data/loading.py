@@ -27,6 +27,7 @@ from genssl.data.registry import (
     official_sources,
     path_of,
 )
+from genssl.data.rows import read_rows
 from genssl.data.split import Split
 from genssl.data.subset import limit_split, remix, train_validation_split, with_channels
 from genssl.errors import UserError, printable
@@ -214,7 +215,7 @@ def _store_resized(key: str, split: Split, size: int) -> Split:
     images = LazyArray(
         (len(split), split.images.shape[1], size, size),
         "uint8",
-        lambda rows: _resize(split.images[rows], size).numpy(),
+        lambda rows: _resize(read_rows(split.images, torch.arange(rows.start, rows.stop)), size).numpy(),
     )
     digest = hashlib.sha256(f"{split.digest}|{size}".encode()).hexdigest()
     arrays: Arrays = {"images": images, "labels": split.labels.numpy()}

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from genssl.data.rows import read_rows, verify
 from genssl.runtime import generator
 
 
@@ -37,7 +38,12 @@ class Split:
         return len(self.images)
 
     def to(self, device: torch.device) -> "Split":
-        """The same split with its tensors on `device`."""
+        """The same split with its tensors on `device`; cached images are compared with their checksums.
+
+        Raises:
+            UserError: they differ, or the file of the images was cut.
+        """
+        verify(self.images)
         return replace(
             self,
             images=self.images.to(device),
@@ -46,11 +52,11 @@ class Split:
         )
 
     def select(self, index: Tensor) -> "Split":
-        """The rows of `index`, int64 (M,)."""
+        """The rows of `index`, int64 (M,); raises as `to` does."""
         index = index.to(self.images.device)
         return replace(
             self,
-            images=self.images[index],
+            images=read_rows(self.images, index),
             labels=None if self.labels is None else self.labels[index],
             masks=None if self.masks is None else self.masks[index],
         )

@@ -18,6 +18,7 @@ from torch import Tensor
 from genssl.data import cache
 from genssl.data.cache import LazyArray, Progress
 from genssl.data.registry import REMIX_SUFFIX
+from genssl.data.rows import read_rows
 from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.pixels import to_channels
@@ -179,12 +180,12 @@ def _gather(pool: Sequence[Tensor], rows: Tensor) -> Tensor:
     """The rows of the concatenation of the tensors, which is not made."""
     rows = rows.to(pool[0].device)
     if len(pool) == 1:
-        return pool[0][rows]
+        return read_rows(pool[0], rows)
     chosen = pool[0].new_empty((len(rows), *pool[0].shape[1:]))
     start = 0
     for tensor in pool:
         here = (rows >= start) & (rows < start + len(tensor))
-        chosen[here] = tensor[rows[here] - start]
+        chosen[here] = read_rows(tensor, rows[here] - start)
         start += len(tensor)
     return chosen
 

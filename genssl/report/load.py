@@ -231,7 +231,7 @@ def _read_run(folder: Path, arm: bool, contents: Contents) -> Run:
 def _read_info(file: Path, problems: list[str]) -> RunInfo | None:
     """What a model file says of itself; None where it is not there or is damaged."""
     try:
-        return run_info.inspect(file) if os.path.lexists(file) else None
+        return run_info.inspect(file, outside=False) if os.path.lexists(file) else None
     except UserError as error:
         problems.append(str(error))
         return None

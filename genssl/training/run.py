@@ -12,6 +12,7 @@ from genssl.config import Config, SelfSupervisedConfig
 from genssl.data.augment.views import choose_views
 from genssl.data.loader import Loader, make_loader
 from genssl.data.registry import absolute, describe_flips, locate, short_name
+from genssl.data.rows import require_whole
 from genssl.data.split import Split
 from genssl.environment import restart_count
 from genssl.errors import FAILED_RUN, Echo, UserError, explain
@@ -467,6 +468,7 @@ class RunInProgress:
         if self.training.step >= self.training.total_steps:
             self._save()
         method = self.training.inference.eval()
+        require_whole(self.training.split.images)
         method.after_training(self.training.split.images, generator(self.config.seed, "after_training"))
         known = self.history[-1].get("knn_accuracy") if self.history else None
         self.baselines = self.monitor.baselines(method, known)

@@ -214,3 +214,12 @@ def test_rows_are_read_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         warnings.simplefilter("error")
         assert len(load(data, "train", image_size=8)) == 36
     assert most == 64 * 64 * 3
+
+
+@pytest.mark.parametrize("header", [b"{'descr': (", b"{'descr': 'u1L', 'shape': (", b"\xff" * 9, b"[" * 400])
+def test_a_header_that_is_no_python_is_damage(header: bytes, tmp_path: Path) -> None:
+    # Version 1.0, so that numpy reads it once more with Python's tokenizer, whose errors are of its own kind
+    path = tmp_path / "x.npy"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(UserError, match="is damaged, or no file of NumPy"):
+        load(str(path), "train", image_size=8)

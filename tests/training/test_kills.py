@@ -3,68 +3,49 @@
 import contextlib
 import os
 import random
-import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from genssl.files import TEMPORARY, read_tensors, sweep
-from genssl.run_info import MODEL
+from genssl.files import TEMPORARY, sweep
+from tests import campaign_kills
+from tests.campaign_kills import Work
 
-KILLS = int(os.environ.get("GENSSL_KILLS", "6"))  # 200 by hand
-RUNS = {
-    "vae": ["--set", "width=8", "--set", "z_dim=6", "--set", "mixture_components=2", "--epochs", "6"],
-    "simsiam": [
-        "--set", "encoder=small", "--set", "projector_dim=16", "--set", "projector_hidden=16",
-        "--set", "predictor_hidden=8", "--knn-every", "0", "--epochs", "3",
-    ],
-}  # fmt: skip
-
-
-def _words(method: str, digits: Path, out: Path) -> list[str]:
-    shared = ["--data", str(digits), "--batch-size", "16", "--device", "cpu", "--precision", "fp32"]
-    # A state now and then only: some kills come before the first one
-    often = ["--sample-every", "1", "--save-every", "0.3", "--auto-resume", "--out", str(out)]
-    return [sys.executable, "-m", "genssl", "train", method, *shared, *often, *RUNS[method]]
+KILLS = int(os.environ.get("GENSSL_KILLS", "2"))  # all kinds and 200 by hand, as in campaign_kills
+KINDS = ("vae", "simsiam")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", RUNS)
-def test_killed_at_random_moments(method: str, digits: Path, tmp_path: Path) -> None:
-    began = time.monotonic()
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    subprocess.run(_words(method, digits, undisturbed), check=True, stdout=subprocess.DEVNULL)
-    whole = time.monotonic() - began
-    chance, kills = random.Random(method), 0
-    while kills < KILLS // len(RUNS):
-        process = subprocess.Popen(
-            _words(method, digits, killed), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
-        try:
-            # The start takes most of it
-            _, said = process.communicate(timeout=chance.uniform(0.2, 0.8) * whole)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            kills += 1
-            continue
-        assert process.returncode == 0, said.decode()
-        _assert_same(undisturbed, killed)
-        shutil.rmtree(killed)
-    subprocess.run(_words(method, digits, killed), check=True, stdout=subprocess.DEVNULL)
-    _assert_same(undisturbed, killed)
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_at_random_moments(kind: str, tmp_path: Path) -> None:
+    record = campaign_kills.run(tmp_path / "kills.json", KILLS, 21, 1e9, (kind,))
+    assert campaign_kills.is_sound(record), record["failures"]
+    assert record["kinds"][kind]["kills"] == KILLS
+    assert record["kinds"][kind]["ended"] > 0
 
 
-def _assert_same(first: Path, second: Path) -> None:
-    """The same weights, and the same files: none is lost, none is left."""
-    weights, others = (read_tensors(run / MODEL)[0] for run in (first, second))
-    assert weights.keys() == others.keys()
-    assert all(bool((weights[name] == others[name]).all()) for name in weights)
-    names = [{str(file.relative_to(run)) for file in run.rglob("*")} for run in (first, second)]
-    assert names[0] == names[1]
+def test_what_is_not_as_undisturbed_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    works = [Work("vae", tmp_path, tmp_path / name) for name in ("undisturbed", "killed")]
+
+    def whole(work: Work) -> tuple[bool, str]:
+        work.out.mkdir()
+        save_file({"a": torch.full((2,), float(len(work.out.name)))}, work.out / "model.safetensors")
+        if work.out.name == "killed":
+            (work.out / ".a.json.ab12cd_4.tmp").write_text("")
+        return True, ""
+
+    monkeypatch.setattr(Work, "whole", whole)
+    monkeypatch.setattr(campaign_kills, "kill", lambda *_: True)
+    works[0].whole()
+    counts, said = campaign_kills.cycle(*works, random.Random(0), 1.0, 1)
+    assert counts == {
+        "kills": 1, "ended": 1, "equal_weights": 0, "same_files": 0, "orphans": 1, "processes_left": 0,
+        "lost_runs": 0,
+    }  # fmt: skip
+    assert ".a.json.ab12cd_4.tmp" in said
+    assert not campaign_kills.is_sound({"kinds": {"vae": counts}})
 
 
 def test_only_temporary_files_are_swept(tmp_path: Path) -> None:

@@ -1,0 +1,269 @@
+"""Runs killed at random moments and begun again, counted.
+
+    python -m tests.campaign_kills docs/results/kills.json --kills 200
+
+Of each kind of work one command is carried out undisturbed. Then the same command is killed (SIGKILL) at
+seeded moments, from its start on, and repeated, until it has ended by itself; what it leaves is compared with
+what the undisturbed one left. The program can be stopped at any moment: the next one continues after the last
+count.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from safetensors.torch import load_file
+
+from genssl import files
+from genssl.files import TEMPORARY
+from genssl.run_info import MODEL
+from tests.conftest import write_digits
+
+MARK = "GENSSL_KILLED"  # in the environment of all processes of a command
+PATIENCE = 600.0  # seconds for a command
+# Small networks, short trainings and pixels as features: what is tested is what is left behind
+PROGRAM = """
+from genssl.cli import main
+from genssl.eval import feature_cache, fidelity_features
+from genssl.models import unet
+from genssl.studies import plan
+fidelity_features.default_features = lambda device: feature_cache.PIXELS
+unet.LAYOUTS["tiny"] = unet.Layout((16, 16, 16), (1, 1, 1), (False, False, False))
+plan.LEAST_TRAINING = 3.0
+main()
+"""
+VAE = ["--set", "width=8", "--set", "z_dim=6", "--set", "mixture_components=2"]
+SSL = [
+    "--set", "encoder=small", "--set", "projector_dim=16", "--set", "projector_hidden=16",
+    "--set", "predictor_hidden=8", "--knn-every", "0", "--epochs", "3",
+]  # fmt: skip
+DDPM = ["--set", "network=tiny", "--timesteps", "20", "--epochs", "3"]
+KINDS = ("vae", "ddpm", "simsiam", "byol", "two processes", "conversion", "ablate", "assignment")
+
+
+@dataclass(frozen=True)
+class Work:
+    """A command that may be repeated, and where it leaves what is compared.
+
+    Attributes:
+        kind: one of KINDS.
+        folder: of its data.
+        out: a folder that it makes.
+    """
+
+    kind: str
+    folder: Path
+    out: Path
+
+    def words(self) -> list[str]:
+        """The command line."""
+        digits, out = str(self.folder / ("many" if self.kind == "conversion" else "digits")), str(self.out)
+        shared = ["--data", digits, "--batch-size", "16", "--device", "cpu"]
+        # A state now and then only: some kills come before the first one
+        run = [*shared, "--precision", "fp32", "--sample-every", "1", "--save-every", "0.3", "--auto-resume"]
+        run += ["--yes", "--out", out]
+        commands = {
+            "vae": ["train", "vae", *run, *VAE, "--epochs", "6"],
+            "ddpm": ["train", "ddpm", *run, *DDPM],
+            "simsiam": ["train", "simsiam", *run, *SSL],
+            "byol": ["train", "byol", *run, *SSL],
+            "two processes": ["train", "vae", *run, *VAE, "--epochs", "6", "--gpus", "2"],
+            "conversion": ["data", "fetch", digits, "--image-size", "32"],
+            "ablate": ["ablate", "vae", *shared, "--set", "z_dim=3", "--set", "z_dim=5", "--base", "width=8",
+                       "--base", "mixture_components=2", "--epochs", "2", "--yes", "--out", out],
+            "assignment": ["assignment", "--out", out, "--data", digits, "--ssl-data", digits,
+                           "--budget", "0.1", "--device", "cpu"],
+        }  # fmt: skip
+        return [sys.executable, "-c", PROGRAM, *commands[self.kind]]
+
+    def start(self) -> "subprocess.Popen[bytes]":
+        """The command, in a session of its own."""
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "1", MARK: str(self.out), "GENSSL_CHECKPOINTS": str(self.out / "checkpoints"),
+            "GENSSL_CACHE": str(self.out if self.kind == "conversion" else self.folder / "cache"),
+        }  # fmt: skip
+        return subprocess.Popen(
+            self.words(), env=environment, cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            start_new_session=True,
+        )  # fmt: skip
+
+    def whole(self) -> tuple[bool, str]:
+        """Carry it out to its end; whether it ended well, and what it said."""
+        process = self.start()
+        _, said = process.communicate(timeout=PATIENCE)
+        return process.returncode == 0, said.decode(errors="replace")
+
+    def processes(self) -> list[psutil.Process]:
+        """Its processes that are alive, by the mark in their environment."""
+        alive = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get(MARK) == str(self.out) and process.status() != psutil.STATUS_ZOMBIE:
+                    alive.append(process)
+            except psutil.Error:
+                continue
+        return alive
+
+
+def weights_of(folder: Path) -> dict[str, str]:
+    """A digest of each file of weights or pixels, by its name in the folder."""
+    digests = {}
+    for file in sorted([*folder.rglob(MODEL), *folder.rglob("*.npy")]):
+        if file.name == MODEL:
+            tensors = load_file(file)
+            content = b"".join(tensors[name].numpy().tobytes() for name in sorted(tensors))
+        else:
+            content = file.read_bytes()
+        digests[str(file.relative_to(folder))] = hashlib.sha256(content).hexdigest()
+    return digests
+
+
+def orphans_in(folder: Path) -> list[str]:
+    """Temporary files and locks that nobody removes any more."""
+    return [
+        str(file.relative_to(folder))
+        for file in folder.rglob("*")
+        if TEMPORARY.fullmatch(file.name) or file.name.endswith((".tmp", ".lock", ".journal", ".part"))
+    ]
+
+
+def names_in(folder: Path) -> set[str]:
+    """The names of all files."""
+    return {str(file.relative_to(folder)) for file in folder.rglob("*")}
+
+
+def kill(work: Work, chance: random.Random, seconds: float) -> bool:
+    """Start the work and kill it, unless it ends before; whether it was killed.
+
+    Of two processes it is all of them, the launcher alone, or one of those that train.
+    """
+    process = work.start()
+    try:
+        process.communicate(timeout=chance.uniform(0.02, 0.95) * seconds)
+    except subprocess.TimeoutExpired:
+        several = work.kind == "two processes"
+        targets = [entry for entry in work.processes() if entry.pid != process.pid] if several else []
+        match chance.randrange(3) if several else 0:
+            case 1:
+                process.kill()
+            case 2 if targets:
+                chance.choice(targets).kill()
+            case _:
+                os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=PATIENCE)
+        return True
+    return False
+
+
+def _until_alone(work: Work, seconds: float = 30.0) -> int:
+    """How many processes of the work are alive after a while, all of which are then killed."""
+    end = time.monotonic() + seconds
+    while (left := work.processes()) and time.monotonic() < end:
+        time.sleep(0.2)
+    for process in left:
+        process.kill()
+    return len(left)
+
+
+def new_record(seed: int) -> dict[str, Any]:
+    """Counts of nothing yet."""
+    names = ("kills", "ended", "equal_weights", "same_files", "orphans", "processes_left", "lost_runs")
+    device = f"{platform.system()} {platform.machine()}, CPU, Python {platform.python_version()}"
+    return {"seed": seed, "device": device, "kinds": {kind: dict.fromkeys(names, 0) for kind in KINDS},
+            "failures": []}  # fmt: skip
+
+
+def cycle(
+    undisturbed: Work, work: Work, chance: random.Random, whole: float, most: int
+) -> tuple[dict[str, int], str]:
+    """Kill the work one to `most` times, carry it out to its end, compare; counts, and what went wrong."""
+    shutil.rmtree(work.out, ignore_errors=True)
+    counts = dict.fromkeys(new_record(0)["kinds"]["vae"], 0)
+    for _ in range(chance.randint(1, most)):
+        counts["kills"] += kill(work, chance, whole)
+        counts["processes_left"] += _until_alone(work)
+    went_well, said = work.whole()
+    counts["ended"], counts["lost_runs"] = 1, int(not went_well)
+    if not went_well:
+        return counts, said[-600:]
+    first, second = (weights_of(entry.out) for entry in (undisturbed, work))
+    # How long an assignment trains depends on how fast the computer is at its start
+    is_timed = work.kind == "assignment"  # so the names of its weights are compared
+    counts["equal_weights"] = int(first.keys() == second.keys() if is_timed else first == second)
+    left = orphans_in(work.out)
+    counts["orphans"] = len(left)
+    differing = names_in(undisturbed.out) ^ names_in(work.out)
+    counts["same_files"] = int(not differing or is_timed)
+    odd = [*left, *([] if is_timed else sorted(differing)[:6])]
+    return counts, f"{odd}" if odd or not counts["equal_weights"] else ""
+
+
+def run(out: Path, kills: int, seed: int, seconds: float, kinds: tuple[str, ...] = KINDS) -> dict[str, Any]:
+    """Carry out what is left of `kills` kills, as far as there is time; returns and writes the counts."""
+    record = json.loads(out.read_text()) if out.exists() else new_record(seed)
+    assert record["seed"] == seed, "the counts are of another seed"
+    until, share = time.monotonic() + seconds, -(-kills // len(kinds))
+    with tempfile.TemporaryDirectory(prefix="genssl-kills-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        write_digits(folder / "digits", 120, 40)
+        if "conversion" in kinds:
+            write_digits(folder / "many", 3000, 100)
+        for kind in kinds:
+            total = record["kinds"][kind]
+            if total["kills"] >= share or time.monotonic() > until:
+                continue
+            undisturbed = Work(kind, folder, folder / f"{kind.replace(' ', '-')}-undisturbed" / "out")
+            work = Work(kind, folder, folder / f"{kind.replace(' ', '-')}-killed" / "out")
+            began = time.monotonic()
+            went_well, said = undisturbed.whole()
+            assert went_well, said
+            whole = time.monotonic() - began
+            while total["kills"] < share and time.monotonic() < until:
+                chance = random.Random(f"{seed} {kind} {total['ended']}")
+                counts, problem = cycle(undisturbed, work, chance, whole, min(6, share - total["kills"]))
+                for key, count in counts.items():
+                    total[key] += count
+                if problem:
+                    record["failures"].append({"kind": kind, "cycle": total["ended"] - 1, "said": problem})
+                files.write_json(out, record)
+                print(kind, total, problem, flush=True)
+    return dict(record)
+
+
+def is_sound(record: dict[str, Any]) -> bool:
+    """Whether every run came to its end as if nothing had been."""
+    return all(
+        total["ended"] == total["equal_weights"] == total["same_files"]
+        and total["orphans"] == total["processes_left"] == total["lost_runs"] == 0
+        for total in record["kinds"].values()
+    )
+
+
+def main() -> None:
+    """The program."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=21)
+    parser.add_argument("--seconds", type=float, default=1e9, help="Begin nothing after so many.")
+    parser.add_argument("--kind", choices=KINDS, action="append", help="These alone.")
+    asked = parser.parse_args()
+    kinds = tuple(asked.kind or KINDS)
+    sys.exit(not is_sound(run(asked.out, asked.kills, asked.seed, asked.seconds, kinds)))
+
+
+if __name__ == "__main__":
+    main()
