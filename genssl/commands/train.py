@@ -26,7 +26,9 @@ def register(app: typer.Typer) -> None:
 def train(
     method: Annotated[
         str | None,
-        typer.Argument(help="vae, ddpm, flow, simsiam, simclr, moco, byol, barlow-twins, vicreg or dssl."),
+        typer.Argument(
+            help="vae, ddpm, flow, simsiam, simclr, moco, byol, barlow-twins, vicreg, dssl or classifier."
+        ),
     ] = None,
     data: _options.TrainingData = None,
     epochs: _options.Epochs = None,
@@ -253,7 +255,7 @@ def _show_result(folder: Path, as_json: bool) -> None:
     import json
 
     from genssl import run_info
-    from genssl.config import SelfSupervisedConfig
+    from genssl.config import EncoderConfig
 
     if launched_rank() > 0:  # the main process prints it
         return
@@ -266,7 +268,7 @@ def _show_result(folder: Path, as_json: bool) -> None:
     show_values(f"{folder.name}, epoch {epochs}, {info.state}", info.metrics)
     echo(f"pictures, curves and weights: {folder}")
     name = info.config.method
-    is_encoder = isinstance(info.config, SelfSupervisedConfig)
+    is_encoder = isinstance(info.config, EncoderConfig)
     echo(f"next: genssl knn-eval {name}" if is_encoder else f"next: genssl sample {name} --out {name}.png")
 
 

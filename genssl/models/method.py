@@ -190,6 +190,15 @@ class CanInpaint(Protocol):
 
 
 @runtime_checkable
+class CanClassify(Protocol):
+    """Knows the classes of the data it was trained on, `Method.class_names`."""
+
+    def classify(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> unnormalized log-probabilities of the classes, logits (B, classes)."""
+        ...
+
+
+@runtime_checkable
 class HasLatents(Protocol):
     """Has a posterior over latents for each image."""
 
