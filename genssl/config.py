@@ -260,6 +260,13 @@ class EncoderConfig(Config):
     encoder: str = "resnet18"  # resnet18, resnet34, resnet50, small (a quarter as wide as 18), or timm:NAME
     flip: Literal["auto", "on", "off"] = "auto"  # auto: off for digits and letters
     on_a_cpu: ClassVar[Mapping[str, Any]] = {"encoder": "small"}
+    # Adam in small batches learns more in few steps than the papers' recipes (docs/simsiam.md)
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "encoder=small": {
+            "batch_size": 64, "optimizer": "adam", "learning_rate": 1e-3, "base_batch_size": None,
+            "weight_decay": 0.0, "warmup_epochs": 0.0,
+        }
+    }  # fmt: skip
 
     @field_validator("encoder")
     @classmethod
@@ -320,13 +327,6 @@ class SelfSupervisedConfig(EncoderConfig):
     blur: Share = 0.0  # probability
 
     views: ClassVar[str] = "standard"
-    # Adam in small batches learns more in few steps than the paper's recipe (docs/simsiam.md)
-    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "encoder=small": {
-            "batch_size": 64, "optimizer": "adam", "learning_rate": 1e-3, "base_batch_size": None,
-            "weight_decay": 0.0, "warmup_epochs": 0.0,
-        }
-    }  # fmt: skip
 
 
 class _SiameseConfig(SelfSupervisedConfig):

@@ -5,6 +5,7 @@ from typing import Self
 from torch import Tensor, nn
 
 from genssl.config import ClassifierConfig
+from genssl.models.losses import cross_entropy
 from genssl.models.method import Method
 from genssl.models.resnet import Backbone, build_encoder
 
@@ -17,7 +18,7 @@ class Classifier(Method):
     Args:
         encoder: images (B, C, H, W) -> features (B, encoder.dim).
         classes: their number.
-        label_smoothing: see `cross_entropy`.
+        label_smoothing: see `genssl.models.losses.cross_entropy`.
     """
 
     def __init__(self, encoder: Backbone, classes: int, label_smoothing: float = 0.0) -> None:
@@ -41,8 +42,7 @@ class Classifier(Method):
             draws: "labels", (B,) int64.
         """
         (x,) = views
-        # In float32 even under bf16 autocast: the exponentials of the softmax need its precision
-        logits, labels = self.classify(x).float(), draws["labels"]
+        logits, labels = self.classify(x), draws["labels"]
         accuracy = (logits.argmax(1) == labels).float().mean()
         return {"loss": cross_entropy(logits, labels, self.label_smoothing).mean(), "accuracy": accuracy}
 
@@ -55,23 +55,3 @@ class Classifier(Method):
         """(B, C, H, W) -> (B, encoder.dim): the encoder's output, before the last layer."""
         features: Tensor = self.encoder(images)
         return features
-
-
-def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """-sum_k q_k log p_k, with p the softmax of the logits: (B,) nats.
-
-    The target q is the label, of which the share `smoothing` is spread evenly over all classes (Szegedy et
-    al. 2016, section 7): q_k = (1 - smoothing) [k = label] + smoothing / K.
-
-    Args:
-        logits: (B, K).
-        labels: (B,) int64.
-        smoothing: in [0, 1).
-    """
-    # log p_k = logit_k - log sum_j exp(logit_j). The largest logit is taken out of the sum, so that no
-    # exponential overflows: log-sum-exp
-    largest = logits.detach().amax(1, keepdim=True)
-    log_sum = largest + (logits - largest).exp().sum(1, keepdim=True).log()
-    log_p = logits - log_sum
-    right = log_p.gather(1, labels[:, None])[:, 0]
-    return -(1 - smoothing) * right - smoothing * log_p.mean(1)

@@ -102,8 +102,8 @@ class Supervised:
         if self.flips:
             columns = torch.where(draws["flip"] < 0.5, width - 1 - columns, columns)
         is_inside = _within(rows, height)[:, :, None] & _within(columns, width)[:, None, :]
-        place = rows.clamp(0, height - 1)[:, :, None] * width + columns.clamp(0, width - 1)[:, None, :]
-        index = place.flatten(1)[:, None].expand(-1, images.shape[1], -1)
+        index = rows.clamp(0, height - 1)[:, :, None] * width + columns.clamp(0, width - 1)[:, None, :]
+        index = index.flatten(1)[:, None].expand(-1, images.shape[1], -1)
         moved = images.flatten(2).gather(2, index).view_as(images)
         return (to_model(moved * is_inside[:, None]),)
 
