@@ -171,12 +171,11 @@ def _launch(gpus: int, device: str, max_restarts: int) -> None:
 
 
 def _with_init(config: "Config", reference: str) -> "Config":
-    from genssl import run_info, runs
+    from genssl import checkpoint, run_info, runs
 
     path = runs.find(reference)
     info = run_info.inspect(path)
-    if info.config.method != config.method:
-        raise UserError(f"{path} is a {info.config.method}, and a {config.method} cannot start from it")
+    checkpoint.check_start(config, info.config, path)
     echo(f"starting from {path} (epoch {info.epochs_trained:g})")
     return config.updated({"init": str(path.resolve())})
 

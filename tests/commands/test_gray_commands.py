@@ -35,6 +35,7 @@ METHODS = {
     "vicreg": ENCODER,
     "simclr": ENCODER,
     "moco": [*ENCODER, "--set", "queue_size=16"],
+    "classifier": ["--set", "encoder=small"],
 }
 EVALUATIONS: dict[str, list[list[object]]] = {
     "vae": [

@@ -183,6 +183,28 @@ def _stopped(digits: Path, folder: Path) -> None:
         trained(digits, folder)
 
 
+def test_it_fine_tunes_an_encoder_that_was_trained_without_labels(digits: Path, tmp_path: Path) -> None:
+    heads = [word for name in ("dim", "hidden") for word in ("--set", f"projector_{name}=8")]
+    few = ["--data", digits, "--limit", 16, "--epochs", 1, "--batch-size", 8, "--device", "cpu"]
+    small = ["--set", "encoder=small", "--sample-every", 0]
+    other = call("train", "simclr", *few, *small, *heads, "--knn-every", 0, "--out", tmp_path / "simclr")
+    assert other.exit_code == 0, other.output
+    start = build(configs.make("classifier", {"encoder": "small", "num_classes": 10}))
+    left = checkpoint.initialize(start, tmp_path / "simclr")
+    assert {name.split(".")[0] for name in left} == {"head", "projector"}
+    source = load_file(tmp_path / "simclr" / run_info.MODEL)
+    assert torch.equal(start.encoder.conv1.weight, source["encoder.conv1.weight"])  # type: ignore[union-attr]
+    words = ["train", "classifier", *few, "--sample-every", 0, "--init", tmp_path / "simclr"]
+    refused = call(*words, "--out", tmp_path / "a")
+    assert refused.exit_code == 2
+    assert "has the encoder small, and this is for resnet18; --set encoder=small" in refused.stderr
+    tuned = call(*words, *small, "--out", tmp_path / "b")
+    assert tuned.exit_code == 0, tuned.output
+    back = call("train", "simclr", *few, *small, "--init", tmp_path / "b", "--out", tmp_path / "c")
+    assert back.exit_code == 2
+    assert "is a classifier, and a simclr cannot start from it" in back.stderr
+
+
 def test_knn_and_linear_tables_take_it(digits: Path, tmp_path: Path) -> None:
     trained(digits, tmp_path / "run", epochs=1)
     for words in (["knn-eval", "-k", 5, "--no-baselines"], ["linear-eval", "--epochs", 2]):
