@@ -78,23 +78,21 @@ def purify(
     yes: _options.Yes = False,
 ) -> None:  # fmt: skip
     """Attack a classifier, purify the images by a DDPM or a flow, and attack both together."""
-    from genssl.metrics.attacks import Attack
-
     epsilon = EPSILONS[norm] if eps is None else _length("--eps", eps)
-    attack = Attack(
-        norm, epsilon, epsilon / STEPS_IN_BALL if step is None else _length("--step", step), attack_steps
-    )
+    step_size = epsilon / STEPS_IN_BALL if step is None else _length("--step", step)
     find_run(run, common.checkpoint)
     path = _find_classifier(classifier)
     work = open_evaluation(context, run, common)
     target = load_run(str(path), None, common.device)
     on_gpu = work.loaded.device.type == "cuda"
     from genssl.eval import purify as evaluation
+    from genssl.metrics.attacks import Attack
 
     split = work.split("test", n)
     settings = evaluation.Settings(
-        attack, full_steps if full_steps is not None else FULL_STEPS[on_gpu], eot or DRAWS[on_gpu],
-        surrogate_steps, steps, tuple(sorted({*(t_prime or ())})), common.seed, batch_size,
+        Attack(norm, epsilon, step_size, attack_steps),
+        FULL_STEPS[on_gpu] if full_steps is None else full_steps, eot or DRAWS[on_gpu], surrogate_steps,
+        steps, tuple(sorted({*(t_prime or ())})), common.seed, batch_size,
     )  # fmt: skip
     _announce(work.loaded, target, split, settings, asks=not (yes or common.as_json))
     with progress("attacking") as tick:
@@ -120,18 +118,16 @@ def _length(option: str, text: str) -> float:
 
 
 def _find_classifier(reference: str | None) -> Path:
-    """The run of --classifier, or the only one of a method that classifies.
+    """The run of --classifier, or the only one of a method that learns labels. No torch.
 
     Raises:
         UserError: there is none, or more than one and none is named.
     """
     from genssl import runs
-    from genssl.models.build import METHODS
 
     if reference is not None:
         return find_run(reference, None)[0]
-    able = {name for name, (_, kind) in METHODS.items() if hasattr(kind, "classify")}
-    candidates = [info for info in runs.known() if info.config.method in able]
+    candidates = [info for info in runs.known() if info.config.needs_labels]
     if not candidates:
         raise UserError(
             "purify needs a classifier, and there is none; `genssl train classifier --data DATA` trains one"

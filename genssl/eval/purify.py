@@ -392,13 +392,18 @@ def _above(first: Share, second: Share) -> bool:
 
 def describe(settings: Settings, n: int, levels: Sequence[int]) -> str:
     """What will be done, in a line."""
-    attack = settings.attack
     return (
-        f"{n} images at {len(levels)} noise levels (t' = {', '.join(map(str, levels))}), attacked in the "
-        f"{attack.norm} ball of {attack.epsilon:.4g} by {attack.steps} steps through the classifier and "
-        f"{settings.full_steps} through the whole pipeline, each of {settings.eot_draws} draws of a "
-        f"surrogate of {settings.surrogate_steps} denoising steps"
+        f"{n} images, purified at t' = {', '.join(map(str, levels))}; attacked in an "
+        f"{_ball(settings.attack)}: the classifier alone by {settings.attack.steps} steps, the whole "
+        f"pipeline by {settings.full_steps}, each along the mean of {settings.eot_draws} gradients through "
+        f"{settings.surrogate_steps} denoising steps"
     )
+
+
+def _ball(attack: Attack) -> str:
+    """Such as "linf ball of 8/255"."""
+    radius = f"{BRIGHTEST * attack.epsilon:.3g}/255" if attack.norm == "linf" else f"{attack.epsilon:.3g}"
+    return f"{attack.norm} ball of {radius}"
 
 
 def expected_seconds(method: Method, classifier: Method, split: Split, settings: Settings) -> float:
@@ -444,14 +449,18 @@ def draw_accuracy(
         axis.axhline(100 * share.accuracy, color=color, linestyle="--", linewidth=1, label=label)
         axis.axhspan(*(100 * end for end in share.interval), color=color, alpha=0.1, linewidth=0)
     colors = ("tab:blue", "tab:orange", "tab:red")
+    # Beside each other, so that all intervals are seen
+    apart = 0.01 * (max(t_primes) - min(t_primes) or 10)
+    places = {kind: [t + i * apart for t in t_primes] for i, kind in enumerate(KINDS, -1)}
     for (kind, title), color in zip(KINDS.items(), colors, strict=True):
         shares = [level.shares[kind] for level in levels]
         ends = [[abs(share.accuracy - share.interval[i]) * 100 for share in shares] for i in (0, 1)]
         heights = [100 * share.accuracy for share in shares]
-        axis.errorbar(t_primes, heights, ends, color=color, marker="o", capsize=3, label=f"{title}, purified")
-    attack, n = settings.attack, undefended["clean"].n
-    what = f"{n} images, {attack.norm} ball of {attack.epsilon:.4g}, intervals of 95 %"
-    axis.set(xlabel="noise level t'", ylabel="accuracy (%)", ylim=(-3, 103), title=header_of(method, what))
+        style: dict[str, Any] = {"color": color, "marker": "o", "capsize": 3}
+        axis.errorbar(places[kind], heights, ends, label=f"{title}, purified", **style)
+    what = f"purification of {undefended['clean'].n} images\n{_ball(settings.attack)}, intervals of 95 %"
+    axis.set(xlabel="noise level t'", ylabel="accuracy (%)", ylim=(-3, 103))
+    figure.suptitle(header_of(method, what))
     axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
@@ -471,9 +480,6 @@ def _draw_examples(
     original, attacked, through_all = map(_to_model, shown)
     pictures = to_bytes(torch.stack([original, attacked, purified[0], through_all, purified[1]], 1))
     names = [[split.classes[i] for i in row] for row in torch.stack(words, 1).tolist()]
-    attack = pipeline.settings.attack
-    what = (
-        f"t' = {level.t_prime}, {attack.norm} ball of {attack.epsilon:.4g}; below: what the classifier says"
-    )
+    what = f"t' = {level.t_prime}, {_ball(pipeline.settings.attack)}; below: what the classifier says"
     truths = [split.classes[i] for i in labels[rows].tolist()]
     return figures.draw_captioned(pictures, names, truths, COLUMNS, header_of(method, what))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -108,6 +109,23 @@ def test_an_image_fares_alike_in_batches_of_any_size(runs: dict[str, Path], tmp_
     assert rows[0] == rows[1]
 
 
+def test_its_files_are_named_by_what_matters_and_the_report_shows_them(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    few = ["-n", 4, "--attack-steps", 0, "--full-steps", 0, "--t-prime", 30, "--device", "cpu", "--yes"]
+    result = call("purify", runs["flow"], "--classifier", runs["classifier"], *few)
+    assert result.exit_code == 0, result.output
+    (file,) = (runs["flow"] / "eval").glob("purify*.json")
+    assert re.fullmatch(r"purify-attacksteps0-classifier-classifier-\w{4}-fullsteps0-n4-t30", file.stem)
+    assert {path.name for path in file.parent.glob("purify*.png")} == {
+        f"{file.stem}.png", f"{file.stem}-examples.png"
+    }  # fmt: skip
+    assert call("report", runs["flow"], "--out", tmp_path / "report.html").exit_code == 0
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Purification" in page
+    assert "without defense" in page
+
+
 def test_default_levels_are_those_of_their_noise(runs: dict[str, Path], tmp_path: Path) -> None:
     values = purified(runs, "flow", tmp_path / "a.png", "--norm", "l2", "--full-steps", 0)
     # t / (1 - t) reaches r at t = r / (1 + r)
@@ -135,7 +153,7 @@ def test_the_only_classifier_is_taken(
     monkeypatch.setenv("GENSSL_CHECKPOINTS", str(runs["classifier"].parent))
     result = call(*arguments)
     assert result.exit_code == 0, result.output
-    assert "12 images at 1 noise levels (t' = 50)" in result.stderr
+    assert "12 images, purified at t' = 50; attacked in an linf ball of 8/255" in result.stderr
     assert "expected: about" in result.stderr
 
 
