@@ -317,6 +317,16 @@ def test_a_linear_classifier_falls_exactly_within_the_ball() -> None:
         assert row["transfer"] == row["full"] == row["worst"] == pytest.approx(4 / 6)
 
 
+@pytest.mark.parametrize(("steps", "full_steps"), [(10, 0), (0, 10)])
+def test_the_worst_is_of_images_right_after_either_attack(steps: int, full_steps: int) -> None:
+    settings = Settings(Attack(steps=steps), full_steps, 1, 1, t_primes=(1,))
+    result = evaluation.purify(Blind(), Brightness(), shades(), settings, tick=lambda *_: None)
+    (row,) = result.values["levels"]
+    assert sorted((row["transfer"], row["full"])) == pytest.approx([4 / 6, 1])
+    assert (row["transfer"] < 1) is (steps > 0)
+    assert row["worst"] == pytest.approx(4 / 6)
+
+
 def test_the_progress_ends_where_it_was_said_to() -> None:
     ticks: list[tuple[int, int]] = []
     settings = Settings(Attack(steps=2), 3, 2, 4, t_primes=(1, 3), batch_size=4)
