@@ -110,7 +110,7 @@ def _length(option: str, text: str) -> float:
     """
     try:
         value = float(Fraction(text)) if "/" in text else float(text)
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ZeroDivisionError, OverflowError):
         raise UserError(f"{option} takes a number or a fraction such as 8/255, not {text!r}") from None
     if not 0 <= value < float("inf"):
         raise UserError(f"{option} must be 0 or more, not {text}")
@@ -145,9 +145,8 @@ def _announce(
     from genssl.eval import purify as evaluation
 
     seconds = evaluation.expected_seconds(loaded.method, target.method, split, settings)
-    levels = settings.t_primes or evaluation.default_levels(loaded.method)
     lines = [
-        evaluation.describe(settings, len(split), levels),
+        evaluation.describe(loaded.method, settings, len(split)),
         f"expected: about {readable_seconds(seconds)}; fewer images (-n), levels (--t-prime), steps "
         "(--full-steps) or draws (--eot) take less",
     ]

@@ -390,8 +390,9 @@ def _above(first: Share, second: Share) -> bool:
     return first.interval[0] > second.interval[1]
 
 
-def describe(settings: Settings, n: int, levels: Sequence[int]) -> str:
-    """What will be done, in a line."""
+def describe(method: Method, settings: Settings, n: int) -> str:
+    """What will be done with `n` images, in a line."""
+    levels = settings.t_primes or default_levels(require_ability(method, CanPurify, "purify"))
     return (
         f"{n} images, purified at t' = {', '.join(map(str, levels))}; attacked in an "
         f"{_ball(settings.attack)}: the classifier alone by {settings.attack.steps} steps, the whole "

@@ -129,4 +129,5 @@ def wilson_interval(right: int, n: int) -> tuple[float, float]:
     share, weight = right / n, Z**2 / n
     center = (share + weight / 2) / (1 + weight)
     half = Z / (1 + weight) * math.sqrt(share * (1 - share) / n + weight / (4 * n))
-    return max(0.0, center - half), min(1.0, center + half)
+    # Exactly at the ends, where rounding would miss them
+    return (center - half if right else 0.0), (center + half if right < n else 1.0)

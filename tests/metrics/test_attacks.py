@@ -137,6 +137,11 @@ def test_the_interval_is_wilson_s(right: int, n: int) -> None:
     assert wilson_interval(right, n) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
 
 
+def test_the_interval_of_none_and_of_all_ends_exactly() -> None:
+    assert wilson_interval(0, 64)[0] == 0
+    assert wilson_interval(64, 64)[1] == 1
+
+
 @pytest.mark.parametrize(("right", "n"), [(0, 0), (3, 2), (-1, 2)])
 def test_what_is_no_share(right: int, n: int) -> None:
     with pytest.raises(ValueError, match="is no share"):
