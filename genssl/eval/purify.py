@@ -196,7 +196,10 @@ def purify(
         values = _values(settings, name, undefended, rows)
         values["seconds"] = round(time.perf_counter() - start, 3)
         picture = _draw_examples(method, pipeline, split, attacked, best)
-    drawn = {"accuracy": draw_accuracy(method, undefended, rows, settings), "examples": picture}
+    drawn: dict[str, Figure | Image.Image] = {
+        "accuracy": draw_accuracy(method, undefended, rows, settings),
+        "examples": picture,
+    }
     notes = (*NOTES, f"{len(split)} images; -n takes another number")
     return EvalResult(
         values, drawn, notes, name="purify", title="Purification", units=UNITS,

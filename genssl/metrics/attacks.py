@@ -112,7 +112,8 @@ def project(x: Tensor, images: Tensor, attack: Attack) -> Tensor:
 
 def _length(x: Tensor) -> Tensor:
     """The Euclidean length of each image, (B, 1, 1, 1)."""
-    return torch.linalg.vector_norm(x.flatten(1), dim=1).view(-1, *[1] * (x.ndim - 1))
+    lengths: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
+    return lengths.view(-1, *[1] * (x.ndim - 1))
 
 
 def wilson_interval(right: int, n: int) -> tuple[float, float]:
