@@ -74,7 +74,7 @@ WRONG = [
     (["inpaint", "nothing"], "no run 'nothing'"),
     (["purify", "nothing"], "no run 'nothing'"),
     (["purify", "RUN"], "purify needs a classifier, and there is none"),
-    (["purify", "RUN", "--eps", "-1"], "--eps must be 0 or more, not -1"),
+    (["purify", "RUN", "--eps", "-1"], "--eps must be from 0 to 10,000, not -1"),
     (["knn-eval", "nothing"], "no run 'nothing'"),
     (["knn-eval", "RUN", "--out", "x.txt"], "cannot write a picture"),
     (["linear-eval", "RUN", "--lr", "0"], "--lr must be above 0"),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from genssl.eval.purify import Settings
 
 EPSILONS = {"linf": 8 / 255, "l2": 0.5}  # of the attack by its norm: usual on images of 32 pixels
+LONGEST = 10_000  # distance of two images; black and white of 4,096 pixels a side are at 7,094 in l2
 STEPS_IN_BALL = 4  # of default size, from its center to its edge
 # Draws and steps of the attack on the whole pipeline: (on a CPU, on a GPU)
 DRAWS, FULL_STEPS = (4, 20), (10, 40)
@@ -106,14 +107,14 @@ def _length(option: str, text: str) -> float:
     """A length in images in [0, 1], given as a number or a fraction such as 8/255.
 
     Raises:
-        UserError: it is neither, or negative.
+        UserError: it is neither, negative, or longer than any image.
     """
     try:
         value = float(Fraction(text)) if "/" in text else float(text)
     except (ValueError, ZeroDivisionError, OverflowError):
         raise UserError(f"{option} takes a number or a fraction such as 8/255, not {text!r}") from None
-    if not 0 <= value < float("inf"):
-        raise UserError(f"{option} must be 0 or more, not {text}")
+    if not 0 <= value <= LONGEST:
+        raise UserError(f"{option} must be from 0 to {LONGEST:,}, not {text}")
     return value
 
 

@@ -160,8 +160,9 @@ def test_the_only_classifier_is_taken(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--eps", "-0.1"], "--eps must be 0 or more, not -0.1"),
+        (["--eps", "-0.1"], "--eps must be from 0 to 10,000, not -0.1"),
         (["--eps", "8/0"], "--eps takes a number or a fraction such as 8/255, not '8/0'"),
+        (["--step", "1e308"], "--step must be from 0 to 10,000, not 1e308"),
         (["--step", "much"], "--step takes a number"),
         (["--t-prime", 0], "t' must be from 1 to 40, not 0"),
         (["--t-prime", 41], "t' must be from 1 to 40, not 41"),

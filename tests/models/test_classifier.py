@@ -197,7 +197,7 @@ def test_it_fine_tunes_an_encoder_that_was_trained_without_labels(digits: Path, 
     words = ["train", "classifier", *few, "--sample-every", 0, "--init", tmp_path / "simclr"]
     refused = call(*words, "--out", tmp_path / "a")
     assert refused.exit_code == 2
-    assert "has the encoder small, and this is for resnet18; --set encoder=small" in refused.stderr
+    assert "has the encoder small, and this is for resnet18; add --set encoder=small" in refused.stderr
     tuned = call(*words, *small, "--out", tmp_path / "b")
     assert tuned.exit_code == 0, tuned.output
     back = call("train", "simclr", *few, *small, "--init", tmp_path / "b", "--out", tmp_path / "c")
