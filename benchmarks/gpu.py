@@ -155,6 +155,8 @@ def one_pass(training: Training) -> tuple[float, Tensor]:
         {name: value.to(training.device) for name, value in maker.draws(n, source).items()}
         for maker in (training.views, training.method)
     ]
+    if training.labels is not None:
+        draws[1]["labels"] = training.labels[:n]
     training.method.train()
 
     def both() -> float:

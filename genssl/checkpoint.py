@@ -83,18 +83,16 @@ def _load(file: Path) -> "Method":
 
 
 def initialize(method: "Method", path: Path) -> list[str]:
-    """Copy the weights of a run of the same method; what differs in name or shape keeps its initial values.
+    """Copy the weights of a run; what differs in name or shape keeps its initial values.
 
     Returns:
         The names of the weights that one side alone has, or in another shape.
 
     Raises:
-        UserError: there are none, they are of another method, or none of them fits.
+        UserError: there are none, as in `check_start`, or none of them fits.
     """
     source = load(path)
-    if source.config.method != method.config.method:
-        theirs, ours = source.config.method, method.config.method
-        raise UserError(f"{path} is a {theirs}, and a {ours} cannot start from it")
+    check_start(method.config, source.config, path)
     given, initial = source.state_dict(), method.state_dict()
     fitting = {name for name, value in initial.items() if name in given and value.shape == given[name].shape}
     if not fitting:
@@ -102,6 +100,25 @@ def initialize(method: "Method", path: Path) -> list[str]:
     for name in fitting:
         initial[name].copy_(given[name])
     return [name for name in {**initial, **given} if name not in fitting]
+
+
+def check_start(config: "Config", source: "Config", path: Path) -> None:
+    """Check that training may start from a run: one of the same method, or of any method with its encoder.
+
+    The latter is for a method that is told the labels: it fine-tunes an encoder that was trained without.
+
+    Raises:
+        UserError: the run is of another method, or has another encoder.
+    """
+    if source.method == config.method:
+        return
+    theirs, ours = (getattr(settings, "encoder", None) for settings in (source, config))
+    if not config.needs_labels or theirs is None:
+        raise UserError(f"{path} is a {source.method}, and a {config.method} cannot start from it")
+    if theirs != ours:
+        raise UserError(
+            f"{path} has the encoder {theirs}, and this is for {ours}; add --set encoder={theirs}"
+        )
 
 
 def trained_seconds(folder: Path) -> float:

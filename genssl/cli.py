@@ -16,7 +16,19 @@ import typer
 from typer.core import TyperGroup
 
 from genssl import __version__, paths
-from genssl.commands import assignment, data, evaluate, export, generate, inpaint, report, runs, study, train
+from genssl.commands import (
+    assignment,
+    data,
+    evaluate,
+    export,
+    generate,
+    inpaint,
+    purify,
+    report,
+    runs,
+    study,
+    train,
+)
 from genssl.environment import launched_rank, launched_world_size, record_arguments, wrong_counts
 from genssl.errors import (
     FAILED_RUN,
@@ -272,7 +284,7 @@ def program(
         context.with_resource(paths.use_runs_root(checkpoints))
 
 
-for group in (train, generate, inpaint, evaluate, export, study, assignment, report, runs, data):
+for group in (train, generate, inpaint, evaluate, purify, export, study, assignment, report, runs, data):
     group.register(app)
 
 

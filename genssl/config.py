@@ -1,6 +1,5 @@
 """Every hyperparameter: one frozen pydantic model per method. No torch."""
 
-import difflib
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
@@ -15,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from genssl.errors import UserError, parse_json
+from genssl.errors import UserError, describe_invalid, hint, parse_json
 
 SHORT = {"lr": "learning_rate", "bs": "batch_size", "wd": "weight_decay"}  # what people type
 # Names of earlier versions, still read everywhere: in files, and from the command line
@@ -76,6 +75,7 @@ class Config(BaseModel):
     sample_every: NonNegativeInt = 5  # epochs between pictures; 0: none
     knn_every: NonNegativeInt = 0  # epochs between nearest-neighbor accuracies of the features; 0: none
 
+    needs_labels: ClassVar[bool] = False  # it learns them, whatever its settings
     views: ClassVar[str] = "plain"  # which views of an image the method trains on: data/augment/views.py
     has_noise_levels: ClassVar[bool] = False  # a diffusion process: commands take --t-prime
     # By choice, "network=compact": what the other settings are then, where they are not given
@@ -145,7 +145,7 @@ def checked_names(kind: type[Config], changes: Mapping[str, Any]) -> dict[str, A
     for name in changes:
         if name not in kind.model_fields:
             raise UserError(
-                f"unknown setting {name!r}{hint(name, kind.model_fields)}; "
+                f"unknown setting {name!r}{hint(name, kind.model_fields, SHORT)}; "
                 f"`genssl train {kind.model_fields['method'].default} --dry-run` lists them"
             )
     return changes
@@ -156,20 +156,7 @@ def validated(kind: type[AnyConfig], values: Mapping[str, Any]) -> AnyConfig:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise UserError("; ".join(_line(problem) for problem in error.errors())) from error
-
-
-def _line(problem: Mapping[str, Any]) -> str:
-    message = str(problem["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
-    if not problem["loc"]:
-        return message
-    return f"{'.'.join(map(str, problem['loc']))} {message} (got {problem['input']!r:.80})"
-
-
-def hint(name: str, known: Mapping[str, Any]) -> str:
-    """A question after the known name closest to one that is not known, or nothing."""
-    close = [SHORT[name]] if name in SHORT else difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+        raise UserError("; ".join(describe_invalid(problem) for problem in error.errors())) from error
 
 
 class VAEConfig(Config):
@@ -193,17 +180,14 @@ class VAEConfig(Config):
         return self
 
 
-# How the networks for CPUs were trained (docs/ddpm.md, "Networks for a CPU")
-U_NET_RECIPES: Mapping[str, Mapping[str, Any]] = {
-    "network=tiny": {"learning_rate": 4e-4},
-    "network=compact": {"learning_rate": 8e-4, "schedule": "cosine", "warmup_epochs": 0.5},
-}
-
-
 class UNetConfig(Config):
     """What the methods with a U-Net share."""
 
-    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = U_NET_RECIPES
+    # How the networks for CPUs were trained (docs/ddpm.md, "Networks for a CPU")
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "network=tiny": {"learning_rate": 4e-4},
+        "network=compact": {"learning_rate": 8e-4, "schedule": "cosine", "warmup_epochs": 0.5},
+    }
     on_a_cpu: ClassVar[Mapping[str, Any]] = {"network": "compact"}
 
     gradient_clip: PositiveFloat | None = 1.0
@@ -243,9 +227,7 @@ class DDPMConfig(UNetConfig):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.features_t >= self.timesteps:
-            raise ValueError(
-                f"features_t must be less than timesteps ({self.timesteps}), not {self.features_t}"
-            )
+            raise ValueError(f"features_t must be below timesteps ({self.timesteps}), not {self.features_t}")
         if self.beta_start > self.beta_end:
             raise ValueError(f"beta_start {self.beta_start:g} must not exceed beta_end {self.beta_end:g}")
         if self.zero_terminal_snr and self.prediction == "epsilon":
@@ -266,46 +248,25 @@ class FlowConfig(UNetConfig):
     features_t: Share = 0.05  # time at which features are taken; 0: the image, 1: noise
 
 
-class SelfSupervisedConfig(Config):
-    """What the self-supervised methods share: an encoder, a projector, and random views of each image.
-
-    The views are those of SimSiam on CIFAR-10 (Chen and He 2021, appendix D): no blur there.
-    """
+class EncoderConfig(Config):
+    """What the methods with an encoder of images share."""
 
     data: str = "cifar10"
     epochs: PositiveInt = 100
-    batch_size: int = Field(512, ge=2, le=MOST)
     optimizer: Optimizer = "sgd"
-    learning_rate: PositiveFloat = 0.03
-    base_batch_size: PositiveInt | None = 256
     weight_decay: NonNegativeFloat = 5e-4
     schedule: Literal["constant", "cosine"] = "cosine"
-    knn_every: NonNegativeInt = 5
 
     encoder: str = "resnet18"  # resnet18, resnet34, resnet50, small (a quarter as wide as 18), or timm:NAME
-    projector_dim: PositiveInt = 2048  # of its output
-    projector_hidden: PositiveInt = 2048  # of its layers before
-    projector_layers: Annotated[int, Field(gt=0, le=100)] = 2
-
-    crop_scale: Annotated[float, Field(gt=0, le=1)] = 0.2  # smallest share of the area that a view shows
     flip: Literal["auto", "on", "off"] = "auto"  # auto: off for digits and letters
-    jitter: Share = 0.8  # probability of the next four, in an order of their own for each image
-    brightness: Share = 0.4  # factors from 1 - this to 1 + this
-    contrast: Share = 0.4
-    saturation: Share = 0.4
-    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1  # largest turn, of the whole circle
-    grayscale: Share = 0.2  # probability
-    blur: Share = 0.0  # probability
-
-    views: ClassVar[str] = "standard"
-    # Adam in small batches learns more in few steps than the paper's recipe (docs/simsiam.md)
+    on_a_cpu: ClassVar[Mapping[str, Any]] = {"encoder": "small"}
+    # Adam in small batches learns more in few steps than the papers' recipes (docs/simsiam.md)
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "encoder=small": {
             "batch_size": 64, "optimizer": "adam", "learning_rate": 1e-3, "base_batch_size": None,
             "weight_decay": 0.0, "warmup_epochs": 0.0,
         }
     }  # fmt: skip
-    on_a_cpu: ClassVar[Mapping[str, Any]] = {"encoder": "small"}
 
     @field_validator("encoder")
     @classmethod
@@ -319,6 +280,53 @@ class SelfSupervisedConfig(Config):
         if self.image_size < 8:
             raise ValueError("image_size must be 8 or more: the encoder halves it three times")
         return self
+
+
+class ClassifierConfig(EncoderConfig):
+    """A classifier: batch, rate, momentum and crops of He et al. 2016, section 4.2, for CIFAR-10.
+
+    Its weight decay is that of Zagoruyko and Komodakis 2016, its schedule that of Loshchilov and Hutter 2017.
+    """
+
+    method: Literal["classifier"] = "classifier"
+
+    batch_size: int = Field(128, ge=2, le=MOST)
+    learning_rate: PositiveFloat = 0.1
+    base_batch_size: PositiveInt | None = 128
+
+    label_smoothing: Fraction = 0.0  # share of the target that is spread over all classes
+    crop_padding: Annotated[int, Field(ge=0, le=LARGEST)] = 4  # black pixels around an image, before its crop
+    num_classes: PositiveInt | None = None  # that of the data, once training starts
+
+    needs_labels: ClassVar[bool] = True
+    views: ClassVar[str] = "supervised"
+
+
+class SelfSupervisedConfig(EncoderConfig):
+    """What the self-supervised methods share: an encoder, a projector, and random views of each image.
+
+    The views are those of SimSiam on CIFAR-10 (Chen and He 2021, appendix D): no blur there.
+    """
+
+    batch_size: int = Field(512, ge=2, le=MOST)
+    learning_rate: PositiveFloat = 0.03
+    base_batch_size: PositiveInt | None = 256
+    knn_every: NonNegativeInt = 5
+
+    projector_dim: PositiveInt = 2048  # of its output
+    projector_hidden: PositiveInt = 2048  # of its layers before
+    projector_layers: Annotated[int, Field(gt=0, le=100)] = 2
+
+    crop_scale: Annotated[float, Field(gt=0, le=1)] = 0.2  # smallest share of the area that a view shows
+    jitter: Share = 0.8  # probability of the next four, in an order of their own for each image
+    brightness: Share = 0.4  # factors from 1 - this to 1 + this
+    contrast: Share = 0.4
+    saturation: Share = 0.4
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1  # largest turn, of the whole circle
+    grayscale: Share = 0.2  # probability
+    blur: Share = 0.0  # probability
+
+    views: ClassVar[str] = "standard"
 
 
 class _SiameseConfig(SelfSupervisedConfig):
@@ -433,11 +441,8 @@ class VICRegConfig(SelfSupervisedConfig):
 
 def methods() -> dict[str, type[Config]]:
     """Every method's name and config class."""
-    return {
-        kind.model_fields["method"].default: kind
-        for kind in _subclasses(Config)
-        if isinstance(kind.model_fields["method"].default, str)
-    }
+    kinds = {kind.model_fields["method"].default: kind for kind in _subclasses(Config)}
+    return {name: kind for name, kind in kinds.items() if isinstance(name, str)}
 
 
 def config_class(method: str) -> type[Config]:
@@ -483,7 +488,7 @@ def read(text: str, source: str) -> Config:
         raise UserError(f"{source} is of a method {values['method']!r} that {NOT_KNOWN}")
     known = config_class(values["method"]).model_fields
     if unknown := sorted({*values} - {*known, *RENAMED}):
-        names = ", ".join(name + hint(name, known) for name in unknown)
+        names = ", ".join(name + hint(name, known, SHORT) for name in unknown)
         raise UserError(f"{source} has settings that {NOT_KNOWN}: {names}")
     try:
         return make(values["method"], values)
@@ -492,6 +497,4 @@ def read(text: str, source: str) -> Config:
 
 
 def _subclasses(kind: type[Config]) -> Iterator[type[Config]]:
-    for child in kind.__subclasses__():
-        yield child
-        yield from _subclasses(child)
+    return (item for child in kind.__subclasses__() for item in (child, *_subclasses(child)))

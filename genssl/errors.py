@@ -4,11 +4,12 @@
 for an interrupt and a terminate signal.
 """
 
+import difflib
 import errno
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 WRONG_INPUT = 2
@@ -28,6 +29,26 @@ def printable(text: str) -> str:
     an escape sequence would else move the cursor, change the title or write to the clipboard.
     """
     return text if text.isprintable() else "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+def hint(name: str, known: Mapping[str, Any], short: Mapping[str, str] | None = None) -> str:
+    """A question after the known name closest to one that is not known, or nothing.
+
+    Args:
+        name: the one that is not known.
+        known: all that are.
+        short: known names by what people type for them.
+    """
+    close = [short[name]] if short and name in short else difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def describe_invalid(problem: Mapping[str, Any]) -> str:
+    """An entry of pydantic's `ValidationError.errors()` in a line: the name, what it must be, what it is."""
+    message = str(problem["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
+    if not problem["loc"]:
+        return message
+    return f"{'.'.join(map(str, problem['loc']))} {message} (got {problem['input']!r:.80})"
 
 
 def parse_json(text: str | bytes) -> Any:

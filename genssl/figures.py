@@ -393,6 +393,44 @@ def draw_neighbors(
     return sheet
 
 
+def draw_captioned(
+    images: Tensor,
+    captions: Sequence[Sequence[str]],
+    truths: Sequence[str],
+    titles: Sequence[str],
+    header: str,
+) -> Image.Image:
+    """Rows of images with a word below each, framed and written green where it is the row's own, else red.
+
+    Args:
+        images: uint8 (R, K, C, H, W).
+        captions: R rows of K words.
+        truths: the right word of each row.
+        titles: of the K columns; a line break is one.
+        header: above all, wrapped at spaces.
+    """
+    drawn = drawn_names(tuple(sorted({*truths, *(word for row in captions for word in row)})))
+    font, lines = drawn.font(12), 1 + max(title.count("\n") for title in titles)
+    width, height = SIDE + 2 * BORDER + GAP + CAPTION, SIDE + 2 * BORDER + CAPTION + GAP // 2
+    whole = max(2 * GAP + width * images.shape[1], LEAST_WIDTH)
+    wrapped = _wrapped(header, whole - 2 * MARGIN)
+    top = MARGIN + LINE_HEIGHT * len(wrapped)
+    below = top + lines * CAPTION
+    sheet = Image.new("RGB", (whole, below + GAP // 2 + height * len(images)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, line in enumerate(wrapped):
+        position = (MARGIN, MARGIN + i * LINE_HEIGHT)
+        draw.text(position, line, fill="black", font=ImageFont.load_default(TEXT_SIZE))
+    for column, title in enumerate(titles):
+        draw.multiline_text((GAP + width * column, top), title, fill="black", font=ImageFont.load_default(12))
+    for row, words in enumerate(captions):
+        for column, word in enumerate(words):
+            color = RIGHT if word == truths[row] else WRONG
+            position = (GAP + width * column, below + GAP // 2 + row * height)
+            _draw_image(sheet, images[row, column], word, color, position, font)
+    return sheet
+
+
 def _draw_image(
     sheet: Image.Image,
     image: Tensor,

@@ -245,7 +245,7 @@ UNANNOTATED = {
     "results.md": {"| | training | what it can do |", "| | n | residual, 0.8 |"},
     "scaling.md": {"| | products, TFLOP/s |", "| case |"},
 }
-MEASURED = ("README", "results", "vae", "ddpm", "simsiam", "metrics", "data", "scaling")
+MEASURED = ("README", "results", "vae", "ddpm", "simsiam", "metrics", "data", "scaling", "purify")
 
 
 def value_at(document: Any, path: str) -> float:

@@ -94,3 +94,10 @@ def test_the_trainings_are_those_of_the_goals(tmp_path: Path) -> None:
     assert {"vae, svhn", "ddpm, svhn", "vae, synthetic", "ddpm, synthetic"} <= named.keys()
     assert len(named) == 12
     assert len(set(map(tuple, named.values()))) == 12
+
+
+def test_a_method_that_learns_labels_is_shown_them() -> None:
+    training = gpu.training_of("classifier", {"encoder": "small", "batch_size": 4}, 8, torch.device("cpu"))
+    loss, gradients = gpu.one_pass(training)
+    assert loss > 0
+    assert bool(gradients.any())

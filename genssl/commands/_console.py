@@ -353,7 +353,16 @@ def confirm_long(configs: Sequence["Config"], options: "Options", option: str = 
             return
         smaller = _smaller(configs, options, option, screen)
     trainings = "this training" if len(configs) == 1 else f"these {len(configs)} trainings"
-    echo(f"expected: about {readable_seconds(seconds)} for {trainings}", smaller)
+    confirm(f"expected: about {readable_seconds(seconds)} for {trainings}", smaller)
+
+
+def confirm(*lines: str) -> None:
+    """Print lines on what takes long; on a terminal, ask whether to start.
+
+    Raises:
+        UserError: the answer was not yes.
+    """
+    echo(*lines)
     if sys.stdin.isatty() and is_live() and not agreed("Start?"):
         raise UserError("not started; --yes starts without asking", FAILED_RUN)
 

@@ -26,7 +26,9 @@ def register(app: typer.Typer) -> None:
 def train(
     method: Annotated[
         str | None,
-        typer.Argument(help="vae, ddpm, flow, simsiam, simclr, moco, byol, barlow-twins, vicreg or dssl."),
+        typer.Argument(
+            help="vae, ddpm, flow, simsiam, simclr, moco, byol, barlow-twins, vicreg, dssl or classifier."
+        ),
     ] = None,
     data: _options.TrainingData = None,
     epochs: _options.Epochs = None,
@@ -169,12 +171,11 @@ def _launch(gpus: int, device: str, max_restarts: int) -> None:
 
 
 def _with_init(config: "Config", reference: str) -> "Config":
-    from genssl import run_info, runs
+    from genssl import checkpoint, run_info, runs
 
     path = runs.find(reference)
     info = run_info.inspect(path)
-    if info.config.method != config.method:
-        raise UserError(f"{path} is a {info.config.method}, and a {config.method} cannot start from it")
+    checkpoint.check_start(config, info.config, path)
     echo(f"starting from {path} (epoch {info.epochs_trained:g})")
     return config.updated({"init": str(path.resolve())})
 
@@ -253,7 +254,7 @@ def _show_result(folder: Path, as_json: bool) -> None:
     import json
 
     from genssl import run_info
-    from genssl.config import SelfSupervisedConfig
+    from genssl.config import EncoderConfig
 
     if launched_rank() > 0:  # the main process prints it
         return
@@ -266,7 +267,7 @@ def _show_result(folder: Path, as_json: bool) -> None:
     show_values(f"{folder.name}, epoch {epochs}, {info.state}", info.metrics)
     echo(f"pictures, curves and weights: {folder}")
     name = info.config.method
-    is_encoder = isinstance(info.config, SelfSupervisedConfig)
+    is_encoder = isinstance(info.config, EncoderConfig)
     echo(f"next: genssl knn-eval {name}" if is_encoder else f"next: genssl sample {name} --out {name}.png")
 
 

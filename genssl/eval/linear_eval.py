@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from genssl import figures
-from genssl.config import SelfSupervisedConfig
+from genssl.config import EncoderConfig
 from genssl.data.augment import geometry
 from genssl.data.registry import allows_flips
 from genssl.data.split import Split
@@ -84,7 +84,7 @@ def linear_eval(
 def may_mirror(method: Method, data: str, classes: tuple[str, ...]) -> bool:
     """Whether images are mirrored: as the method's own views have it, else where that keeps their class."""
     config = method.config
-    flip = config.flip if isinstance(config, SelfSupervisedConfig) else "auto"
+    flip = config.flip if isinstance(config, EncoderConfig) else "auto"
     return flip == "on" or (flip == "auto" and allows_flips(data, classes))
 
 

@@ -10,7 +10,7 @@ from genssl.data.registry import SOURCES, base_name, is_hub, short_name
 
 USUAL_SWEEP = "16:256:16"  # the assignment's
 # Options that change the run, the place or the speed, or only add a figure
-UNNAMED = {"run", "checkpoint", "device", "batch_size", "out", "as_json", "trajectory"}
+UNNAMED = {"run", "checkpoint", "device", "batch_size", "out", "as_json", "trajectory", "yes"}
 MASKS = {"box", "left"}  # of inpaint, that are no files
 LABELS = {"t_prime": "t", "t_samples": "times", "test_limit": "test", "sweep": ""}
 LONGEST = 150  # characters
@@ -52,7 +52,7 @@ def _part(name: str, value: Any) -> str:
     text = f"{value:g}" if isinstance(value, float) else str(value)
     if isinstance(value, list | tuple):
         text = "-".join(map(str, value))
-    if name in {"data", "features"} or (name == "mask" and text not in MASKS):
+    if name in {"data", "features", "classifier"} or (name == "mask" and text not in MASKS):
         text = f"{name}-{_short(text)}"
     clean = re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-.")
     return LABELS.get(name, name.replace("_", "")) + clean if text[:1].isdigit() else clean

@@ -5,6 +5,7 @@ import torch
 from genssl.config import (
     BarlowTwinsConfig,
     BYOLConfig,
+    ClassifierConfig,
     Config,
     DDPMConfig,
     DSSLConfig,
@@ -17,6 +18,7 @@ from genssl.config import (
 )
 from genssl.models.barlow_twins import BarlowTwins
 from genssl.models.byol import BYOL
+from genssl.models.classifier import Classifier
 from genssl.models.ddpm import DDPM
 from genssl.models.dssl import DSSL
 from genssl.models.flow import Flow
@@ -40,6 +42,7 @@ METHODS: dict[str, tuple[type[Config], type[Method]]] = {
     "barlow_twins": (BarlowTwinsConfig, BarlowTwins),
     "vicreg": (VICRegConfig, VICReg),
     "dssl": (DSSLConfig, DSSL),
+    "classifier": (ClassifierConfig, Classifier),
 }
 
 

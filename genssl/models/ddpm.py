@@ -21,6 +21,7 @@ from genssl.models.diffusion import (
     linear_schedule,
     p_losses_per_image,
     probability_of_times,
+    q_sample,
     t_sample,
     x_start_and_epsilon,
     zero_terminal_snr,
@@ -280,6 +281,28 @@ class DDPM(Method):
             self.inpaint_steps if steps is None else steps, noise, images, mask, jump_length, resamplings,
             prediction=self.prediction, clip=True, callback=callback,
         )  # fmt: skip
+
+    @property
+    def noise_to_signal(self) -> Tensor:
+        """sqrt((1 - alpha-bar) / alpha-bar) at t' = 1 .. T, (T,)."""
+        return self.schedule.snr.rsqrt()
+
+    def purify(
+        self,
+        images: Tensor,
+        t_prime: int,
+        generator: Randomness = None,
+        steps: int | None = None,
+        *,
+        surrogate: bool = False,
+    ) -> Tensor:
+        """Images (B, C, H, W) noised to t' and denoised by ancestral steps, or DDIM's; see `CanPurify`."""
+        times = torch.full((len(images),), t_prime - 1, device=images.device)
+        x = q_sample(self.schedule, images, times, normal(images.shape, generator, images.device))
+        sampler: Sampler = "ddim" if surrogate else "ancestral"
+        steps = min(steps or FAST_STEPS, t_prime)
+        # Clipping has no gradient where it acts: a surrogate for gradients does without
+        return self.denoise(x, t_prime - 1, generator, sampler, steps, clip=not surrogate)
 
     def predict(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """(x_0, epsilon) that the network predicts for x (B, C, H, W) at times t (B,), of no class."""

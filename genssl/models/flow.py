@@ -24,6 +24,7 @@ from genssl.runtime import Randomness, normal, step_noise, uniform
 Field = Callable[[Tensor, Tensor], Tensor]
 Sampler = Literal["heun", "euler"]
 CALLS = 20  # of the network per image, where none are asked for
+LEVELS = 1000  # of noise, which t' counts
 TIME_SCALE = 1000.0  # the network's sinusoids are made for times up to 1,000
 
 
@@ -155,6 +156,27 @@ class Flow(Method):
         steps = self.inpaint_steps if steps is None else steps
         return fill(field, x, steps, noise, images, mask, jump_length, resamplings, callback)
 
+    @property
+    def noise_to_signal(self) -> Tensor:
+        """t / (1 - t) at t' = 1 .. 1,000, thousandths of the time t, (1000,)."""
+        t = torch.arange(1, LEVELS + 1, device=self.device) / LEVELS
+        return t / (1 - t)
+
+    def purify(
+        self,
+        images: Tensor,
+        t_prime: int,
+        generator: Randomness = None,
+        steps: int | None = None,
+        *,
+        surrogate: bool = False,
+    ) -> Tensor:
+        """Images (B, C, H, W) carried to t = t' / 1,000 and back by Euler's steps; see `CanPurify`."""
+        t = t_prime / LEVELS
+        x = (1 - t) * images + t * normal(images.shape, generator, images.device)
+        x = follow(self._field(None, None), x, steps or CALLS, heun=False, start=t)
+        return x if surrogate else x.clamp(-1, 1)
+
     def _field(self, labels: Tensor | None, guidance: float | None) -> Field:
         if labels is not None:
             labels, guidance = labels.to(self.device), self.guidance if guidance is None else guidance
@@ -188,16 +210,18 @@ def follow(
     *,
     heun: bool = True,
     backwards: bool = False,
+    start: float = 1.0,
     callback: StepCallback | None = None,
 ) -> Tensor:
     """Solve dx/dt = field(x, t) in equal steps, from noise at t = 1 to images at t = 0.
 
     Args:
         field: the velocity.
-        x: (B, ...) at t = 1, or at t = 0 where `backwards`.
+        x: (B, ...) at t = `start`, or at t = 0 where `backwards`.
         steps: number of steps.
         heun: Heun's method, of second order and two calls per step; else Euler's.
-        backwards: from images to noise.
+        backwards: from images to noise at t = `start`.
+        start: the noisy end.
         callback: called with (steps that are left - 1, x) after each step.
 
     Raises:
@@ -205,10 +229,10 @@ def follow(
     """
     if steps < 1:
         raise ValueError(f"steps must be 1 or more, not {steps}")
-    dt = (1 if backwards else -1) / steps
-    start = 0.0 if backwards else 1.0
+    dt = (start if backwards else -start) / steps
+    first = 0.0 if backwards else start
     for i in range(steps):
-        t, t_next = (x.new_full((len(x),), start + k * dt) for k in (i, i + 1))
+        t, t_next = (x.new_full((len(x),), first + k * dt) for k in (i, i + 1))
         velocity = field(x, t)
         if heun:
             velocity = 0.5 * (velocity + field(x + dt * velocity, t_next))

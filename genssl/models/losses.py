@@ -1,4 +1,4 @@
-"""The self-supervised losses, written out. Features are (B, D); all is computed in float32 or wider."""
+"""The losses of the encoders, written out. Features are (B, D); all is computed in float32 or wider."""
 
 import torch
 import torch.nn.functional as F
@@ -175,6 +175,27 @@ def unit(z: Tensor) -> Tensor:
 
 def _wide(z: Tensor) -> Tensor:
     return z.to(torch.promote_types(z.dtype, torch.float32))
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """-sum_k q_k log p_k, with p the softmax of the logits: (B,) nats.
+
+    The target q is the label, of which the share `smoothing` is spread evenly over all classes (Szegedy et
+    al. 2016, section 7): q_k = (1 - smoothing) [k = label] + smoothing / K.
+
+    Args:
+        logits: (B, K).
+        labels: (B,) int64, in [0, K).
+        smoothing: in [0, 1).
+    """
+    with _float32(logits):
+        logits = _wide(logits)
+        # log p_k = logit_k - log sum_j exp(logit_j). The largest logit is taken out of the sum, so that no
+        # exponential overflows; what is taken out counts as a constant, and the gradient stays the same
+        largest = logits.detach().amax(1, keepdim=True)
+        log_p = logits - largest - (logits - largest).exp().sum(1, keepdim=True).log()
+        right = log_p.gather(1, labels[:, None])[:, 0]
+        return -(1 - smoothing) * right - smoothing * log_p.mean(1)
 
 
 def _float32(z: Tensor) -> torch.autocast:

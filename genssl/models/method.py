@@ -190,6 +190,46 @@ class CanInpaint(Protocol):
 
 
 @runtime_checkable
+class CanPurify(Protocol):
+    """Puts noise into images and takes it out again, and with it what else was there (Nie et al. 2022)."""
+
+    @property
+    def noise_to_signal(self) -> Tensor:
+        """Deviation of the noise over the image's share at t' = 1, 2, ..., (T,), rising."""
+        ...
+
+    def purify(
+        self,
+        images: Tensor,
+        t_prime: int,
+        generator: Randomness = None,
+        steps: int | None = None,
+        *,
+        surrogate: bool = False,
+    ) -> Tensor:
+        """Images (B, C, H, W) noised to t' and denoised, of no class, since nobody knows theirs.
+
+        Args:
+            images: in the model's range.
+            t_prime: the noise level, from 1 to T.
+            generator: of all noise; one for all, or one an image.
+            steps: network calls per image; 20 when None, fewer where there are fewer levels.
+            surrogate: the same as a differentiable map of few steps that adds no noise on its way and cuts
+                nothing off, for gradients.
+        """
+        ...
+
+
+@runtime_checkable
+class CanClassify(Protocol):
+    """Knows the classes of the data it was trained on, `Method.class_names`."""
+
+    def classify(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> unnormalized log-probabilities of the classes, logits (B, classes)."""
+        ...
+
+
+@runtime_checkable
 class HasLatents(Protocol):
     """Has a posterior over latents for each image."""
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genssl.config import TIMM, hint
-from genssl.errors import UserError
+from genssl.config import TIMM
+from genssl.errors import UserError, hint
 
 # Channels of the first stage, and blocks in each of the four stages
 WIDTHS = {"resnet18": 64, "resnet34": 64, "resnet50": 64, "small": 16}

@@ -20,6 +20,7 @@ from genssl.models.method import Method
 from genssl.runtime import autocast, choose_precision, epoch_permutation, generator
 from genssl.training.ddp import check_batch_divides, convert_batch_norm, wrap_ddp
 from genssl.training.optim import EMA, Guard, build_optimizer, optimizer_step, set_lr
+from genssl.training.splits import without_labels
 
 # Prefixes of the names of tensors in a saved state; part of the file format
 METHOD, AVERAGE, OPTIMIZER, LOSSES = "method.", "average.", "optimizer.", "sum."
@@ -251,7 +252,7 @@ def labels_for(method: Method, split: Split) -> Tensor | None:
     if not method.classes:
         return None
     if split.labels is None:
-        raise UserError(f"{split.name} has no labels, and conditional=true needs them; leave it away")
+        raise UserError(without_labels(split.name, method.config))
     if len(split.classes) != method.classes:
         raise UserError(f"{split.name} has {len(split.classes)} classes, and the network {method.classes}")
     return split.labels

@@ -16,7 +16,7 @@ from genssl.metrics.collapse import output_scale, output_std, rankme
 from genssl.metrics.knn import knn_predict
 from genssl.metrics.sharpness import SHARPNESS, mean_sharpness
 from genssl.models.build import build
-from genssl.models.method import CanSample, Method
+from genssl.models.method import CanClassify, CanSample, Method
 from genssl.pixels import to_model
 from genssl.runtime import chunks, generator, generators, measuring
 
@@ -81,7 +81,7 @@ class Monitor:
         return every > 0 and (epoch % every == 0 or epoch == self.config.epochs or last)
 
     def observe(self, method: Method, epoch: int, *, steps: int, last: bool) -> dict[str, Any]:
-        """The measurements of one-based `epoch` for the history: losses, collapse, kNN, each when due.
+        """The measurements of one-based `epoch` for the history, each when it is due.
 
         All processes take part in the kNN accuracy; the first one alone measures the rest.
 
@@ -93,8 +93,10 @@ class Monitor:
         """
         values: dict[str, Any] = {}
         if distributed.is_main_process():
-            values |= self.held_out_losses(method) if self._due(self.config.sample_every, epoch, last) else {}
+            due = self._due(self.config.sample_every, epoch, last)
+            values |= self.held_out_losses(method) if due else {}
             values |= self.collapse(method, steps)
+            values |= self.accuracy(method) if due or last or epoch == self.config.epochs else {}
         if not self._due(self.config.knn_every, epoch, last):
             return values
         # A barrier on the host: where the first process has failed, no device is to wait for it
@@ -124,6 +126,20 @@ class Monitor:
             self.loss_error = spread / math.sqrt(len(batch_losses))
         split = self.config.monitor_split
         return {f"{split}_{name}": float(total) / whole for name, total in totals.items()}
+
+    @measuring()
+    def accuracy(self, method: Method) -> dict[str, float]:
+        """The share of all held-out images classified right, as test_ or validation_accuracy.
+
+        Nothing for a method that classifies none.
+        """
+        if not isinstance(method, CanClassify) or not self._is_labeled():
+            return {}
+        method.eval()
+        held_out = cast(Split, self.held_out)
+        logits = extract(method.classify, held_out.images, CHUNK, device=self.device)
+        right = logits.argmax(1) == cast(Tensor, held_out.labels).to(self.device)
+        return {f"{self.config.monitor_split}_accuracy": float(right.float().mean())}
 
     def overfitting(self, method: Method, history: Sequence[Mapping[str, Any]]) -> str | None:
         """A warning where a generative method's held-out loss has risen above its train loss; else None.

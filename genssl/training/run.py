@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from genssl import checkpoint, distributed, figures, run_info, runs
-from genssl.config import Config, SelfSupervisedConfig
-from genssl.data.augment.views import choose_views
+from genssl.config import Config, EncoderConfig
+from genssl.data.augment.views import choose_views, held_out_views
 from genssl.data.loader import Loader, make_loader
 from genssl.data.registry import absolute, describe_flips, locate, short_name
 from genssl.data.rows import require_whole
@@ -206,7 +206,7 @@ class RunInProgress:
         self.training = Training(method, views, train, config)
         if should_compile(options, train.device, self.training.total_steps):
             self._compile(train.device)
-        self.monitor = Monitor(views, train.split, held_out, config, train.device)
+        self.monitor = Monitor(held_out_views(views), train.split, held_out, config, train.device)
         is_main = distributed.is_main_process()
         self.data_statistics = self.monitor.data_statistics(self.training.method) if is_main else {}
         self.history: list[dict[str, Any]] = []
@@ -308,7 +308,7 @@ class RunInProgress:
         )
         if self.config.channels == 1:
             self.listener(Note("images are gray: one channel"))
-        if isinstance(self.config, SelfSupervisedConfig):
+        if isinstance(self.config, EncoderConfig):
             flips = describe_flips(self.config.data, training.split.classes, self.config.flip)
             if flips:
                 self.listener(Note(flips))

@@ -10,12 +10,20 @@ from genssl.training.events import Listener, Loading
 
 
 def with_classes_of(config: Config, train: Split) -> Config:
-    """The settings of a class-conditional method with the number of classes of its data."""
-    if not getattr(config, "conditional", False) or getattr(config, "num_classes", None) is not None:
+    """The settings of a method that is told the classes with the number of classes of its data."""
+    asks = config.needs_labels or getattr(config, "conditional", False)
+    if not asks or getattr(config, "num_classes", None) is not None:
         return config
     if train.labels is None:
-        raise UserError(f"{config.data} has no labels, and conditional=true needs them; leave it away")
+        raise UserError(without_labels(config.data, config))
     return config.updated({"num_classes": len(train.classes)})
+
+
+def without_labels(name: str, config: Config) -> str:
+    """What to say of data without labels, to a method that is told them."""
+    if config.needs_labels:
+        return f"{name} has no labels, and a {config.method} learns them; choose data in folders of classes"
+    return f"{name} has no labels, and conditional=true needs them; leave it away"
 
 
 def load_splits(config: Config, listener: Listener, other: RunPart = "test") -> tuple[Split, Split]:

@@ -37,6 +37,7 @@ METHODS = {
     "vicreg": ENCODER,
     "simclr": ENCODER,
     "moco": [*ENCODER, "--set", "queue_size=16"],
+    "classifier": ["--set", "encoder=small"],
 }
 EVALUATIONS: dict[str, list[list[object]]] = {
     "vae": [

@@ -178,7 +178,7 @@ def test_the_config_builds_its_schedule_and_network() -> None:
     [
         ({"image_size": 12}, "image_size must be a multiple of 8"),
         ({"timesteps": 0}, "timesteps must be greater than 0"),
-        ({"timesteps": 50}, r"features_t must be less than timesteps \(50\), not 50"),
+        ({"timesteps": 50}, r"features_t must be below timesteps \(50\), not 50"),
         ({"beta_start": 0.03}, "beta_start 0.03 must not exceed beta_end 0.02"),
         ({"beta_end": 1.0}, "beta_end must be less than 1"),
         ({"timesteps": 20, "features_t": 1, "scale_betas": True}, "scale_betas takes beta_end to 1"),

@@ -27,6 +27,7 @@ from .toy import Toy, ToyConfig, ToyViews
 
 CPU = torch.device("cpu")
 SELF_SUPERVISED = ("simsiam", "byol", "barlow_twins", "vicreg", "dssl", "simclr", "moco")
+IN_FLOAT64 = (*SELF_SUPERVISED, "classifier")
 GENERATIVE = ("vae", "ddpm")
 
 
@@ -51,6 +52,8 @@ def small(method: str) -> configs.Config:
     changes: dict[str, Any] = {"epochs": 2, "batch_size": 8, "precision": "fp32", "gradient_clip": 0.5}
     if method in SELF_SUPERVISED:
         changes |= {"encoder": "small", "projector_hidden": 16, "projector_dim": 8, "learning_rate": 0.01}
+    if method == "classifier":
+        changes |= {"encoder": "small", "learning_rate": 0.01, "num_classes": 3}
     if method == "moco":
         changes |= {"queue_size": 20}  # not a multiple of the batch
     if method == "ddpm":
@@ -88,10 +91,10 @@ def toys() -> dict[str, Tensor]:
 def methods() -> dict[str, Tensor]:
     """Weights and losses after a few steps: float64 where the method computes in it."""
     found = {}
-    for name in (*SELF_SUPERVISED, *GENERATIVE):
+    for name in (*IN_FLOAT64, *GENERATIVE):
         config = small(name)
         method, views = build(config), choose_views(config)
-        if name in SELF_SUPERVISED:
+        if name in IN_FLOAT64:
             method, views = method.double(), Wide(views)  # type: ignore[assignment]
         training = Training(method, views, split().take(config.limit), config)
         losses = [step.losses["loss"] for step in training.steps()]
@@ -214,8 +217,8 @@ def test_two_processes_end_with_the_weights_of_one(kind: str, one: Any, two: Any
     assert furthest(two[0], two[1], f"toys.{kind}.") == 0
 
 
-@pytest.mark.parametrize("method", SELF_SUPERVISED)
-def test_every_self_supervised_method_does(method: str, one: Any, two: Any) -> None:
+@pytest.mark.parametrize("method", IN_FLOAT64)
+def test_every_method_with_an_encoder_does(method: str, one: Any, two: Any) -> None:
     assert all(furthest(one, each, f"methods.{method}.") < 1e-9 for each in two)
 
 

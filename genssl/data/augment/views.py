@@ -5,7 +5,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from genssl.config import Config, DSSLConfig, SelfSupervisedConfig
+from genssl.config import ClassifierConfig, Config, DSSLConfig, SelfSupervisedConfig
 from genssl.data.augment import color, geometry, randaugment
 from genssl.data.registry import allows_flips
 from genssl.errors import UserError
@@ -56,11 +56,60 @@ def choose_views(config: Config, classes: tuple[str, ...] = ()) -> Views:
     """
     if config.views == "plain":
         return Plain()
+    if isinstance(config, ClassifierConfig) and config.views == "supervised":
+        return Supervised(config, classes)
     if isinstance(config, SelfSupervisedConfig) and config.views == "standard":
         return Standard(config, classes)
     if isinstance(config, DSSLConfig) and config.views == "directional":
         return Directional(config, classes)
-    raise UserError(f"{config.method}: unknown views {config.views!r}; known: plain, standard, directional")
+    known = "plain, supervised, standard, directional"
+    raise UserError(f"{config.method}: unknown views {config.views!r}; known: {known}")
+
+
+def held_out_views(views: Views) -> Views:
+    """The views of held-out images: the images themselves where training only moves them about."""
+    return Plain() if isinstance(views, Supervised) else views
+
+
+class Supervised:
+    """One view of each image: shifted by up to `crop_padding` pixels, and mirrored if that keeps its class.
+
+    The augmentation of He et al. 2016, section 4.2: the image is padded on each side, and a crop of its own
+    size is taken from that, or from its mirror image.
+    """
+
+    names: tuple[str, ...] = ("crop",)
+
+    def __init__(self, config: ClassifierConfig, classes: tuple[str, ...] = ()) -> None:
+        """The views of a config; `classes` are the data's, for flip = auto."""
+        self.padding = config.crop_padding
+        self.flips = config.flip == "on" or (config.flip == "auto" and allows_flips(config.data, classes))
+
+    def draws(self, n: int, generator: Randomness) -> dict[str, Tensor]:
+        """Chances in [0, 1): of the crop's place, (n, 2), down and across, and of mirroring, (n, 1)."""
+        crop, flip = uniform((n, 3), generator).split([2, 1], 1)
+        return {"crop": crop, "flip": flip}
+
+    def __call__(self, images: Tensor, draws: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """uint8 (B, C, H, W) -> (float (B, C, H, W),): black where the crop is beyond the image."""
+        height, width = images.shape[2:]
+        # The row and the column of the image that each pixel of the crop shows, (B, H) and (B, W)
+        shifts = (draws["crop"] * (2 * self.padding + 1)).floor().long() - self.padding
+        rows, columns = (
+            torch.arange(size, device=images.device) + shifts[:, axis : axis + 1]
+            for axis, size in enumerate((height, width))
+        )
+        if self.flips:
+            columns = torch.where(draws["flip"] < 0.5, width - 1 - columns, columns)
+        is_inside = _within(rows, height)[:, :, None] & _within(columns, width)[:, None, :]
+        index = rows.clamp(0, height - 1)[:, :, None] * width + columns.clamp(0, width - 1)[:, None, :]
+        index = index.flatten(1)[:, None].expand(-1, images.shape[1], -1)
+        moved = images.flatten(2).gather(2, index).view_as(images)
+        return (to_model(moved * is_inside[:, None]),)
+
+
+def _within(places: Tensor, size: int) -> Tensor:
+    return (places >= 0) & (places < size)
 
 
 VIEWS = 2
