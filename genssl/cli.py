@@ -16,7 +16,18 @@ import typer
 from typer.core import TyperGroup
 
 from genssl import __version__, paths
-from genssl.commands import assignment, evaluate, export, generate, inpaint, report, runs, study, train
+from genssl.commands import (
+    assignment,
+    downstream,
+    evaluate,
+    export,
+    generate,
+    inpaint,
+    report,
+    runs,
+    study,
+    train,
+)
 from genssl.environment import launched_rank, launched_world_size, record_arguments, wrong_counts
 from genssl.errors import (
     FAILED_RUN,
@@ -272,7 +283,7 @@ def program(
         context.with_resource(paths.use_runs_root(checkpoints))
 
 
-for group in (train, generate, inpaint, evaluate, export, study, assignment, report, runs):
+for group in (train, generate, inpaint, evaluate, downstream, export, study, assignment, report, runs):
     group.register(app)
 
 

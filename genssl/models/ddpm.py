@@ -331,8 +331,10 @@ class DDPM(Method):
                 )
             t = torch.full((len(images),), int(time), device=images.device)
             still = images.new_zeros(self.shape) if noise is None else noise
-            found = self.network.up_maps(q_sample(self.schedule, images, t, still.expand_as(images)), t)
-            maps += [found[block] for block in chosen]
+            # Little noise asks the network for edges, much noise for what the image may be of: several times
+            # see more than one
+            outputs = self.network.up_maps(q_sample(self.schedule, images, t, still.expand_as(images)), t)
+            maps += [outputs[block] for block in chosen]
         return pixel_features(maps, images.shape[2:])
 
     def previews(self, images: Tensor, generator: Randomness) -> dict[str, Tensor]:

@@ -197,9 +197,10 @@ class Flow(Method):
             if not 0 <= time <= 1:
                 raise ValueError(f"times must be from 0 to 1, not {time:g}")
             t = images.new_full((len(images),), time)
+            # On the straight line of this image and this noise, as in training
             x = (1 - time) * images + (0.0 if noise is None else time * noise)
-            found = self.network.up_maps(x, TIME_SCALE * t)
-            maps += [found[block] for block in chosen]
+            outputs = self.network.up_maps(x, TIME_SCALE * t)
+            maps += [outputs[block] for block in chosen]
         return pixel_features(maps, images.shape[2:])
 
     def previews(self, images: Tensor, generator: Randomness) -> dict[str, Tensor]:

@@ -91,6 +91,7 @@ class Siamese(Method):
         Raises:
             UserError: the encoder gives no maps.
         """
+        # The projector sees no places: the mean over them comes before it
         maps = self.encoder.maps(images)
         chosen = chosen_blocks(blocks, self.spatial_blocks)
         return pixel_features([maps[block] for block in chosen], images.shape[2:])

@@ -94,6 +94,7 @@ class UNet(nn.Module):
 
         Each is (B, width, h, w) float32, h and w those of its level.
         """
+        # Blocks on the way up know both what a place looks like, by the skips, and what the whole shows
         time, maps = self._condition(t, None), list[Tensor]()
         self._ascend(*self._descend(x, time), time, maps)
         return [features.float() for features in maps]

@@ -35,6 +35,7 @@ class ConvolutionalEncoder(nn.Sequential):
         maps = []
         for layer in list(self)[:-1]:
             x = layer(x)
+            # A batch norm ends each of the four steps
             if isinstance(layer, nn.BatchNorm2d):
                 maps.append(x)
         return maps

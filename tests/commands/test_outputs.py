@@ -74,6 +74,8 @@ COMMANDS = {
     "fidelity": ["--features", "pixels", "-n", 20, "-k", 3, "--resamples", 0],
     "bits-per-dim": [],
     "inpaint": ["--mask", "left"],
+    "segment": [],
+    "probe": [],
 }
 
 
