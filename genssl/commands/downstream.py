@@ -1,7 +1,7 @@
 """`segment` and `probe`: what features are good for, with few labels."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -52,9 +52,10 @@ def segment(
             help="Noise levels; default: 50,150,250 of 1,000 (DDPM), 0.15,0.34,0.49 (flow).",
         ),
     ] = None,
-    foreground: Annotated[
-        bool, typer.Option("--foreground", help="Tell only ground from everything else.")
-    ] = False,
+    classes: Annotated[
+        Literal["ground", "all"],
+        typer.Option(help="Tell ground from everything else, or all classes of the masks."),
+    ] = "ground",
     members: Annotated[int, typer.Option(min=1, max=1000, help="Pixel classifiers of an ensemble.")] = 5,
     steps: Annotated[int, typer.Option(min=1, max=1_000_000, help="Training steps of each ensemble.")] = 300,
     heat_map: Annotated[bool, typer.Option(help="Also measure each block and time by itself.")] = True,
@@ -73,7 +74,7 @@ def segment(
 
     settings = evaluation.SegmentSettings(
         tuple(dict.fromkeys(labelled or [50])), repeats, chosen_blocks or None, chosen_times or None,
-        foreground, heat_map, ClassifierSettings(members, steps), common.seed,
+        classes, heat_map, ClassifierSettings(members, steps), common.seed,
     )  # fmt: skip
     others = _others(work, beside or [])
     train, test = _with_masks(work, "train"), _with_masks(work, "test").take(test_limit, common.seed)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 GROUND = "ground"
 FOREGROUND = "not ground"
+Classes = Literal["ground", "all"]
 NUMBERS = 2**24  # features of images that are computed at once
 KEPT = 2**27  # of labelled images that are held at once: of larger ones, some pixels are drawn
 SHOWN = 8  # test images in the picture
@@ -54,7 +55,7 @@ class SegmentSettings:
         repeats: draws of the labelled images.
         blocks: one-based, of the run itself; all when None.
         times: noise levels, of the run itself; the method's when None.
-        foreground: tell ground from everything else only.
+        classes: "ground": tell ground from everything else; "all": every class of the masks.
         heat_map: also train on each block and time by itself, on the first draw.
         classifiers: of the ensembles.
         seed: of the draws, the noise and the ensembles.
@@ -64,7 +65,7 @@ class SegmentSettings:
     repeats: int = 5
     blocks: Sequence[int] | None = None
     times: Sequence[float] | None = None
-    foreground: bool = False
+    classes: Classes = "ground"
     heat_map: bool = True
     classifiers: ClassifierSettings = field(default_factory=ClassifierSettings)
     seed: int = 0
@@ -181,7 +182,7 @@ def _problem(train: Split, test: Split, settings: SegmentSettings) -> _Problem:
     if most > len(train):
         raise UserError(f"--labelled must be at most the number of train images, {len(train)}, not {most}")
     classes = (GROUND, *train.classes)
-    if settings.foreground:
+    if settings.classes == "ground":
         classes = (GROUND, FOREGROUND)
         train, test = (replace(split, masks=_foreground(split.masks)) for split in (train, test))
     order = [
@@ -326,24 +327,16 @@ def _confusions(encoder: SpatialEncoder, problem: _Problem, fitted: Sequence[_Fi
 
 
 def _scores(matrices: Sequence[Tensor]) -> dict[str, float | None]:
-    """Mean and deviation of the mean IoU over draws; the same where all classes but ground are one.
+    """Mean and deviation of the mean IoU over draws, and the share of pixels whose class is right.
 
-    And the share of pixels whose class is right.
+    Of more than two classes also the mean IoU where all but ground are one.
     """
     values = [mean_iou(matrix) for matrix in matrices]
-    two = [mean_iou(ground_or_not(matrix)) for matrix in matrices]
+    scores = {"mean_iou": fmean(values), "std": stdev(values) if len(values) > 1 else None}
+    if len(matrices[0]) > 2:
+        scores["ground_or_not_iou"] = fmean(mean_iou(ground_or_not(matrix)) for matrix in matrices)
     right = [float(matrix.diagonal().sum() / matrix.sum()) for matrix in matrices]
-    return {
-        "mean_iou": fmean(values),
-        "std": _std(values),
-        "ground_or_not_iou": fmean(two),
-        "ground_or_not_std": _std(two),
-        "pixel_accuracy": fmean(right),
-    }
-
-
-def _std(values: Sequence[float]) -> float | None:
-    return stdev(values) if len(values) > 1 else None
+    return {**scores, "pixel_accuracy": fmean(right)}
 
 
 def ground_or_not(matrix: Tensor) -> Tensor:
@@ -391,11 +384,20 @@ def _notes(problem: _Problem) -> tuple[str, ...]:
     settings = problem.settings
     classifiers = settings.classifiers
     return (
-        "ground_or_not: the same predictions, with all classes but ground as one",
+        *_about_classes(problem),
         f"std is the deviation over {settings.repeats} draws of labelled images, the same for all features",
         f"{classifiers.members} classifiers and {classifiers.steps} steps are what a CPU can bear; "
         "Baranchuk et al. 2022 train 10: --members 10",
     )
+
+
+def _about_classes(problem: _Problem) -> tuple[str, ...]:
+    if problem.settings.classes == "all":
+        return ("ground_or_not_iou: of the same predictions, with all classes but ground as one",)
+    if len(problem.train.classes) < 2:
+        return ()
+    several = len(problem.train.classes) + 1
+    return (f"of the {several} classes of the masks, all but ground are one; --classes all tells them apart",)
 
 
 # Pictures

@@ -53,7 +53,7 @@ def ddpm(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_segment(ddpm: Path, vae_run: Path, masked: Path) -> None:
-    options = [*FEW, "--labelled", 4, "--data", masked, "--beside", vae_run]
+    options = [*FEW, "--labelled", 4, "--data", masked, "--beside", vae_run, "--classes", "all"]
     values = json_of("segment", ddpm, *options)
     assert (values["labelled"], values["repeats"], values["test_images"], values["classes"]) == (6, 2, 6, 11)
     assert (values["blocks"], values["times"]) == ([1, 2], [1, 3, 5])
@@ -78,12 +78,15 @@ def test_segment(ddpm: Path, vae_run: Path, masked: Path) -> None:
 def test_segment_of_chosen_blocks_and_times_and_of_ground_alone(
     ddpm: Path, masked: Path, tmp_path: Path
 ) -> None:
-    options = [*FEW, "--data", masked, "--out", tmp_path / "s.png", "--foreground", "--times", "0,7"]
+    options = [*FEW, "--data", masked, "--out", tmp_path / "s.png", "--times", "0,7"]
     values = json_of("segment", ddpm, *options, "--blocks", "2", "--no-heat-map")
     assert (values["classes"], values["blocks"], values["times"]) == (2, [2], [0, 7])
     assert values["compared"][0]["dimensions"] == 32  # type: ignore[index, call-overload]
     assert {file.name for file in tmp_path.iterdir()} == {"s.png", "s-mean-IoU.png"}
-    assert "of labelled images" in call("segment", ddpm, *options, "--blocks", "2", "--no-heat-map").stdout
+    assert (
+        "--classes all tells them apart"
+        in call("segment", ddpm, *options, "--blocks", "2", "--no-heat-map").stdout
+    )
 
 
 def test_the_masks_of_rendered_digits_are_read(
@@ -92,7 +95,7 @@ def test_the_masks_of_rendered_digits_are_read(
     monkeypatch.setenv("GENSSL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(render, "TRAIN_IMAGES", 20)
     monkeypatch.setattr(render, "TEST_IMAGES", 8)
-    options = [*FEW, "--data", "synthetic", "--repeats", 1, "--out", tmp_path / "s.png"]
+    options = [*FEW, "--data", "synthetic", "--repeats", 1, "--classes", "all", "--out", tmp_path / "s.png"]
     values = json_of("segment", vae_run, *options)
     assert [row["class"] for row in values["iou_by_class"]] == ["ground", *"0123456789"]  # type: ignore[union-attr, index]
     assert (values["train_images"], values["test_images"], values["times"], values["std"]) == (
