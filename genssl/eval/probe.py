@@ -149,7 +149,6 @@ def _scores(
         neighbors.append(float((predicted == test_labels).double().mean()))
     return {
         "labelled": count,
-        "draws": len(linear),
         "linear_accuracy": statistics.fmean(linear),
         "linear_std": statistics.stdev(linear) if len(linear) > 1 else None,
         "knn_accuracy": statistics.fmean(neighbors),
@@ -163,6 +162,7 @@ def _result(
     first = rows[0]
     values = {
         **{name: first[name] for name in ("fraction", "labelled", "linear_accuracy", "knn_accuracy")},
+        "draws": settings.draws,
         "k": settings.k,
         "epochs": settings.linear.epochs,
         "learning_rate": settings.linear.learning_rate,
@@ -174,7 +174,7 @@ def _result(
     cut = f"k is {smallest} where there are only {smallest} labelled images; -k takes another number"
     notes = (
         "of each class the same share is labelled, at least one image",
-        "std is the deviation over draws of the labelled images",
+        "std is the deviation over draws of the labelled images; of all labels there is one",
         *((cut,) if smallest < settings.k else ()),
     )
     title = header_of(method, f"{len(test)} {test.name} test images classified")

@@ -128,7 +128,7 @@ def test_probe(vae_run: Path, ddpm: Path) -> None:
     rows: list[dict[str, float]] = values["compared"]  # type: ignore[assignment]
     expected = [(name, fraction) for name in ("vae", "ddpm") for fraction in (0.2, 1, 0.5)]
     assert [(row["what"], row["fraction"]) for row in rows] == expected
-    assert [row["draws"] for row in rows[:3]] == [2, 1, 2]
+    assert values["draws"] == 2
     assert rows[1]["labelled"] == 120
     assert "k is" in str(values["notes"])
     (file,) = (vae_run / "eval").glob("probe-*.json")
