@@ -189,6 +189,12 @@ def _problem(train: Split, test: Split, settings: SegmentSettings) -> _Problem:
         torch.randperm(len(train), generator=generator(settings.seed, "labelled", i))[:most]
         for i in range(settings.repeats)
     ]
+    for rows in order:
+        few = rows[: min(settings.labelled)].to(train.images.device)
+        if train.masks is None or not (train.masks[few] != IGNORE).any():
+            raise UserError(
+                f"no pixel of {len(few)} labelled images counts; raise --labelled, or mend the masks"
+            )
     return _Problem(train, test, classes, order, settings)
 
 
@@ -244,6 +250,8 @@ def _cells(method: Method, problem: _Problem) -> list[_Cell]:
     """Each block at each time of the run, in the order of its features."""
     settings = problem.settings
     spatial = require_ability(method, HasSpatialFeatures, "segment")
+    if settings.times is not None and not spatial.spatial_times:
+        raise UserError(f"a {method.config.method} looks at images without noise; leave --times away")
     blocks = settings.blocks or range(1, spatial.spatial_blocks + 1)
     times = (spatial.spatial_times if settings.times is None else settings.times) or (None,)
     image, cells, start = to_model(problem.train.images[:1]), list[_Cell](), 0

@@ -155,6 +155,7 @@ def test_probe(vae_run: Path, ddpm: Path) -> None:
         (["segment", "DDPM", "--data", "MASKED", "--times", "x"], "--times takes numbers"),
         (["segment", "DDPM", "--data", "MASKED", "--beside", "DDPM"], "is measured already"),
         (["segment", "DDPM", "--repeats", 0], "--repeats"),
+        (["segment", "VAE", "--data", "MASKED", *FEW, "--times", 5], "without noise; leave --times away"),
         (["probe", "VAE", "--data", "HEAP"], "has no labels"),
         (["probe", "VAE", "--label-fractions", "0.1,1.5"], "at most 1, not 1.5"),
         (["probe", "VAE", "--label-fractions", "-1"], "above 0 and at most 1, not -1"),

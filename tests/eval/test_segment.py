@@ -167,6 +167,12 @@ def test_gray_images_and_other_methods_side_by_side() -> None:
             {"labelled": (3, 11)},
             "--labelled must be at most the number of train images, 10, not 11",
         ),
+        (
+            None,
+            replace(TRAIN, masks=torch.full_like(TRAIN.images[:, 0], IGNORE)),
+            {},
+            "no pixel of 3 labelled",
+        ),
         (None, replace(TRAIN, images=TRAIN.images[:, :, :8, :8]), {}, "trained on 16x16 images"),
     ],
 )
