@@ -135,7 +135,7 @@ def segment(
     encoders, cells = _encoders(method, beside or {}, problem), _cells(method, problem)
     total = len(encoders) * len(settings.labelled) * settings.repeats + len(cells)
     count = _Count(total, tick)
-    rows, by_class, by_cell = [], {}, list[dict[str, Any]]()
+    rows, by_class, by_cell = list[dict[str, Any]](), dict[str, Tensor](), list[dict[str, Any]]()
     for name, encoder in encoders.items():
         fitted = _fit(encoder, problem, [] if rows else cells, count)
         if not rows:
@@ -151,8 +151,11 @@ def segment(
     values = _values(method, problem, rows, by_class, by_cell)
     values["seconds"] = round(time.perf_counter() - start, 3)
     drawn: dict[str, Figure | Image.Image] = {
-        "predictions": picture, "mean IoU": _bars(method, problem, rows)
-    } | ({"heat map": _heat_map(method, by_cell)} if by_cell else {})  # fmt: skip
+        "predictions": picture,
+        "mean IoU": _bars(method, problem, rows),
+    }
+    if by_cell:
+        drawn["heat map"] = _heat_map(method, by_cell)
     return EvalResult(
         values, drawn, _notes(problem), name="segment", title="Segmentation",
         headline=("mean_iou", "std", "labelled"), units={"seconds": "s"},
@@ -243,7 +246,8 @@ def _encoder(
 def neighborhoods(images: Tensor) -> Tensor:
     """The pixels of each 3x3 neighborhood, (B, C, H, W) -> (B, 9 C, H, W); edges are repeated."""
     padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
-    return F.unfold(padded, 3).unflatten(2, images.shape[2:])
+    patches: Tensor = F.unfold(padded, 3)  # (B, 9 C, H W)
+    return patches.view(len(images), -1, *images.shape[2:])
 
 
 def _cells(method: Method, problem: _Problem) -> list[_Cell]:

@@ -46,6 +46,9 @@ class PixelClassifiers(nn.Module):
         generators: one a member, of its initial weights.
     """
 
+    center: Tensor  # (D,), of the channels of the pixels that it learned from
+    scale: Tensor  # (D,), likewise
+
     def __init__(self, dimensions: int, classes: int, generators: Sequence[torch.Generator]) -> None:
         super().__init__()
         self.dimensions = dimensions
@@ -84,7 +87,8 @@ class PixelClassifiers(nn.Module):
                 mean.lerp_(batch_mean, MOMENTUM)
                 var.lerp_(unbiased, MOMENTUM)
             mean, var = batch_mean, batch_var
-        return (x - mean) * (var + EPSILON).rsqrt() * self.gains[i] + self.shifts[i]
+        normed: Tensor = (x - mean) * (var + EPSILON).rsqrt() * self.gains[i] + self.shifts[i]
+        return normed
 
     def vote(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """The class that most members choose, and the share of members that choose another one.
