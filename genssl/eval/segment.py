@@ -394,13 +394,17 @@ def _values(
 
 def _notes(problem: _Problem) -> tuple[str, ...]:
     settings = problem.settings
-    classifiers = settings.classifiers
-    return (
-        *_about_classes(problem),
-        f"std is the deviation over {settings.repeats} draws of labelled images, the same for all features",
-        f"{classifiers.members} classifiers and {classifiers.steps} steps are what a CPU can bear; "
-        "Baranchuk et al. 2022 train 10: --members 10",
-    )
+    notes = list(_about_classes(problem))
+    if settings.repeats > 1:
+        notes.append(
+            f"std is the deviation over {settings.repeats} draws of images, the same for all features"
+        )
+    if settings.classifiers == ClassifierSettings():
+        notes.append(
+            f"{settings.classifiers.members} classifiers of {settings.classifiers.steps} steps are what a CPU can "
+            "bear; Baranchuk et al. 2022 train 10: --members 10"
+        )
+    return tuple(notes)
 
 
 def _about_classes(problem: _Problem) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ SMALLEST_STD = 1e-6  # of a channel; one that does not vary stays as it is
 
 @dataclass(frozen=True)
 class ClassifierSettings:
-    """How the ensemble is trained.
+    """How the ensemble is trained; the defaults are what a CPU can bear.
 
     Attributes:
         members: number of classifiers; 10 in Baranchuk et al. 2022.
@@ -29,8 +29,8 @@ class ClassifierSettings:
         learning_rate: of Adam, constant.
     """
 
-    members: int = 10
-    steps: int = 400
+    members: int = 5
+    steps: int = 300
     batch_size: int = 128
     learning_rate: float = 1e-3
 

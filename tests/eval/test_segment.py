@@ -126,6 +126,8 @@ def test_ground_or_not_joins_the_other_classes() -> None:
     assert two["mean_iou"] > 0.99
     assert "of the 3 classes of the masks, all but ground are one" in result.notes[0]
     assert evaluate().values["compared"][0]["ground_or_not_iou"] > 0.99
+    assert "over 2 draws" in result.notes[1]
+    assert len(result.notes) == 2
 
 
 def test_ignored_pixels_are_neither_learned_nor_counted() -> None:
