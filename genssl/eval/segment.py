@@ -394,15 +394,13 @@ def _values(
 
 def _notes(problem: _Problem) -> tuple[str, ...]:
     settings = problem.settings
-    notes = list(_about_classes(problem))
+    notes, classifiers = list(_about_classes(problem)), settings.classifiers
     if settings.repeats > 1:
+        notes.append(f"std is the deviation over {settings.repeats} draws of images, the same for all rows")
+    if classifiers == ClassifierSettings():
         notes.append(
-            f"std is the deviation over {settings.repeats} draws of images, the same for all features"
-        )
-    if settings.classifiers == ClassifierSettings():
-        notes.append(
-            f"{settings.classifiers.members} classifiers of {settings.classifiers.steps} steps are what a CPU can "
-            "bear; Baranchuk et al. 2022 train 10: --members 10"
+            f"{classifiers.members} classifiers of {classifiers.steps} steps are what a CPU can bear; "
+            "Baranchuk et al. 2022 train 10: --members 10"
         )
     return tuple(notes)
 
