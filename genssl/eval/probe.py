@@ -199,6 +199,9 @@ def draw_fractions(rows: Sequence[Mapping[str, Any]], title: str) -> "Figure":
                 label=f"{name}, {'linear' if kind == 'linear' else 'kNN'}",
             )  # fmt: skip
     axis.set_xscale("log")
+    shares = sorted({100 * row["fraction"] for row in rows})
+    axis.set_xticks(shares, [f"{share:g}" for share in shares])
+    axis.minorticks_off()
     axis.set(xlabel="labelled train images (%)", ylabel="accuracy on test images (%)")
     axis.legend(frameon=False, fontsize="small")
     figure.suptitle(title, size="medium")

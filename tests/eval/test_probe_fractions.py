@@ -74,6 +74,15 @@ def test_accuracies_are_those_of_the_labelled_images() -> None:
     assert values["linear_accuracy"] == rows[0]["linear_accuracy"]
 
 
+def test_the_figure_has_a_line_of_each_kind_and_names_the_shares() -> None:
+    (figure,) = evaluate(fractions=(1.0, 0.025)).figures.values()
+    (axis,) = figure.axes  # type: ignore[union-attr]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["2.5", "100"]
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == [
+        f"{name}, {kind}" for name in ("vae", "untrained vae", "raw pixels") for kind in ("linear", "kNN")
+    ]
+
+
 def test_fewer_labelled_images_than_neighbors() -> None:
     result = evaluate(fractions=(0.01,), k=20)
     assert result.values["labelled"] == 3
