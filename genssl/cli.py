@@ -19,6 +19,7 @@ from genssl import __version__, paths
 from genssl.commands import (
     assignment,
     data,
+    downstream,
     evaluate,
     export,
     generate,
@@ -284,7 +285,9 @@ def program(
         context.with_resource(paths.use_runs_root(checkpoints))
 
 
-for group in (train, generate, inpaint, evaluate, purify, export, study, assignment, report, runs, data):
+for group in (
+    train, generate, inpaint, evaluate, downstream, purify, export, study, assignment, report, runs, data,
+):  # fmt: skip
     group.register(app)
 
 

@@ -13,6 +13,7 @@ BIN_WIDTH = 1 / 128
 HALF = 0.5
 # 65,536 times the weight of red, green and blue in gray, as in Pillow (ITU-R BT.601)
 LUMA = (19595, 38470, 7471)
+IGNORE = 255  # in a mask: a pixel that counts for nothing, as in Pascal VOC
 AT_ONCE = 2**24  # bytes that are compared at a time
 
 

@@ -243,9 +243,10 @@ UNANNOTATED = {
     "README.md": {"| images/s |"},
     "metrics.md": {"| disturbance |"},
     "results.md": {"| | training | what it can do |", "| | n | residual, 0.8 |"},
+    "segment.md": {"| method |"},
     "scaling.md": {"| | products, TFLOP/s |", "| case |"},
 }
-MEASURED = ("README", "results", "vae", "ddpm", "simsiam", "metrics", "data", "scaling", "purify")
+MEASURED = ("README", "results", "vae", "ddpm", "simsiam", "metrics", "data", "scaling", "purify", "segment")
 
 
 def value_at(document: Any, path: str) -> float:

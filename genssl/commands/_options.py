@@ -4,8 +4,9 @@ import dataclasses
 import functools
 import inspect
 import json
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -229,6 +230,35 @@ def with_options(*without: str) -> Callable[[Callable[..., None]], Callable[...,
         return run
 
     return decorate
+
+
+def numbers(texts: Sequence[str] | None, option: str) -> list[float]:
+    """The numbers of an option that is repeated, or given once with commas; each number once.
+
+    Raises:
+        UserError: one of them is no finite number.
+    """
+    parsed = []
+    for text in (part.strip() for whole in texts or () for part in whole.split(",")):
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise UserError(f"{option} takes numbers, with commas between them, not {text!r}")
+        parsed.append(number)
+    return list(dict.fromkeys(parsed))
+
+
+def whole(number: float, option: str) -> int:
+    """A number of an option that takes whole ones.
+
+    Raises:
+        UserError: it is not whole.
+    """
+    if number != int(number):
+        raise UserError(f"{option} takes whole numbers, not {number:g}")
+    return int(number)
 
 
 # --set key=value

@@ -18,12 +18,14 @@ class Fit:
         shape: crop cuts out the center square, pad lays the whole image on white, stretch changes its shape.
         images: how many were fitted.
         cropped: of how many more than a third of the area was cut off.
+        resampling: bicubic for colors; nearest for numbers of classes, which have no mean.
     """
 
     size: int
     shape: Shape = "crop"
     images: int = 0
     cropped: int = 0
+    resampling: Image.Resampling = Image.Resampling.BICUBIC
 
     def __post_init__(self) -> None:
         if self.shape not in get_args(Shape):
@@ -39,14 +41,14 @@ class Fit:
             width, height = (max(1, round(scale * side)) for side in image.size)
             square = Image.new(image.mode, (self.size, self.size), "white")
             offset = (self.size - width) // 2, (self.size - height) // 2
-            square.paste(image.resize((width, height), Image.Resampling.BICUBIC), offset)
+            square.paste(image.resize((width, height), self.resampling), offset)
             return square
         if self.shape == "crop" and short < long:
             left, top = (image.width - short) // 2, (image.height - short) // 2
             image = image.crop((left, top, left + short, top + short))
         if image.size == (self.size, self.size):
             return image
-        return image.resize((self.size, self.size), Image.Resampling.BICUBIC)
+        return image.resize((self.size, self.size), self.resampling)
 
     def notice(self, source: str = "") -> str | None:
         """What cropping left out, for the user; None: never more than a third."""

@@ -51,9 +51,11 @@ def _part(name: str, value: Any) -> str:
         return ("" if value else "no-") + name.replace("_", "-")
     text = f"{value:g}" if isinstance(value, float) else str(value)
     if isinstance(value, list | tuple):
-        text = "-".join(map(str, value))
+        text = "-".join(_short(str(item)) if name == "beside" else str(item) for item in value)
     if name in {"data", "features", "classifier"} or (name == "mask" and text not in MASKS):
         text = f"{name}-{_short(text)}"
+    if name == "beside":
+        text = f"beside-{text}"
     clean = re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-.")
     return LABELS.get(name, name.replace("_", "")) + clean if text[:1].isdigit() else clean
 

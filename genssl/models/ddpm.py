@@ -1,6 +1,6 @@
 """Denoising diffusion (Ho et al. 2020): a U-Net that finds the noise, trained at random noise levels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, Literal, Self
 
@@ -27,7 +27,7 @@ from genssl.models.diffusion import (
     zero_terminal_snr,
 )
 from genssl.models.guidance import GUIDANCE, model_of, random_labels, shows_class, training_model
-from genssl.models.method import Method
+from genssl.models.method import Method, chosen_blocks, pixel_features
 from genssl.models.samplers import (
     INPAINT_STEPS,
     JUMP_LENGTH,
@@ -47,6 +47,7 @@ DETERMINISTIC = {"dpm++": dpm_solver_pp, "heun": heun, "unipc": unipc}
 TARGETS = {"epsilon": "noise", "v": "v", "x": "image"}
 FAST_STEPS = 20
 VISIBLE = 1e-3  # alpha-bar at the last time above which an image shows through the noise
+SPATIAL_TIMES = (50, 150, 250)  # of 1,000 (Baranchuk et al. 2022, section 4)
 LEVELS = ("low", "mid", "high")  # thirds of the times, by noise
 
 
@@ -323,6 +324,40 @@ class DDPM(Method):
         """`features` at another zero-based time, in [0, T)."""
         t = torch.full((len(images),), level, device=images.device)
         return self.network.middle(extract(self.schedule.sqrt_alphas_cumprod, t, images) * images, t)
+
+    @property
+    def spatial_blocks(self) -> int:
+        """The residual blocks on the way up."""
+        return self.network.up_blocks
+
+    @property
+    def spatial_times(self) -> tuple[float, ...]:
+        """50, 150 and 250 of 1,000 (Baranchuk et al. 2022); the same shares of other numbers of times."""
+        return tuple(dict.fromkeys(t * self.schedule.timesteps // 1000 for t in SPATIAL_TIMES))
+
+    def spatial_features(
+        self,
+        images: Tensor,
+        noise: Tensor | None = None,
+        *,
+        blocks: Sequence[int] | None = None,
+        times: Sequence[float] | None = None,
+    ) -> Tensor:
+        """The maps of the blocks on the way up for x_t of images (B, C, H, W): see `HasSpatialFeatures`."""
+        chosen = chosen_blocks(blocks, self.spatial_blocks)
+        maps: list[Tensor] = []
+        for time in self.spatial_times if times is None else times:
+            if time not in range(self.schedule.timesteps):
+                raise ValueError(
+                    f"times must be whole, from 0 to {self.schedule.timesteps - 1}, not {time:g}"
+                )
+            t = torch.full((len(images),), int(time), device=images.device)
+            still = images.new_zeros(self.shape) if noise is None else noise
+            # Little noise asks the network for edges, much noise for what the image may be of: several times
+            # see more than one
+            outputs = self.network.up_maps(q_sample(self.schedule, images, t, still.expand_as(images)), t)
+            maps += [outputs[block] for block in chosen]
+        return pixel_features(maps, images.shape[2:])
 
     def previews(self, images: Tensor, generator: Randomness) -> dict[str, Tensor]:
         """Samples by the fast sampler, as many as there are images."""

@@ -6,7 +6,7 @@ t = 0 makes an image. A field is any callable (x (B, ...), t (B,) in [0, 1]) -> 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal, Self
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from genssl.config import FlowConfig
 from genssl.models.diffusion import StepCallback
 from genssl.models.guidance import GUIDANCE, model_of, random_labels, shows_class, training_model
-from genssl.models.method import Method
+from genssl.models.method import Method, chosen_blocks, pixel_features
 from genssl.models.samplers import INPAINT_STEPS, JUMP_LENGTH, RESAMPLINGS, jump_path
 from genssl.models.unet import LAYOUTS, UNet
 from genssl.runtime import Randomness, normal, step_noise, uniform
@@ -25,6 +25,8 @@ Field = Callable[[Tensor, Tensor], Tensor]
 Sampler = Literal["heun", "euler"]
 CALLS = 20  # of the network per image, where none are asked for
 LEVELS = 1000  # of noise, which t' counts
+# Times at which image and noise have the ratio of 50, 150 and 250 of the DDPM's 1,000: 1/t - 1 = sqrt(SNR)
+SPATIAL_TIMES = (0.15, 0.34, 0.49)
 TIME_SCALE = 1000.0  # the network's sinusoids are made for times up to 1,000
 
 
@@ -191,6 +193,37 @@ class Flow(Method):
         """
         t = torch.full((len(images),), self.features_t, device=images.device)
         return self.network.middle((1 - self.features_t) * images, TIME_SCALE * t)
+
+    @property
+    def spatial_blocks(self) -> int:
+        """The residual blocks on the way up."""
+        return self.network.up_blocks
+
+    @property
+    def spatial_times(self) -> tuple[float, ...]:
+        """Those with as much noise as the DDPM's 50, 150 and 250 of 1,000."""
+        return SPATIAL_TIMES
+
+    def spatial_features(
+        self,
+        images: Tensor,
+        noise: Tensor | None = None,
+        *,
+        blocks: Sequence[int] | None = None,
+        times: Sequence[float] | None = None,
+    ) -> Tensor:
+        """The maps of the blocks on the way up for x_t of images (B, C, H, W): see `HasSpatialFeatures`."""
+        chosen = chosen_blocks(blocks, self.spatial_blocks)
+        maps: list[Tensor] = []
+        for time in self.spatial_times if times is None else times:
+            if not 0 <= time <= 1:
+                raise ValueError(f"times must be from 0 to 1, not {time:g}")
+            t = images.new_full((len(images),), time)
+            # On the straight line of this image and this noise, as in training
+            x = (1 - time) * images + (0.0 if noise is None else time * noise)
+            outputs = self.network.up_maps(x, TIME_SCALE * t)
+            maps += [outputs[block] for block in chosen]
+        return pixel_features(maps, images.shape[2:])
 
     def previews(self, images: Tensor, generator: Randomness) -> dict[str, Tensor]:
         """Samples, as many as there are images."""

@@ -1,9 +1,10 @@
 """The interface between a method and everything else: what every method has, and what some methods can do."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genssl.config import Config
@@ -236,6 +237,63 @@ class HasLatents(Protocol):
     def encode(self, x: Tensor) -> "DiagonalGaussianDistribution":
         """q(z|x) of images (B, C, H, W)."""
         ...
+
+
+@runtime_checkable
+class HasSpatialFeatures(Protocol):
+    """Has features at every pixel, from the maps of its layers."""
+
+    @property
+    def spatial_blocks(self) -> int:
+        """How many layers give a map."""
+        ...
+
+    @property
+    def spatial_times(self) -> tuple[float, ...]:
+        """The noise levels at which it looks at an image, where none are asked for; (): at no noise."""
+        ...
+
+    def spatial_features(
+        self,
+        images: Tensor,
+        noise: Tensor | None = None,
+        *,
+        blocks: Sequence[int] | None = None,
+        times: Sequence[float] | None = None,
+    ) -> Tensor:
+        """(B, C, H, W) -> (B, D, H, W) float32: maps upsampled to the images and concatenated.
+
+        Args:
+            images: (B, C, H, W).
+            noise: (C, H, W), standard normal, the same for all images and times, so that an image's features
+                depend on it alone; None: images are scaled as at the time, and nothing is added.
+            blocks: zero-based, in the order of the network; all when None. Of each time in turn, the maps of
+                each block in turn.
+            times: noise levels; `spatial_times` when None. Ignored by a method that looks at no noise.
+
+        Raises:
+            ValueError: there is no such block or time.
+        """
+        ...
+
+
+def pixel_features(maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+    """Maps (B, D_i, h_i, w_i), each upsampled bilinearly to `size`, (H, W): (B, sum of D_i, H, W)."""
+    # Of the maps' own float32: bf16 would round the weights of the interpolation
+    upsampled = [F.interpolate(m.float(), tuple(size), mode="bilinear", align_corners=False) for m in maps]
+    return torch.cat(upsampled, 1)
+
+
+def chosen_blocks(blocks: Sequence[int] | None, count: int) -> Sequence[int]:
+    """The zero-based blocks that are asked for, of `count`; all when None.
+
+    Raises:
+        ValueError: there is no such block, or none is asked for.
+    """
+    chosen = range(count) if blocks is None else blocks
+    if not chosen or not all(0 <= block < count for block in chosen):
+        raise ValueError(f"blocks must be from 1 to {count}, not {', '.join(str(b + 1) for b in chosen)}")
+    return chosen
 
 
 @runtime_checkable

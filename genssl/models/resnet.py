@@ -20,6 +20,15 @@ class Backbone(nn.Module):
     """Images (B, C, H, W) -> features (B, dim)."""
 
     dim: int
+    stages = 0  # that `maps` gives the maps of
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The output of each stage, from fine to coarse: (B, channels, h, w).
+
+        Raises:
+            UserError: it has no such stages.
+        """
+        raise UserError("networks of timm give no maps of their stages; choose a run with another encoder")
 
 
 class Encoder(Backbone):
@@ -34,6 +43,8 @@ class Encoder(Backbone):
         blocks: number of blocks in each stage: (2, 2, 2, 2) is ResNet-18.
         bottleneck: blocks of three convolutions with four times the channels at their ends, as in ResNet-50.
     """
+
+    stages = 4
 
     def __init__(
         self,
@@ -65,11 +76,17 @@ class Encoder(Backbone):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, dim), the mean over places of the last stage."""
+        return self.maps(images)[-1].mean((2, 3))  # (B, dim, H/8, W/8) -> (B, dim)
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The output of each stage, from (B, width, H, W) to (B, dim, H/8, W/8)."""
         # No max pooling after the stem: 32x32 images would be 8x8 before the first stage
         x = F.relu(self.bn1(self.conv1(images)))  # (B, width, H, W)
+        maps = []
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = stage(x)
-        return x.mean((2, 3))  # (B, dim, H/8, W/8) -> (B, dim)
+            maps.append(x)
+        return maps
 
 
 def _stage(block: Any, channels: int, planes: int, stride: int, count: int) -> nn.Sequential:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from genssl import distributed
 from genssl.config import SelfSupervisedConfig
-from genssl.models.method import Method
+from genssl.models.method import Method, chosen_blocks, pixel_features
 from genssl.models.resnet import Backbone, build_encoder, mlp
 
 
@@ -67,6 +67,34 @@ class Siamese(Method):
         """(B, C, H, W) -> (B, encoder.dim): the encoder's output; the projector is for training only."""
         features: Tensor = self.encoder(images)
         return features
+
+    @property
+    def spatial_blocks(self) -> int:
+        """The encoder's stages."""
+        return self.encoder.stages
+
+    @property
+    def spatial_times(self) -> tuple[float, ...]:
+        """None: it looks at images as they are."""
+        return ()
+
+    def spatial_features(
+        self,
+        images: Tensor,
+        noise: Tensor | None = None,
+        *,
+        blocks: Sequence[int] | None = None,
+        times: Sequence[float] | None = None,
+    ) -> Tensor:
+        """The maps of the encoder's stages for images (B, C, H, W): see `HasSpatialFeatures`.
+
+        Raises:
+            UserError: the encoder gives no maps.
+        """
+        # The projector sees no places: the mean over them comes before it
+        maps = self.encoder.maps(images)
+        chosen = chosen_blocks(blocks, self.spatial_blocks)
+        return pixel_features([maps[block] for block in chosen], images.shape[2:])
 
     def outputs(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, projector_dim), what may collapse."""

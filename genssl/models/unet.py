@@ -79,13 +79,7 @@ class UNet(nn.Module):
         `labels`: (B,) int64 in [0, classes] of a network with classes; None: no class.
         """
         time = self._condition(t, labels)
-        x, skips = self._descend(x, time)
-        # Back up: double the side, join the skip of the same level, and mix
-        for level in reversed(range(len(skips))):
-            if level < len(skips) - 1:
-                x = self.ups[level](F.interpolate(x, scale_factor=2.0))
-            x = self.merges[level](torch.cat([x, skips[level]], 1))
-            x = self.up_stages[level](x, time)
+        x = self._ascend(*self._descend(x, time), time)
         prediction: Tensor = self.end(F.silu(self.end_norm(x)))
         prediction = F.pixel_shuffle(prediction, self.patch) if self.patch > 1 else prediction
         return prediction.float()
@@ -94,6 +88,21 @@ class UNet(nn.Module):
         """What the middle of the network sees in x (B, channels, H, W), averaged over places: (B, D)."""
         x, _ = self._descend(x, self._condition(t, None))
         return x.float().mean((2, 3))
+
+    def up_maps(self, x: Tensor, t: Tensor) -> list[Tensor]:
+        """The output of each residual block on the way up for x (B, channels, H, W), coarsest first.
+
+        Each is (B, width, h, w) float32, h and w those of its level.
+        """
+        # Blocks on the way up know both what a place looks like, by the skips, and what the whole shows
+        time, maps = self._condition(t, None), list[Tensor]()
+        self._ascend(*self._descend(x, time), time, maps)
+        return [features.float() for features in maps]
+
+    @property
+    def up_blocks(self) -> int:
+        """How many residual blocks there are on the way up."""
+        return sum(len(stage.blocks) for stage in self.up_stages)  # type: ignore[arg-type, misc]
 
     def _condition(self, t: Tensor, labels: Tensor | None) -> Tensor:
         """What every block is told, (B, time_width): the time, plus the class where there are some."""
@@ -120,6 +129,18 @@ class UNet(nn.Module):
             skips.append(x)
         return self.middle_block(self.middle_stage(x, time), time), skips
 
+    def _ascend(
+        self, x: Tensor, skips: list[Tensor], time: Tensor, maps: list[Tensor] | None = None
+    ) -> Tensor:
+        """From the middle to the finest level; the output of each block is appended to `maps`."""
+        # Back up: double the side, join the skip of the same level, and mix
+        for level in reversed(range(len(skips))):
+            if level < len(skips) - 1:
+                x = self.ups[level](F.interpolate(x, scale_factor=2.0))
+            x = self.merges[level](torch.cat([x, skips[level]], 1))
+            x = self.up_stages[level](x, time, maps)
+        return x
+
 
 class Stage(nn.Module):
     """Residual blocks of one width, each followed by attention where it is asked for."""
@@ -131,10 +152,15 @@ class Stage(nn.Module):
             Attention(width) if attention else nn.Identity() for _ in range(blocks)
         )
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """(B, width, H, W) -> the same, given embedded times (B, time_width)."""
+    def forward(self, x: Tensor, time: Tensor, maps: list[Tensor] | None = None) -> Tensor:
+        """(B, width, H, W) -> the same, given embedded times (B, time_width).
+
+        The output of each block is appended to `maps`, where that is given.
+        """
         for block, attention in zip(self.blocks, self.attentions, strict=True):
             x = attention(block(x, time))
+            if maps is not None:
+                maps.append(x)
         return x
 
 

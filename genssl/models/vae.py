@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal, Self
 
@@ -15,7 +16,7 @@ from genssl.models.gaussian import (
     standard_normal_log_density,
 )
 from genssl.models.guidance import check_labels, random_labels, shown_labels, shows_class
-from genssl.models.method import Method
+from genssl.models.method import Method, chosen_blocks, pixel_features
 from genssl.pixels import to_model
 from genssl.runtime import Randomness, normal, uniform
 
@@ -28,6 +29,16 @@ class ConvolutionalEncoder(nn.Sequential):
         for source, target in pairwise([channels, width, 2 * width, 4 * width, 8 * width]):
             layers += [nn.Conv2d(source, target, 4, 2, 1), nn.LeakyReLU(0.2), nn.BatchNorm2d(target)]
         super().__init__(*layers, nn.Flatten())
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """The output of each batch norm, from fine to coarse: (B, width, H/2, W/2) to (B, 8 width, ...)."""
+        maps = []
+        for layer in list(self)[:-1]:
+            x = layer(x)
+            # A batch norm ends each of the four steps
+            if isinstance(layer, nn.BatchNorm2d):
+                maps.append(x)
+        return maps
 
 
 class ConvolutionalDecoder(nn.Module):
@@ -306,6 +317,31 @@ class VAE(Method):
     def features(self, images: Tensor) -> Tensor:
         """The posterior means, (B, z_dim)."""
         return self.encode(images).mode()
+
+    @property
+    def spatial_blocks(self) -> int:
+        """The encoder's four convolutions."""
+        return 4
+
+    @property
+    def spatial_times(self) -> tuple[float, ...]:
+        """None: it looks at images as they are."""
+        return ()
+
+    def spatial_features(
+        self,
+        images: Tensor,
+        noise: Tensor | None = None,
+        *,
+        blocks: Sequence[int] | None = None,
+        times: Sequence[float] | None = None,
+    ) -> Tensor:
+        """The maps of the encoder for images (B, C, H, W), (B, D, H, W): see `HasSpatialFeatures`.
+
+        Not those of the decoder: what that knows of a pixel has passed through z_dim numbers.
+        """
+        chosen, maps = chosen_blocks(blocks, self.spatial_blocks), self.encoder.maps(images)
+        return pixel_features([maps[block] for block in chosen], images.shape[2:])
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """The mode of p(x|z) at the posterior mean, (B, C, H, W): deterministic."""

@@ -6,7 +6,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from genssl.commands._options import Common, Sampling, with_options
+from genssl.commands._options import Common, Sampling, numbers, whole, with_options
+from genssl.errors import UserError
 
 
 def invoke(*arguments: str) -> tuple[list[object], str]:
@@ -41,3 +42,14 @@ def test_what_a_command_does_not_take_is_refused(option: str, value: str) -> Non
 
 def test_its_own_option_comes_instead() -> None:
     assert "An option of its own." in invoke("--help")[1]
+
+
+def test_numbers_are_repeated_or_have_commas_between_them() -> None:
+    assert numbers(None, "--x") == numbers([], "--x") == []
+    assert numbers(["0.01", "0.1,1", " 1e-2 , 5"], "--x") == [0.01, 0.1, 1, 5]
+    for text in ("1,,2", "x", "inf", "nan", ""):
+        with pytest.raises(UserError, match="--x takes numbers, with commas between them, not"):
+            numbers([text], "--x")
+    assert whole(3.0, "--x") == 3
+    with pytest.raises(UserError, match=r"--x takes whole numbers, not 2\.5"):
+        whole(2.5, "--x")

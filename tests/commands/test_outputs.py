@@ -74,6 +74,8 @@ COMMANDS = {
     "fidelity": ["--features", "pixels", "-n", 20, "-k", 3, "--resamples", 0],
     "bits-per-dim": [],
     "inpaint": ["--mask", "left"],
+    "segment": [],
+    "probe": [],
 }
 
 
@@ -197,6 +199,12 @@ def test_options_that_matter_are_in_the_name(run: Path) -> None:
             {"data": "svhn-remix", "baselines": False, "k": 20},
             "knn-eval-no-baselines-data-svhn-remix-k20",
         ),
+        (
+            "segment",
+            {"beside": ["simsiam", "vae"], "labelled": [20, 50]},
+            "segment-beside-simsiam-vae-labelled20-50",
+        ),
+        ("probe", {"label_fractions": ["0.01,0.1", "1"]}, "probe-labelfractions0.01-0.1-1"),
         ("linear-eval", {"augment": True, "seed": 1, "device": "cpu"}, "linear-eval-augment-seed1"),
     ],
 )
