@@ -1,6 +1,7 @@
 """The interface between a method and everything else: what every method has, and what some methods can do."""
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 import torch
@@ -26,6 +27,12 @@ class Method(nn.Module):
     classes: int = 0  # that it is told while training: `draws` of `loss` then has "labels", (B,) int64
     sees_scale: bool = False  # its loss depends on the lengths of its outputs, which may shrink to a point
     units: Mapping[str, str] = {}  # of the terms of `loss`, by name, e.g. {"kl": "nats per image"}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; the CPU where there are none."""
+        first = next(chain(self.parameters(), self.buffers()), None)
+        return torch.device("cpu") if first is None else first.device
 
     @classmethod
     def from_config(cls, config: Any) -> Self:
