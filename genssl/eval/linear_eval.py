@@ -17,7 +17,7 @@ from genssl.eval.result import EvalResult
 from genssl.features import extract
 from genssl.figures import draw_confusion
 from genssl.metrics.knn import class_accuracy, confusion_matrix, standard_error
-from genssl.metrics.linear_probe import ProbeResult, ProbeSettings, linear_probe
+from genssl.metrics.linear_probe import ProbeFeatures, ProbeResult, ProbeSettings, linear_probe
 from genssl.models.method import Method
 from genssl.runtime import Tick, chunks, generator, measuring, uniform
 
@@ -78,7 +78,7 @@ def linear_eval(
             encoded.append(extract(method.features, part, batch_size, so_far))
         return torch.cat(encoded)
 
-    source = cropped_features
+    source: ProbeFeatures = cropped_features
     if not augment:
         source = extract_features(method.features, train, batch_size, tick, device)
     probe = linear_probe(

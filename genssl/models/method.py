@@ -209,6 +209,11 @@ class HasLatents(Protocol):
 class HasFlow(Protocol):
     """Carries images to noise by an invertible flow, whose change of variables gives log p(x)."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        ...
+
     def log_likelihood_of_flow(self, x: Tensor, steps: int, generator: Randomness = None) -> Tensor:
         """log p(x) of images (B, C, H, W), (B,) nats, estimated without bias but for the steps."""
         ...
