@@ -19,6 +19,7 @@ import argparse
 import copy
 import gc
 import json
+import math
 import shlex
 import statistics
 import subprocess
@@ -33,11 +34,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import cost, ddpm, fidelity, table
-from genssl import files, run_info, runtime
+from benchmarks import cost, ddpm, fidelity, samplers, table
+from benchmarks.gaps import gaps, kernels
+from genssl import checkpoint, files, paths, run_info, runtime
 from genssl.config import make
 from genssl.data.augment.views import choose_views
+from genssl.data.loader import place
+from genssl.data.loading import load
 from genssl.data.split import Split
+from genssl.data.synthetic import render
+from genssl.eval.feature_cache import cached_features
+from genssl.eval.fidelity_features import default_features
+from genssl.eval.sample import draw_samples
 from genssl.metrics.fidelity import frechet_distance, prdc
 from genssl.metrics.knn import knn_predict
 from genssl.models.build import METHODS, build
@@ -45,6 +53,10 @@ from genssl.training.loop import Training
 
 Row = dict[str, Any]
 TOLERANCE = 1e-4  # between losses in fp32 on the device and on the CPU
+# Between the first losses of a compiled and an eager training, and of bf16 and fp32
+COMPILED_TOLERANCE, BF16_TOLERANCE = 1e-3, 0.02
+DEVICE_TESTS = ("tests/test_runtime.py", "tests/data/test_loader.py")  # those that ask for a GPU
+QUALITY = {"dpm++": (10, 20), "unipc": (10,), "ancestral": (1000,)}  # steps whose samples are compared
 STEPS, WARM_UP, ROUNDS = 50, 10, 5
 PEAK_SIDE = 8192  # of the matrices whose product is the peak
 # Of a tiny run: cases of benchmarks.cost
@@ -109,9 +121,12 @@ def first_losses(training: Training, count: int) -> list[float]:
 
 
 def checks(setting: Setting) -> Iterator[Cell]:
-    """A row a method."""
+    """A row a method, and the tests that need a GPU."""
     names = ("vae", "simsiam") if setting.tiny else tuple(METHODS)
-    return ((name, partial(check, name, setting)) for name in names)
+    for name in names:
+        yield name, partial(check, name, setting)
+    if setting.device.type == "cuda":
+        yield "tests", partial(process, [sys.executable, "-m", "pytest", "-q", *DEVICE_TESTS])
 
 
 def check(name: str, setting: Setting) -> Row:
@@ -129,16 +144,26 @@ def check(name: str, setting: Setting) -> Row:
     here, there = made(torch.device("cpu"), "fp32"), made(device, "fp32")
     loss, gradients = one_pass(here)
     device_loss, device_gradients = one_pass(there)
-    row: Row = {"loss_difference": abs(device_loss / loss - 1)}
+    row: Row = {"loss_difference": farthest([device_loss], [loss])}
     row["gradient_difference"] = float((device_gradients - gradients).norm() / gradients.norm())
     losses = {kind: first_losses(made(device, kind), 3) for kind in ("fp32", "bf16")}
     row |= {"fp32_losses": losses["fp32"], "bf16_losses": losses["bf16"]}
     compiled = made(device, "fp32")
     compiled.objective.compile(backend="eager" if setting.tiny else "inductor")
     row["compiled_losses"] = first_losses(compiled, 3)
+    row["compiled_difference"] = farthest(row["compiled_losses"], losses["fp32"])
+    row["bf16_difference"] = farthest(losses["bf16"], losses["fp32"])
     row["resumes_to_the_bit"] = resumes(partial(made, device, "fp32"))
     agrees = row["loss_difference"] < TOLERANCE and row["gradient_difference"] < 10 * TOLERANCE
-    return row | {"agrees": agrees}
+    agrees &= row["compiled_difference"] < COMPILED_TOLERANCE and row["bf16_difference"] < BF16_TOLERANCE
+    return row | {"agrees": agrees and row["resumes_to_the_bit"]}
+
+
+def farthest(losses: list[float], expected: list[float]) -> float:
+    """The largest difference of two losses, as a share of those above 1; not finite if one of them is not."""
+    # Of a cosine near 0, rounding alone is a large share
+    differences = [abs(a - b) / max(1.0, abs(b)) for a, b in zip(losses, expected, strict=True)]
+    return max(differences) if all(map(math.isfinite, differences)) else math.inf
 
 
 @runtime.measuring()
@@ -193,19 +218,21 @@ def speed(setting: Setting) -> Iterator[Cell]:
             yield f"{name}, {how}", partial(epoch, method, changes, compiled, setting)
 
 
-def matmul_peak(setting: Setting) -> Row:
-    """Operations a second of a large bf16 product: what the hardware gives at most."""
+def matmul_peak(setting: Setting, dtype: torch.dtype = torch.bfloat16) -> Row:
+    """Operations a second of a large product: what the hardware gives at most."""
     side = 256 if setting.tiny else PEAK_SIDE
-    a = torch.randn(side, side, device=setting.device, dtype=torch.bfloat16)
+    a = torch.randn(side, side, device=setting.device, dtype=dtype)
     took = seconds(lambda: a @ a, setting.device, ROUNDS)
     return {"flops_per_second": 2 * side**3 / took}
 
 
 def epoch(method: str, changes: Row, compiled: bool, setting: Setting) -> Row:
-    """A training's step: its time, memory, operations, and how long the device waits in it."""
+    """A training's step: its time, memory, share of the matmul peak, and how long the device waits in it."""
     count, warm_up = (2, 1) if setting.tiny else (STEPS, WARM_UP)
     changes = {**changes, "batch_size": 8} if setting.tiny else changes
     batch = make(method, changes).batch_size
+    # Counted before, on a training of its own: the counter sees no operators in a compiled graph
+    flops = flops_of_a_step(training_of(method, changes, batch, setting.device))
     training = training_of(method, changes, batch * 4, setting.device)
     start = time.perf_counter()
     if compiled:
@@ -223,25 +250,18 @@ def epoch(method: str, changes: Row, compiled: bool, setting: Setting) -> Row:
     row |= {"step_ms": 1000 * took / count, "epoch_seconds": took / count * (images // batch)}
     if setting.device.type == "cuda":
         row["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        row["device_busy_share"] = busy_share(lambda: [next(steps) for _ in range(count)])
-    if not compiled:  # the counter sees no operators in a compiled graph
-        with cost.flop_counter() as counter:
-            next(steps)
-        row["flops_per_second"] = counter.get_total_flops() / (took / count)
+        row |= gaps(kernels(lambda: [next(steps) for _ in range(count)]), count)
+    row["flops_per_second"] = flops / (took / count)
+    dtype = torch.bfloat16 if training.precision == "bf16" else torch.float32
+    row["roofline_share"] = row["flops_per_second"] / matmul_peak(setting, dtype)["flops_per_second"]
     return row
 
 
-def busy_share(action: Callable[[], object]) -> float:
-    """The share of the time in which a kernel is carried out; the rest is gaps left by the host."""
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
-        start = time.perf_counter()
-        action()
-        torch.cuda.synchronize()
-        took = time.perf_counter() - start
-    kernels = sum(event.self_device_time_total for event in profiled.key_averages())
-    return float(kernels / 1e6 / took)
+def flops_of_a_step(training: Training) -> int:
+    """Floating-point operations of a step that is not compiled."""
+    with cost.flop_counter() as counter:
+        next(training.steps())
+    return int(counter.get_total_flops())
 
 
 # Peers
@@ -279,6 +299,7 @@ def measures(setting: Setting) -> Iterator[Cell]:
                 (f"sampling, {sampler}", partial(draw, sampler, setting))
                 for sampler in ("dpm++", "ancestral")
             ),
+            *quality_cells(setting),
         ]
     )
 
@@ -324,6 +345,31 @@ def draw(sampler: str, setting: Setting) -> Row:
     return {"images": n, "network": network, "steps": steps, "seconds": took}
 
 
+def quality_cells(setting: Setting) -> Iterator[Cell]:
+    """The shipped DDPM by samplers and steps: from their distances, the time for equal ones is read."""
+    for sampler, counts in ({"dpm++": (2,)} if setting.tiny else QUALITY).items():
+        for steps in counts:
+            yield f"quality, {sampler}, {steps} steps", partial(quality, sampler, steps, setting)
+
+
+def quality(sampler: str, steps: int, setting: Setting) -> Row:
+    """Seconds of samples of the shipped DDPM, and their Frechet distance to as many real images."""
+    n = 16 if setting.tiny else 10_000
+    method = checkpoint.load(paths.shipped_root() / "ddpm", setting.device)
+    space = default_features(setting.device)
+    # A few digits are rendered at once, where all of them take a minute
+    digits = render.make("test", count=n) if setting.tiny else load(method.config.data, "test").take(n, 0)
+    real = place(digits, setting.device)
+    options: Row = {"sampler": sampler, "steps": steps}
+    with runtime.measuring():
+        features = cached_features(space, real, samplers.BATCH, lambda *_: None, setting.device)
+        start = time.perf_counter()
+        images = draw_samples(method, n, 0, samplers.BATCH, lambda *_: None, options)
+        took = time.perf_counter() - start
+        found = samplers.measured(features, images.to(setting.device), space)
+    return {"sampler": sampler, "steps": steps, "images": len(images), "seconds": took, **found}
+
+
 # Trainings
 
 
@@ -336,18 +382,7 @@ def trainings(setting: Setting) -> Iterator[Cell]:
 def commands(setting: Setting) -> dict[str, list[str]]:
     """The trainings by name."""
     if setting.tiny:
-        small = [
-            "--data",
-            "synthetic",
-            "--limit",
-            "16",
-            "--epochs",
-            "1",
-            "--batch-size",
-            "8",
-            "--knn-every",
-            "0",
-        ]
+        small = shlex.split("--data synthetic --limit 16 --epochs 1 --batch-size 8 --knn-every 0")
         return {"vae": ["vae", *small, "--set", "width=8"]}
     simsiam = ["simsiam", "--data", setting.cifar, "--epochs", "100"]
     arms = {
@@ -381,14 +416,19 @@ def train(name: str, words: list[str], setting: Setting) -> Row:
 
 def genssl(words: list[str], limit: float | None = None) -> Row:
     """Carry out a command of genssl in a process of its own; RuntimeError with its last line if it fails."""
-    command, start = [sys.executable, "-m", "genssl", *words], time.perf_counter()
+    return process([sys.executable, "-m", "genssl", *words], limit)
+
+
+def process(command: list[str], limit: float | None = None) -> Row:
+    """Carry out a command in a process of its own; RuntimeError with its last line if it fails."""
+    shown, start = shlex.join(["python", *command[1:]]), time.perf_counter()
     try:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
     except subprocess.TimeoutExpired:
-        return {"command": shlex.join(words), "seconds": limit, "done": False}
+        return {"command": shown, "seconds": limit, "done": False}
     if ended.returncode != 0:
-        raise RuntimeError((ended.stderr.strip() or "no message").splitlines()[-1])
-    return {"command": shlex.join(words), "seconds": time.perf_counter() - start}
+        raise RuntimeError((ended.stderr.strip() or ended.stdout.strip() or "no message").splitlines()[-1])
+    return {"command": shown, "seconds": time.perf_counter() - start}
 
 
 def assignment(setting: Setting) -> Iterator[Cell]:

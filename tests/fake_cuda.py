@@ -1,7 +1,8 @@
 """A CUDA device without a GPU: tensors on it have shapes and no values, tensors on the CPU are real.
 
 Operators between devices fail as they would on a GPU, and every place where the host waits for a value is
-noted. What a host reads there is made up, so that whatever follows can be carried out.
+noted, also for how many entries there are (`nonzero`, `unique`, a mask as an index). What a host reads there
+is made up, so that whatever follows can be carried out.
 """
 
 import sys
@@ -21,6 +22,13 @@ CUDA = torch.device("cuda", 0)
 SOURCES = Path(__file__).parent.parent / "genssl"
 READS_A_NUMBER = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default)
 COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+INDEX = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)
+# Their sizes depend on values, for which the host waits: as many as can be, or one
+SIZED_BY_VALUES = {
+    torch.ops.aten.nonzero.default: lambda x: x.new_zeros(1, x.ndim, dtype=torch.int64),
+    torch.ops.aten.bincount.default: lambda x, _=None, n=0: x.new_zeros(max(n, 2), dtype=torch.int64),
+    torch.ops.aten._unique2.default: lambda x, *_, **__: tuple(x.new_zeros(x.shape) for _ in range(3)),
+}
 
 
 class Generator(torch.Generator):
@@ -37,11 +45,17 @@ class Generator(torch.Generator):
 
 
 class HostReads(TorchDispatchMode):
-    """Notes where the host reads from the device: "models/vae.py: sample_prior"."""
+    """Notes where the host reads from the device, and how many bytes of images it sends there.
+
+    Attributes:
+        places: of the reads, e.g. "models/vae.py: VAE.sample_prior".
+        sent: bytes of images in each copy to the device.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.places: list[str] = []
+        self.sent: list[int] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -49,6 +63,14 @@ class HostReads(TorchDispatchMode):
         if func in READS_A_NUMBER and fakes:
             self.places.append(place())
             return number(fakes[0])
+        if func in SIZED_BY_VALUES and fakes:
+            self.places.append(place())
+            return SIZED_BY_VALUES[func](*args, **kwargs)
+        if func in INDEX and any(is_mask(index) for index in args[1]):
+            self.places.append(place())
+            args = (args[0], list(without_masks(args[1])), *args[2:])
+        if func in COPIES and not fakes and goes_to_the_device(kwargs) and args[0].dtype == torch.uint8:
+            self.sent.append(args[0].numel())
         if func in COPIES and fakes and leaves_the_device(func, args, kwargs):
             self.places.append(place())
             source = fakes[0]
@@ -71,12 +93,27 @@ def goes_to_the_device(kwargs: Any) -> bool:
     return kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "cuda"
 
 
+def is_mask(index: Tensor | None) -> bool:
+    return isinstance(index, FakeTensor) and index.dtype == torch.bool
+
+
+def without_masks(indices: Any) -> Iterator[Tensor | None]:
+    """The indices with the rows and columns of one entry in the place of each mask."""
+    for index in indices:
+        if is_mask(index):
+            yield from index.new_zeros(index.ndim, 1, dtype=torch.int64).unbind()
+        else:
+            yield index
+
+
 def made_up(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Real values in the place of those of a device: noise, zeros, or true."""
-    dtype = dtype or tensor.dtype
+    """Real values in the place of those of a device: noise, zeros and ones in turn, or true."""
+    dtype, shape = dtype or tensor.dtype, tuple(tensor.shape)
     if dtype.is_floating_point:
-        return REAL_RAND(tuple(tensor.shape), dtype=dtype)
-    return torch.full(tuple(tensor.shape), dtype == torch.bool, dtype=dtype)
+        return REAL_RAND(shape, dtype=dtype)
+    if dtype == torch.bool:
+        return torch.ones(shape, dtype=dtype)
+    return (torch.arange(tensor.numel()) % 2).to(dtype).view(shape)
 
 
 def number(tensor: Tensor) -> bool | int | float:
@@ -86,17 +123,19 @@ def number(tensor: Tensor) -> bool | int | float:
 
 
 def place() -> str:
-    """The innermost function of the package that is being carried out."""
+    """The innermost function of the package that is being carried out, with what is defined in it."""
     frame = sys._getframe()
     while frame is not None:
         file = Path(frame.f_code.co_filename)
         if file.is_relative_to(SOURCES):
-            return f"{file.relative_to(SOURCES).as_posix()}: {frame.f_code.co_name}"
+            name = frame.f_code.co_qualname.split(".<locals>")[0]
+            return f"{file.relative_to(SOURCES).as_posix()}: {name}"
         frame = frame.f_back  # type: ignore[assignment]
     return "outside"
 
 
 REAL_RAND, REAL_RANDN, REAL_INFERENCE_MODE = torch.rand, torch.randn, torch.inference_mode
+REAL_APPLY = torch.nn.Module._apply
 
 
 def _inference_mode(mode: bool = True) -> Any:
@@ -135,6 +174,18 @@ def _gradients(_outputs: Any, inputs: Any, *_args: Any, **_options: Any) -> tupl
     return tuple(torch.zeros_like(tensor) for tensor in inputs)
 
 
+def _tolist(tensor: Tensor) -> Any:
+    return tensor.cpu().tolist()
+
+
+def _apply(module: torch.nn.Module, change: Any, recurse: bool = True) -> torch.nn.Module:
+    """A module that is on the device already stays as it is: torch cannot replace such parameters."""
+    parameters = list(module.parameters())
+    if parameters and all(isinstance(parameter, FakeTensor) for parameter in parameters):
+        return module
+    return REAL_APPLY(module, change, recurse)
+
+
 @contextmanager
 def fake_cuda() -> Iterator[HostReads]:
     """The device `CUDA`, as far as the tests of this module's users need it."""
@@ -144,6 +195,8 @@ def fake_cuda() -> Iterator[HostReads]:
         patch.setattr(torch, "randn", _drawing(REAL_RANDN))
         # In inference mode, modes see composite operators and not the copies in them
         patch.setattr(torch, "inference_mode", _inference_mode)
+        patch.setattr(FakeTensor, "tolist", _tolist)
+        patch.setattr(torch.nn.Module, "_apply", _apply)
         patch.setattr(Tensor, "backward", _backward)
         patch.setattr(torch.autograd, "grad", _gradients)
         with FakeTensorMode(allow_non_fake_inputs=True), HostReads() as reads:

@@ -1,32 +1,27 @@
 """Every method on a CUDA device without values: devices agree, and the host reads nothing on the way."""
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from genssl.config import make
+from genssl.data import loader
 from genssl.data.augment.views import choose_views
-from genssl.data.split import Split
-from genssl.eval.features import features
-from genssl.eval.importance_ll import importance_ll
-from genssl.eval.interpolate import interpolate_through_noise
-from genssl.eval.latent_profile import latent_profile
-from genssl.eval.reconstruct import reconstruct, reconstruct_from
-from genssl.eval.sample import sample
+from genssl.data.loader import place
+from genssl.eval import fidelity as quality
+from genssl.eval import linear_eval as linear
 from genssl.features import extract
-from genssl.models.build import METHODS, build
-from genssl.models.method import Method
+from genssl.metrics import sharpness as sharp
+from genssl.models.build import METHODS
 from genssl.runtime import generators
+from genssl.training import monitor
 from genssl.training.loop import Training
+from tests.evaluations import BATCH, EVALUATIONS, MIXTURE_BATCH, built, images
 from tests.fake_cuda import CUDA, HostReads, fake_cuda
 
-SMALL: dict[str, dict[str, object]] = {
-    "vae": {"width": 8, "z_dim": 6},
-    "ddpm": {"network": "tiny", "timesteps": 60, "ema_decay": 0.99},
-    "flow": {"network": "tiny"},
-}
 SAMPLERS: list[tuple[str, dict[str, Any]]] = [
     ("vae", {}),
     ("flow", {}),
@@ -36,7 +31,8 @@ SAMPLERS: list[tuple[str, dict[str, Any]]] = [
     ("ddpm", {"sampler": "heun", "steps": 5}),
     ("ddpm", {"sampler": "unipc", "steps": 5}),
 ]
-SCHEDULE = {"models/diffusion.py: log_alphas_cumprod"}  # once a schedule, for the samplers' coefficients
+# Once a schedule, for the samplers' coefficients
+SCHEDULE = {"models/diffusion.py: NoiseSchedule.log_alphas_cumprod"}
 
 
 @pytest.fixture
@@ -45,24 +41,10 @@ def reads() -> Iterator[HostReads]:
         yield reads
 
 
-def built(method: str, **changes: object) -> Method:
-    common: dict[str, object] = {"batch_size": 4, "precision": "fp32", "epochs": 3}
-    return build(make(method, SMALL.get(method, {"encoder": "small"}) | common | changes)).to(CUDA)
-
-
-def images(n: int = 12, part: str = "train") -> Split:
-    pixels = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8)
-    return Split(pixels, torch.arange(n) % 2, ("a", "b"), "noise", part, "none").to(CUDA)
-
-
-def nothing(*_: object) -> None:
-    """No progress is shown."""
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_training_steps_read_nothing(name: str, reads: HostReads) -> None:
-    method = built(name)
-    steps = Training(method, choose_views(method.config), images(), method.config).steps()
+    method = built(name, CUDA)
+    steps = Training(method, choose_views(method.config), images().to(CUDA), method.config).steps()
     for _ in range(4):
         step = next(steps)
     assert {loss.device for loss in step.losses.values()} == {CUDA}
@@ -72,7 +54,7 @@ def test_training_steps_read_nothing(name: str, reads: HostReads) -> None:
 @pytest.mark.parametrize(("name", "options"), SAMPLERS)
 @torch.no_grad()
 def test_samplers_read_nothing(name: str, options: dict[str, Any], reads: HostReads) -> None:
-    x = built(name).eval().sample(4, generators(0, "sample", range(4)), **options)  # type: ignore[operator]
+    x = built(name, CUDA).eval().sample(4, generators(0, "sample", range(4)), **options)  # type: ignore[operator]
     assert (x.device, x.shape) == (CUDA, (4, 3, 32, 32))
     assert set(reads.places) <= SCHEDULE
     assert len(reads.places) <= 2
@@ -81,33 +63,69 @@ def test_samplers_read_nothing(name: str, options: dict[str, Any], reads: HostRe
 @pytest.mark.parametrize("name", METHODS)
 @torch.no_grad()
 def test_features_read_nothing(name: str, reads: HostReads) -> None:
-    found = extract(built(name).eval().features, images().images, 4)
+    found = extract(built(name, CUDA).eval().features, images().images.to(CUDA), 4)
     assert (found.device, len(found)) == (CUDA, 12)
     assert reads.places == []
 
 
-Evaluation = Callable[[Method, Split, Split], object]
-EVALUATIONS: list[tuple[str, dict[str, object], Evaluation]] = [
-    ("simsiam", {}, lambda m, _, b: features(m, b, tick=nothing)),
-    ("vae", {}, lambda m, _, b: reconstruct(m, b, 2, seed=0, batch_size=4, tick=nothing)),
-    ("vae", {}, lambda m, _, b: latent_profile(m, b, batch_size=4, tick=nothing)),
-    ("vae", {}, lambda m, _, b: importance_ll(m, b, 3, seed=0, tick=nothing)),
-    ("ddpm", {}, lambda m, _, b: interpolate_through_noise(
-        m, b, rows=2, steps=3, seed=0, batch_size=4, noise_method="noise", t_prime=5, nfe=5, tick=nothing
-    )),
-    ("ddpm", {}, lambda m, _, b: interpolate_through_noise(
-        m, b, rows=2, steps=3, seed=0, batch_size=4, noise_method="ddim", t_prime=20, nfe=5, tick=nothing
-    )),
-    ("ddpm", {}, lambda m, _, b: reconstruct_from(m, b, 5, 3, seed=0, batch_size=4, tick=nothing)),
-    ("ddpm", {}, lambda m, _, b: sample(
-        m, 3, seed=0, batch_size=2, tick=nothing, options={"sampler": "ancestral", "steps": 4}
-    )),
-]  # fmt: skip
+# Where an evaluation reads on purpose, as often for many images as for few: its numbers and pictures
+ONCE = SCHEDULE | {
+    # what the splits hold, before the work
+    "eval/feature_cache.py: _check_classes", "figures.py: one_of_each", "models/vae.py: VAE.has_mixture",
+    "eval/noise_sweep.py: InstanceRetrieval.class_chance",
+    # whether features are finite, once a split
+    "eval/feature_cache.py: extract_features", "files.py: write_tensors",
+    # numbers; of fidelity for each random half, of the probe for each epoch
+    "metrics/linalg.py: principal_components", "metrics/collapse.py: rankme",
+    "metrics/collapse.py: output_std", "metrics/collapse.py: output_scale",
+    "metrics/collapse.py: _singular_values", "metrics/linear_probe.py: linear_probe",
+    "metrics/linear_probe.py: _standard", "metrics/knn.py: confusion_matrix",
+    "metrics/fidelity.py: _overlap", "metrics/fidelity.py: frechet_distance",
+    "metrics/fidelity.py: squared_mmd", "metrics/fidelity.py: kernel_distance",
+    "metrics/sharpness.py: diversity", "metrics/sharpness.py: mean_sharpness",
+    "metrics/memorization.py: find_nearest_training", "eval/fidelity.py: numbers",
+    "eval/reconstruct.py: reconstruct", "eval/reconstruct.py: reconstruct_from",
+    "eval/latent_profile.py: latent_profile", "eval/importance_ll.py: importance_ll",
+    "eval/knn_eval.py: knn_eval", "eval/knn_eval.py: _values", "eval/linear_eval.py: linear_eval",
+    "eval/interpolate.py: interpolate_latents", "eval/interpolate.py: interpolate_through_noise",
+    "eval/noise_sweep.py: sweep", "eval/noise_sweep.py: summarize", "eval/noise_sweep.py: _measure",
+    "eval/inpaint.py: inpaint", "eval/inpaint.py: _measures", "eval/guidance.py: guidance_sweep",
+    "models/vae.py: fit_mixture", "training/monitor.py: Monitor._accuracy",
+    "training/monitor.py: Monitor.held_out_losses",
+    # pictures, of a few images
+    "figures.py: grid", "figures.py: one", "eval/features.py: draw_components",
+    "eval/knn_eval.py: _neighbors", "eval/fidelity.py: draw_nearest_training",
+    "eval/sensitivity.py: sensitivity", "eval/noise_sweep.py: _rows",
+    "eval/reconstruct.py: Snapshots.__call__", "eval/reconstruct.py: _trajectories",
+}  # fmt: skip
+# Once a batch that takes as many passes as a sampler or a bound has steps; and which rows to take of a bank
+# that stays on the host
+A_BATCH = {
+    "eval/sample.py: draw_samples", "eval/bits_per_dim.py: _in_bits", "models/vlb.py: decoder_std",
+    "metrics/knn.py: rows_of",
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "changes", "evaluate"), EVALUATIONS)
-def test_evaluations(name: str, changes: dict[str, object], evaluate: Evaluation, reads: HostReads) -> None:
-    method = built(name, **changes).eval()
-    evaluate(method, images(), images(part="test"))
-    # Numbers and pictures are for the host, which reads them at least once
-    assert reads.places
+@pytest.mark.parametrize("evaluation", EVALUATIONS)
+def test_evaluations(
+    evaluation: str, reads: HostReads, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """On the device, and from the host with twice the images: reads are as many, but for those of batches."""
+    name, changes, evaluate = EVALUATIONS[evaluation]
+    method = built(name, CUDA, **changes).eval()
+    monkeypatch.setenv("GENSSL_CACHE", str(tmp_path))
+    for module, name in ((linear, "CROPPED"), (sharp, "ROWS"), (monitor, "LOSS_IMAGES"), (monitor, "CHUNK")):
+        monkeypatch.setattr(module, name, BATCH)
+    monkeypatch.setattr(quality, "SUBSETS", 3)
+    counts = []
+    for free, n in ((2**40, 8), (0, 16)):
+        monkeypatch.setattr(loader, "free_bytes", lambda _, free=free: free)
+        train, test = place(images(n), CUDA), place(images(n, "test"), CUDA)
+        reads.places.clear()
+        reads.sent.clear()
+        evaluate(method, train, test)
+        counts.append(Counter(reads.places))
+    resident, streamed = counts
+    assert set(resident | streamed) <= ONCE | A_BATCH
+    assert all(streamed[name] <= resident[name] for name in streamed.keys() - A_BATCH)
+    assert max(reads.sent, default=0) <= (MIXTURE_BATCH if evaluation == "mixture" else BATCH) * 3 * 32 * 32

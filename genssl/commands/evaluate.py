@@ -268,7 +268,7 @@ def fidelity(
     real = source.real(split, 2 * count, common.seed)
     images, details = source.images(count, sampling.given(), common.seed, common.batch_size)
     train = source.training_images()
-    settings = Settings(k, resamples, common.seed, common.batch_size, memorization)
+    settings = Settings(k, resamples, common.seed, common.batch_size, memorization, source.device)
     with progress("measuring") as tick:
         result = evaluation.fidelity(images, real, train, source.space, settings, tick)
     result = replace(result, values={**result.values, "sampling": details})
@@ -287,6 +287,7 @@ def _sensitivity(
         if run is None:
             raise UserError("--sensitivity needs real images; name them with --data, or a run for its data")
         data = find_run(run, None)[1].config.data
+    from genssl.data.loader import place
     from genssl.data.loading import load_undivided
     from genssl.eval.sensitivity import sensitivity
     from genssl.runtime import choose_device, describe
@@ -298,9 +299,9 @@ def _sensitivity(
     if split == "test" and run is None:
         real = load_undivided(data, image_size=size or PIXELS_SIZE, skip_bad=common.skip_bad)
     real = real or read_split(data, split, size or PIXELS_SIZE, common.seed, common.skip_bad)
-    real = real.take(min(2 * n, len(real)) if n else None, common.seed).to(where)
+    real = place(real.take(min(2 * n, len(real)) if n else None, common.seed), where)
     with progress("measuring") as tick:
-        result = sensitivity(real, space, common.batch_size, tick)
+        result = sensitivity(real, space, common.batch_size, tick, where)
     details = {"device": describe(where), **origin(real)}
     write_result("features", details, result, target, common.as_json)
 

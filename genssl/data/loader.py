@@ -1,4 +1,4 @@
-"""How a split's images reach the device: all of them at once, or batch by batch from the cache."""
+"""How a split's images reach the device: all of them at once, or batch by batch from the host."""
 
 import multiprocessing
 from collections.abc import Iterator
@@ -54,10 +54,28 @@ def make_loader(split: Split, device: torch.device, limit: float | None = None) 
     Raises:
         UserError: images that go to another device are not those that were written to the cache.
     """
-    limit_bytes = MEMORY_SHARE * free_bytes(device) if limit is None else limit * 2**30
-    if split.images.numel() <= limit_bytes:
+    if fits(split.images.numel(), device, limit):
         return Loader(split if device.type == "cpu" else split.to(device), device)
     return Loader(split, device, stream=True)
+
+
+def place(split: Split, device: torch.device, limit: float | None = None) -> Split:
+    """The split for an evaluation: on the device if it fits there, else on the host, to be taken in batches.
+
+    Args:
+        split: on the host.
+        device: where it is evaluated.
+        limit: as for `make_loader`.
+
+    Raises:
+        UserError: the images are not those that were written to the cache.
+    """
+    return split.to(device if fits(split.images.numel(), device, limit) else torch.device("cpu"))
+
+
+def fits(size: int, device: torch.device, limit: float | None = None) -> bool:
+    """Whether `size` bytes may stay on the device: half of what is free, or `limit` GiB."""
+    return size <= (MEMORY_SHARE * free_bytes(device) if limit is None else limit * 2**30)
 
 
 def free_bytes(device: torch.device) -> int:

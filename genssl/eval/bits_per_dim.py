@@ -162,15 +162,15 @@ def flow_likelihood(
     -log P(bytes) <= E_u[-log p(x + u)] - D log(1/128), u uniform over a bin, one draw per image; log p by the
     change of variables, whose divergence is estimated with one draw per image.
     """
-    costs = []
+    log_ps = []
     for rows in chunks(len(split), batch_size):
         noise = generators(seed, "eval", range(rows.start, rows.stop))
-        images = split.images[rows]
+        images = split.images[rows].to(method.device)
         x = to_model(images, uniform(images.shape, noise, images.device))
-        log_p = method.log_likelihood_of_flow(x, steps, noise)
-        costs.append(_in_bits(-(log_p + x[0].numel() * math.log(BIN_WIDTH)), x))
+        log_ps.append(method.log_likelihood_of_flow(x, steps, noise))
         tick(rows.stop, len(split))
-    bits = torch.cat(costs)
+    image = split.images[:1]
+    bits = _in_bits(-(torch.cat(log_ps) + image.numel() * math.log(BIN_WIDTH)), image)
     values = {
         "images": len(split),
         "steps": steps,
@@ -194,20 +194,21 @@ def _terms(
     variance: Variance,
     report: Callable[[float], None],
 ) -> Tensor:
-    """The terms of images x (B, C, H, W) at their times t (B, S): (B, S) bits/dim."""
+    """The terms of images x (B, C, H, W) at their times t (B, S), on the host: (B, S) bits/dim."""
     columns, draw = [], step_noise(x.shape, noise, x.device)
     for column, times in enumerate(t.T):
+        # Times on the host tell it which term it is; nothing is read before all are there
         terms = bound_terms(
-            diffusion.network, diffusion.schedule, x, times.to(x.device), draw(column),
+            diffusion.network, diffusion.schedule, x, times, draw(column),
             variance=variance, prediction=diffusion.prediction,
         )  # fmt: skip
-        columns.append(_in_bits(terms, x))
+        columns.append(terms)
         report((column + 1) / t.shape[1])
-    return torch.stack(columns, 1)
+    return _in_bits(torch.stack(columns, 1), x)
 
 
 def _in_bits(nats: Tensor, x: Tensor) -> Tensor:
-    """Nats per image (B,) to bits per dimension of x (B, ...), float64 on the CPU."""
+    """Nats per image, of any shape, to bits per dimension of x (B, ...), float64 on the CPU."""
     return nats.cpu().double() / (x[0].numel() * math.log(2))
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from genssl.data.cache import cache_folder
+from genssl.data.loader import fits
 from genssl.data.split import Split
 from genssl.errors import FAILED_RUN, UserError
 from genssl.eval.result import check_size
@@ -46,16 +47,30 @@ def untrained_copy(method: Method, device: torch.device) -> Method:
     return build(method.config.updated({"seed": method.config.seed + 1})).to(device).eval()
 
 
-def extract_features(encoder: Encoder, split: Split, batch_size: int, tick: Tick) -> Tensor:
-    """The features of a whole split, (N, D) float32 on its device; pixels as exact halves.
+def extract_features(
+    encoder: Encoder, split: Split, batch_size: int, tick: Tick, device: torch.device | None = None
+) -> Tensor:
+    """The features of a whole split, (N, D) float32; pixels as exact halves.
 
     With several processes each extracts a shard, and all get the whole: nothing is padded or dropped.
+
+    Args:
+        encoder: images to vectors.
+        split: on the device, or on the host, from where it is taken batch by batch.
+        batch_size: images at a time.
+        tick: called with (done, total).
+        device: where the encoder is, and the features are; that of the images when None. Pixels that do not
+            fit there stay on the host.
 
     Raises:
         UserError: a feature is not finite.
     """
-    dtype = torch.float16 if encoder is pixels else torch.float32  # (2 u - 255) / 256 is exact in float16
-    features = extract(encoder, split.images, batch_size, tick, sharded=True, dtype=dtype)
+    device, dtype = device or split.images.device, torch.float32
+    if encoder is pixels:
+        dtype = torch.float16  # (2 u - 255) / 256 is exact in float16
+        # Twice the bytes of the images, while other features are few
+        device = device if fits(dtype.itemsize * split.images.numel(), device) else torch.device("cpu")
+    features = extract(encoder, split.images, batch_size, tick, sharded=True, device=device, dtype=dtype)
     if not features.sum(dtype=torch.float32).isfinite():
         raise UserError(
             f"the features of {split.part} images are not finite; the run has diverged, take another",
@@ -65,7 +80,7 @@ def extract_features(encoder: Encoder, split: Split, batch_size: int, tick: Tick
 
 
 def require_labels(method: Method, train: Split, test: Split) -> tuple[Tensor, Tensor]:
-    """The labels of both splits, (N,) and (M,), of the same classes.
+    """The labels of both splits, (N,) and (M,), of the same classes, on the method's device.
 
     Raises:
         UserError: images of another size than the method's, a split without labels, a single class, or a
@@ -85,7 +100,7 @@ def require_labels(method: Method, train: Split, test: Split) -> tuple[Tensor, T
     assert train.labels is not None
     assert test.labels is not None
     _check_classes(train, train.labels, test.labels)
-    return train.labels, test.labels
+    return train.labels.to(method.device), test.labels.to(method.device)
 
 
 def _check_classes(train: Split, labels: Tensor, test_labels: Tensor) -> None:
@@ -128,22 +143,24 @@ class FeatureSpace:
 PIXELS = FeatureSpace("pixels", pixels)
 
 
-def cached_features(space: FeatureSpace, split: Split, batch_size: int, tick: Tick) -> Tensor:
-    """The features of a split, (N, D) on its device, from the cache or computed and cached.
+def cached_features(
+    space: FeatureSpace, split: Split, batch_size: int, tick: Tick, device: torch.device | None = None
+) -> Tensor:
+    """The features of a split, (N, D), from the cache or computed and cached.
 
     The key is the digests of the network and the images. A damaged file counts as absent; a folder that
-    cannot be written gives a warning.
+    cannot be written gives a warning. Arguments are as for `extract_features`.
 
     Raises:
         UserError: a feature is not finite.
     """
     if not space.digest:
-        return extract_features(space.encode, split, batch_size, tick)
+        return extract_features(space.encode, split, batch_size, tick, device)
     file = _file(space, split)
     cached = _read_cached(file, len(split))
     if cached is not None:
-        return cached.to(split.images.device)
-    features = extract_features(space.encode, split, batch_size, tick)
+        return cached.to(device or split.images.device)
+    features = extract_features(space.encode, split, batch_size, tick, device)
     metadata = {"network": space.digest, "data": split.name, "part": split.part, "data_digest": split.digest}
     try:
         write_tensors(file, {"features": features}, metadata)

@@ -37,7 +37,7 @@ def features(
         UserError: images of another size than the method's, or features that are not finite.
     """
     check_size(method, split)
-    encoded = extract_features(method.features, split, batch_size, tick)
+    encoded = extract_features(method.features, split, batch_size, tick, method.device)
     points, shares = principal_components(encoded, 2)
     values = {
         "images": len(split),

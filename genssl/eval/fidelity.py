@@ -1,7 +1,7 @@
 """Sample quality: generated images against real ones, beside real images in the samples' place."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -40,6 +40,8 @@ class Settings:
         seed: random seed of the subsets and the halves.
         batch_size: of the encoder, in images.
         memorization: look for copies of training images; encodes all of them.
+        device: where to measure; that of the real images when None. Images may be on the host, where they
+            are too many for the device, and are taken from there in batches.
     """
 
     neighbors: int = 5
@@ -47,6 +49,7 @@ class Settings:
     seed: int = 0
     batch_size: int = 256
     memorization: bool = True
+    device: torch.device | None = None
 
 
 @dataclass(frozen=True)
@@ -188,6 +191,7 @@ def draw_nearest_training(samples: Tensor, train: Tensor, nearest: NearestTraini
         train: uint8 (N, C, H, W).
         nearest: of the samples.
     """
+    nearest = NearestTraining(*(getattr(nearest, field.name).cpu() for field in fields(nearest)))
     closest = nearest.closeness.argsort()[:ROWS]
     rows = min(ROWS, len(samples))
     width = 2 * (3 * CELL + GAP) + BETWEEN
@@ -285,19 +289,18 @@ def fidelity(
         UserError: fewer images than the neighbors need, sizes that differ, features that are not finite.
     """
     _check(samples, real, settings.neighbors)
-    sample_split = Split(samples.to(real.images.device), None, (), "samples", "generated", "")
-    features = extract_features(space.encode, sample_split, settings.batch_size, tick)
-    generated = SampleSet(features, sharpness(sample_split.images))
-    real_set = SampleSet(cached_features(space, real, settings.batch_size, tick), sharpness(real.images))
+    device = settings.device or real.images.device
+    settings = replace(settings, device=device)
+    generated = sample_set(samples, space, settings, tick)
+    real_features = cached_features(space, real, settings.batch_size, tick, device).to(device)
+    real_set = SampleSet(real_features, sharpness(real.images, device))
     count = min(len(generated), len(real) // 2)
     references = {"other": (real_set.rows(slice(count)), real_set.rows(slice(count, 2 * count)))}
     pictures = {}
     if train is not None:
         generated, train_set, nearest = _beside_training_images(generated, train, space, settings, tick)
         if nearest is not None:
-            pictures["nearest training images"] = draw_nearest_training(
-                sample_split.images, train.images, nearest
-            )
+            pictures["nearest training images"] = draw_nearest_training(samples, train.images, nearest)
         # Where the real images are training images themselves, these would be compared with themselves
         if real.part not in {"train", "all"} and len(train_set) >= _least(settings.neighbors):
             references = {"train": (real_set.rows(slice(len(train_set))), train_set)} | references
@@ -315,19 +318,27 @@ def fidelity(
     )  # fmt: skip
 
 
+def sample_set(images: Tensor, space: FeatureSpace, settings: Settings, tick: Tick) -> SampleSet:
+    """The statistics of images, uint8 (N, C, H, W) anywhere, on the device of the settings."""
+    split = Split(images, None, (), "samples", "generated", "")
+    features = extract_features(space.encode, split, settings.batch_size, tick, settings.device)
+    return SampleSet(features.to(settings.device), sharpness(images, settings.device))
+
+
 def _beside_training_images(
     generated: SampleSet, train: Split, space: FeatureSpace, settings: Settings, tick: Tick
 ) -> tuple[SampleSet, SampleSet, NearestTraining | None]:
     """The samples with their authenticity, as many training images with theirs, and the nearest ones."""
     order = torch.randperm(len(train), generator=generator(settings.seed, "eval"))
-    chosen = order[: len(generated)].to(train.images.device)
-    images = train.select(chosen)
+    chosen = order[: len(generated)]
+    images = train.select(chosen).images
     if not settings.memorization:
-        features = extract_features(space.encode, images, settings.batch_size, tick)
-        return generated, SampleSet(features, sharpness(images.images)), None
-    bank = cached_features(space, train, settings.batch_size, tick)
+        return generated, sample_set(images, space, settings, tick), None
+    device = generated.features.device
+    bank = cached_features(space, train, settings.batch_size, tick, device)
     nearest = find_nearest_training(bank, generated.features)
-    train_set = SampleSet(bank[chosen], sharpness(images.images), leave_one_out(bank, chosen).authentic)
+    authentic = leave_one_out(bank, chosen.to(device)).authentic
+    train_set = SampleSet(bank[chosen].to(device), sharpness(images, device), authentic)
     return replace(generated, authentic=nearest.authentic), train_set, nearest
 
 

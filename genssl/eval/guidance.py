@@ -1,6 +1,7 @@
 """`ablate METHOD --guidance`: what classifier-free guidance gives and takes, without training again."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,8 +11,8 @@ from torch import Tensor
 from genssl import figures
 from genssl.data.split import Split
 from genssl.errors import UserError
-from genssl.eval.feature_cache import FeatureSpace, cached_features, extract_features
-from genssl.eval.fidelity import Estimate, SampleSet, Settings, measure
+from genssl.eval.feature_cache import FeatureSpace, cached_features
+from genssl.eval.fidelity import Estimate, SampleSet, Settings, measure, sample_set
 from genssl.eval.result import EvalResult, header_of
 from genssl.eval.sample import ALL, class_names, draw_samples, labels_of
 from genssl.metrics.knn import knn_predict, standard_error
@@ -64,14 +65,17 @@ def guidance_sweep(
         raise UserError(f"{train.name} has no labels to read classes by; choose another --data")
     if len(train.classes) != method.classes:
         raise UserError(f"{train.name} has {len(train.classes)} classes, the run {method.classes}")
-    bank = cached_features(space, train, settings.batch_size, tick)
-    real_features = cached_features(space, real, settings.batch_size, tick)
-    reference = SampleSet(real_features[:n], sharpness(real.images[:n]))
+    settings = replace(settings, device=method.device)
+    bank, real_features = (
+        cached_features(space, split, settings.batch_size, tick, method.device) for split in (train, real)
+    )
+    reference = SampleSet(real_features[:n].to(method.device), sharpness(real.images[:n], method.device))
 
-    bank_labels = train.labels
+    bank_labels = train.labels.to(method.device)
 
     def accuracy(features: Tensor, labels: Tensor) -> Estimate:
-        predicted = knn_predict(bank, bank_labels, features, method.classes, min(NEIGHBORS, len(bank)))
+        queries, k = features.to(method.device), min(NEIGHBORS, len(bank))
+        predicted = knn_predict(bank, bank_labels, queries, method.classes, k)
         share = float((predicted.cpu() == labels.cpu()).float().mean())
         spread = 1.96 * standard_error(share, len(labels))
         return Estimate(share, max(0.0, share - spread), min(1.0, share + spread))
@@ -81,11 +85,9 @@ def guidance_sweep(
         options_of_w = {"class_label": ALL, "guidance": w}
         images = draw_samples(method, n, settings.seed, settings.batch_size, lambda *_: None, options_of_w)
         pictures.append(images[:SHOWN])
-        split = Split(images.to(real.images.device), None, (), "samples", "generated", "")
-        features = extract_features(space.encode, split, settings.batch_size, lambda *_: None)
-        generated = SampleSet(features, sharpness(split.images))
+        generated = sample_set(images, space, settings, lambda *_: None)
         estimates, _ = measure(reference, generated, settings, lambda *_: None)
-        rows.append(_row(w, {**estimates, "class_accuracy": accuracy(features, labels)}))
+        rows.append(_row(w, {**estimates, "class_accuracy": accuracy(generated.features, labels)}))
         tick(i + 1, len(values))
     of_real = accuracy(real_features, real.labels)
     result = {

@@ -15,7 +15,7 @@ from genssl.eval.sample import Tick
 from genssl.metrics.latents import bound_by_samples, effective_sample_size
 from genssl.models.method import HasLikelihood, Method
 from genssl.pixels import bits_per_dim, to_model
-from genssl.runtime import chunks, generators, measuring, uniform
+from genssl.runtime import chunks, generators, measuring, to_float64, uniform
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,11 +56,12 @@ def importance_ll(method: Method, split: Split, k: int, *, seed: int, tick: Tick
             # Of one image a million samples take minutes
             tick(rows.start * k + done * (rows.stop - rows.start), len(split) * k)
 
-        weights = _log_weights(model, split.images[rows], k, DECODINGS // batch, noise, weighed)
+        images = split.images[rows].to(method.device)
+        weights = _log_weights(model, images, k, DECODINGS // batch, noise, weighed)
         bounds.append(bound_by_samples(weights, counts))
         sizes.append(effective_sample_size(weights))
         elbos.append(weights.mean(0))
-    bound, size, elbo = torch.cat(bounds, 1), torch.cat(sizes), torch.cat(elbos)
+    bound, size, elbo = torch.cat(bounds, 1).cpu(), torch.cat(sizes).cpu(), torch.cat(elbos).cpu()
     values = _summary(bound, size, elbo, k, split)
     curve = _draw_bound(counts, bound.mean(1), values["elbo_nats"], split)
     return EvalResult(
@@ -90,13 +91,13 @@ def _log_weights(
     noise: list[torch.Generator],
     weighed: Callable[[int], None],
 ) -> Tensor:
-    """(k, B) in float64 on the CPU, `portion` of the k samples at a time."""
+    """(k, B) in float64, `portion` of the k samples at a time."""
     x = to_model(images, uniform(images.shape, noise, images.device))
     parts = []
     for done in range(0, k, portion):
         parts.append(model.log_weights(x, min(portion, k - done), noise))
         weighed(min(k, done + portion))
-    return torch.cat(parts).cpu().double()
+    return to_float64(torch.cat(parts))
 
 
 def sample_counts(k: int) -> list[int]:

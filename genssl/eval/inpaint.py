@@ -109,8 +109,8 @@ def inpaint(
     model = require_ability(method, CanInpaint, "inpaint")
     check_size(method, split)
     start = time.perf_counter()
-    chosen = split.take(n, seed)
-    originals, mask = to_model(chosen.images), mask.to(chosen.images.device)
+    chosen = split.take(n, seed).to(method.device)
+    originals, mask = to_model(chosen.images), mask.to(method.device)
     labels, label_name = _labels(method, chosen, options.get("class_label"), completions)
     how = _how(method, model, options, labels)
     repeated = originals.repeat_interleave(completions, 0)
@@ -145,7 +145,8 @@ def _labels(method: Method, images: Split, label: str | None, completions: int) 
     names = method.class_names or images.classes
     if images.labels is None or images.classes != names or len(images.classes) != method.classes:
         return None, NO_CLASS
-    return images.labels.repeat_interleave(completions), TRUE_LABEL
+    # On the host, which looks at them before each batch
+    return images.labels.cpu().repeat_interleave(completions), TRUE_LABEL
 
 
 def _how(

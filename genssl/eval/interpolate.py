@@ -100,7 +100,7 @@ def _ends(method: Method, latent_model: CanInterpolate, split: Split | None, row
     check_size(method, split)
     if len(split) < 2 * rows:
         raise UserError(f"{rows} paths need {2 * rows} images, and the split has {len(split)}")
-    return method.features(to_model(split.images[: 2 * rows]))
+    return method.features(to_model(split.images[: 2 * rows].to(method.device)))
 
 
 NoiseMethod = Literal["ddim", "noise"]

@@ -1,6 +1,6 @@
 """Nearest-neighbor classification of frozen features (Wu et al. 2018), beside what needs no training."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,8 +63,8 @@ def knn_eval(
     bank.
 
     Args:
-        method: in eval mode, on the device of the splits.
-        train: the bank.
+        method: in eval mode.
+        train: the bank; on the method's device, or on the host where it is too large, as the next.
         test: the queries.
         k: number of neighbors, which vote with weight exp(cosine / temperature); None: 200, or the whole
             bank where that is smaller. Of several, the first one is for all but the table over k.
@@ -86,22 +86,25 @@ def knn_eval(
         predicted = []
         for rows in chunks(len(queries), QUERIES):
             predicted.append(
-                knn_predict_each(bank, labels, queries[rows], len(train.classes), ks, temperature)
+                knn_predict_each(
+                    bank, labels, queries[rows].to(method.device), len(train.classes), ks, temperature
+                )
             )
             tick(rows.stop, len(queries))
         classes = [torch.cat(parts) for parts in zip(*predicted, strict=True)]
         right = [float((guess == test_labels).cpu().double().mean()) for guess in classes]
         return Prediction(classes[0], dict(zip(ks, right, strict=True)), bank.shape[1])
 
-    bank, queries = (extract_features(method.features, split, batch_size, tick) for split in (train, test))
+    def encoded(encoder: Encoder) -> Iterator[Tensor]:
+        return (extract_features(encoder, split, batch_size, tick, method.device) for split in (train, test))
+
+    bank, queries = encoded(method.features)
     trained = classify(bank, queries)
     predictions = {f"features of this {method.config.method}": trained}
     picture = _neighbors(bank, queries, train, test)
     del bank, queries
-    for name, encoder in _baselines(method, train).items() if baselines else ():
-        predictions[name] = classify(
-            *(extract_features(encoder, split, batch_size, tick) for split in (train, test))
-        )
+    for name, encoder in _baselines(method).items() if baselines else ():
+        predictions[name] = classify(*encoded(encoder))
     matrix = confusion_matrix(test_labels, trained.predicted, len(test.classes)).cpu()
     values = _values(predictions, trained, labels, test_labels, temperature)
     values["accuracy_by_class"] = dict(zip(test.classes, class_accuracy(matrix).tolist(), strict=True))
@@ -122,8 +125,8 @@ def _check(ks: Sequence[int], temperature: float, train: Split) -> None:
         raise UserError(f"--temperature must be above 0, not {temperature:g}")
 
 
-def _baselines(method: Method, split: Split) -> dict[str, Encoder]:
-    return {"raw pixels": pixels, "untrained encoder": untrained_copy(method, split.images.device).features}
+def _baselines(method: Method) -> dict[str, Encoder]:
+    return {"raw pixels": pixels, "untrained encoder": untrained_copy(method, method.device).features}
 
 
 def _values(
@@ -176,10 +179,12 @@ def _neighbors(bank: Tensor, queries: Tensor, train: Split, test: Split) -> Imag
     assert train.labels is not None
     assert test.labels is not None
     shown = one_of_each(test.labels, SHOWN)
-    near = _nearest(bank, queries[shown], min(NEAREST, len(bank)))
+    near = _nearest(bank, queries[shown.to(queries.device)], min(NEAREST, len(bank)))
+    near = near.to(train.images.device)
     names = [[train.classes[label] for label in row] for row in train.labels[near].tolist()]
     query_names = [test.classes[label] for label in test.labels[shown].tolist()]
-    return draw_neighbors(test.images[shown], query_names, train.images[near], names, train.classes)
+    images, near_images = test.images[shown].cpu(), train.images[near].cpu()
+    return draw_neighbors(images, query_names, near_images, names, train.classes)
 
 
 def _nearest(bank: Tensor, queries: Tensor, n: int) -> Tensor:

@@ -35,9 +35,9 @@ def latent_profile(method: Method, split: Split, *, batch_size: int, tick: Tick)
         raise UserError(f"{split.name} has no labels, and a profile is one a class; choose another --data")
     codes = []
     for rows in chunks(len(split), batch_size):
-        codes.append(method.features(to_model(split.images[rows])).cpu().double())
+        codes.append(method.features(to_model(split.images[rows].to(method.device))))
         tick(rows.stop, len(split))
-    means = torch.cat(codes)
+    means = torch.cat(codes).cpu().double()
     profile = class_profile(means, split.labels.cpu(), len(split.classes))
     discriminative = profile.separation.argsort(descending=True)[:DISCRIMINATIVE].tolist()
     values = {

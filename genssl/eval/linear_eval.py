@@ -1,5 +1,6 @@
 """A linear classifier on frozen features: how far the classes are apart along straight lines."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,7 @@ from genssl.eval.result import EvalResult
 from genssl.features import extract
 from genssl.figures import draw_confusion
 from genssl.metrics.knn import class_accuracy, confusion_matrix, standard_error
-from genssl.metrics.linear_probe import ProbeResult, ProbeSettings, linear_probe
+from genssl.metrics.linear_probe import ProbeFeatures, ProbeResult, ProbeSettings, linear_probe
 from genssl.models.method import Method
 from genssl.runtime import Tick, chunks, generator, measuring, uniform
 
@@ -44,8 +45,9 @@ def linear_eval(
     """Train a linear classifier on the features of `train`, in float32 and eval mode, and test it.
 
     Args:
-        method: in eval mode, on the device of the splits.
-        train: what the classifier learns from.
+        method: in eval mode.
+        train: what the classifier learns from; on the method's device, or on the host where it is too large,
+            as the next.
         test: what it is tested on after each epoch; the last epoch is the result.
         settings: of its optimizer.
         augment: crop and mirror the train images anew in each epoch, and take features of that; else
@@ -61,24 +63,32 @@ def linear_eval(
         UserError: no labels or one class, classes that differ, features that are not finite.
     """
     labels, test_labels = require_labels(method, train, test)
-    queries = extract_features(method.features, test, batch_size, tick)
+    device = method.device
+    queries = extract_features(method.features, test, batch_size, tick, device)
 
     def cropped_features(epoch: int) -> Tensor:
-        def so_far(done: int, total: int) -> None:
-            tick(epoch * total + done, settings.epochs * total)
+        encoded: list[Tensor] = []
+
+        def so_far(done: int, _: int) -> None:
+            before = epoch * len(train) + sum(map(len, encoded))
+            tick(before + done, settings.epochs * len(train))
 
         mirror = may_mirror(method, train.name, train.classes)
-        images = cropped(train.images, mirror, seed, epoch)
-        return extract(method.features, images, batch_size, so_far)
+        for part in cropped(train.images, mirror, seed, epoch, device):
+            encoded.append(extract(method.features, part, batch_size, so_far))
+        return torch.cat(encoded)
 
-    source = cropped_features if augment else extract_features(method.features, train, batch_size, tick)
+    source: ProbeFeatures = cropped_features
+    if not augment:
+        source = extract_features(method.features, train, batch_size, tick, device)
     probe = linear_probe(
         source, labels, queries, test_labels, len(train.classes), settings, seed=seed,
         tick=None if augment else tick,
     )  # fmt: skip
     if not all(map(torch.isfinite, torch.tensor([probe.train_loss[-1], probe.test_loss[-1]]))):
         raise UserError("the linear classifier diverged; choose a lower --lr")
-    return _result(method, train, test, settings, augment, probe, queries.shape[1]), probe
+    matrix = confusion_matrix(test_labels, probe.predicted, len(test.classes)).cpu()
+    return _result(method, train, test, settings, augment, probe, matrix, queries.shape[1]), probe
 
 
 def may_mirror(method: Method, data: str, classes: tuple[str, ...]) -> bool:
@@ -88,29 +98,32 @@ def may_mirror(method: Method, data: str, classes: tuple[str, ...]) -> bool:
     return flip == "on" or (flip == "auto" and allows_flips(data, classes))
 
 
-def cropped(images: Tensor, mirror: bool, seed: int, epoch: int) -> Tensor:
+def cropped(
+    images: Tensor, mirror: bool, seed: int, epoch: int, device: torch.device | None = None
+) -> Iterator[Tensor]:
     """A random crop of each image, resized to its size, and half of them mirrored where `mirror` is set.
+
+    Some thousand images at a time, so that no more of them are on the device.
 
     Args:
         images: uint8 (N, C, H, W).
         mirror: whether any are mirrored.
         seed: of the crops.
         epoch: zero-based; each has its own.
+        device: where to crop; where the images are when None.
 
-    Returns:
-        uint8 (N, C, H, W).
+    Yields:
+        uint8 (n, C, H, W) on the device.
     """
-    chances = uniform(
-        (len(images), geometry.CROP_CHANCES + 1), generator(seed, "views", epoch), images.device
-    )
+    device = device or images.device
+    chances = uniform((len(images), geometry.CROP_CHANCES + 1), generator(seed, "views", epoch), device)
     height, width = images.shape[2:]
     boxes = geometry.crop_boxes(chances[:, 1:], height, width, SMALLEST)
     flips = chances[:, 0] < 0.5
-    result = torch.empty_like(images)
     for rows in chunks(len(images), CROPPED):
-        planes = geometry.resized_crop(images[rows], boxes[rows], flips[rows] if mirror else None)
-        result[rows] = planes.transpose(0, 1).round_().clamp_(0, 255).to(torch.uint8)
-    return result
+        part = images[rows].to(device)
+        planes = geometry.resized_crop(part, boxes[rows], flips[rows] if mirror else None)
+        yield planes.transpose(0, 1).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def _result(
@@ -120,10 +133,9 @@ def _result(
     settings: ProbeSettings,
     augment: bool,
     probe: ProbeResult,
+    matrix: Tensor,
     dimensions: int,
 ) -> EvalResult:
-    assert test.labels is not None
-    matrix = confusion_matrix(test.labels, probe.predicted, len(test.classes)).cpu()
     accuracy = probe.test_accuracy[-1]
     values: dict[str, Any] = {
         "accuracy": accuracy,

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -24,7 +24,7 @@ from genssl.metrics.reconstruction import Crossing, half_crossing, is_top1_match
 from genssl.models.ddpm import FAST_STEPS, Sampler
 from genssl.models.method import CanDenoise, Method
 from genssl.pixels import to_model
-from genssl.runtime import chunks, generators, measuring
+from genssl.runtime import chunks, generator, generators, measuring
 
 NEIGHBORS = 200
 BANK = 5000  # training images that vote for a class, at most
@@ -62,10 +62,10 @@ class InstanceRetrieval:
         return list(self.spaces)[-1]
 
     def __call__(self, x: Tensor, noised: Tensor, restored: Tensor, query_index: Tensor) -> dict[str, Tensor]:
-        """Measure images x (B, C, H, W), rows `query_index` (B,) of the candidates.
+        """Measure images x (B, C, H, W), rows `query_index` (B,), on the host, of the candidates.
 
         Returns:
-            By name, (B,) each on the CPU: "mse", "noised_mse", a top-1 match under the name of each space,
+            By name, (B,) each: "mse", "noised_mse", a top-1 match under the name of each space,
             and "class": whether the predicted class is the original's label.
         """
         measured = {"mse": mean_squared_error(restored, x), "noised_mse": mean_squared_error(noised, x)}
@@ -74,7 +74,7 @@ class InstanceRetrieval:
             measured[name] = is_top1_match(candidates, vectors[name], query_index)
         if self.labels is not None:
             measured["class"] = self.predict(vectors[self.class_space]) == self.labels[query_index]
-        return {name: values.cpu() for name, values in measured.items()}
+        return measured
 
     def predict(self, vectors: Tensor) -> Tensor:
         """Classes by kNN of vectors (B, D) in the last space: (B,)."""
@@ -101,19 +101,29 @@ class InstanceRetrieval:
 
 
 def make_retrieval(
-    split: Split, space: FeatureSpace | None, bank_split: Split | None, batch_size: int, tick: Tick
+    split: Split,
+    space: FeatureSpace | None,
+    bank_split: Split | None,
+    batch_size: int,
+    tick: Tick,
+    device: torch.device | None = None,
 ) -> InstanceRetrieval:
-    """Retrieval among the whole `split`, with `bank_split` for classes where both have labels."""
+    """Retrieval among the whole `split`, with `bank_split` for classes where both have labels.
+
+    On `device`, that of the split when None; pixels that do not fit there stay on the host.
+    """
+    device = device or split.images.device
     spaces = {"pixels": PIXELS} if space is None else {"pixels": PIXELS, "features": space}
 
     def represent(part: Split, space: FeatureSpace) -> Tensor:
-        return _scaled(space, cached_features(space, part, batch_size, tick))
+        return _scaled(space, cached_features(space, part, batch_size, tick, device))
 
     candidates = {name: represent(split, space) for name, space in spaces.items()}
     if bank_split is None or bank_split.labels is None or split.labels is None:
         return InstanceRetrieval(spaces, candidates, None, None, None, 0)
     bank, classes = represent(bank_split, list(spaces.values())[-1]), len(bank_split.classes)
-    return InstanceRetrieval(spaces, candidates, bank, bank_split.labels, split.labels, classes)
+    bank_labels, labels = bank_split.labels.to(device), split.labels.to(device)
+    return InstanceRetrieval(spaces, candidates, bank, bank_labels, labels, classes)
 
 
 def _scaled(space: FeatureSpace, vectors: Tensor) -> Tensor:
@@ -148,7 +158,8 @@ def summarize(
     classes, chance, ceiling = None, 0.0, 0.0
     if retrieval.labels is not None:
         classes, chance = _means(measured["class"]), retrieval.class_chance
-        clean = retrieval.predict(retrieval.candidates[retrieval.class_space][query_index])
+        originals = retrieval.candidates[retrieval.class_space][query_index]
+        clean = retrieval.predict(originals.to(retrieval.labels.device))
         ceiling = float((clean == retrieval.labels[query_index]).cpu().double().mean())
     return Curves(
         levels=list(levels),
@@ -312,7 +323,7 @@ def sweep(
     query_index = _draw_queries(split, queries, seed)
     if bank_split is not None and len(bank_split) > BANK:
         bank_split = bank_split.take(BANK, seed)
-    retrieval = make_retrieval(split, space, bank_split, batch_size, tick)
+    retrieval = make_retrieval(split, space, bank_split, batch_size, tick, diffusion.device)
     most = [*levels, *higher_levels(levels[-1], until)]
     count = Counter(network_calls(most, len(query_index), sampler, steps), tick)
 
@@ -321,7 +332,7 @@ def sweep(
         return _measure(reverse, retrieval, split, query_index, level, seed, batch_size, count)
 
     levels, measured = _measure_levels(measure, retrieval, levels, until, seed)
-    rows = _rows(diffusion, split.images[query_index[:1]], levels, seed, count)
+    rows = _rows(diffusion, split.images[query_index[:1]].to(diffusion.device), levels, seed, count)
     curves = summarize(diffusion.schedule.snr.cpu(), retrieval, query_index, levels, measured, seed)
     used = [steps_at(level, sampler, steps) for level in levels]
     values = {"sampler": sampler, **values_of(curves, measured, used), "network_calls": count.done}
@@ -396,11 +407,8 @@ def _check(diffusion: CanDenoise, levels: Sequence[int], queries: int, steps: in
 
 
 def _draw_queries(split: Split, queries: int, seed: int) -> Tensor:
-    """The rows that `split.take` takes, (Q,) int64."""
-    numbered = replace(split, labels=torch.arange(len(split), device=split.images.device))
-    query_index = numbered.take(queries, seed).labels
-    assert query_index is not None
-    return query_index
+    """The rows that `split.take` takes, (Q,) int64 on the host."""
+    return torch.randperm(len(split), generator=generator(seed, "limit"))[:queries]
 
 
 def _shown(levels: Sequence[int]) -> list[int]:
@@ -433,11 +441,11 @@ def _measure(
     batch_size: int,
     count: Counter,
 ) -> dict[str, Tensor]:
-    """The measurements of all queries at one level, (Q,) each."""
+    """The measurements of all queries at one level, (Q,) each on the CPU."""
     parts = []
     for rows in chunks(len(query_index), batch_size):
-        x = to_model(split.images[query_index[rows]])
+        x = to_model(split.images[query_index[rows]].to(reverse.diffusion.device))
         noise = generators(seed, "eval", range(rows.start, rows.stop))
         noised, restored = reverse(x, level, noise, count)
         parts.append(retrieval(x, noised, restored, query_index[rows]))
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}

@@ -34,17 +34,17 @@ def reconstruct(
     check_size(method, split)
     errors = []
     for rows in chunks(len(split), batch_size):
-        x = to_model(split.images[rows])
-        errors.append(mean_squared_error(model.reconstruct(x), x).cpu())
+        x = to_model(split.images[rows].to(method.device))
+        errors.append(mean_squared_error(model.reconstruct(x), x))
         tick(rows.stop, len(split))
-    mse = torch.cat(errors)
+    mse = torch.cat(errors).cpu()
     values = {
         "images": len(split),
         "mse": float(mse.mean()),
         "rmse": float(mse.mean().sqrt()),
         "psnr_db": float(psnr(mse).mean()),
     }
-    shown = to_model(split.take(n, seed).images)
+    shown = to_model(split.take(n, seed).images.to(method.device))
     pairs = torch.stack([shown, model.reconstruct(shown)], 1).flatten(0, 1)  # (2 n, C, H, W)
     error = f"PSNR {values['psnr_db']:.1f} dB over {len(split):,} images"
     header = header_of(method, f"{len(shown)} {split.name} {split.part} images and reconstructions, {error}")
@@ -206,7 +206,7 @@ def reconstruct_from(
     if n < 1:
         raise UserError(f"-n must be at least 1, not {n}")
     start = time.perf_counter()
-    images = split.take(n, seed).images
+    images = split.take(n, seed).images.to(diffusion.device)
     reverse = Reverse(diffusion, sampler, steps)
     calls = reverse.steps_from(t_prime)
     count = Counter(calls * len(images), tick)

@@ -153,7 +153,9 @@ DISTANCES = ("frechet_distance", "kernel_distance")
 
 
 @measuring()
-def sensitivity(real: Split, space: FeatureSpace, batch_size: int, tick: Tick) -> EvalResult:
+def sensitivity(
+    real: Split, space: FeatureSpace, batch_size: int, tick: Tick, device: torch.device | None = None
+) -> EvalResult:
     """Distances between one half of real images and the other half, disturbed at three strengths each.
 
     A feature space is worth what it notices (Heusel et al. 2017, figure 3): a distance has to rise with the
@@ -164,6 +166,7 @@ def sensitivity(real: Split, space: FeatureSpace, batch_size: int, tick: Tick) -
         space: the feature extractor.
         batch_size: of the encoder, in images.
         tick: called with (done, total).
+        device: where features are computed; that of the images when None.
 
     Raises:
         UserError: fewer than 64 images, or features that are not finite.
@@ -171,7 +174,7 @@ def sensitivity(real: Split, space: FeatureSpace, batch_size: int, tick: Tick) -
     half = len(real) // 2
     if half < LEAST:
         raise UserError(f"{len(real)} images are too few for two halves; take {2 * LEAST} or more")
-    features = cached_features(space, real, batch_size, tick)
+    features = cached_features(space, real, batch_size, tick, device)
     reference, undisturbed = features[:half], features[half : 2 * half]
     baseline = dict(zip(DISTANCES, _distances(reference, undisturbed), strict=True))
     images = real.images[half : 2 * half]
@@ -179,7 +182,7 @@ def sensitivity(real: Split, space: FeatureSpace, batch_size: int, tick: Tick) -
     for i, disturbance in enumerate(DISTURBANCES):
         for strength in disturbance.strengths:
             changed = Split(disturbance.apply(images, strength), None, (), "disturbed", "disturbed", "")
-            encoded = extract_features(space.encode, changed, batch_size, lambda *_: None)
+            encoded = extract_features(space.encode, changed, batch_size, lambda *_: None, device)
             frechet, kernel = _distances(reference, encoded)
             rows.append(
                 {
@@ -200,8 +203,9 @@ def sensitivity(real: Split, space: FeatureSpace, batch_size: int, tick: Tick) -
         "disturbances": rows,
         "not_rising": not_rising(rows),
     }
+    picture = draw_disturbances(images[:SHOWN].cpu(), rows)
     return EvalResult(
-        values, {"disturbances": draw_disturbances(images[:SHOWN], rows)}, _notes(values), name="sensitivity",
+        values, {"disturbances": picture}, _notes(values), name="sensitivity",
         title="Sensitivity of the features", headline=("disturbances",),
         units=dict.fromkeys(DISTANCES, "squared feature units"),
     )  # fmt: skip
@@ -244,7 +248,7 @@ def draw_disturbances(images: Tensor, rows: Sequence[Mapping[str, Any]]) -> Imag
     """A row per disturbance: its name, and some images at each strength under their Frechet distance.
 
     Args:
-        images: uint8 (n, C, H, W), undisturbed.
+        images: uint8 (n, C, H, W), undisturbed, on the host.
         rows: of `sensitivity`.
     """
     block = len(images) * SIDE + GAP
@@ -265,6 +269,6 @@ def _paste_examples(
     sheet: Image.Image, images: Tensor, disturbance: Disturbance, column: int, corner: tuple[int, int]
 ) -> None:
     strength = disturbance.strengths[column]
-    for k, image in enumerate(disturbance.apply(images.cpu(), strength)):
+    for k, image in enumerate(disturbance.apply(images, strength)):
         shown = figures.one(image).resize((SIDE, SIDE), Image.Resampling.NEAREST)
         sheet.paste(shown, (corner[0] + k * SIDE, corner[1]))

@@ -87,8 +87,8 @@ def kernel_distance(
     for i in range(subsets):
         random = generator(seed, "eval", i)
         x_rows, y_rows = (torch.randperm(len(part), generator=random)[:size] for part in (x, y))
-        estimates.append(squared_mmd(x[x_rows.to(x.device)], y[y_rows.to(y.device)]))
-    values = torch.tensor(estimates, dtype=torch.float64)
+        estimates.append(_squared_mmd(x[x_rows.to(x.device)], y[y_rows.to(y.device)]))
+    values = torch.stack(estimates)
     return float(values.mean()), float(values.std(correction=0))
 
 
@@ -98,6 +98,11 @@ def squared_mmd(x: Tensor, y: Tensor) -> float:
     x: (N, D), y: (M, D), at least two rows each; float64, in bounded memory.
     """
     _check(x, y, 2)
+    return float(_squared_mmd(x, y))
+
+
+def _squared_mmd(x: Tensor, y: Tensor) -> Tensor:
+    """On the device, so that many of them are read at once."""
     n, m = len(x), len(y)
     # Without the pairs of a row with itself, which would bias the estimate upwards
     within_x = _kernel_sum(x, x, skip_diagonal=True) / (n * (n - 1))
@@ -105,14 +110,15 @@ def squared_mmd(x: Tensor, y: Tensor) -> float:
     return within_x + within_y - 2 * _kernel_sum(x, y) / (n * m)
 
 
-def _kernel_sum(x: Tensor, y: Tensor, *, skip_diagonal: bool = False) -> float:
+def _kernel_sum(x: Tensor, y: Tensor, *, skip_diagonal: bool = False) -> Tensor:
     """The sum of k(x, y) over all pairs; `skip_diagonal`: x is y, and no row is paired with itself."""
-    columns, total = to_float64(y).T, 0.0
+    columns = to_float64(y).T
+    total = columns.new_zeros(())
     for part in x.split(ROWS):
-        total += float((to_float64(part) @ columns / x.shape[1] + 1).pow(3).sum())
+        total += (to_float64(part) @ columns / x.shape[1] + 1).pow(3).sum()
     if skip_diagonal:
         norms = to_float64(x).square().sum(1)
-        total -= float((norms / x.shape[1] + 1).pow(3).sum())
+        total -= (norms / x.shape[1] + 1).pow(3).sum()
     return total
 
 

@@ -25,7 +25,8 @@ def knn_predict(
     The protocol of Wu et al. 2018 (section 3.4) that SimSiam, BYOL and their benchmarks report.
 
     Args:
-        bank: features (N, D) of any real type; a chunk at a time is made float32 and unit length.
+        bank: features (N, D) of any real type; a chunk at a time is made float32 and unit length. A bank
+            that is too large for the queries' device may stay on the host.
         bank_labels: int64 (N,), in [0, num_classes).
         queries: features (Q, D).
         num_classes: C.
@@ -89,7 +90,7 @@ def _most_similar(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor
     best = [part.new_empty(len(part), 0) for part in units]
     index = [torch.empty(len(part), 0, dtype=torch.int64, device=part.device) for part in units]
     buffer = queries.new_empty(min(QUERIES, len(queries)) * min(BANK, len(bank)), dtype=torch.float32)
-    for start, piece in _pieces(bank):
+    for start, piece in _pieces(bank, queries.device):
         rows = F.normalize(piece, dim=1).T
         for i, part in enumerate(units):
             # Into one buffer: memory that is asked for anew costs as much as the product
@@ -156,7 +157,7 @@ def _nearest(bank: Tensor, queries: Tensor) -> Tensor:
     queries = queries - center
     smallest = torch.full((len(queries),), torch.inf, device=queries.device)
     index = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
-    for start, piece in _pieces(bank):
+    for start, piece in _pieces(bank, queries.device):
         rows = piece - center
         squares, columns = torch.addmm(rows.square().sum(1), queries, rows.T, alpha=-2).min(1)
         nearer = squares < smallest
@@ -168,12 +169,19 @@ def distances(bank: Tensor, queries: Tensor, index: Tensor) -> Tensor:
     """The Euclidean distance from each query (Q, D) to its row `index` (Q,) of the bank (N, D): (Q,)."""
     rows = zip(queries.split(QUERIES), index.split(QUERIES), strict=True)
     # From the differences, not from norms and products: a copy is at a distance of exactly 0
-    return torch.cat([(part.float() - bank[chosen].float()).norm(dim=1) for part, chosen in rows])
+    return torch.cat(
+        [(part.float() - rows_of(bank, chosen, part.device)).norm(dim=1) for part, chosen in rows]
+    )
 
 
-def _pieces(bank: Tensor) -> Iterator[tuple[int, Tensor]]:
+def rows_of(bank: Tensor, index: Tensor, device: torch.device) -> Tensor:
+    """The rows `index` (Q,) of a bank (N, D), float32 on `device`, wherever both are."""
+    return bank[index.to(bank.device)].to(device).float()
+
+
+def _pieces(bank: Tensor, device: torch.device) -> Iterator[tuple[int, Tensor]]:
     for start in range(0, len(bank), BANK):
-        yield start, bank[start : start + BANK].float()
+        yield start, bank[start : start + BANK].to(device).float()
 
 
 def _float32(tensor: Tensor) -> torch.autocast:

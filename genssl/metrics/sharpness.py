@@ -12,7 +12,7 @@ SHARPNESS = "train_sharpness"  # that of a run's training images, among the numb
 ROWS = 1024  # images, or rows of distances, at once
 
 
-def sharpness(images: Tensor) -> Tensor:
+def sharpness(images: Tensor, device: torch.device | None = None) -> Tensor:
     """The variance of the Laplacian of each image in gray: blurred images have little.
 
     Pech-Pacheco et al. 2000. Four neighbors, inner pixels only, on the scale of 0..255. Noise is sharp,
@@ -20,9 +20,10 @@ def sharpness(images: Tensor) -> Tensor:
 
     Args:
         images: uint8 (N, C, H, W) of 1 or 3 channels, at least 3 pixels a side.
+        device: where to compute, a part of the images at a time; where they are when None.
 
     Returns:
-        (N,) float32, in squared gray levels.
+        (N,) float32 on that device, in squared gray levels.
 
     Raises:
         ValueError: the shape is another.
@@ -31,11 +32,12 @@ def sharpness(images: Tensor) -> Tensor:
         raise ValueError(
             f"images must be (N, 1 or 3, H, W) of at least 3 pixels a side, not {list(images.shape)}"
         )
-    weights = torch.tensor(GRAY if images.shape[1] == 3 else (1.0,), device=images.device).view(1, -1, 1, 1)
-    kernel = torch.tensor(LAPLACIAN, device=images.device).view(1, 1, 3, 3)
+    device = device or images.device
+    weights = torch.tensor(GRAY if images.shape[1] == 3 else (1.0,), device=device).view(1, -1, 1, 1)
+    kernel = torch.tensor(LAPLACIAN, device=device).view(1, 1, 3, 3)
     parts = []
     for part in images.split(ROWS):
-        gray = (part.float() * weights).sum(1, keepdim=True)
+        gray = (part.to(device).float() * weights).sum(1, keepdim=True)
         # Second derivatives: their variance is the energy at the highest frequencies
         parts.append(F.conv2d(gray, kernel).flatten(1).var(1, correction=0))
     return torch.cat(parts)
@@ -57,5 +59,7 @@ def diversity(x: Tensor) -> float:
     if x.ndim != 2 or len(x) < 2:
         raise ValueError(f"variety needs features (N, D) of at least two rows, not {list(x.shape)}")
     rows = to_float64(x)
-    total = sum(float(torch.cdist(part, rows).sum()) for part in rows.split(ROWS))
-    return total / (len(x) * (len(x) - 1))
+    total = rows.new_zeros(())
+    for part in rows.split(ROWS):
+        total += torch.cdist(part, rows).sum()
+    return float(total) / (len(x) * (len(x) - 1))

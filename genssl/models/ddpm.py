@@ -119,11 +119,6 @@ class DDPM(Method):
         self.schedule = self.schedule.to(self.device)
         return self
 
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.network.parameters()).device
-
     # Training
 
     def remarks(self) -> tuple[str, ...]:
@@ -195,7 +190,7 @@ class DDPM(Method):
         """
         x = normal((n, *self.shape), generator, self.device)
         if self.classes and labels is None:
-            labels = random_labels(n, self.classes, generator, self.device)
+            labels = random_labels(n, self.classes, generator, torch.device("cpu"))
         if labels is not None and guidance is None:
             guidance = self.guidance
         return self.denoise(
@@ -242,8 +237,7 @@ class DDPM(Method):
         if steps is None:
             steps = times if sampler == "ancestral" else min(FAST_STEPS, times)
 
-        labels = None if labels is None else labels.to(self.device)
-        model = model_of(self.network, self.classes, labels, guidance)
+        model = model_of(self.network, self.classes, labels, guidance, self.device)
         common: dict[str, Any] = {"prediction": self.prediction, "clip": clip, "callback": callback}
         if sampler in DETERMINISTIC:
             return DETERMINISTIC[sampler](model, self.schedule, x, steps, t_start, **common)
@@ -275,10 +269,10 @@ class DDPM(Method):
     ) -> Tensor:
         """`images` (B, C, H, W), the pixels of `mask` (H, W) filled anew by `repaint`; see `CanInpaint`."""
         noise = step_noise(images.shape, generator, images.device)
-        if labels is not None:
-            labels, guidance = labels.to(self.device), self.guidance if guidance is None else guidance
+        if labels is not None and guidance is None:
+            guidance = self.guidance
         return repaint(
-            model_of(self.network, self.classes, labels, guidance), self.schedule, noise(0),
+            model_of(self.network, self.classes, labels, guidance, self.device), self.schedule, noise(0),
             self.inpaint_steps if steps is None else steps, noise, images, mask, jump_length, resamplings,
             prediction=self.prediction, clip=True, callback=callback,
         )  # fmt: skip

@@ -69,11 +69,6 @@ class Flow(Method):
             network, config.image_size, config.channels, classes, config.timestep_sampling, config.features_t
         )
 
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.network.parameters()).device
-
     # Training
 
     def draws(self, n: int, generator: Randomness) -> dict[str, Tensor]:
@@ -131,7 +126,7 @@ class Flow(Method):
         """
         x = normal((n, *self.shape), generator, self.device)
         if self.classes and labels is None:
-            labels = random_labels(n, self.classes, generator, self.device)
+            labels = random_labels(n, self.classes, generator, torch.device("cpu"))
         field = self._field(labels, guidance)
         if sampler not in {"heun", "euler"}:
             raise ValueError(f"unknown sampler {sampler!r}; use heun or euler")
@@ -180,9 +175,9 @@ class Flow(Method):
         return x if surrogate else x.clamp(-1, 1)
 
     def _field(self, labels: Tensor | None, guidance: float | None) -> Field:
-        if labels is not None:
-            labels, guidance = labels.to(self.device), self.guidance if guidance is None else guidance
-        return model_of(self._velocity, self.classes, labels, guidance)
+        if labels is not None and guidance is None:
+            guidance = self.guidance
+        return model_of(self._velocity, self.classes, labels, guidance, self.device)
 
     # Looking at it
 

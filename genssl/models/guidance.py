@@ -53,15 +53,20 @@ def check_labels(labels: Tensor, classes: int) -> None:
 
 
 def model_of(
-    model: ConditionalModel, classes: int, labels: Tensor | None = None, w: float | None = None
+    model: ConditionalModel,
+    classes: int,
+    labels: Tensor | None = None,
+    w: float | None = None,
+    device: torch.device | None = None,
 ) -> Model:
     """A network as a model of images of these classes, guided towards them.
 
     Args:
         model: as for `training_model`.
         classes: their number.
-        labels: the class of each image, (B,) int64; None: no class.
+        labels: the class of each image, (B,) int64, best on the host, which checks them; None: no class.
         w: guidance, see `guided`; 0 when None.
+        device: of the network; that of the labels when None.
 
     Raises:
         ValueError: the network has no classes, or not this one, or guidance is without a class.
@@ -71,7 +76,7 @@ def model_of(
             raise ValueError("guidance needs a class, and there is none")
         return model
     check_labels(labels, classes)
-    return guided(model, labels, classes, w or 0.0)
+    return guided(model, labels.to(device), classes, w or 0.0)
 
 
 def guided(model: ConditionalModel, labels: Tensor, null: int, w: float) -> Model:

@@ -1,6 +1,7 @@
 """The interface between a method and everything else: what every method has, and what some methods can do."""
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 import torch
@@ -27,6 +28,12 @@ class Method(nn.Module):
     classes: int = 0  # that it is told while training: `draws` of `loss` then has "labels", (B,) int64
     sees_scale: bool = False  # its loss depends on the lengths of its outputs, which may shrink to a point
     units: Mapping[str, str] = {}  # of the terms of `loss`, by name, e.g. {"kl": "nats per image"}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; the CPU where there are none."""
+        first = next(chain(self.parameters(), self.buffers()), None)
+        return torch.device("cpu") if first is None else first.device
 
     @classmethod
     def from_config(cls, config: Any) -> Self:
@@ -299,6 +306,11 @@ def chosen_blocks(blocks: Sequence[int] | None, count: int) -> Sequence[int]:
 @runtime_checkable
 class HasFlow(Protocol):
     """Carries images to noise by an invertible flow, whose change of variables gives log p(x)."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        ...
 
     def log_likelihood_of_flow(self, x: Tensor, steps: int, generator: Randomness = None) -> Tensor:
         """log p(x) of images (B, C, H, W), (B,) nats, estimated without bias but for the steps."""

@@ -39,7 +39,7 @@ def bound_terms(
         model: finds the noise.
         schedule: of T steps.
         x_start: x_0, images in [-1, 1], (B, ...).
-        t: (B,) int64 in [0, T).
+        t: (B,) int64 in [0, T). On the host, since which terms there are is decided there.
         noise: standard normal, (B, ...).
         variance: of p(x_{t-1} | x_t) at t > 0, as for `p_sample`.
         clip: keep the predicted x_0 in [-1, 1].
@@ -47,12 +47,13 @@ def bound_terms(
     """
     terms = x_start.new_empty(len(x_start))
     common: dict[str, Any] = {"clip": clip, "prediction": prediction}
-    is_last, is_denoising = t == 0, t > 0
-    if bool(is_last.any()):
-        terms[is_last] = decoder_nll(model, schedule, x_start[is_last], noise[is_last], **common)
-    if bool(is_denoising.any()):
-        rest = (x_start[is_denoising], t[is_denoising], noise[is_denoising])
-        terms[is_denoising] = denoising_kl(model, schedule, *rest, variance=variance, **common)
+    device, t = x_start.device, t.cpu()
+    last, denoising = (rows.nonzero().flatten().to(device) for rows in (t == 0, t > 0))
+    if len(last):
+        terms[last] = decoder_nll(model, schedule, x_start[last], noise[last], **common)
+    if len(denoising):
+        rest = (x_start[denoising], t.to(device)[denoising], noise[denoising])
+        terms[denoising] = denoising_kl(model, schedule, *rest, variance=variance, **common)
     return terms
 
 
@@ -97,7 +98,7 @@ def denoising_kl(
     if variance == "posterior":
         return 0.5 * squared_distance / schedule.posterior_variance[t]
     # posterior variance / beta = 1 - r; r - 1 - log r of that ratio, in float64 as it is about r^2 / 2
-    r = (alpha_bar_prev * beta / one_minus_alpha_bar).cpu().double()
+    r = to_float64(alpha_bar_prev * beta / one_minus_alpha_bar)
     variance_term = (-r - torch.log1p(-r)).to(x_start.dtype).to(x_start.device)
     return 0.5 * (squared_distance / beta + variance_term * x_start[0].numel())
 

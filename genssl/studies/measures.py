@@ -12,6 +12,7 @@ from torch import Tensor
 
 from genssl import checkpoint, figures, files, run_info
 from genssl.config import Config
+from genssl.data.loader import place
 from genssl.data.registry import locate
 from genssl.data.split import Split
 from genssl.errors import UserError
@@ -60,7 +61,7 @@ class Trained:
 
     @cached_property
     def splits(self) -> tuple[Split, Split]:
-        """What the run was trained on, and its test split, on the device.
+        """What the run was trained on, and its test split, each on the device if it fits.
 
         Raises:
             UserError: the data cannot be read, or are others than the run was trained on.
@@ -73,23 +74,27 @@ class Trained:
                 f"{self.folder} was trained on other images than {config.data} has; bring those back, "
                 "or train again"
             )
-        return train.to(self.device), test.to(self.device)
+        return place(train, self.device), place(test, self.device)
 
     @cached_property
     def represents(self) -> bool:
         """Whether the method learns representations: it has outputs that may collapse."""
         with measuring():
-            return self.method.outputs(to_model(self.splits[1].images[:1])) is not None
+            return self.method.outputs(to_model(self.splits[1].images[:1].to(self.device))) is not None
 
     @cached_property
     def features(self) -> tuple[Tensor, Tensor]:
         """The features (N, D) and (M, D) of both splits, in float32."""
         train, test = self.splits
         with measuring():
-            return (
-                extract_features(self.method.features, train, ENCODED, self.tick("encoding train images")),
-                extract_features(self.method.features, test, ENCODED, self.tick("encoding test images")),
-            )
+            bank, queries = (
+                extract_features(
+                    self.method.features, split, ENCODED, self.tick(f"encoding {split.part} images"),
+                    self.device,
+                )
+                for split in (train, test)
+            )  # fmt: skip
+            return bank, queries
 
     def keep_picture(self, place: Path, picture: "Image") -> None:
         """Write a picture to `place` in the run's folder, unless that is read-only."""

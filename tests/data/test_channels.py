@@ -174,7 +174,8 @@ def test_pictures_and_metrics_of_gray_are_those_of_three_equal_channels() -> Non
     assert figures.one(images[0]).mode == "L"
     assert figures.one(images[0]).convert("RGB").tobytes() == figures.one(repeated[0]).tobytes()
     torch.testing.assert_close(sharpness(images), sharpness(repeated))
-    assert torch.equal(cropped(images, True, 0, 0), cropped(repeated, True, 0, 0)[:, :1])
+    (gray,), (color,) = (cropped(part, True, 0, 0) for part in (images, repeated))
+    assert torch.equal(gray, color[:, :1])
 
 
 @pytest.mark.parametrize("channels", [1, 3])
