@@ -115,8 +115,8 @@ class Flow(Method):
         Args:
             n: number of images.
             generator: one for all, or one an image.
-            sampler: "heun", of second order at two network calls per step, or "euler", at one.
-            steps: 10 of "heun" or 20 of "euler" when None, 20 network calls.
+            sampler: "heun", of second order at two network calls per step but the last, or "euler", at one.
+            steps: 10 of "heun" or 20 of "euler" when None, 19 or 20 network calls.
             labels: the class of each image, (n,) int64; None: drawn uniformly where the network has classes.
             guidance: w of `guided`; GUIDANCE when None.
             callback: called with (steps that are left - 1, x) after each step.
@@ -247,7 +247,9 @@ def follow(
         field: the velocity.
         x: (B, ...) at t = `start`, or at t = 0 where `backwards`.
         steps: number of steps.
-        heun: Heun's method, of second order and two calls per step; else Euler's.
+        heun: Heun's method, of second order and two calls per step; else Euler's. The last step to images is
+            Euler's, as in Karras et al. (2022), algorithm 1: a network knows the velocity at t = 0, the mean
+            noise of an image without any, least of all, and would leave noise in the samples.
         backwards: from images to noise at t = `start`.
         start: the noisy end.
         callback: called with (steps that are left - 1, x) after each step.
@@ -262,7 +264,8 @@ def follow(
     for i in range(steps):
         t, t_next = (x.new_full((len(x),), first + k * dt) for k in (i, i + 1))
         velocity = field(x, t)
-        if heun:
+        # One Euler step of n has a local error of second order, and leaves the whole of second order
+        if heun and (backwards or i < steps - 1):
             velocity = 0.5 * (velocity + field(x + dt * velocity, t_next))
         x = x + dt * velocity
         if callback is not None:
