@@ -15,8 +15,8 @@ import typer
 
 from genssl import config as configs
 from genssl import files, run_info, runs
+from genssl.commands import downstream, generate, inpaint, purify
 from genssl.commands import evaluate as evaluate_commands
-from genssl.commands import generate, inpaint
 from genssl.commands._console import collect_results, screen_here, with_channels
 from genssl.environment import record_arguments
 from genssl.errors import UserError
@@ -195,7 +195,7 @@ def evaluate(name: str, ref: str | Path | Run, **options: Any) -> "EvalResult":
 
     Args:
         name: knn-eval, linear-eval, fidelity, reconstruct, interpolate, sample, latent-profile,
-            importance-ll, bits-per-dim, inpaint, features.
+            importance-ll, bits-per-dim, inpaint, features, segment, probe, purify.
         ref: a method, the name or path of a run, or a `Run`.
         options: of the command, by their long names with `_` for `-`: `batch_size=64, k=[5, 20]`.
 
@@ -229,7 +229,7 @@ def evaluate(name: str, ref: str | Path | Run, **options: Any) -> "EvalResult":
 def _evaluations() -> Mapping[str, Any]:
     """The commands that evaluate a run, by name."""
     app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
-    for group in (generate, inpaint, evaluate_commands):
+    for group in (generate, inpaint, evaluate_commands, downstream, purify):
         group.register(app)
     program: Any = typer.main.get_command(app)
     return dict(program.commands)
