@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from genssl import config as configs
-from genssl import files, paths, run_info
+from genssl import files, hub, paths, run_info
 from genssl.config import Config
 from genssl.data.registry import short_name
 from genssl.errors import FAILED_RUN, UserError
@@ -164,14 +164,14 @@ def find(reference: str, method: str | None = None, data: str | None = None) -> 
     Args:
         reference: a method's name, the name of a run in the folder of runs, or a path. A method's name
             means its newest finished run, else its newest one that was stopped by time after an epoch or
-            more, else the shipped weights.
+            more, else the shipped weights. hf:OWNER/NAME is a run on the Hugging Face hub.
         method: refuse anything of another method.
         data: of a method's runs, take only those trained on these data.
 
     Raises:
         UserError: nothing is there, or it is of another method.
     """
-    path = _named(reference) or _newest(reference, data)
+    path = hub.download(reference) if hub.is_hub(reference) else _named(reference) or _newest(reference, data)
     if path is None:
         newest = ", ".join(info.name for info in known()[-5:]) or "none yet"
         raise UserError(f"no run {reference!r} in {paths.runs_root()}/ and no such path; runs: {newest}")

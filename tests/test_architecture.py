@@ -20,14 +20,14 @@ LEVELS = {
     5: {"training", "eval", "export", "report"},
     4: {"runs", "checkpoint"},
     3: {"data", "models", "metrics", "figures", "features", "run_info"},
-    2: {"config", "runtime", "distributed", "files", "pixels"},
+    2: {"config", "runtime", "distributed", "files", "hub", "pixels"},
     1: {"errors", "paths", "environment"},
 }
 LEVEL_OF = {unit: level for level, units in LEVELS.items() for unit in units}
 METHODS = {"vae", "ddpm", "simsiam", "dssl", "byol", "barlow_twins", "vicreg", "simclr", "moco"}
 MOST_LINES = 500
-MOST_MODULES = 141
-MOST_SINGLE_IMPORTERS = 52
+MOST_MODULES = 143
+MOST_SINGLE_IMPORTERS = 53
 # To fall to 0: what is left of the first edition's words
 MOST_BANNED, MOST_BANNED_HELP = 3, 0
 

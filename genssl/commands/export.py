@@ -1,4 +1,4 @@
-"""`export`: a run's network for other tools."""
+"""`export`: a run's network for other tools; `push`: a run for other people."""
 
 import json
 from pathlib import Path
@@ -16,8 +16,9 @@ SUFFIXES = {"torchvision": ".safetensors", "onnx": ".onnx"}
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
+    """Add the commands of this group."""
     app.command()(export)
+    app.command()(push)
 
 
 def export(
@@ -122,3 +123,23 @@ def _provenance(loaded: LoadedRun) -> dict[str, str]:
 
 def _flat(interface: dict[str, dict[str, str]]) -> dict[str, str]:
     return {name: text for side in interface.values() for name, text in side.items()}
+
+
+def push(
+    run: _options.Run,
+    name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Name of the model on the hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new model that only you see.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the model card; push nothing.")] = False,
+) -> None:
+    """Put a run on the Hugging Face hub, with a model card; `hf:OWNER/NAME` names it from then on."""
+    from genssl import hub, runs
+    from genssl.export.card import model_card
+
+    name = hub.name_of(name)
+    path = runs.find(run)
+    folder = path if path.is_dir() else path.parent
+    card = model_card(folder, name)
+    if dry_run:
+        print(card)
+        return
+    echo(f"{folder}: {hub.upload(folder, name, card, private=private)}")
