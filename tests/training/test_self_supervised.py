@@ -352,7 +352,7 @@ def wait_until(reached: Callable[[], bool], process: subprocess.Popen[str]) -> N
     assert reached(), process.communicate()
 
 
-# Those that keep more than weights and moments (a target network, a queue); above, all are killed in one process
+# Those that keep more than weights and moments: a target network, a queue
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["byol", "moco"])
 def test_killed_at_random_moments_a_run_ends_with_the_same_weights(
