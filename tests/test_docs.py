@@ -181,6 +181,7 @@ def test_what_both_readers_read_is_what_was_measured() -> None:
     titles = {
         "rendered test digits": "rendered test digits",
         "the same, patches shuffled": "the same, patches shuffled: digits broken up",
+        "samples of flow": "shipped flow, Heun, 19 calls",
         "samples of ddpm": "shipped DDPM, DPM-Solver++, 20 calls",
         "samples of vae": "shipped VAE, N(0, I)",
     }
@@ -246,7 +247,19 @@ UNANNOTATED = {
     "segment.md": {"| method |"},
     "scaling.md": {"| | products, TFLOP/s |", "| case |"},
 }
-MEASURED = ("README", "results", "vae", "ddpm", "simsiam", "metrics", "data", "scaling", "purify", "segment")
+MEASURED = (
+    "README",
+    "results",
+    "vae",
+    "ddpm",
+    "simsiam",
+    "metrics",
+    "data",
+    "scaling",
+    "purify",
+    "segment",
+    "flow",
+)
 
 
 def value_at(document: Any, path: str) -> float:
