@@ -1,4 +1,4 @@
-"""Data: sources, cache, batches and augmentation; `genssl.data.loading("svhn")` loads a split."""
+"""Data: sources, cache, batches and augmentation; `genssl.data.load("svhn")` loads a split."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -146,7 +146,7 @@ def _scores(
         )
         linear.append(fitted.test_accuracy[-1])
         predicted = knn_predict(features, known, queries, classes, min(settings.k, count))
-        neighbors.append(float((predicted == test_labels).double().mean()))
+        neighbors.append(float((predicted == test_labels).float().mean()))
     return {
         "labelled": count,
         "linear_accuracy": statistics.fmean(linear),

@@ -1,5 +1,7 @@
 """Measures: tensors in, numbers out. They take features, labels or images of any network.
 
+`linear_probe.linear_probe` and `sharpness.sharpness` are called as their modules are, and so are not here.
+
 Examples:
     >>> import torch
     >>> from genssl import metrics
@@ -12,9 +14,9 @@ from genssl.metrics.collapse import output_scale, output_std, rankme
 from genssl.metrics.fidelity import PRDC, authenticity, frechet_distance, kernel_distance, prdc
 from genssl.metrics.knn import class_accuracy, confusion_matrix, knn_predict, standard_error
 from genssl.metrics.latents import active_units, effective_sample_size
-from genssl.metrics.linear_probe import ProbeResult, ProbeSettings, linear_probe
+from genssl.metrics.linear_probe import ProbeResult, ProbeSettings
 from genssl.metrics.reconstruction import mean_squared_error, psnr
-from genssl.metrics.sharpness import diversity, mean_sharpness, sharpness
+from genssl.metrics.sharpness import diversity, mean_sharpness
 
 __all__ = [
     "PRDC",
@@ -29,7 +31,6 @@ __all__ = [
     "frechet_distance",
     "kernel_distance",
     "knn_predict",
-    "linear_probe",
     "mean_sharpness",
     "mean_squared_error",
     "output_scale",
@@ -37,6 +38,5 @@ __all__ = [
     "prdc",
     "psnr",
     "rankme",
-    "sharpness",
     "standard_error",
 ]

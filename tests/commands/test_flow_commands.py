@@ -32,9 +32,9 @@ def run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_is_sampled(run: Path, tmp_path: Path) -> None:
     for options, nfe in (
-        ((), 20),
+        ((), 19),
         (("--sampler", "euler", "--steps", 4), 4),
-        (("--class", "3", "--steps", 3), 6),
+        (("--class", "3", "--steps", 3), 5),
     ):
         result = call(
             "sample", run, "-n", 4, *options, "--json", "--out", tmp_path / f"{nfe}{len(options)}.png"

@@ -28,20 +28,20 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 def test_a_streamed_run_ends_with_the_weights_of_a_resident_one(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    streams: list[int] = []
-    streamed_batches = loader.streamed
+    streams: list[bool] = []
+    batches = loader.Loader.batches
 
-    def counted(*arguments: Any) -> Any:
-        streams.append(1)
-        return streamed_batches(*arguments)
+    def counted(self: loader.Loader, *arguments: Any) -> Any:
+        streams.append(self.stream)
+        return batches(self, *arguments)
 
-    monkeypatch.setattr(loader, "streamed", counted)
+    monkeypatch.setattr(loader.Loader, "batches", counted)
     for name, limit in (("streamed", 0), ("resident", 1)):
         result = call(
             "train", "vae", "--data", digits, *SHORT, "--out", tmp_path / name, "--resident-limit", limit
         )
         assert result.exit_code == 0, result.output
-        assert len(streams) == 2  # one an epoch of the first run, none of the second
+    assert streams == [True, True, False, False]  # once an epoch
     streamed, resident = weights(tmp_path / "streamed"), weights(tmp_path / "resident")
     assert streamed.keys() == resident.keys()
     assert all(torch.equal(streamed[name], resident[name]) for name in resident)

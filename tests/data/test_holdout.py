@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from genssl.config import VAEConfig
-from genssl.data import load as load_module
+from genssl.data import loading as load_module
 from genssl.data import subset as module
 from genssl.data.loading import load, load_for_run
 from genssl.data.split import Split

@@ -279,7 +279,7 @@ def test_nothing_is_unpacked(tmp_path: Path, put: Put, picture: Picture, cache: 
     found = {file.relative_to(tmp_path).parts[0] for file in tmp_path.rglob("*")}
     assert found == {"a.tar", cache.name}
     files = [file.name for file in cache.rglob("*") if file.is_file() and file.suffix != ".lock"]
-    assert set(files) == {"images.npy", "labels.npy", "split.json"}
+    assert set(files) == {"images.npy", "labels.npy", "split.json", "sums.npy"}
 
 
 def test_a_name_that_is_no_text_does_no_harm(tmp_path: Path, put: Put, picture: Picture) -> None:

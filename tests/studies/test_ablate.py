@@ -16,7 +16,7 @@ from genssl import checkpoint, files, run_info
 from genssl.cli import Program
 from genssl.commands import study as study_module
 from genssl.config import Config, DDPMConfig, VAEConfig
-from genssl.data import load as load_module
+from genssl.data import loading as load_module
 from genssl.data import torchvision_sets
 from genssl.errors import FAILED_RUN, INTERRUPTED, UserError
 from genssl.eval.result import EvalResult

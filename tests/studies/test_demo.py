@@ -12,7 +12,7 @@ from genssl.studies.demo import SHIPPED, bring_shipped
 
 from ..conftest import call
 
-METHODS = ("vae", "ddpm", "simsiam")
+METHODS = ("vae", "ddpm", "flow", "simsiam")
 
 
 @pytest.mark.slow
@@ -71,7 +71,7 @@ def test_shipped_weights_are_sound_and_small() -> None:
         if isinstance(info.config, SelfSupervisedConfig):
             assert info.config.projector_dim <= 512
     sizes = [file.stat().st_size for file in paths.shipped_root().rglob("*") if file.is_file()]
-    assert sum(sizes) < 20e6
+    assert sum(sizes) < 25e6  # a package of a size that an index takes gladly
 
 
 @pytest.mark.parametrize("method", ["vae", "ddpm"])

@@ -10,7 +10,7 @@ from safetensors import safe_open
 
 from genssl import checkpoint, figures, run_info
 from genssl.config import Config, SimSiamConfig
-from genssl.data import load as load_module
+from genssl.data import loading as load_module
 from genssl.data.augment.views import choose_views
 from genssl.data.loading import load_for_run
 from genssl.metrics.knn import knn_predict
