@@ -7,11 +7,12 @@ signal (SIGBUS) and says nothing. So rows are read from the file and not from th
 import functools
 import math
 import os
+import tokenize
 import weakref
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +38,20 @@ def write_checksums(path: Path, sums: list[int]) -> None:
         flush(file.fileno())
 
 
+def load_array(path: Path, mmap_mode: Literal["c"] | None = None) -> npt.NDArray[Any]:
+    """`np.load`, which parses a damaged header as Python and gives that parser's errors, too.
+
+    Raises:
+        ValueError: the file is no array.
+        OSError: the file cannot be read.
+    """
+    try:
+        array: npt.NDArray[Any] = np.load(path, mmap_mode=mmap_mode)
+    except (SyntaxError, tokenize.TokenError, EOFError) as error:
+        raise ValueError(f"no header of an array ({error})") from error
+    return array
+
+
 def read_checksums(path: Path, n: int) -> npt.NDArray[Any]:
     """Read the checksums of n rows into memory.
 
@@ -44,7 +59,7 @@ def read_checksums(path: Path, n: int) -> npt.NDArray[Any]:
         ValueError: they are not as many.
         OSError: the file cannot be read.
     """
-    sums: npt.NDArray[Any] = np.load(path)
+    sums = load_array(path)
     if sums.dtype != np.uint32 or sums.shape != (n,):
         raise ValueError(f"checksums of shape {sums.shape}")
     return sums
@@ -57,8 +72,7 @@ def crc32(pieces: Iterable[npt.NDArray[Any]]) -> int:
 
 def read_labels(path: Path) -> Tensor:
     """Read labels into memory: they are 8 bytes an image."""
-    labels: npt.NDArray[Any] = np.load(path)
-    return torch.from_numpy(labels)
+    return torch.from_numpy(load_array(path))
 
 
 def mapped(file: Path, sums: npt.NDArray[Any] | None) -> Tensor:
@@ -68,7 +82,8 @@ def mapped(file: Path, sums: npt.NDArray[Any] | None) -> Tensor:
         file: of rows, which `read_rows` and `verify` read from it as long as the tensor lives.
         sums: of each row; None where there are none.
     """
-    array: np.memmap[Any, Any] = np.load(file, mmap_mode="c")
+    array = load_array(file, "c")
+    assert isinstance(array, np.memmap)
     _register(file, array, sums)
     return torch.from_numpy(array)
 

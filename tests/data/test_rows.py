@@ -203,3 +203,14 @@ def test_a_run_whose_cache_is_cut_ends_in_a_line(
     last = result.output.splitlines()[-1]
     assert last.startswith("genssl: ")
     assert "images.npy was cut while it was read; remove " in last
+
+
+@pytest.mark.parametrize("header", [b"{'descr': '|u1', 'shape': (2,", b"{'descr': ]", b"\xff" * 8, b""])
+def test_a_header_that_is_no_python_is_no_array(tmp_path: Path, header: bytes) -> None:
+    file = tmp_path / "images.npy"
+    np.save(file, np.zeros((2, 3), np.uint8))
+    content = file.read_bytes()
+    # The header ends where it did, so that its own parser is reached
+    file.write_bytes(content[:10] + header.ljust(len(content) - 16, b" ") + content[-6:])
+    with pytest.raises(ValueError, match=r"."):
+        rows.load_array(file)
