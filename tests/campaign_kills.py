@@ -50,7 +50,7 @@ SSL = [
     "--set", "encoder=small", "--set", "projector_dim=16", "--set", "projector_hidden=16",
     "--set", "predictor_hidden=8", "--knn-every", "0", "--epochs", "3",
 ]  # fmt: skip
-DDPM = ["--set", "network=tiny", "--timesteps", "20", "--epochs", "3"]
+DDPM = ["--set", "network=tiny", "--timesteps", "20", "--set", "features_t=2", "--epochs", "3"]
 KINDS = ("vae", "ddpm", "simsiam", "byol", "two processes", "conversion", "ablate", "assignment")
 
 
