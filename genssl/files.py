@@ -101,18 +101,18 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def sweep(folder: Path, older: float = 0.0) -> None:
+def sweep(folder: Path, older: float = 0.0, stem: str = "") -> None:
     """Remove temporary files of `atomic`, and of safetensors, that killed processes have left in a folder.
 
     Args:
         folder: that no other process writes to, such as one that is locked.
         older: than so many seconds, where others may.
+        stem: with which the names of the files begin that they would have become.
     """
-    for file in folder.iterdir():
-        if TEMPORARY.fullmatch(file.name):
-            with contextlib.suppress(OSError):
-                if file.lstat().st_mtime <= time.time() - older:
-                    file.unlink()
+    for file in folder.glob(f".{stem}*"):
+        with contextlib.suppress(OSError):
+            if TEMPORARY.fullmatch(file.name) and file.lstat().st_mtime <= time.time() - older:
+                file.unlink()
 
 
 def write_bytes(path: Path, content: bytes) -> None:

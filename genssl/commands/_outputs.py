@@ -19,7 +19,7 @@ from genssl.commands._console import echo
 from genssl.environment import command_line, made_by, mark_png
 from genssl.errors import UserError
 from genssl.eval.names import file_name
-from genssl.files import refuse_outside, require_writable, write_json
+from genssl.files import refuse_outside, require_writable, sweep, write_json
 from genssl.paths import LABEL, is_writable_run
 from genssl.report import load
 from genssl.run_info import CONFIG, ENVIRONMENT, HISTORY, MODEL, STATE
@@ -110,10 +110,15 @@ def target_of_study(usual: Path, kind: str, out: Path | None) -> Target:
     picture, numbers = f"{kind}.png", f"{kind}.json"
     if out is not None:
         claim(folder / numbers)
-        return Target(claim(folder / picture), with_numbers=True, replaces=False)
+        claim(folder / picture)
+        if folder.is_dir():
+            sweep(folder, stem=f"{kind}.")  # what a killed call of this command left half-written
+        return Target(folder / picture, with_numbers=True, replaces=False)
     while not (_is_free(folder / picture) and _is_free(folder / numbers)):
         number += 1
         folder = usual.with_name(f"{usual.name}-{number}")
+    if folder.is_dir():
+        sweep(folder, stem=f"{kind}.")
     return Target(folder / picture, with_numbers=True, replaces=False)
 
 

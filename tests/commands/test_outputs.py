@@ -9,6 +9,7 @@ from PIL import Image
 
 from genssl import files, run_info
 from genssl.commands import _outputs
+from genssl.environment import record_arguments
 from genssl.eval.names import file_name
 from genssl.report import load
 
@@ -251,3 +252,12 @@ def test_a_report_is_replaced_by_its_own_command_or_in_a_folder_of_runs(run: Pat
     assert "my remark" in (run / "report.html").read_text()
     assert (run / "report-2.html").exists()
     refused("report", run, run, "--out", "mine.html")
+
+
+def test_what_a_killed_study_left_is_removed_by_the_next_call_alone(tmp_path: Path) -> None:
+    names = [".ablate.png.ab12cd_4.tmp", ".ablate.json.ab12cd_4.tmp", ".mine.png.ab12cd_4.tmp", "ablate.tmp"]
+    for name in names:
+        (tmp_path / name).write_text("")
+    with record_arguments(["ablate", "vae"]):
+        _outputs.target_of_study(tmp_path, "ablate", tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".mine.png.ab12cd_4.tmp", "ablate.tmp"]
