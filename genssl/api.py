@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from genssl import config as configs
-from genssl import files, run_info, runs
+from genssl import files, hub, run_info, runs
 from genssl.commands import downstream, generate, inpaint, purify
 from genssl.commands import evaluate as evaluate_commands
 from genssl.commands._console import collect_results, screen_here, with_channels
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from genssl.eval.result import EvalResult
     from genssl.models.method import Method
-
-CURVES = "curves.png"
 
 
 class History(list[dict[str, Any]]):
@@ -122,7 +120,7 @@ class Run:
         info = self.info
         epochs = run_info.progress_of(info.epochs_trained, info.config.epochs)
         title = f"{info.name}, epoch {epochs}, {info.state}"
-        curves = self.path / CURVES
+        curves = self.path / hub.CURVES
         picture = embedded(curves.read_bytes()) if curves.is_file() else ""
         return f"<h4>{html.escape(title)}</h4>{table_html(info.metrics)}{picture}"
 

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from genssl.environment import arguments, is_launched_by_torchrun, launched_rank
 from genssl.errors import FAILED_RUN, UserError, printable
+from genssl.eval.result import flatten
 
 if TYPE_CHECKING:
     from genssl.config import Config
@@ -113,15 +114,6 @@ def show_values(
     for name, rows in tables.items():
         show_rows(name, rows)
     show_lines(*(f"note: {note}" for note in notes))
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested mappings as dotted names."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def format_value(value: Any) -> str:

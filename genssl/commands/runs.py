@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from genssl.commands import _options
-from genssl.commands._console import agreed, echo, flatten, is_live, show_rows, show_values
+from genssl.commands._console import agreed, echo, is_live, show_rows, show_values
 from genssl.errors import FAILED_RUN, UserError
+from genssl.eval.result import flatten
 from genssl.run_info import progress_of
 
 if TYPE_CHECKING:

@@ -84,16 +84,17 @@ def table_html(values: Mapping[str, Any]) -> str:
     """Names and values as an HTML table; nested mappings get dotted names, lists are left out."""
     rows = "".join(
         f"<tr><td>{html.escape(name)}</td><td>{html.escape(_shown(value))}</td></tr>"
-        for name, value in _flat(values)
+        for name, value in flatten(values)
         if not isinstance(value, list)
     )
     return f"<table>{rows}</table>"
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested mappings as dotted names."""
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 
