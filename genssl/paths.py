@@ -11,6 +11,7 @@ CONFIG = "config.json"  # of a run
 REPORT = "report.html"  # of a folder of runs
 ABOUT = "about.json"  # in such a folder: what its report says first
 LABEL = "SHIPPED.txt"  # in a run's folder: it is a copy of the weights that come with genssl
+LONGEST_STUDY = 200  # characters of the name of a study's folder
 ARMS = "arms"  # the folder of ablations' runs: a method's name does not mean one of these
 # A folder that has one of these is a run's, a study's, a plan's, or one of runs
 MARKS = (MODEL, CONFIG, ABOUT, "ablate.json", "compare.json", "plan.json")

@@ -17,6 +17,8 @@ from genssl.cli import app
 from genssl.eval import fidelity_features
 from genssl.eval.sensitivity import not_rising
 from genssl.models import build
+from genssl.report.answers.questions import NUMBERS
+from genssl.studies.assignment import SHARES, TRAINED
 from genssl.studies.results import ALIKE, TIMES, Statistic, _pace
 
 from . import command_reference
@@ -164,14 +166,18 @@ def test_the_tables_of_speed_are_what_was_measured() -> None:
         assert ("forward" in row["what"]) or line in readme
 
 
-def test_the_assignments_page_says_which_questions_its_command_leaves_out() -> None:
+def test_the_assignments_page_has_every_question() -> None:
     text = (ROOT / "docs" / "assignment.md").read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line]
-    with_command = [row for row in rows if len(row) == 5 and "`genssl" in row[2]]
-    left_out = [row[0] for row in with_command if "(figure" not in row[4]]
-    assert left_out == ["2.3 a", "3.5 c", "3.6", "3.7", "3.8"]
-    [sentence] = re.findall(r"It does not\s+include (.*?):", text, re.DOTALL)
-    assert all(question in sentence for question in [*left_out, "2.3 b"])
+    asked = [row[0] for row in rows if len(row) == 5 and row[0][:1].isdigit()]
+    assert asked == list(NUMBERS)
+    assert f"Of a budget {TRAINED:.0%} goes to the trainings".replace("%", " %") in text
+    assert 100 * SHARES["ddpm"] == pytest.approx(13)
+    assert 100 * SHARES["simsiam"] == pytest.approx(5)
+    relatives = [SHARES[name] for name in ("barlow-twins", "dssl", "vicreg", "byol")]
+    assert (100 * min(relatives), 100 * max(relatives)) == pytest.approx((2.5, 6.5))
+    trainings = {"ddpm-timesteps": 5, "simsiam": 4, "barlow-twins": 2, "dssl": 4, "vicreg": 4}
+    assert 100 * sum(share * trainings.get(name, 1) for name, share in SHARES.items()) == pytest.approx(77.5)
 
 
 def test_what_both_readers_read_is_what_was_measured() -> None:

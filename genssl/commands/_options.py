@@ -74,6 +74,9 @@ Data = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="Device: auto, cpu, cuda, cuda:1 or mps.", callback=checked_device)]
 Seed = Annotated[int, typer.Option(min=0, help="Random seed.")]
+Language = Annotated[
+    Literal["en", "fr"], typer.Option(help="Language of the assignment's report: en, or fr for French.")
+]
 Out = Annotated[
     Path | None,
     typer.Option(

@@ -4,7 +4,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -38,28 +38,56 @@ def assignment(
             help="Total time in minutes: epochs, images and networks are scaled to fit.",
         ),
     ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="QUESTION", help="Answer only these questions, e.g. 2.3b or 3; repeatable."),
+    ] = None,
+    skip: Annotated[
+        list[str] | None,
+        typer.Option(metavar="QUESTION", help="Leave these questions out, e.g. 3.6; repeatable."),
+    ] = None,
+    language: _options.Language = "en",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the steps and their times; do nothing.")
+    ] = False,
     seed: _options.Seed = 0,
     device: _options.Device = "auto",
 ) -> None:
-    """Make figures 1 to 13 of the course assignment, and a report. The same command resumes it."""
+    """Answer the questions of the course assignment in a report. The same command resumes it."""
     from genssl.data.registry import require
+    from genssl.report.answers.questions import select
     from genssl.studies.plan import begin
+
+    questions = select(only or [], skip or [])
 
     def make() -> "Plan":
         require(data)
         require(ssl_data)
+        from genssl.studies.assignment import Asked
         from genssl.studies.assignment import assignment as plan_of
 
-        return plan_of(data, ssl_data, budget, device, seed, screen)
+        return plan_of(Asked(data, ssl_data, budget, device, seed, questions), screen)
 
-    asked = {"command": "assignment", "data": data, "ssl_data": ssl_data, "budget": budget}
-    asked |= {"device": device, "seed": seed}
+    asked: dict[str, Any] = {"command": "assignment", "data": data, "ssl_data": ssl_data, "budget": budget}
+    asked |= {"device": device, "seed": seed, "questions": list(questions)}
     with TrainingScreen() as screen:
-        plan = begin(out, asked, make)
+        plan = make() if dry_run else begin(out, asked, make)
     for note in plan.notes:
         echo(note)
-    with _alone(out):
-        _carry_out(context, plan, out, "assignment")
+    _show(plan, out)
+    if not dry_run:
+        with _alone(out):
+            _carry_out(context, plan, out, ["--template", "assignment", "--language", language])
+
+
+def _show(plan: "Plan", folder: Path) -> None:
+    """The steps, the questions that each is for, and the time that it is expected to take."""
+    times = [step.expected() for step in plan.steps]
+    for i, (step, seconds) in enumerate(zip(plan.steps, times, strict=True), 1):
+        time = "done before" if step.is_done(folder) else readable_seconds(seconds or 0)
+        echo(f"{i:>3}  {time:>12}  {step.title}: {', '.join(step.questions)}")
+    total = sum(seconds or 0 for seconds in times)
+    echo(f"{len(times)} steps, {readable_seconds(total)} together as far as a trial of a few steps can tell")
 
 
 def demo(
@@ -77,7 +105,7 @@ def demo(
     plan = begin(out, asked, lambda: study.demo(minutes, device, seed))
     with _alone(out):
         study.bring_shipped(out)
-        _carry_out(context, plan, out, "runs")
+        _carry_out(context, plan, out, ["--template", "runs"])
 
 
 @contextlib.contextmanager
@@ -94,16 +122,15 @@ def _alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _carry_out(context: typer.Context, plan: "Plan", folder: Path, template: str) -> None:
-    """Take the plan's steps, and write the report of what they made."""
+def _carry_out(context: typer.Context, plan: "Plan", folder: Path, options: Sequence[str]) -> None:
+    """Take the plan's steps, and write the report of what they made, with these options."""
     from genssl.studies.plan import carry_out
 
     start = time.monotonic()
     execute = _executor(context, folder)
     failed = carry_out(plan, folder, execute, echo)
-    if execute(
-        ["report", str(folder.resolve()), "--template", template]
-    ):  # whatever is called so among a person's own runs
+    # resolved: whatever is called so among a person's own runs
+    if execute(["report", str(folder.resolve()), *options]):
         raise UserError(f"could not write the report of {folder}; the line above says why", FAILED_RUN)
     echo(f"done in {readable_seconds(time.monotonic() - start)}; look at {folder / REPORT}")
     if failed:

@@ -34,16 +34,17 @@ def report(
     template: Annotated[
         Literal["runs", "assignment"],
         typer.Option(
-            help="runs, or assignment: the thirteen figures of the course, missing ones with their commands."
+            help="runs, or assignment: the questions of the course with answers; missing figures with commands."
         ),
     ] = "runs",
+    language: _options.Language = "en",
     as_json: _options.Json = False,
 ) -> None:
     """Write one HTML page of runs and studies: figures, tables, and the commands that made them."""
     from genssl.report import load, page
 
     gathered = load.gather(runs or [])
-    written = page.write(gathered, _page(out, load.usual_page(gathered)), template)
+    written = page.write(gathered, _page(out, load.usual_page(gathered)), template, language)
     for problem in written.problems:
         echo(f"warning: {problem}")
     if as_json:

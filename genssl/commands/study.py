@@ -22,6 +22,7 @@ from genssl.commands._options import Common
 from genssl.commands._run import default_samples, open_samples, save_and_print
 from genssl.environment import command_line
 from genssl.errors import UserError
+from genssl.paths import LONGEST_STUDY
 
 if TYPE_CHECKING:
     from genssl.config import Config
@@ -37,7 +38,6 @@ NAMED = {
     "--proj-dim": "projector_dim",
     "--naive": "naive",
 }
-LONGEST = 200  # characters of a study's folder
 
 
 def register(app: typer.Typer) -> None:
@@ -150,7 +150,7 @@ def ablate(
     changed = dict.fromkeys(name for arm in arms for name in arm.changes)
     name = "-".join(["ablate", run_name(baseline, None), *changed])
     require(baseline.data)
-    target = _outputs.target_of_study(runs_root() / name[:LONGEST], "ablate", out)
+    target = _outputs.target_of_study(runs_root() / name[:LONGEST_STUDY], "ablate", out)
     options = Options(device=device, max_minutes=max_minutes)
     if "channels" not in common:
         # A study that is done needs no data
@@ -251,7 +251,7 @@ def compare(
 
     folders = find_several(runs)
     name = "-".join(["compare", *(folder.name for folder in folders)])
-    target = _outputs.target_of_study(runs_root() / name[:LONGEST], "compare", out)
+    target = _outputs.target_of_study(runs_root() / name[:LONGEST_STUDY], "compare", out)
     from genssl.runtime import choose_device
     from genssl.studies import compare as study
     from genssl.studies.compare import table

@@ -1,16 +1,22 @@
-"""Figures 1 to 13 of the assignment (IFT6135, 2023, assignment 3), in its order."""
+"""The questions of the assignment (IFT6135, 2023, assignment 3) with their figures, in its order."""
 
 import shlex
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from genssl.paths import runs_root
 from genssl.report import format, studies
+from genssl.report.answers.answer import answer
+from genssl.report.answers.facts import Facts
+from genssl.report.answers.language import Language
+from genssl.report.answers.questions import QUESTIONS, Question
 from genssl.report.figures import ReportFigure, embed
 from genssl.report.load import Contents, Run, Study, ranked, recorded
 from genssl.report.results import described, of_run
+
+FURTHER_LABEL = "Further figure"  # of one that the assignment does not number
 
 
 @dataclass(frozen=True)
@@ -18,11 +24,12 @@ class OfRun:
     """A figure that a run has.
 
     Attributes:
+        number: 1 to 13; None: the assignment has no such figure.
         picture: its place in the run's folder; of an evaluation, the newest one is taken.
         command: what makes it, after training; empty: training does.
     """
 
-    number: int
+    number: int | None
     question: str
     title: str
     method: str
@@ -86,6 +93,97 @@ FIGURES = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Whole:
+    """All arms of an ablation, or all runs of a comparison, of these methods.
+
+    Attributes:
+        settings: that the ablation changes.
+        command: what makes it.
+    """
+
+    question: str
+    title: str
+    kind: str
+    methods: tuple[str, ...]
+    command: str
+    settings: tuple[str, ...] = ()
+
+
+FURTHER = (
+    Whole("2.2 d", "VAE and DDPM side by side", "compare", ("vae", "ddpm"), "compare vae ddpm"),
+    Whole(
+        "2.3 a", "DDPMs of other numbers of steps", "ablate", ("ddpm",),
+        "ablate ddpm --timesteps 500 --timesteps 1500", ("timesteps",),
+    ),
+    Whole(
+        "2.3 a", "Samples of DDPMs of other numbers of steps", "compare", ("ddpm",),
+        "compare RUN RUN RUN",
+    ),
+    OfRun(
+        None, "2.3 b", "Accuracy of the features by the share of labels", "ddpm", "eval/probe.png",
+        "probe {} --beside vae",
+    ),
+    Whole(
+        "3.5 c", "Barlow Twins with another width of the projector", "ablate", ("barlow_twins",),
+        "ablate barlow-twins --proj-dim 4096", ("projector_dim",),
+    ),
+    Whole(
+        "3.6", "Heavy views with and without DSSL", "ablate", ("dssl",), "ablate dssl --naive", ("naive",)
+    ),
+    Whole(
+        "3.7", "VICReg with and without its terms", "ablate", ("vicreg",),
+        "ablate vicreg --set variance=25 --set variance=0 --set covariance=1 --set covariance=0",
+        ("variance",),
+    ),
+    Whole("3.8", "BYOL and SimSiam side by side", "compare", ("byol", "simsiam"), "compare byol simsiam"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Section:
+    """A question of the page: what was measured, and the figures that show it.
+
+    Attributes:
+        answer: sentences computed from the numbers.
+    """
+
+    question: Question
+    title: str
+    answer: list[str]
+    figures: list[ReportFigure]
+
+    @property
+    def has_content(self) -> bool:
+        """Whether anything was measured or drawn for it."""
+        return bool(self.answer) or any(figure.picture for figure in self.figures)
+
+
+def sections(
+    contents: Contents, numbered: Sequence[ReportFigure], language: Language
+) -> tuple[list[Section], set[Path]]:
+    """Every question with its answer and figures, and the pictures of those beyond the numbered thirteen.
+
+    Args:
+        contents: the runs and studies of the page.
+        numbered: figures 1 to 13, as from `draw`.
+        language: of the answers.
+    """
+    facts, shown = Facts(contents), set[Path]()
+    further: dict[str, list[ReportFigure]] = {}
+    for slot in FURTHER:
+        figure, files = _of_run(slot, contents) if isinstance(slot, OfRun) else _of_whole(slot, facts)
+        further.setdefault(slot.question, []).append(figure)
+        shown |= files
+    result = []
+    for question in QUESTIONS:
+        figures = [figure for figure in numbered if figure.question == question.number]
+        figures += further.get(question.number, [])
+        title = language.choose(question.english, question.french)
+        result.append(Section(question, title, answer(question, facts, language), figures))
+    return result, shown
+
+
 def draw(contents: Contents, *, with_missing: bool) -> tuple[list[ReportFigure], set[Path]]:
     """The assignment's figures in its order, and the pictures that they show.
 
@@ -104,7 +202,38 @@ def draw(contents: Contents, *, with_missing: bool) -> tuple[list[ReportFigure],
 
 def _figure(slot: OfRun | OfStudy, **content: Any) -> ReportFigure:
     anchor, label = f"figure-{slot.number}", f"Figure {slot.number}"
+    if slot.number is None and isinstance(slot, OfRun):
+        anchor, label = _anchor(slot.question, slot.method), FURTHER_LABEL
     return ReportFigure(anchor, slot.title, label, slot.question, **content)
+
+
+def _anchor(question: str, name: str) -> str:
+    return f"further-{question.replace(' ', '').replace('.', '-')}-{name}"
+
+
+def _of_whole(slot: Whole, facts: Facts) -> tuple[ReportFigure, set[Path]]:
+    """A study as it is, under the question's title."""
+    study = facts.whole_study(slot.kind, slot.methods, slot.settings)
+    empty = ReportFigure(
+        _anchor(slot.question, slot.kind),
+        slot.title,
+        FURTHER_LABEL,
+        slot.question,
+        usual=[f"{_genssl(facts.contents)} {slot.command}"],
+    )
+    if study is None:
+        return empty, set()
+    first, *others = studies.draw(study, facts.contents)
+    figure = replace(
+        empty,
+        source=f"study {study.folder.name}",
+        pictures=[picture for figure in (first, *others) for picture in figure.pictures],
+        numbers=first.numbers,
+        tables=first.tables,
+        notes=first.notes,
+        command=first.command,
+    )
+    return figure, set(study.pictures.values())
 
 
 def _of_run(slot: OfRun, contents: Contents) -> tuple[ReportFigure, set[Path]]:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from genssl import __version__, files
 from genssl.environment import command_line, mark_page
 from genssl.report import assignment, format, results, studies
+from genssl.report.answers.language import Code, Language
 from genssl.report.figures import Cell, ReportFigure, Table, embed
 from genssl.report.load import Contents, Run, is_of_study, recorded
 from genssl.report.results import Result
@@ -19,6 +20,7 @@ from genssl.run_info import parameters_text
 
 Template = Literal["runs", "assignment"]
 TITLE = "What was trained, and how good it is"
+FRENCH_TITLE = "Ce qui a été entraîné, et ce que cela vaut"
 HEADS = ("evaluation", "title", "command")
 ORIGIN = ("device", "cores", "python", "system", "git")
 
@@ -98,6 +100,7 @@ class Written:
     Attributes:
         size: in bytes.
         figures: the assignment's thirteen; those without a picture are missing.
+        sections: the assignment's questions, for its template.
         problems: what could not be read.
     """
 
@@ -105,32 +108,37 @@ class Written:
     size: int
     runs: list[str]
     figures: list[ReportFigure]
+    sections: list[assignment.Section]
     problems: list[str]
 
 
-def write(contents: Contents, out: Path, template: Template = "runs") -> Written:
+def write(contents: Contents, out: Path, template: Template = "runs", language: Code = "en") -> Written:
     """Write the page of what was found.
 
     Args:
         contents: as from `load.gather`.
         out: the file, or a folder to put report.html into.
         template: "assignment" shows all of the course's thirteen figures, with the commands that make those
-            that are missing; "runs" shows those that are there.
+            that are missing, by question and with answers; "runs" shows those that are there.
+        language: of headings, labels and answers.
     """
     path = out / "report.html" if out.is_dir() else out
-    figures, taken = assignment.draw(contents, with_missing=template == "assignment")
-    rest = draw(contents, taken)
+    said = Language(language)
+    is_assignment = template == "assignment"
+    figures, taken = assignment.draw(contents, with_missing=is_assignment)
+    sections, further = assignment.sections(contents, figures, said) if is_assignment else ([], set())
+    rest = draw(contents, taken | further)
     folder = _commands_folder(path)
     problems = list(dict.fromkeys(contents.problems))
     html = _render(
         folder,
-        commands_folder=Path(os.path.relpath(folder, path.resolve().parent)).as_posix(),
-        title=contents.title or TITLE,
-        made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        version=__version__,
+        said,
+        introduction=_introduction(contents, path, folder, said),
+        title=contents.title or said.choose(TITLE, FRENCH_TITLE),
         notes=[*dict.fromkeys([*contents.notes, *_training_notes(contents.runs)])],
         runs=[(run, _summary(run), recorded(run.origin)) for run in contents.runs],
         figures=figures,
+        sections=sections,
         tables=results.compare(contents),
         others=rest,
         environment=_environment(contents.runs),
@@ -138,7 +146,27 @@ def write(contents: Contents, out: Path, template: Template = "runs") -> Written
     )
     content = mark_page(html.encode(errors="backslashreplace"), {"command": command_line()})
     files.write_bytes(path, content)
-    return Written(path, len(content), [run.name for run in contents.runs], figures, problems)
+    return Written(path, len(content), [run.name for run in contents.runs], figures, sections, problems)
+
+
+def _introduction(contents: Contents, page: Path, folder: Path, language: Language) -> str:
+    """When and from what the page was made, and where its commands are to be run."""
+    made = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    count = len(contents.runs)
+    relation = Path(os.path.relpath(folder, page.resolve().parent)).as_posix()
+    if language.code == "fr":
+        where = "le dossier de cette page" if relation == "." else f"{relation}, vu du dossier de cette page"
+        return (
+            f"Fait le {made} par genssl {__version__} à partir de {count} "
+            f"entraînement{'' if count == 1 else 's'}. Un nombre manquant est un tiret. Les réponses sont "
+            "calculées à partir des nombres mesurés ; les notes des commandes restent en anglais. Les "
+            f"commandes se lancent dans {where}."
+        )
+    where = "the folder of this page" if relation == "." else f"{relation}, seen from the folder of this page"
+    return (
+        f"Made on {made} by genssl {__version__} from {count} run{'' if count == 1 else 's'}. A missing "
+        f"number is a hyphen. Commands are to be run in {where}."
+    )
 
 
 def _commands_folder(page: Path) -> Path:
@@ -147,7 +175,7 @@ def _commands_folder(page: Path) -> Path:
     return here if folder.is_relative_to(here) else folder
 
 
-def _render(commands_folder_path: Path, **content: Any) -> str:
+def _render(commands_folder: Path, language: Language, **content: Any) -> str:
     """The template, filled; everything but the style sheet is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -158,9 +186,12 @@ def _render(commands_folder_path: Path, **content: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["relative"] = partial(relative, folder=commands_folder_path)
+    environment.filters["relative"] = partial(relative, folder=commands_folder)
     environment.filters["breakable"] = format.breakable
-    return environment.get_template("page.html").render(**content)
+    environment.filters["words"] = language.words
+    return environment.get_template("page.html").render(
+        language=language.code, version=__version__, **content
+    )
 
 
 def relative(command: str, folder: Path) -> str:

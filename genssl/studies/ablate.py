@@ -261,6 +261,12 @@ def _label(changes: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in changes.items())
 
 
+def arm_name(baseline: Config, changes: Mapping[str, Any]) -> str:
+    """The name of the run that `ablate` makes of an arm, where there is no other run of that name."""
+    changes = _changes(baseline, changes)
+    return runs.run_name(baseline.updated(changes), _tag(Arm(_label(changes), changes), 0))
+
+
 def _tag(arm: Arm, count: int) -> str:
     tag = _label(arm.changes)[:LONGEST_TAG] if arm.changes else "baseline"
     return tag if count == 0 else f"{tag}-seed+{count}"

@@ -49,6 +49,7 @@ class Cost:
         sizes: options that make an evaluation smaller.
         has_clock: a training, which --max-minutes ends.
         group: trainings of one group are compared: a later one has no more time than an earlier one.
+        trainings: how many a step with a clock makes, all of the same length.
     """
 
     fixed: float
@@ -57,11 +58,12 @@ class Cost:
     sizes: tuple[Size, ...] = ()
     has_clock: bool = False
     group: str = ""
+    trainings: int = 1
 
     def least(self) -> float:
         """Seconds beyond `fixed` that it takes at its smallest."""
         if self.has_clock:
-            return LEAST_TRAINING
+            return self.trainings * LEAST_TRAINING
         return self.scalable * max((size.least / size.full for size in self.sizes), default=1.0)
 
     def smallest(self) -> float:
@@ -70,7 +72,7 @@ class Cost:
 
     def most(self) -> float:
         """Seconds beyond `fixed` that it takes at its full size."""
-        return max(LEAST_TRAINING, self.planned_seconds) if self.has_clock else self.scalable
+        return max(self.least(), self.planned_seconds) if self.has_clock else self.scalable
 
     def with_share(self, share: float) -> Self:
         """An evaluation that is planned with this share of what its full size takes beyond its smallest."""
@@ -162,7 +164,7 @@ def fit(images_per_second: float, images: int, full_epochs: int, seconds: float)
     """The longest training of `seconds`: fewer epochs first, and no fewer than FEWEST; then fewer images."""
     pace = images_per_second * (1 - OVERHEAD)
     looked_at = pace * seconds
-    epochs = min(full_epochs, int(looked_at / images))
+    epochs = int(min(full_epochs, looked_at / images))
     if epochs >= min(FEWEST, full_epochs):
         return Length(epochs, images, None, full_epochs, epochs * images / pace, images_per_second)
     epochs = min(FEWEST, full_epochs)
@@ -199,8 +201,9 @@ class Step:
             follows needs it.
         how: options of how it is carried out, which a resumed training is given again.
         seconds: that it took, over all sittings but those that were killed; None: it was never begun.
-        cost: what it is expected to take, where the plan has a budget.
-        clock: seconds of training that it was given last.
+        cost: what it is expected to take.
+        questions: of the assignment, that it is for.
+        clock: seconds of training that it was given last, all its trainings together.
         expected_seconds: seconds without `clock` that its last size was expected to take.
         measured_seconds: seconds without `clock` that it took; None: not known.
     """
@@ -212,6 +215,7 @@ class Step:
     how: tuple[str, ...] = ()
     seconds: float | None = None
     cost: Cost | None = None
+    questions: tuple[str, ...] = ()
     clock: float | None = None
     expected_seconds: float | None = None
     measured_seconds: float | None = None
@@ -240,7 +244,8 @@ class Step:
         if self.cost is None:
             return self
         if self.cost.has_clock:
-            how = with_option(self.how, "--max-minutes", f"{seconds / 60:.3f}")
+            minutes = seconds / 60 / self.cost.trainings
+            how = with_option(self.how, "--max-minutes", f"{minutes:.3f}")
             return replace(self, how=how, clock=seconds, expected_seconds=self.cost.fixed)
         words, share = self.arguments, 1.0
         for size in self.cost.sizes:
@@ -257,6 +262,10 @@ class Step:
     def with_cost(self, cost: Cost) -> Self:
         """The same with what it is expected to take."""
         return replace(self, cost=cost)
+
+    def expected(self) -> float | None:
+        """Seconds that the plan expects it to take; None where that is not known."""
+        return None if self.cost is None else self.cost.fixed + self.cost.planned_seconds
 
     def after(self, seconds: float, code: int) -> Self:
         """The same after a sitting of so many seconds."""
@@ -329,7 +338,7 @@ class Plan:
         pace = self.pace()
         seconds = seconds_for(costs, left, pace)
         clocks = [
-            other.clock
+            other.clock / other.cost.trainings * step.cost.trainings
             for other in self.steps[:i]
             if other.clock is not None and other.cost is not None and other.cost.group == step.cost.group
         ]
@@ -429,7 +438,8 @@ def _step(saved: dict[str, Any]) -> Step:
     cost = saved.get("cost")
     if cost is not None:
         cost = Cost(**{**cost, "sizes": tuple(Size(**size) for size in cost["sizes"])})
-    return Step(**{**saved, "arguments": tuple(saved["arguments"]), "how": tuple(saved["how"]), "cost": cost})
+    listed = {name: tuple(saved[name]) for name in ("arguments", "how", "questions")}
+    return Step(**{**saved, **listed, "cost": cost})
 
 
 def _check(step: Step, code: int) -> None:
