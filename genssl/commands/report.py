@@ -34,7 +34,7 @@ def report(
     template: Annotated[
         Literal["runs", "assignment"],
         typer.Option(
-            help="runs, or assignment: the questions of the course with answers; missing figures with commands."
+            help="runs, or assignment: the course's questions with answers; commands of missing figures."
         ),
     ] = "runs",
     language: _options.Language = "en",

@@ -144,9 +144,9 @@ def timesteps(facts: Facts, language: Language) -> Iterator[str]:
     rows = study.values.get("fidelity") if study is not None else None
     arm_of = {str(run.get("run")): arm.name for arm in arms for run in arm.runs}
     measured = {
-        arm_of.get(str(row.get("run")), str(row.get("run"))): found
+        arm_of.get(str(row.get("run")), str(row.get("run"))): distance
         for row in (rows if isinstance(rows, list) else [])
-        if (found := measure_of(row, "frechet_distance")) is not None and is_number(found.get("low"))
+        if (distance := measure_of(row, "frechet_distance")) is not None and is_number(distance.get("low"))
     }
     if len(measured) > 1:
         yield from _distances(measured, language)
@@ -157,8 +157,8 @@ def timesteps(facts: Facts, language: Language) -> Iterator[str]:
 
 def _cost_of_steps(base: Arm, arm: Arm, language: Language) -> Iterator[str]:
     steps = language.number(arm.changes.get("timesteps"))
-    speeds = [each.number("images_per_second") or 0.0 for each in (base, arm)]
-    seconds = [each.number("ancestral_seconds") or 0.0 for each in (arm, base)]
+    speeds = [one.number("images_per_second") or 0.0 for one in (base, arm)]
+    seconds = [one.number("ancestral_seconds") or 0.0 for one in (arm, base)]
     if all(speeds) and all(seconds):
         ratios = [language.times(a / b) for a, b in (speeds, seconds)]
         yield language.choose(

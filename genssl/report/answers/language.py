@@ -4,11 +4,107 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from genssl.report import format
-from genssl.report.answers.french import FRENCH
 
 Code = Literal["en", "fr"]
 THIN = "\u202f"  # what separates thousands, and stands before a percent sign, in French
 DECIMAL_COMMA = str.maketrans({".": ",", ",": THIN})
+
+# Headings and labels; what is missing here stays in English
+FRENCH = {
+    # of the page
+    "Contents": "Sommaire",
+    "Could not be read": "N'a pas pu être lu",
+    "Runs": "Entraînements",
+    "Measurements": "Mesures",
+    "Results of each run": "Résultats de chaque entraînement",
+    "Environment": "Environnement",
+    "The questions": "Les questions",
+    "missing": "manque",
+    "question": "question",
+    "Question": "Question",
+    "Code": "Code",
+    "shipped weights": "poids fournis",
+    "The command": "La commande",
+    "The command was not recorded.": "La commande n'a pas été enregistrée.",
+    "The usual command; the one that was used is not recorded": "La commande habituelle ; celle qui a servi "
+    "n'est "
+    "pas enregistrée",
+    "Not there yet. To make it:": "Pas encore fait. Pour le faire :",
+    "Nothing was measured for this question yet.": "Rien n'a encore été mesuré pour cette question.",
+    "No run was found.": "Aucun entraînement trouvé.",
+    "Nothing was measured yet.": "Rien n'a encore été mesuré.",
+    "Nothing was recorded.": "Rien n'a été enregistré.",
+    "Large pictures are compressed again for this page; the originals lie beside their runs.": "Les grandes "
+    "images "
+    "sont recompressées pour cette page ; les originaux sont dans les dossiers des entraînements.",
+    # figures of the assignment
+    "Further figure": "Autre figure",
+    "VAE: wall clock of training": "VAE : temps d'entraînement",
+    "VAE: samples while training": "VAE : échantillons au cours de l'entraînement",
+    "VAE: reconstructions of test images while training": "VAE : reconstructions d'images de test au cours "
+    "de "
+    "l'entraînement",
+    "VAE: samples at the end": "VAE : échantillons à la fin",
+    "VAE: mean latent code of each class": "VAE : code latent moyen de chaque classe",
+    "VAE: interpolation": "VAE : interpolation",
+    "DDPM: wall clock of training": "DDPM : temps d'entraînement",
+    "DDPM: samples while training": "DDPM : échantillons au cours de l'entraînement",
+    "DDPM: reconstructions from noise, and where images are lost": "DDPM : reconstructions depuis le bruit, "
+    "et où "
+    "les images se perdent",
+    "DDPM: samples at the end": "DDPM : échantillons à la fin",
+    "SimSiam with and without the stop-gradient": "SimSiam avec et sans stop-gradient",
+    "SimSiam with the predictor as an identity": "SimSiam, le prédicteur remplacé par l'identité",
+    "SimSiam with another width of the projector": "SimSiam avec une autre largeur du projecteur",
+    "VAE and DDPM side by side": "Le VAE et le DDPM côte à côte",
+    "DDPMs of other numbers of steps": "DDPM avec d'autres nombres de pas",
+    "Samples of DDPMs of other numbers of steps": "Échantillons de DDPM avec d'autres nombres de pas",
+    "Accuracy of the features by the share of labels": "Précision des représentations selon la part "
+    "d'étiquettes",
+    "Barlow Twins with another width of the projector": "Barlow Twins avec une autre largeur du projecteur",
+    "Heavy views with and without DSSL": "Vues lourdes, avec et sans DSSL",
+    "VICReg with and without its terms": "VICReg avec et sans ses termes",
+    "BYOL and SimSiam side by side": "BYOL et SimSiam côte à côte",
+    # names of numbers
+    "method": "méthode",
+    "data": "données",
+    "epochs": "époques",
+    "epochs trained": "époques d'entraînement",
+    "trained on": "entraîné sur",
+    "train images": "images d'entraînement",
+    "test images": "images de test",
+    "training time": "temps d'entraînement",
+    "training": "entraînement",
+    "images a second": "images par seconde",
+    "held out": "mises de côté",
+    "device": "appareil",
+    "parameters": "paramètres",
+    "images": "images",
+    "kNN accuracy at the end": "précision kNN à la fin",
+    "kNN accuracy": "précision kNN",
+    "linear, test": "linéaire, test",
+    "linear, train": "linéaire, entraînement",
+    "output std": "écart-type des sorties",
+    "rank": "rang",
+    "scale": "échelle",
+    "loss": "perte",
+    "test loss": "perte de test",
+    "sampling 64": "échantillonner 64",
+    "16 by every step": "16 pas à pas",
+    "run": "entraînement",
+    "runs": "entraînements",
+    "packages": "bibliothèques",
+    "cores": "cœurs",
+    "system": "système",
+    "split": "partie",
+    "samples": "échantillons",
+    "precision": "précision",
+    "recall": "rappel",
+    "sharpness": "netteté",
+    "active units": "dimensions actives",
+    "network calls": "appels du réseau",
+    "time": "temps",
+}
 
 
 @dataclass(frozen=True)

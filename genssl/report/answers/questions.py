@@ -81,12 +81,12 @@ def _matching(texts: str, option: str) -> list[str]:
     result = []
     for text in texts.split(","):
         asked = _parts(text)
-        found = [number for number in NUMBERS if asked and _parts(number)[: len(asked)] == asked]
-        if not found:
+        matching = [number for number in NUMBERS if asked and _parts(number)[: len(asked)] == asked]
+        if not matching:
             raise UserError(
                 f"{option} {text.strip() or texts!r} is no question; there are {', '.join(NUMBERS)}"
             )
-        result += found
+        result += matching
     return result
 
 
