@@ -85,7 +85,7 @@ def cost(network: nn.Module, predict: Predict) -> tuple[int, int]:
 
 def tune(peer: Peer) -> Peer:
     """A copy of the peer with channels_last weights."""
-    network = copy.deepcopy(peer.network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = copy.deepcopy(peer.network).to(memory_format=torch.channels_last)
     predict = network if peer.predict is peer.network else lambda x, t: network(x, t).sample
     return Peer(peer.name, network, predict, peer.layout)
 
@@ -122,7 +122,7 @@ def our_step(network: UNet, device: torch.device) -> Callable[[], None]:
         with autocast(device, precision):
             loss = p_losses(network, schedule, x, t, torch.randn_like(x))
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
 
     return step
@@ -160,7 +160,7 @@ def training_sides(peer: Peer, device: torch.device) -> dict[str, Callable[[], f
     for theirs, own in zip(cost(peer.network, peer.predict), cost(ours, ours), strict=True):
         assert abs(own / theirs - 1) <= TOLERANCE, (theirs, own)
     peer.network.to(device)
-    ours = ours.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    ours = ours.to(device).to(memory_format=torch.channels_last)
     steps = (their_step(peer, device, tuned=False), their_step(tune(peer), device, tuned=True))
     rates = [rate(step, TRAIN_STEPS, device) for step in (*steps, our_step(ours, device))]
     return dict(zip(SIDES, rates, strict=True))
@@ -169,7 +169,8 @@ def training_sides(peer: Peer, device: torch.device) -> dict[str, Callable[[], f
 def forward_sides(peer: Peer, device: torch.device) -> dict[str, Callable[[], float]]:
     """The same three forward passes."""
     peer.network.to(device)
-    ours = UNet(peer.layout).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    ours = UNet(peer.layout).to(device).to(memory_format=torch.channels_last)
+    passes: list[tuple[Callable[[Tensor, Tensor], Tensor], bool]]
     passes = [(peer.predict, True), (tune(peer).predict, False), (ours, False)]
     rates = [rate(forward_of(predict, device, precise), FORWARD_STEPS, device) for predict, precise in passes]
     return dict(zip(SIDES, rates, strict=True))

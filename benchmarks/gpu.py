@@ -281,8 +281,12 @@ def peers(setting: Setting) -> Iterator[Cell]:
         makers[f"U-Net step, {peer.name}"] = partial(ddpm.training_sides, peer, setting.device)
         makers[f"U-Net forward, {peer.name}"] = partial(ddpm.forward_sides, peer, setting.device)
     makers["SimSiam, batch 512"] = lambda: simsiam.sides(512, setting.device)
+
+    def compare(name: str, maker: Callable[[], Any]) -> dict[str, Any]:
+        return peers.summary(name, "", all_in_turn(maker(), ROUNDS))
+
     for name, maker in makers.items():
-        yield name, lambda name=name, maker=maker: peers.summary(name, "", all_in_turn(maker(), ROUNDS))
+        yield name, partial(compare, name, maker)
 
 
 # Measures

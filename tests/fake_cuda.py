@@ -6,7 +6,7 @@ is made up, so that whatever follows can be carried out.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ READS_A_NUMBER = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equ
 COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 INDEX = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)
 # Their sizes depend on values, for which the host waits: as many as can be, or one
-SIZED_BY_VALUES = {
+SIZED_BY_VALUES: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.nonzero.default: lambda x: x.new_zeros(1, x.ndim, dtype=torch.int64),
     torch.ops.aten.bincount.default: lambda x, _=None, n=0: x.new_zeros(max(n, 2), dtype=torch.int64),
     torch.ops.aten._unique2.default: lambda x, *_, **__: tuple(x.new_zeros(x.shape) for _ in range(3)),
@@ -34,13 +34,16 @@ SIZED_BY_VALUES = {
 class Generator(torch.Generator):
     """A generator of any device; that of a GPU needs one."""
 
+    place: torch.device
+
     def __new__(cls, device: Any = "cpu") -> "Generator":
-        made = super().__new__(cls, "cpu")
+        make: Any = super().__new__  # which takes a device, and is object's to mypy
+        made: Generator = make(cls, "cpu")
         made.place = torch.device(device)
         return made
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> torch.device:  # type: ignore[override]  # an attribute in torch's stubs alone
         return CUDA if self.place.type == "cuda" else self.place
 
 
@@ -135,7 +138,7 @@ def place() -> str:
 
 
 REAL_RAND, REAL_RANDN, REAL_INFERENCE_MODE = torch.rand, torch.randn, torch.inference_mode
-REAL_APPLY = torch.nn.Module._apply
+REAL_APPLY: Any = torch.nn.Module._apply
 
 
 def _inference_mode(mode: bool = True) -> Any:
@@ -183,7 +186,8 @@ def _apply(module: torch.nn.Module, change: Any, recurse: bool = True) -> torch.
     parameters = list(module.parameters())
     if parameters and all(isinstance(parameter, FakeTensor) for parameter in parameters):
         return module
-    return REAL_APPLY(module, change, recurse)
+    applied: torch.nn.Module = REAL_APPLY(module, change, recurse)
+    return applied
 
 
 @contextmanager

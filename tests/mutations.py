@@ -20,7 +20,7 @@ SEED = 21
 FUZZ = int(os.environ.get("GENSSL_FUZZ", "0"))
 SECONDS = 10  # that no input may take
 SOME = 400 * 2**20  # bytes by which the memory may grow, with what libraries keep
-VALUES = [
+VALUES: list[object] = [
     None, True, -1, 0, 3, 10**30, 10**299, 0.5, -1e308, 1e-320, "", "x", "\x1b[2J", "\ud800", "9" * 5000, [],
     {}, [[]], [{}], [1], ["x"], [None], {"x": 1}, {"x": []}, {"": ""}, [{"x": 1}, []],
     [{"x": {"x": [1, {"x": 2}]}}],

@@ -386,7 +386,7 @@ def test_verify_sees_another_step(run: Path) -> None:
 
 
 def _without(name: str) -> Callable[[dict[str, torch.Tensor], dict[str, str]], None]:
-    return lambda tensors, texts: (texts if name in texts else tensors).__delitem__(name)  # type: ignore[call-overload]
+    return lambda tensors, texts: (texts if name in texts else tensors).__delitem__(name)
 
 
 def _set(name: str, value: str) -> Callable[[dict[str, torch.Tensor], dict[str, str]], None]:

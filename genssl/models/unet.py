@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 # Channels a group of every group norm. CPUs normalize bf16 in vectors of 16: with groups of 4 channels, as
 # in the paper, the norms' backward pass alone takes a quarter of a training step.
 GROUP = 16
+Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 
 @dataclass(frozen=True)
@@ -235,7 +237,7 @@ def group_norm(width: int) -> nn.GroupNorm:
     return nn.GroupNorm(width // GROUP, width)
 
 
-def zeroed(layer: nn.Conv2d | nn.Linear) -> nn.Module:
+def zeroed(layer: Layer) -> Layer:
     """The layer with zero weights, so that its block starts as the identity."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:

@@ -48,7 +48,7 @@ def test_samples_of_one_class_and_of_all(run: Path, tmp_path: Path) -> None:
     values = json.loads(result.stdout)
     assert (values["class"], values["guidance"], values["sampler"]) == ("7", 2, "dpm++")
     with Image.open(tmp_path / "seven.png") as picture:
-        assert "class 7, guidance 2" in picture.text["Description"]
+        assert "class 7, guidance 2" in picture.info["Description"]
     result = call("sample", run, "-n", 20, "--class", "all", "--out", tmp_path / "all.png")
     assert result.exit_code == 0, result.output
     result = call(

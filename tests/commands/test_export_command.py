@@ -79,7 +79,7 @@ def test_onnx(runs: Path) -> None:
     for part, name in (([], "decoder"), (["--part", "encoder"], "encoder")):
         found = json_of("export", runs / "vae-svhn", "--format", "onnx", *part)
         assert (found["file"], found["part"]) == (f"vae-svhn-{name}.onnx", name)
-        assert found["largest_difference"] < 1e-5  # type: ignore[operator]
+        assert found["largest_difference"] < 1e-5
         metadata = runtime.InferenceSession(str(found["file"])).get_modelmeta().custom_metadata_map
         info = run_info.inspect(runs / "vae-svhn")
         assert metadata["weights_sha256"] == found["weights_sha256"] == info.digest

@@ -131,7 +131,7 @@ def test_a_split_of_one_channel_is_repeated_without_memory(gray: Path) -> None:
 def test_a_run_sees_its_channels_in_every_part(gray: Path) -> None:
     settings = configs.make("vae", {"data": str(gray), "channels": 1, "holdout": 0.3, "limit": 8})
     for part in ("train", "validation", "test"):
-        assert load_for_run(settings, part).images.shape[1:] == (1, 32, 32)  # type: ignore[arg-type]
+        assert load_for_run(settings, part).images.shape[1:] == (1, 32, 32)
 
 
 @pytest.mark.parametrize("method", ["simsiam", "dssl"])

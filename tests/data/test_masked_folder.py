@@ -38,7 +38,7 @@ def test_numbers_are_those_of_the_file(tmp_path: Path, palette: bool) -> None:
         for i, mask in enumerate(rows):
             write(tmp_path / part, f"deep/{i:02d}", mask, palette)
     assert has_masks(tmp_path)
-    train, test = (read_masked(tmp_path, part, 8, 3) for part in ("train", "test"))  # type: ignore[arg-type]
+    train, test = (read_masked(tmp_path, part, 8, 3) for part in ("train", "test"))
     assert train.classes == test.classes == ("1", "2", "3", "4")
     assert train.masks is not None
     assert test.masks is not None
@@ -53,7 +53,7 @@ def test_numbers_are_those_of_the_file(tmp_path: Path, palette: bool) -> None:
 def test_a_tenth_is_for_testing_where_there_are_no_parts(tmp_path: Path) -> None:
     for i, mask in enumerate(masks(20)):
         write(tmp_path, f"{i:02d}", mask)
-    train, test = (read_masked(tmp_path, part, 8, 3) for part in ("train", "test"))  # type: ignore[arg-type]
+    train, test = (read_masked(tmp_path, part, 8, 3) for part in ("train", "test"))
     assert (len(train), len(test)) == (18, 2)
     for split in (train, test):
         assert split.masks is not None

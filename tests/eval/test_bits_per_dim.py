@@ -1,6 +1,7 @@
 """The bound of models whose every term is known, and the ways to sum it."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -54,7 +55,7 @@ def split(n: int, *, noisy: bool = False, size: int = 8) -> Split:
 
 
 def run(method: Method, data: Split, t_samples: int | None = None, **changes: int) -> EvalResult:
-    settings = {"seed": 0, "batch_size": 16} | changes
+    settings: dict[str, Any] = {"seed": 0, "batch_size": 16} | changes
     return bits_per_dim(method, data, t_samples=t_samples, tick=lambda *_: None, **settings)
 
 

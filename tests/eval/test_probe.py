@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -79,7 +80,10 @@ def test_reaches_the_optimum_that_scikit_learn_finds() -> None:
 def test_scale_place_and_rotation_of_features_change_nothing() -> None:
     expected = fit()
     rotation = torch.linalg.qr(torch.randn(D, D, generator=generator(1, "test"))).Q
-    for change in (lambda x: 1e-4 * x, lambda x: 1e4 * x, lambda x: x - 7, lambda x: x @ rotation):
+    changes: list[Callable[[Tensor], Tensor]] = [
+        lambda x: 1e-4 * x, lambda x: 1e4 * x, lambda x: x - 7, lambda x: x.matmul(rotation)
+    ]  # fmt: skip
+    for change in changes:
         found = fit(change(TRAIN), change(TEST))
         assert found.train_loss == pytest.approx(expected.train_loss, rel=1e-3)
         assert found.test_loss == pytest.approx(expected.test_loss, rel=1e-3)

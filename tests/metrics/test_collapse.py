@@ -15,7 +15,8 @@ def normal(*shape: int, counter: int = 0) -> Tensor:
 
 
 def rotation(d: int) -> Tensor:
-    return torch.linalg.qr(normal(d, d, counter=9)).Q
+    q: Tensor = torch.linalg.qr(normal(d, d, counter=9)).Q
+    return q
 
 
 def uneven(n: int = 200, d: int = 12) -> Tensor:

@@ -62,7 +62,7 @@ def test_the_divergence_has_no_bias_where_dimensions_mix() -> None:
     turn, _ = torch.linalg.qr(torch.randn(8, 8, generator=generator(2, "test"), dtype=torch.float64))
 
     def turned(x: Tensor, t: Tensor) -> Tensor:
-        return velocity(x @ turn, t) @ turn.T
+        return velocity(x @ turn, t).matmul(turn.T)
 
     images = (MEAN + STD * NOISE[:1]) @ turn.T
     exact = -0.5 * ((NOISE[0].square() + (2 * math.pi * STD**2).log()).sum())

@@ -60,7 +60,8 @@ def test_the_order_of_the_images_does_not_matter() -> None:
 
 def test_the_queue_holds_the_newest_keys_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = training(settings())
-    queue = deque(loop.method.queue.clone(), maxlen=10)  # type: ignore[arg-type]
+    method: Any = loop.method
+    queue = deque(method.queue.clone(), maxlen=10)
     real, made = MoCo.keys, []
 
     def watched(self: MoCo, images: Tensor) -> Tensor:

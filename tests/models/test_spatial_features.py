@@ -76,9 +76,10 @@ def test_features_are_those_of_the_image_alone(method: Method) -> None:
 def test_blocks_and_times_are_the_parts_of_the_whole_in_their_order(method: Method) -> None:
     model, x = spatial(method), images(2)
     widths = WIDTHS[method.config.method]
+    times: list[list[float] | None] = [[t] for t in model.spatial_times] or [None]
     parts = [
         model.spatial_features(x, NOISE, blocks=[block], times=time)
-        for time in ([[t] for t in model.spatial_times] or [None])
+        for time in times
         for block in range(len(widths))
     ]
     assert [part.shape[1] for part in parts] == widths * (len(parts) // len(widths))
@@ -117,7 +118,7 @@ def test_a_flow_looks_at_points_of_the_line_to_the_noise(method: Method) -> None
 
 def test_the_default_times_of_a_flow_have_the_noise_of_the_ddpm_s() -> None:
     schedule = build(DDPMConfig(network="tiny")).schedule
-    for t, time in zip((50, 150, 250), build(FlowConfig(network="tiny")).spatial_times, strict=True):  # type: ignore[union-attr, arg-type]
+    for t, time in zip((50, 150, 250), build(FlowConfig(network="tiny")).spatial_times, strict=True):  # type: ignore[arg-type]
         signal, std = float(schedule.sqrt_alphas_cumprod[t]), float(schedule.sqrt_one_minus_alphas_cumprod[t])  # type: ignore[union-attr, index]
         assert time / (1 - time) == pytest.approx(std / signal, abs=0.02)
 

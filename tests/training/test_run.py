@@ -400,7 +400,7 @@ def test_a_run_ends_cleanly_when_its_time_is_up(
     assert (info.state, info.epoch, info.epochs_trained) == ("stopped by time", stop // 7, epoch)
     assert [event.record["epoch"] for event in events if isinstance(event, EpochEnded)][-1] == epoch
     assert without_time(folder)[-1]["epoch"] == epoch
-    assert checkpoint.load(folder).has_mixture  # type: ignore[union-attr]
+    assert checkpoint.load(folder).has_mixture
     assert [file.name for file in (folder / "samples").iterdir()] == [drawn]
     time_is_up_at(24)
     run.resume(folder, {}, Options(device="cpu"))

@@ -26,6 +26,8 @@ class ToyConfig(Config):
 class ToyViews:
     """Two views, the second made from the first."""
 
+    names = ("first", "second")
+
     def draws(self, n: int, generator: Randomness) -> dict[str, Tensor]:
         return {"gain": uniform((n, 1, 1, 1), generator), "shift": uniform((n, 1, 1, 1), generator)}
 
@@ -64,7 +66,8 @@ class Toy(Method):
             target.lerp_(source, 1 - self.config.momentum_of_target)  # type: ignore[attr-defined]
 
     def features(self, images: Tensor) -> Tensor:
-        return self.body(images)
+        features: Tensor = self.body(images)
+        return features
 
     def previews(self, images: Tensor, generator: Randomness) -> dict[str, Tensor]:
         return {"inputs": images}
