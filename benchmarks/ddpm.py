@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -178,11 +179,11 @@ def forward_sides(peer: Peer, device: torch.device) -> dict[str, Callable[[], fl
 
 def sampling(device: torch.device) -> None:
     """Print the time of 64 images by both samplers, with the network `tiny`."""
-    method = build(DDPMConfig(data="synthetic", network="tiny")).to(device).eval()
+    method: Any = build(DDPMConfig(data="synthetic", network="tiny")).to(device).eval()
     for sampler, steps in (("dpm++", 20), ("ancestral", 1000)):
         start = time.perf_counter()
         with torch.inference_mode():
-            method.sample(SAMPLES, generators(0, "sample", range(SAMPLES)), sampler, steps)  # type: ignore[operator]
+            method.sample(SAMPLES, generators(0, "sample", range(SAMPLES)), sampler, steps)
         seconds = time.perf_counter() - start
         print(f"sample {SAMPLES} images, {sampler}: {steps} network calls, {seconds:.1f} s")
 
@@ -193,12 +194,12 @@ def noise_times(device: torch.device, images: int = NOISED, network: str = "tiny
     `noise_host_ms` is until the call returns, whatever the device has left to do; `loop_ms` is of a loop over
     the images' generators.
     """
-    method = build(DDPMConfig(data="synthetic", network=network)).to(device).eval()
+    method: Any = build(DDPMConfig(data="synthetic", network=network)).to(device).eval()
     x = torch.randn(images, 3, 32, 32, device=device)
     times, sources = torch.full((images,), 5, device=device), generators(0, "sample", range(images))
     noise = StepNoise(x.shape, sources, device)
     parts: dict[str, Callable[[], object]] = {
-        "network_ms": lambda: method.network(x, times),  # type: ignore[operator]
+        "network_ms": lambda: method.network(x, times),
         "noise_ms": lambda: [noise(5) for _ in range(noise.ahead)],
         "loop_ms": lambda: normal(x.shape, sources, device),
     }

@@ -343,9 +343,9 @@ def draw(sampler: str, setting: Setting) -> Row:
     """Images of the network `small`: its weights do not matter for the time."""
     n, network = (2, "tiny") if setting.tiny else (512, "small")
     steps = {"dpm++": 20, "ancestral": 4 if setting.tiny else 1000}[sampler]
-    method = build(make("ddpm", {"network": network})).to(setting.device).eval()
+    method: Any = build(make("ddpm", {"network": network})).to(setting.device).eval()
     noise = runtime.generators(0, "sample", range(n))
-    took = seconds(lambda: method.sample(n, noise, sampler, steps), setting.device, 1)  # type: ignore[operator]
+    took = seconds(lambda: method.sample(n, noise, sampler, steps), setting.device, 1)
     return {"images": n, "network": network, "steps": steps, "seconds": took}
 
 

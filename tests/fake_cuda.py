@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -56,7 +57,7 @@ class HostReads(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # of torch
         self.places: list[str] = []
         self.sent: list[int] = []
 
@@ -127,13 +128,13 @@ def number(tensor: Tensor) -> bool | int | float:
 
 def place() -> str:
     """The innermost function of the package that is being carried out, with what is defined in it."""
-    frame = sys._getframe()
+    frame: FrameType | None = sys._getframe()
     while frame is not None:
         file = Path(frame.f_code.co_filename)
         if file.is_relative_to(SOURCES):
             name = frame.f_code.co_qualname.split(".<locals>")[0]
             return f"{file.relative_to(SOURCES).as_posix()}: {name}"
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return "outside"
 
 

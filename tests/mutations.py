@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from PIL import Image
 
@@ -136,7 +137,8 @@ def archive_of(kind: str) -> bytes:
         return content.getvalue()
     formats = {"pax": tarfile.PAX_FORMAT, "gnu": tarfile.GNU_FORMAT}
     mode = f"w:{kind}" if kind in {"gz", "bz2", "xz"} else "w"
-    with tarfile.open(fileobj=content, mode=mode, format=formats.get(kind, tarfile.GNU_FORMAT)) as tar:  # type: ignore[call-overload]
+    opened: Any = tarfile.open  # its stubs list the modes one by one
+    with opened(fileobj=content, mode=mode, format=formats.get(kind, tarfile.GNU_FORMAT)) as tar:
         for name, data in images().items():
             info = tarfile.TarInfo(f"{'long' * 40}/{name}")
             info.size = len(data)

@@ -135,9 +135,9 @@ def test_a_notebook_shows_runs_and_results(vae: genssl.Run) -> None:
 
 def test_progress_in_a_notebook_replaces_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[str] = []
-    display = ModuleType("IPython.display")
-    display.HTML = str  # type: ignore[attr-defined]
-    display.display = lambda *_, **__: SimpleNamespace(update=shown.append)  # type: ignore[attr-defined]
+    display: Any = ModuleType("IPython.display")
+    display.HTML = str
+    display.display = lambda *_, **__: SimpleNamespace(update=shown.append)
     monkeypatch.setitem(sys.modules, "IPython", ModuleType("IPython"))
     monkeypatch.setitem(sys.modules, "IPython.display", display)
     screen = _console.NotebookScreen()

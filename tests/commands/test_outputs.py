@@ -53,7 +53,7 @@ def test_a_picture_leaves_the_users_json_alone_and_is_replaced_by_its_own_comman
     assert call("sample", run, "-n", 4, "--out", "grid.png", "--json").exit_code == 0
     refused("sample", run, "-n", 5, "--out", "grid.png")
     with Image.open("grid.png") as picture:
-        text = picture.text["genssl"]  # type: ignore[attr-defined]
+        text = picture.info["genssl"]
         edited = picture.rotate(180)
     from PIL.PngImagePlugin import PngInfo
 

@@ -42,7 +42,8 @@ class Finder(nn.Module):
 
 def ddpm(timesteps: int = 100, pull: float = 0.0) -> DDPM:
     schedule = linear_schedule(timesteps, scaled=timesteps > 20)
-    method = DDPM(schedule, Finder(schedule, pull), image_size=8)  # type: ignore[arg-type]
+    network: Any = Finder(schedule, pull)  # as a UNet
+    method = DDPM(schedule, network, image_size=8)
     method.config = DDPMConfig(image_size=8, timesteps=timesteps, features_t=0)
     return method
 

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from genssl.config import SimSiamConfig
@@ -61,7 +62,9 @@ def test_records_and_the_epochs_in_the_table() -> None:
     assert rows[3]["test_loss"] == probe.test_loss[3]
     assert [row["epoch"] for row in outcome.values["curves"]] == [1, 2, 4, 5, 6, 7, 8, 10, 11, 12]
     assert outcome.values["curves"][-1] == rows[-1]
-    lines = outcome.figures["curves"].axes[0].lines  # type: ignore[union-attr]
+    figure = outcome.figures["curves"]
+    assert isinstance(figure, Figure)
+    lines = figure.axes[0].lines
     assert [np.asarray(line.get_ydata())[-1] for line in lines] == pytest.approx(
         [100 * probe.train_accuracy[-1], 100 * probe.test_accuracy[-1]]
     )

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from genssl.metrics import linear_probe as module
-from genssl.metrics.linear_probe import ProbeResult, ProbeSettings, linear_probe
+from genssl.metrics.linear_probe import ProbeFeatures, ProbeResult, ProbeSettings, linear_probe
 from genssl.runtime import epoch_permutation, generator
 
 N, M, D, C = 500, 200, 6, 4
@@ -25,9 +26,9 @@ TRAIN, LABELS = clouds(N, 0)
 TEST, TEST_LABELS = clouds(M, 1)
 
 
-def fit(train: object = TRAIN, test: Tensor = TEST, seed: int = 0, **changes: float) -> ProbeResult:
-    settings = ProbeSettings(**{"epochs": 5, "batch_size": 64, **changes})  # type: ignore[arg-type]
-    return linear_probe(train, LABELS, test, TEST_LABELS, C, settings, seed=seed)  # type: ignore[arg-type]
+def fit(train: ProbeFeatures = TRAIN, test: Tensor = TEST, seed: int = 0, **changes: Any) -> ProbeResult:
+    settings = ProbeSettings(**{"epochs": 5, "batch_size": 64, **changes})
+    return linear_probe(train, LABELS, test, TEST_LABELS, C, settings, seed=seed)
 
 
 def by_autograd(settings: ProbeSettings) -> tuple[list[float], list[float], Tensor]:

@@ -96,10 +96,8 @@ def test_digits_are_not_mirrored_and_held_out_images_are_not_moved() -> None:
 
 def test_it_has_the_encoders_of_simsiam() -> None:
     for encoder in ("small", "resnet18"):
-        ours, theirs = (
-            build(configs.make(method, {"encoder": encoder})).encoder.state_dict()  # type: ignore[union-attr]
-            for method in ("classifier", "simsiam")
-        )
+        methods: list[Any] = [build(configs.make(m, {"encoder": encoder})) for m in ("classifier", "simsiam")]
+        ours, theirs = (method.encoder.state_dict() for method in methods)
         assert {name: value.shape for name, value in ours.items()} == {
             name: value.shape for name, value in theirs.items()
         }

@@ -100,7 +100,7 @@ def test_what_it_cannot_do_is_refused(tiny: FlowConfig) -> None:
     flow = build(tiny)
     assert isinstance(flow, Flow)
     with pytest.raises(ValueError, match="unknown sampler 'dpm'"):
-        flow.sample(1, sampler="dpm")  # type: ignore[arg-type]
+        flow.sample(1, sampler="dpm")  # type: ignore[arg-type]  # no such sampler
     with pytest.raises(ValueError, match="from 0 to 9"):
         flow.sample(1, labels=torch.tensor([10]))
     with pytest.raises(ValueError, match="1 or more"):

@@ -135,6 +135,7 @@ def test_an_identity_predictor_is_none() -> None:
 @pytest.mark.parametrize("constant", [True, False])
 def test_the_optimizer_gets_everything_that_learns_once(predictor: str, constant: bool) -> None:
     method = build(settings(predictor=predictor, fix_predictor_lr=constant))
+    assert isinstance(method, SimSiam)
     groups = method.parameter_groups()
     given = [id(p) for group in groups for p in group["params"]]
     learning = [id(p) for p in method.parameters() if p.requires_grad]
@@ -142,15 +143,16 @@ def test_the_optimizer_gets_everything_that_learns_once(predictor: str, constant
     own = [group for group in groups if group.get("fix_lr")]
     assert len(own) == (constant and predictor == "mlp")
     for group in own:
-        assert {id(p) for p in group["params"]} == {id(p) for p in method.predictor.parameters()}  # type: ignore[union-attr]
+        assert {id(p) for p in group["params"]} == {id(p) for p in method.predictor.parameters()}
 
 
 @pytest.mark.parametrize("constant", [True, False])
 def test_the_predictors_rate_stays_out_of_the_schedule(constant: bool) -> None:
     config = settings(epochs=5, batch_size=128, fix_predictor_lr=constant)
     method = build(config)
+    assert isinstance(method, SimSiam)
     optimizer = build_optimizer(method.parameter_groups(), config)
-    last = next(reversed(list(method.predictor.parameters())))  # type: ignore[union-attr]
+    last = next(reversed(list(method.predictor.parameters())))
     seen = []
     for step in range(20):
         set_lr(optimizer, config, step, steps_per_epoch=4)
@@ -181,7 +183,9 @@ def test_every_setting_reaches_the_method() -> None:
     assert hidden == [(6, 8), (8, 6)]
     plain = build(settings())
     assert plain.stop_gradient
-    assert not list(build(settings(predictor="identity")).predictor.parameters())  # type: ignore[union-attr]
+    identity = build(settings(predictor="identity"))
+    assert isinstance(identity, SimSiam)
+    assert not list(identity.predictor.parameters())
 
 
 def test_arms_of_an_ablation_start_from_the_same_encoder() -> None:

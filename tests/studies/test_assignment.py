@@ -37,7 +37,8 @@ PARTS = (
 def check(step: Step) -> None:
     """Parse a step's line as the program does, without carrying it out."""
     words = step.line(Path("nowhere"))[2:]
-    command = typer.main.get_command(app).commands[words[0]]  # type: ignore[attr-defined]
+    program: Any = typer.main.get_command(app)
+    command = program.commands[words[0]]
     context = command.make_context(words[0], words[1:])
     if "/eval/" in step.makes:
         assert step.makes == f"{words[1]}/eval/{evaluation_name(context)}.json"

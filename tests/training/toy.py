@@ -62,8 +62,9 @@ class Toy(Method):
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
         assert 0 < progress <= 1
+        assert isinstance(self.config, ToyConfig)
         for target, source in zip(self.target.parameters(), self.body.parameters(), strict=True):
-            target.lerp_(source, 1 - self.config.momentum_of_target)  # type: ignore[attr-defined]
+            target.lerp_(source, 1 - self.config.momentum_of_target)
 
     def features(self, images: Tensor) -> Tensor:
         features: Tensor = self.body(images)
