@@ -135,12 +135,8 @@ class CanDenoise(Protocol):
     """Undoes a diffusion process from any of its noise levels."""
 
     schedule: "NoiseSchedule"
+    network: Any  # a module: (x (B, C, H, W), t (B,)) -> prediction
     prediction: "Prediction"  # what it predicts
-
-    @property
-    def network(self) -> nn.Module:
-        """(x (B, C, H, W), t (B,)) -> prediction."""
-        ...
 
     @property
     def device(self) -> torch.device:
