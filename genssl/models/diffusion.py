@@ -125,7 +125,8 @@ def linear_schedule(
         timesteps: T.
         beta_start: of t = 0.
         beta_end: of t = T - 1.
-        scaled: multiply the betas by 1000 / T, so that the end is equally noisy for every T.
+        scaled: multiply the betas by 1000 / T, so that the end is equally noisy for every T above
+            1000 beta_end; fewer would take the last beta to 1 or beyond.
 
     Examples:
         >>> linear_schedule(3, 0.25, 0.5).betas.tolist()

@@ -23,9 +23,9 @@ class Started:
         >>> def show(event):  # a callback of genssl.train
         ...     if isinstance(event, Started):
         ...         print(f"{event.method} on {event.images:,} images of {event.data}")
-        >>> folder = Path("checkpoints/vae-svhn")
-        >>> show(Started(folder, "vae", 1000, 1000, "svhn", 73_257, 70, 80_150, 0, "cpu", "fp32"))
-        vae on 73,257 images of svhn
+        >>> folder = Path("checkpoints/a-run")
+        >>> show(Started(folder, "a-method", 1000, 1000, "svhn", 73_257, 70, 80_150, 0, "cpu", "fp32"))
+        a-method on 73,257 images of svhn
     """
 
     folder: Path

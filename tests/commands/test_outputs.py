@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from genssl import files, run_info
 from genssl.commands import _outputs
@@ -53,7 +54,8 @@ def test_a_picture_leaves_the_users_json_alone_and_is_replaced_by_its_own_comman
     assert call("sample", run, "-n", 4, "--out", "grid.png", "--json").exit_code == 0
     refused("sample", run, "-n", 5, "--out", "grid.png")
     with Image.open("grid.png") as picture:
-        text = picture.info["genssl"]
+        assert isinstance(picture, PngImageFile)
+        text = picture.text["genssl"]
         edited = picture.rotate(180)
     from PIL.PngImagePlugin import PngInfo
 
