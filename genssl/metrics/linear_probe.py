@@ -96,7 +96,7 @@ def linear_probe(
         classes: C.
         settings: of the optimizer; those of the protocol when None.
         seed: of the order in which train features are seen.
-        tick: told how many epochs are done.
+        tick: called with the number of epochs done, and of all epochs.
 
     Examples:
         >>> labels = torch.arange(40) % 2

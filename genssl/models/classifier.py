@@ -1,4 +1,4 @@
-"""A supervised classifier: the encoder of the self-supervised methods, told what they have to do without."""
+"""A supervised classifier: the encoder of the self-supervised methods, trained on labels."""
 
 from typing import Self
 

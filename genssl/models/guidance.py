@@ -1,4 +1,4 @@
-"""Classes of generated images: what a network is told of them, and classifier-free guidance."""
+"""Classes of generated images: how a network is conditioned on them, and classifier-free guidance."""
 
 from collections.abc import Callable
 
@@ -37,7 +37,7 @@ def shown_labels(classes: int, draws: dict[str, Tensor]) -> Tensor:
 
 
 def training_model(model: ConditionalModel, classes: int, draws: dict[str, Tensor]) -> Model:
-    """The model of a training step: told the class of each image that shows it, and none for the others.
+    """The model of a training step: given the class of each image that shows it, and none for the others.
 
     Args:
         model: with classes, or without where `classes` is 0.

@@ -25,7 +25,7 @@ class Method(nn.Module):
     config: Config  # set by `build`
     epoch: float | None = None  # how many epochs the weights were trained; set by `checkpoint.load`
     class_names: tuple[str, ...] = ()  # of the data it was trained on; set by `checkpoint.load`
-    classes: int = 0  # that it is told while training: `draws` of `loss` then has "labels", (B,) int64
+    classes: int = 0  # that it is trained on: `draws` of `loss` then has "labels", (B,) int64
     sees_scale: bool = False  # its loss depends on the lengths of its outputs, which may shrink to a point
     units: Mapping[str, str] = {}  # of the terms of `loss`, by name, e.g. {"kl": "nats per image"}
 

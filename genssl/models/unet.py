@@ -50,7 +50,7 @@ class UNet(nn.Module):
     Args:
         layout: widths and depths.
         channels: of the images.
-        classes: number of classes that it is told; 0: none. The label `classes` stands for no class.
+        classes: number of classes that it is conditioned on; 0: none. The label `classes` stands for none.
 
     Examples:
         >>> network = UNet(Layout((16, 32), (1, 1), (False, True)))
@@ -112,7 +112,7 @@ class UNet(nn.Module):
         return sum(len(stage.blocks) for stage in self.up_stages)  # type: ignore[arg-type, misc]
 
     def _condition(self, t: Tensor, labels: Tensor | None) -> Tensor:
-        """What every block is told, (B, time_width): the time, plus the class where there are some."""
+        """What every block is conditioned on, (B, time_width): the time, and the class if any."""
         time: Tensor = self.time_embedding(t)
         if self.class_embedding is None:
             return time
