@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -85,7 +86,7 @@ def cost(network: nn.Module, predict: Predict) -> tuple[int, int]:
 
 def tune(peer: Peer) -> Peer:
     """A copy of the peer with channels_last weights."""
-    network = copy.deepcopy(peer.network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = copy.deepcopy(peer.network).to(memory_format=torch.channels_last)
     predict = network if peer.predict is peer.network else lambda x, t: network(x, t).sample
     return Peer(peer.name, network, predict, peer.layout)
 
@@ -122,7 +123,7 @@ def our_step(network: UNet, device: torch.device) -> Callable[[], None]:
         with autocast(device, precision):
             loss = p_losses(network, schedule, x, t, torch.randn_like(x))
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
 
     return step
@@ -160,7 +161,7 @@ def training_sides(peer: Peer, device: torch.device) -> dict[str, Callable[[], f
     for theirs, own in zip(cost(peer.network, peer.predict), cost(ours, ours), strict=True):
         assert abs(own / theirs - 1) <= TOLERANCE, (theirs, own)
     peer.network.to(device)
-    ours = ours.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    ours = ours.to(device).to(memory_format=torch.channels_last)
     steps = (their_step(peer, device, tuned=False), their_step(tune(peer), device, tuned=True))
     rates = [rate(step, TRAIN_STEPS, device) for step in (*steps, our_step(ours, device))]
     return dict(zip(SIDES, rates, strict=True))
@@ -169,7 +170,8 @@ def training_sides(peer: Peer, device: torch.device) -> dict[str, Callable[[], f
 def forward_sides(peer: Peer, device: torch.device) -> dict[str, Callable[[], float]]:
     """The same three forward passes."""
     peer.network.to(device)
-    ours = UNet(peer.layout).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    ours = UNet(peer.layout).to(device).to(memory_format=torch.channels_last)
+    passes: list[tuple[Callable[[Tensor, Tensor], Tensor], bool]]
     passes = [(peer.predict, True), (tune(peer).predict, False), (ours, False)]
     rates = [rate(forward_of(predict, device, precise), FORWARD_STEPS, device) for predict, precise in passes]
     return dict(zip(SIDES, rates, strict=True))
@@ -177,11 +179,11 @@ def forward_sides(peer: Peer, device: torch.device) -> dict[str, Callable[[], fl
 
 def sampling(device: torch.device) -> None:
     """Print the time of 64 images by both samplers, with the network `tiny`."""
-    method = build(DDPMConfig(data="synthetic", network="tiny")).to(device).eval()
+    method: Any = build(DDPMConfig(data="synthetic", network="tiny")).to(device).eval()
     for sampler, steps in (("dpm++", 20), ("ancestral", 1000)):
         start = time.perf_counter()
         with torch.inference_mode():
-            method.sample(SAMPLES, generators(0, "sample", range(SAMPLES)), sampler, steps)  # type: ignore[operator]
+            method.sample(SAMPLES, generators(0, "sample", range(SAMPLES)), sampler, steps)
         seconds = time.perf_counter() - start
         print(f"sample {SAMPLES} images, {sampler}: {steps} network calls, {seconds:.1f} s")
 
@@ -192,12 +194,12 @@ def noise_times(device: torch.device, images: int = NOISED, network: str = "tiny
     `noise_host_ms` is until the call returns, whatever the device has left to do; `loop_ms` is of a loop over
     the images' generators.
     """
-    method = build(DDPMConfig(data="synthetic", network=network)).to(device).eval()
+    method: Any = build(DDPMConfig(data="synthetic", network=network)).to(device).eval()
     x = torch.randn(images, 3, 32, 32, device=device)
     times, sources = torch.full((images,), 5, device=device), generators(0, "sample", range(images))
     noise = StepNoise(x.shape, sources, device)
     parts: dict[str, Callable[[], object]] = {
-        "network_ms": lambda: method.network(x, times),  # type: ignore[operator]
+        "network_ms": lambda: method.network(x, times),
         "noise_ms": lambda: [noise(5) for _ in range(noise.ahead)],
         "loop_ms": lambda: normal(x.shape, sources, device),
     }

@@ -30,7 +30,8 @@ def features(rows: int, counter: int) -> Tensor:
     draw = generator(0, "benchmark", counter)
     spread = torch.linspace(2, 0.05, DIMENSIONS)
     mixing = torch.linalg.qr(torch.randn(DIMENSIONS, DIMENSIONS, generator=generator(0, "benchmark"))).Q
-    return torch.randn(rows, DIMENSIONS, generator=draw) * spread @ mixing + 0.1 * counter
+    drawn = torch.randn(rows, DIMENSIONS, generator=draw) * spread
+    return drawn.matmul(mixing) + 0.1 * counter
 
 
 def bare_products(real: Tensor, fake: Tensor) -> Callable[[], None]:

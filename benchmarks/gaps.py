@@ -14,7 +14,7 @@ def kernels(action: Callable[[], object]) -> list[tuple[float, float]]:
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
         action()
         torch.cuda.synchronize()
-    on_device = [event for event in profiled.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    on_device = [event for event in profiled.events() if event.device_type.name == "CUDA"]
     return [(event.time_range.start, event.time_range.end) for event in on_device]
 
 

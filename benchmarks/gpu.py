@@ -281,8 +281,12 @@ def peers(setting: Setting) -> Iterator[Cell]:
         makers[f"U-Net step, {peer.name}"] = partial(ddpm.training_sides, peer, setting.device)
         makers[f"U-Net forward, {peer.name}"] = partial(ddpm.forward_sides, peer, setting.device)
     makers["SimSiam, batch 512"] = lambda: simsiam.sides(512, setting.device)
+
+    def compare(name: str, maker: Callable[[], Any]) -> dict[str, Any]:
+        return peers.summary(name, "", all_in_turn(maker(), ROUNDS))
+
     for name, maker in makers.items():
-        yield name, lambda name=name, maker=maker: peers.summary(name, "", all_in_turn(maker(), ROUNDS))
+        yield name, partial(compare, name, maker)
 
 
 # Measures
@@ -339,9 +343,9 @@ def draw(sampler: str, setting: Setting) -> Row:
     """Images of the network `small`: its weights do not matter for the time."""
     n, network = (2, "tiny") if setting.tiny else (512, "small")
     steps = {"dpm++": 20, "ancestral": 4 if setting.tiny else 1000}[sampler]
-    method = build(make("ddpm", {"network": network})).to(setting.device).eval()
+    method: Any = build(make("ddpm", {"network": network})).to(setting.device).eval()
     noise = runtime.generators(0, "sample", range(n))
-    took = seconds(lambda: method.sample(n, noise, sampler, steps), setting.device, 1)  # type: ignore[operator]
+    took = seconds(lambda: method.sample(n, noise, sampler, steps), setting.device, 1)
     return {"images": n, "network": network, "steps": steps, "seconds": took}
 
 

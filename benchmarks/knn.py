@@ -115,7 +115,9 @@ def main(device_name: str = "auto") -> None:
     )
     print(f"{QUERY_ROWS:,} queries, {BANK_ROWS:,} x {DIMENSIONS}, k = {K}; seconds")
     print_head("instead of genssl's knn_predict", "it takes", "genssl / it")
-    votes = {"lightly's knn_predict": lambda: lightly_vote(units, labels, unit_queries)}
+    votes: dict[str, Callable[[], Tensor]] = {
+        "lightly's knn_predict": lambda: lightly_vote(units, labels, unit_queries)
+    }
     if device.type == "cpu":
         votes["scikit-learn, brute force"] = sklearn_vote(units, labels, unit_queries)
     for name, vote in votes.items():

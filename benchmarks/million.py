@@ -182,9 +182,9 @@ def draw(found: dict[str, Any], path: Path) -> None:
     for kind in [kind for kind in (*KINDS, "limited") if kind in found["training"]]:
         run = found["training"][kind]
         label = f"streamed under {run['limit_gib']} GiB" if kind == "limited" else kind
-        seconds, own, mapped = zip(*run["memory"], strict=True)
-        (line,) = axes[1].plot(seconds, own, label=f"{label}: own memory")
-        axes[1].plot(seconds, mapped, "--", color=line.get_color(), label=f"{label}: mapped files")
+        times, own, mapped = zip(*run["memory"], strict=True)
+        (line,) = axes[1].plot(times, own, label=f"{label}: own memory")
+        axes[1].plot(times, mapped, "--", color=line.get_color(), label=f"{label}: mapped files")
         axes[2].plot(*zip(*momentary(run["speed"]), strict=True), label=label)
     axes[1].set(title="training: memory of the host", xlabel="seconds", ylabel="MiB")
     axes[2].set(title="training: speed", xlabel="images seen", ylabel="images / s", ylim=(0, None))

@@ -135,7 +135,7 @@ def speed() -> None:
 def step_rate(changes: dict[str, Any]) -> Callable[[], float]:
     """Images per second over a few training steps of a DDPM, each time it is called."""
     config = configs.make("ddpm", {"data": "synthetic", **changes})
-    method = build(config).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    method = build(config).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.Adam(method.parameters(), lr=1e-4, fused=True)
     precision = choose_precision("auto", CPU)
     draw = generator(0, "benchmark")

@@ -102,12 +102,14 @@ def main() -> None:
         "torch": torch.__version__, "train_images": len(train), "test_images": len(test),
         "train_digest": train.digest, "test_digest": test.digest, "readers": {}, "rows": [],
     }  # fmt: skip
+    assert test.labels is not None
+    test_labels = test.labels
     networks = {}
     for reader in READERS:
         start = time.process_time()
         network = networks[reader.name] = trained(reader, train, asked.epochs)
         seconds = round(time.process_time() - start, 1)
-        accuracy = interval(read(network, test.images)[1] == test.labels)
+        accuracy = interval(read(network, test.images)[1] == test_labels)
         settings = {"label_smoothing": reader.smoothing, "shift": reader.shift, "seed": reader.seed}
         details = {"epochs": asked.epochs, "cpu_seconds": seconds, "test_accuracy": accuracy}
         content["readers"][reader.name] = settings | details
@@ -119,7 +121,7 @@ def main() -> None:
     sources.append(("the same, patches shuffled", "", swap_patches(test.images, PAIRS), None))
     sources += [samples(reference, asked.n, asked.sampler, device) for reference in asked.references]
     for name, how, images, labels in sources:
-        row = {"images": name, "how": how, "n": len(images), **shares(networks, images)}
+        row: dict[str, Any] = {"images": name, "how": how, "n": len(images), **shares(networks, images)}
         if labels is not None:
             row["as_asked"] = {key: as_asked(network, images, labels) for key, network in networks.items()}
         content["rows"].append(row)
@@ -161,7 +163,9 @@ def trained(reader: Reader, train: Split, epochs: int) -> nn.Module:
     device = train.images.device
     with torch.random.fork_rng():
         torch.manual_seed(reader.seed)  # of the weights, and of dropout on a CPU
-        network = reader.build(len(train.classes)).to(device, memory_format=torch.channels_last).train()
+        network: nn.Module = (
+            reader.build(len(train.classes)).to(device).to(memory_format=torch.channels_last).train()
+        )
         optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
         steps = epochs * (len(train) // BATCH)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
@@ -178,7 +182,8 @@ def trained(reader: Reader, train: Split, epochs: int) -> nn.Module:
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-    return network.eval()
+    network.eval()
+    return network
 
 
 def shifted(images: Tensor, most: int, draws: torch.Generator) -> Tensor:

@@ -77,7 +77,7 @@ def their_side(
     """Images a second over an epoch of lightly's loop; tuned: channels_last, bf16 and a fused optimizer."""
     layout = torch.channels_last if tuned else torch.contiguous_format
     precision = choose_precision("auto", device) if tuned else "fp32"
-    model = LightlySimSiam().to(device).to(memory_format=layout)  # type: ignore[call-overload]
+    model = LightlySimSiam().to(device).to(memory_format=layout)
     criterion = NegativeCosineSimilarity()
     optimizer = torch.optim.SGD(
         model.parameters(), lr=0.03 * batch / 256, momentum=0.9, weight_decay=5e-4, fused=tuned

@@ -71,7 +71,7 @@ class PlainVAE(nn.Module):
 
 def tuned_side(images: Tensor, device: torch.device) -> Callable[[], float]:
     """The same loop as a strong user would tune it: tensors in memory, bf16, channels_last, fused Adam."""
-    model = PlainVAE().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = PlainVAE().to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
     precision = choose_precision("auto", device)
     everything = images.to(device)

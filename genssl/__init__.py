@@ -27,6 +27,12 @@ def load(path: "str | os.PathLike[str]") -> "Method":
 
     Raises:
         genssl.errors.UserError: nothing is there, or it is damaged.
+
+    Examples:
+        >>> import torch
+        >>> model = load("simsiam")  # weights that come with it, where there is no run of that method
+        >>> model.config.method, model.features(torch.zeros(2, 3, 32, 32)).shape
+        ('simsiam', torch.Size([2, 128]))
     """
     from genssl import checkpoint, runs  # torch is imported when it is needed, not for `genssl --help`
 

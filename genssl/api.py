@@ -31,7 +31,13 @@ if TYPE_CHECKING:
 
 
 class History(list[dict[str, Any]]):
-    """The numbers of a run, one record per epoch: losses, measures, learning rate, seconds."""
+    """The numbers of a run, one record per epoch: losses, measures, learning rate, seconds.
+
+    Examples:
+        >>> history = History([{"epoch": 1, "loss": 3.0}, {"epoch": 2, "loss": 2.0}])
+        >>> [record["loss"] for record in history]
+        [3.0, 2.0]
+    """
 
     def to_pandas(self) -> "pandas.DataFrame":
         """The same as a table, one row per epoch.

@@ -105,7 +105,7 @@ def initialize(method: "Method", path: Path) -> list[str]:
 def check_start(config: "Config", source: "Config", path: Path) -> None:
     """Check that training may start from a run: one of the same method, or of any method with its encoder.
 
-    The latter is for a method that is told the labels: it fine-tunes an encoder that was trained without.
+    The latter is for a method that is trained on labels: it fine-tunes an encoder that was trained without.
 
     Raises:
         UserError: the run is of another method, or has another encoder.

@@ -100,8 +100,8 @@ class Program(TyperGroup):
                 raise
             code = _usage(error)
         if standalone_mode:
-            # All is said and written: nothing to be told of the way out. Of several processes one that
-            # torchrun ends here, after an error in another, has had no part in it
+            # All output is written: a signal from here on needs no message. Of several processes, one that
+            # torchrun ends here, after an error in another, did not fail itself
             _on_terminate(signal.SIG_DFL if launched_world_size() == 1 else signal.SIG_IGN)
             sys.exit(_flushed(code if isinstance(code, int) else 0))
         return code

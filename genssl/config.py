@@ -168,7 +168,7 @@ class VAEConfig(Config):
     z_dim: PositiveInt = 32  # latent dimensions
     decoder_variance: Literal["unit", "learned"] = "unit"  # learned: one shared variance (sigma-VAE)
     mixture_components: Annotated[int, Field(ge=0, le=10_000)] = 10  # of the mixture; 0: none
-    conditional: bool = False  # the networks are told the class of an image
+    conditional: bool = False  # the networks are given the class of an image
     num_classes: PositiveInt | None = None  # of a conditional VAE; that of the data, once training starts
 
     @model_validator(mode="after")
@@ -194,7 +194,7 @@ class UNetConfig(Config):
     ema_decay: Fraction | None = 0.999
 
     network: Literal["tiny", "compact", "small", "base"] = "small"  # about 1, 3, 10, 36 million parameters
-    conditional: bool = False  # the network is told the class of an image
+    conditional: bool = False  # the network is given the class of an image
     num_classes: PositiveInt | None = None  # of a conditional network; that of the data, once training starts
 
     @model_validator(mode="after")

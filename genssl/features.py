@@ -40,6 +40,11 @@ def extract(
 
     Raises:
         ValueError: there are no images, or the function's result is not (B, D).
+
+    Examples:
+        >>> images = torch.zeros(5, 3, 8, 8, dtype=torch.uint8)
+        >>> extract(lambda x: x.mean((2, 3)), images, batch_size=2).shape
+        torch.Size([5, 3])
     """
     n = len(images)
     if images.ndim != 4 or n == 0:

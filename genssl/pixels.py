@@ -24,12 +24,22 @@ def to_model(images: Tensor, noise: Tensor | float = HALF) -> Tensor:
         images: uint8, any shape.
         noise: where in its bin a pixel lands, in [0, 1). The default is the center; uniform noise of the
             shape of `images` dequantises, which densities need (Theis et al. 2016, section 3.1).
+
+    Examples:
+        >>> to_model(torch.tensor([0, 255], dtype=torch.uint8)).tolist()
+        [-0.99609375, 0.99609375]
     """
     return (images.float() + noise) * BIN_WIDTH - 1
 
 
 def to_bytes(x: Tensor) -> Tensor:
-    """Map model-range images back to uint8: floor((x + 1) 128), clamped to 0..255."""
+    """Map model-range images back to uint8: floor((x + 1) 128), clamped to 0..255.
+
+    Examples:
+        >>> values = torch.arange(256).to(torch.uint8)
+        >>> torch.equal(to_bytes(to_model(values)), values)
+        True
+    """
     return ((x.float() + 1) * 128).floor().clamp(0, 255).to(torch.uint8)
 
 
@@ -37,6 +47,11 @@ def to_channels(images: Tensor, channels: int) -> Tensor:
     """Images (N, C, H, W) with 1 or 3 channels: gray is repeated, color (uint8) becomes Pillow's mode L.
 
     The weights of the latter sum to one: of three equal channels one remains, bit for bit.
+
+    Examples:
+        >>> color = torch.tensor([255, 0, 0], dtype=torch.uint8).view(1, 3, 1, 1)
+        >>> to_channels(color, 1).item(), to_channels(torch.zeros(1, 1, 2, 2), 3).shape
+        (76, torch.Size([1, 3, 2, 2]))
     """
     if images.shape[1] == channels:
         return images
@@ -48,7 +63,12 @@ def to_channels(images: Tensor, channels: int) -> Tensor:
 
 
 def is_gray(images: Tensor) -> bool:
-    """Whether the channels of all images (N, C, H, W) are equal."""
+    """Whether the channels of all images (N, C, H, W) are equal.
+
+    Examples:
+        >>> is_gray(torch.ones(2, 3, 4, 4)), is_gray(torch.rand(2, 3, 4, 4))
+        (True, False)
+    """
     parts = images.split(max(1, AT_ONCE // images[:1].numel()))
     return all(bool((part == part[:, :1]).all()) for part in parts)
 
@@ -58,5 +78,9 @@ def bits_per_dim(nats: float, dimensions: int) -> float:
 
     The density of x in [-1, 1] is 128 times that of a byte's unit bin in each dimension, hence the 7 bits:
     NLL / (D ln 2) + 7.
+
+    Examples:
+        >>> round(bits_per_dim(3072 * math.log(2), 3072), 6)  # uniform over [-1, 1]: all bytes alike
+        8.0
     """
     return nats / (dimensions * math.log(2)) + 7

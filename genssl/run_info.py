@@ -87,8 +87,9 @@ class RunInfo:
         finished: whether training came to its end, after the last epoch or by --max-minutes.
         training: what was trained, and on what: "parameters" (trained), "all_parameters", "images" and
             "data_digest" of the train split, "monitor_digest" of the split that was measured meanwhile,
-            "data_path", see `data_path`, "classes" where the method was told them, "validation_images", if
-            any were held out, and "notes" on how it ended, if any. Older files do not have it.
+            "data_path", see `data_path`, "classes" where the method was trained on them,
+            "validation_images", if any were held out, and "notes" on how it ended, if any. Older files
+            do not have it.
     """
 
     folder: Path

@@ -365,7 +365,8 @@ def carry_out(kind: str, bench: Bench, inputs: range, seed: int, until: float) -
 
 def _in_process(start: str, target: Callable[..., None], *arguments: object) -> int | None:
     """Call a function in a process of its own; returns how that ended."""
-    process = multiprocessing.get_context(start).Process(target=target, args=arguments)  # type: ignore[attr-defined]
+    context: Any = multiprocessing.get_context(start)
+    process = context.Process(target=target, args=arguments)
     process.start()
     process.join()
     code: int | None = process.exitcode

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from genssl import figures
 from genssl.cli import app
 from genssl.data.synthetic import render
 from genssl.models import unet
+
+from .narrow import given
 
 SMALL = ["--set", "width=8", "--set", "z_dim=6", "--set", "mixture_components=2"]
 
@@ -68,16 +71,18 @@ def digits(workplace: Path) -> Path:
 
 def write_digits(folder: Path, train: int, test: int, size: int = 32) -> None:
     """Write an image folder of rendered digits, a folder a part and a class."""
-    for part, count in (("train", train), ("test", test)):
+    parts: list[tuple[Literal["train", "test"], int]] = [("train", train), ("test", test)]
+    for part, count in parts:
         split = render.make(part, count=count)
-        for place, (image, label) in enumerate(zip(split.images, split.labels.tolist(), strict=True)):
+        labels = given(split.labels).tolist()
+        for place, (image, label) in enumerate(zip(split.images, labels, strict=True)):
             file = folder / part / str(label) / f"{place:04d}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             figures.one(image).resize((size, size)).save(file)
 
 
 # The runner would build all commands anew at every call, which takes longer than most of them
-typer.testing._get_command = cache(typer.main.get_command)
+vars(typer.testing)["_get_command"] = cache(typer.main.get_command)
 
 
 def call(*arguments: object) -> Result:

@@ -23,12 +23,13 @@ from genssl.eval.latent_profile import latent_profile
 from genssl.eval.linear_eval import linear_eval
 from genssl.eval.noise_sweep import sweep
 from genssl.eval.reconstruct import reconstruct, reconstruct_from
+from genssl.eval.result import require_ability
 from genssl.eval.sample import sample
 from genssl.eval.sensitivity import sensitivity
 from genssl.metrics.linear_probe import ProbeSettings
 from genssl.models.build import build
 from genssl.models.diffusion import Variance
-from genssl.models.method import Method
+from genssl.models.method import HasFlow, Method
 from genssl.training.monitor import Monitor
 
 BATCH = 4
@@ -103,7 +104,7 @@ def run_inpaint(method: Method, test: Split) -> object:
 
 
 def run_mixture(method: Method, train: Split) -> object:
-    method.after_training(train.images)  # type: ignore[attr-defined]
+    method.after_training(train.images)
     return sample(method, 4, seed=0, batch_size=BATCH, tick=nothing, options={"prior": "mixture"})
 
 
@@ -158,7 +159,9 @@ EVALUATIONS: dict[str, tuple[str, dict[str, object], Evaluation]] = {
     "bound": ("ddpm", {}, lambda m, _, b: run_bits(m, b)),
     "bound, large variance": ("ddpm", {}, lambda m, _, b: run_bits(m, b, "large")),
     "likelihood of the flow": (
-        "flow", {}, lambda m, _, b: flow_likelihood(m, b, seed=0, batch_size=BATCH, tick=nothing, steps=2)
+        "flow", {}, lambda m, _, b: flow_likelihood(
+            require_ability(m, HasFlow, ""), b, seed=0, batch_size=BATCH, tick=nothing, steps=2
+        ),
     ),
     "noise levels in pixels": ("ddpm", {}, lambda m, a, b: run_sweep(m, a, b, None)),
     "noise levels in features": ("ddpm", {}, lambda m, a, b: run_sweep(m, a, b, genssl_1(m))),

@@ -6,9 +6,10 @@ is made up, so that whatever follows can be carried out.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ READS_A_NUMBER = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equ
 COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 INDEX = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)
 # Their sizes depend on values, for which the host waits: as many as can be, or one
-SIZED_BY_VALUES = {
+SIZED_BY_VALUES: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.nonzero.default: lambda x: x.new_zeros(1, x.ndim, dtype=torch.int64),
     torch.ops.aten.bincount.default: lambda x, _=None, n=0: x.new_zeros(max(n, 2), dtype=torch.int64),
     torch.ops.aten._unique2.default: lambda x, *_, **__: tuple(x.new_zeros(x.shape) for _ in range(3)),
@@ -34,13 +35,16 @@ SIZED_BY_VALUES = {
 class Generator(torch.Generator):
     """A generator of any device; that of a GPU needs one."""
 
+    place: torch.device
+
     def __new__(cls, device: Any = "cpu") -> "Generator":
-        made = super().__new__(cls, "cpu")
+        make: Any = super().__new__  # which takes a device, and is object's to mypy
+        made: Generator = make(cls, "cpu")
         made.place = torch.device(device)
         return made
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> torch.device:  # type: ignore[override]  # an attribute in torch's stubs alone
         return CUDA if self.place.type == "cuda" else self.place
 
 
@@ -53,7 +57,7 @@ class HostReads(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # of torch
         self.places: list[str] = []
         self.sent: list[int] = []
 
@@ -124,18 +128,18 @@ def number(tensor: Tensor) -> bool | int | float:
 
 def place() -> str:
     """The innermost function of the package that is being carried out, with what is defined in it."""
-    frame = sys._getframe()
+    frame: FrameType | None = sys._getframe()
     while frame is not None:
         file = Path(frame.f_code.co_filename)
         if file.is_relative_to(SOURCES):
             name = frame.f_code.co_qualname.split(".<locals>")[0]
             return f"{file.relative_to(SOURCES).as_posix()}: {name}"
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return "outside"
 
 
 REAL_RAND, REAL_RANDN, REAL_INFERENCE_MODE = torch.rand, torch.randn, torch.inference_mode
-REAL_APPLY = torch.nn.Module._apply
+REAL_APPLY: Any = torch.nn.Module._apply
 
 
 def _inference_mode(mode: bool = True) -> Any:
@@ -183,7 +187,8 @@ def _apply(module: torch.nn.Module, change: Any, recurse: bool = True) -> torch.
     parameters = list(module.parameters())
     if parameters and all(isinstance(parameter, FakeTensor) for parameter in parameters):
         return module
-    return REAL_APPLY(module, change, recurse)
+    applied: torch.nn.Module = REAL_APPLY(module, change, recurse)
+    return applied
 
 
 @contextmanager

@@ -43,10 +43,24 @@ class Module:
         """The parsed source."""
         return ast.parse(self.text)
 
+    @cached_property
+    def examples(self) -> set[int]:
+        """Which lines hold examples in docstrings: they make no file or function longer."""
+        numbers: set[int] = set()
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and "Examples:" in (
+                ast.get_docstring(node) or ""
+            ):
+                start, end = node.body[0].lineno, node.body[0].end_lineno or 0
+                text = self.text.splitlines()[start - 1 : end - 1]
+                first = next(i for i, line in enumerate(text) if line.strip() == "Examples:")
+                numbers |= set(range(start + first - 1, end))  # with the empty line before
+        return numbers
+
     @property
     def lines(self) -> int:
-        """Number of lines."""
-        return self.text.count("\n")
+        """Number of lines, without examples."""
+        return self.text.count("\n") - len(self.examples)
 
     @property
     def comments(self) -> int:
@@ -55,9 +69,10 @@ class Module:
 
     @property
     def function_lines(self) -> list[int]:
-        """Lines of each function."""
+        """Lines of each function, without examples."""
         functions = [node for node in ast.walk(self.tree) if isinstance(node, ast.FunctionDef)]
-        return [(node.end_lineno or 0) - node.lineno + 1 for node in functions]
+        spans = [range(node.lineno, (node.end_lineno or 0) + 1) for node in functions]
+        return [len(set(span) - self.examples) for span in spans]
 
 
 def modules(root: Path = ROOT) -> dict[str, Module]:

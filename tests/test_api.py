@@ -1,7 +1,5 @@
 """genssl.train, evaluate and Run: what the commands do, from Python."""
 
-import doctest
-import importlib
 import json
 import sys
 from pathlib import Path
@@ -18,7 +16,6 @@ from genssl.commands import _console
 from genssl.errors import UserError
 from genssl.training.events import EpochEnded, Started, TrainingProgress
 
-from . import structure
 from .peers import import_peer
 
 SMALL: dict[str, Any] = {
@@ -135,9 +132,9 @@ def test_a_notebook_shows_runs_and_results(vae: genssl.Run) -> None:
 
 def test_progress_in_a_notebook_replaces_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[str] = []
-    display = ModuleType("IPython.display")
-    display.HTML = str  # type: ignore[attr-defined]
-    display.display = lambda *_, **__: SimpleNamespace(update=shown.append)  # type: ignore[attr-defined]
+    display: Any = ModuleType("IPython.display")
+    display.HTML = str
+    display.display = lambda *_, **__: SimpleNamespace(update=shown.append)
     monkeypatch.setitem(sys.modules, "IPython", ModuleType("IPython"))
     monkeypatch.setitem(sys.modules, "IPython.display", display)
     screen = _console.NotebookScreen()
@@ -157,25 +154,3 @@ def test_the_history_is_a_table(vae: genssl.Run) -> None:
     table = vae.history.to_pandas()
     assert list(table.index) == [1]
     assert table["loss"][1] == vae.history[0]["loss"]
-
-
-def with_examples() -> list[str]:
-    modules = [*structure.modules(), "", *{name.split(".")[0] for name in structure.modules() if "." in name}]
-    files = {name: structure.ROOT.joinpath(*name.split(".")) for name in modules}
-    paths = {
-        n: f.with_suffix(".py") if f.with_suffix(".py").exists() else f / "__init__.py"
-        for n, f in files.items()
-    }
-    return sorted(name for name, path in paths.items() if ">>> " in path.read_text(encoding="utf-8"))
-
-
-@pytest.mark.parametrize("name", with_examples())
-def test_examples_in_docstrings_run(
-    name: str, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "digits").symlink_to(digits)
-    module = importlib.import_module(f"genssl.{name}".rstrip("."))
-    failures, count = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
-    assert count > 0
-    assert failures == 0

@@ -62,7 +62,7 @@ def test_a_setting_has_one_value() -> None:
 def test_a_config_is_frozen_and_copies_are_validated() -> None:
     config = VAEConfig()
     with pytest.raises(ValueError, match="frozen"):
-        config.epochs = 3  # type: ignore[misc]
+        config.epochs = 3  # type: ignore[misc]  # it is read-only
     with pytest.raises(UserError, match="epochs"):
         config.updated({"epochs": -1})
 
@@ -147,6 +147,8 @@ def test_a_network_brings_its_recipe_where_nothing_else_is_said() -> None:
         assert (small.optimizer, small.learning_rate, small.base_batch_size) == ("adam", 1e-3, None), method
         assert (small.weight_decay, small.warmup_epochs) == (0, 0), method
     # as DSSL was before its authors' recipe was its default
-    assert configs.make("dssl", {"encoder": "small"}).fix_predictor_lr is True  # type: ignore[attr-defined]
+    dssl = configs.make("dssl", {"encoder": "small"})
+    assert isinstance(dssl, configs.DSSLConfig)
+    assert dssl.fix_predictor_lr is True
     # a written config has all its settings, and is read as it is
     assert configs.read(asked.to_json(), "x") == asked

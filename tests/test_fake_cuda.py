@@ -54,7 +54,8 @@ def test_training_steps_read_nothing(name: str, reads: HostReads) -> None:
 @pytest.mark.parametrize(("name", "options"), SAMPLERS)
 @torch.no_grad()
 def test_samplers_read_nothing(name: str, options: dict[str, Any], reads: HostReads) -> None:
-    x = built(name, CUDA).eval().sample(4, generators(0, "sample", range(4)), **options)  # type: ignore[operator]
+    method: Any = built(name, CUDA).eval()
+    x = method.sample(4, generators(0, "sample", range(4)), **options)
     assert (x.device, x.shape) == (CUDA, (4, 3, 32, 32))
     assert set(reads.places) <= SCHEDULE
     assert len(reads.places) <= 2

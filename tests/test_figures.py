@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from PIL import Image
 from genssl import figures, files
 from genssl.data.split import Split
 from genssl.eval.features import draw_components
+
+from .narrow import given
 
 
 def test_grid_puts_image_i_at_row_and_column() -> None:
@@ -88,7 +91,7 @@ def test_one_image_keeps_its_pixels() -> None:
 
 
 def test_curves_pair_train_and_test_and_skip_what_is_missing() -> None:
-    history = [
+    history: list[dict[str, Any]] = [
         {"epoch": 1, "step": 2, "loss": 3.0, "seconds": 1.0},
         {"epoch": 2, "step": 4, "loss": None, "test_loss": 2.5, "seconds": 2.0},
         {"epoch": 3, "step": 6, "loss": 1.0, "test_loss": 1.5, "seconds": 3.0},
@@ -97,8 +100,8 @@ def test_curves_pair_train_and_test_and_skip_what_is_missing() -> None:
     assert isinstance(figure, Figure)
     (panel,) = [axis for axis in figure.axes if axis.get_visible()]
     train, test = panel.get_lines()
-    assert train.get_xdata().tolist() == [1, 3]
-    assert test.get_ydata().tolist() == [2.5, 1.5]
+    assert np.asarray(train.get_xdata()).tolist() == [1, 3]
+    assert np.asarray(test.get_ydata()).tolist() == [2.5, 1.5]
 
 
 def test_curves_name_the_validation_split() -> None:
@@ -106,7 +109,10 @@ def test_curves_name_the_validation_split() -> None:
     figure = figures.curves([{**record, "split": "validation"}], "a run", {"kl": "nats"})
     panels = {axis.get_title(): axis for axis in figure.axes if axis.get_visible()}
     assert list(panels) == ["loss", "validation kl", "rankme (validation)"]
-    assert [text.get_text() for text in panels["loss"].get_legend().get_texts()] == ["train", "validation"]
+    assert [text.get_text() for text in given(panels["loss"].get_legend()).get_texts()] == [
+        "train",
+        "validation",
+    ]
     assert panels["validation kl"].get_ylabel() == "nats"
 
 
@@ -129,7 +135,7 @@ def test_curves_have_units_and_shade_collapsed_epochs_instead_of_drawing_them() 
 def test_wall_clock_is_cumulative_and_chooses_its_unit() -> None:
     history = [{"epoch": k, "seconds": 100.0 * k} for k in (1, 2, 6)]
     (axis,) = figures.wall_clock(history, "a run").axes
-    assert axis.get_lines()[0].get_ydata().tolist() == [100 / 60, 200 / 60, 10]
+    assert np.asarray(axis.get_lines()[0].get_ydata()).tolist() == [100 / 60, 200 / 60, 10]
     assert "minutes" in axis.get_ylabel()
 
 
@@ -155,4 +161,7 @@ def test_a_font_that_has_the_letters_is_looked_for() -> None:
 def test_a_legend_names_classes_with_an_underscore() -> None:
     split = Split(torch.zeros(4, 3, 2, 2), torch.arange(4) % 2, ("_background_", "cat"), "a", "test", "d")
     figure = draw_components(torch.randn(4, 2), torch.tensor([0.5, 0.2]), split)
-    assert [text.get_text().strip() for text in figure.axes[0].get_legend().texts] == ["_background_", "cat"]
+    assert [text.get_text().strip() for text in given(figure.axes[0].get_legend()).texts] == [
+        "_background_",
+        "cat",
+    ]

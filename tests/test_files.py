@@ -94,8 +94,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     files.write_json(path, {"a": 1})
     with pytest.raises(ValueError, match="JSON compliant"):
         files.write_json(path, {"a": float("nan")})
+    picture: Any = Unwritable()
     with pytest.raises(OSError, match="bmp"):  # found out after the temporary file was made
-        files.write_picture(tmp_path / "x.png", Unwritable())  # type: ignore[arg-type]
+        files.write_picture(tmp_path / "x.png", picture)
     assert files.read_json(path) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
 

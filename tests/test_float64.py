@@ -27,12 +27,13 @@ class OnMPS(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func == Tensor.device.__get__:  # type: ignore[attr-defined]
+        if func == Tensor.device.__get__:
             return torch.device("mps")
         if func == Tensor.cpu or (func == Tensor.to and "cpu" in map(str, args[1:])):
             with torch._C.DisableTorchFunctionSubclass():
                 return args[0].as_subclass(Tensor)
-        result = super().__torch_function__(func, types, args, kwargs or {})
+        function: Any = super().__torch_function__  # untyped in torch
+        result = function(func, types, args, kwargs or {})
         if isinstance(result, OnMPS) and result.dtype == torch.float64:
             raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
         return result

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from genssl import environment, files
 
@@ -55,7 +56,8 @@ def test_a_marked_picture_is_the_same_picture(tmp_path: Path) -> None:
     file = made(tmp_path, "a.png")
     with Image.open(file) as picture, Image.open(io.BytesIO(png())) as plain:
         assert picture.tobytes() == plain.tobytes()
-        assert json.loads(picture.text["genssl"])["command"] == COMMAND  # type: ignore[attr-defined]
+        assert isinstance(picture, PngImageFile)
+        assert json.loads(picture.text["genssl"])["command"] == COMMAND
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.html"])

@@ -47,7 +47,8 @@ class LinearAutoencoder(Method):
         return features
 
     def decode(self, z: Tensor) -> Tensor:
-        return self.decoder(z).view(-1, *self.shape)
+        images: Tensor = self.decoder(z).view(-1, *self.shape)
+        return images
 
     def reconstruct(self, images: Tensor) -> Tensor:
         return self.decode(self.features(images))

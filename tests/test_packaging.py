@@ -15,7 +15,8 @@ ROOT = Path(__file__).parent.parent
 
 
 def project() -> dict[str, Any]:
-    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return project
 
 
 def bounds(lines: list[str]) -> dict[str, Version]:

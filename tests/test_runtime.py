@@ -1,7 +1,10 @@
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from genssl import runtime
 from genssl.errors import UserError
@@ -18,7 +21,7 @@ def test_streams_differ() -> None:
 
 
 @pytest.mark.parametrize("draw", [runtime.normal, runtime.uniform])
-def test_image_i_depends_on_seed_and_i_alone(draw: object) -> None:
+def test_image_i_depends_on_seed_and_i_alone(draw: Callable[..., Tensor]) -> None:
     whole = draw((7, 3, 5), runtime.generators(1, "sample", range(7)))
     parts = [draw((1, 3, 5), runtime.generators(1, "sample", [i])) for i in range(7)]
     assert torch.equal(whole, torch.cat(parts))
@@ -61,7 +64,7 @@ def test_philox_gives_the_published_words(counter: str, key: str, expected: str)
 
 def test_philox_broadcasts() -> None:
     counters, keys = torch.randint(2**32, (4, 5)), torch.randint(2**32, (2, 3, 1))
-    found = torch.stack(runtime.philox(counters, keys), -1)  # (3, 5, 4)
+    found = torch.stack(runtime.philox(list(counters), list(keys)), -1)  # (3, 5, 4)
     for i, key in enumerate(keys[..., 0].T.tolist()):
         assert found[i].tolist() == [plain_philox(counter, key) for counter in counters.T.tolist()]
 
@@ -135,7 +138,8 @@ def test_unknown_and_absent_devices_are_refused_in_one_line() -> None:
 
 
 def test_measuring_leaves_the_precision_as_it_was() -> None:
-    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    cudnn: Any = torch.backends.cudnn
+    matmul, convolution = torch.backends.cuda.matmul, cudnn.conv
     before = matmul.fp32_precision, convolution.fp32_precision  # compiled graphs are guarded by them
     with runtime.measuring():
         assert (matmul.fp32_precision, convolution.fp32_precision) == ("ieee", "ieee")

@@ -117,7 +117,7 @@ def members(path: Path, zip_encoding: str | None = None, skipped: Skipped | None
     Args:
         path: of the folder or the archive.
         zip_encoding: of names in a .zip that are not marked as UTF-8; None: UTF-8 where that fits all.
-        skipped: is told what was passed over.
+        skipped: records what was passed over.
 
     Raises:
         UserError: nothing is there, it is neither folder nor archive, or the archive is damaged.

@@ -164,7 +164,7 @@ def decode(content: bytes, size: int | Fit, observed: Observed | None = None) ->
     Args:
         content: of the file.
         image_size: pixels on a side.
-        observed: is told what was noticed, and says how 16 bits become 8.
+        observed: records what was noticed, and says how 16 bits become 8.
 
     Raises:
         BadImage: the content is no image, truncated, larger than `max_pixels`, or of 32-bit pixels.

@@ -93,7 +93,7 @@ def convert(task: Conversion, folder: Path | None) -> dict[str, Split]:
 
     Raises:
         UserError: no image is there; a file is bad and is not to be skipped; the archive is damaged; it
-            cannot be told what is a class; there is no room for the images.
+            is not clear what is a class; there is no room for the images.
     """
     if folder is not None:
         with contextlib.suppress(Unwritable):
@@ -207,7 +207,7 @@ def _count(task: Conversion) -> int | None:
     """How many files there are, where that can be known; the layout is tried, so that questions come first.
 
     Raises:
-        UserError: it cannot be told what is a class.
+        UserError: it is not clear what is a class.
     """
     listed = names(task.path, task.zip_encoding)
     if listed is None:

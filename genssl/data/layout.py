@@ -73,7 +73,7 @@ def lay_out(names: Iterable[str]) -> Layout:
     WORDS), folds, train/* and test/*, <class>/*, or images alone.
 
     Raises:
-        UserError: it cannot be told whether a folder is a part or a class.
+        UserError: a folder may be a part as well as a class.
     """
     notes: list[str] = []
     inside, outside = _descend({name: _components(*name.rpartition("/")[:2]) for name in names})

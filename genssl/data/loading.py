@@ -68,6 +68,11 @@ def load(
     Raises:
         UserError: nothing of that name, no network, damaged files, a wrong checksum, no image for the part,
             no labels for a remix.
+
+    Examples:
+        >>> train = load("digits", "train", image_size=16)  # digits: a folder of images
+        >>> len(train), train.images.shape, train.classes[:3]
+        (120, torch.Size([120, 3, 16, 16]), ('0', '1', '2'))
     """
     if image_size < 1:
         raise UserError(f"the image size must be positive, not {image_size}")
@@ -140,6 +145,12 @@ def load_for_run(config: Config, part: RunPart, progress: Progress | None = None
 
     Raises:
         UserError: as in `load`; no holdout to validate on, or a class with a single image.
+
+    Examples:
+        >>> from genssl.config import make
+        >>> config = make("vae", {"data": "digits", "limit": 100, "holdout": 0.1})
+        >>> len(load_for_run(config, "train")), len(load_for_run(config, "validation"))
+        (90, 10)
     """
     if part == "validation" and config.holdout == 0:
         raise UserError(

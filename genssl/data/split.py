@@ -23,6 +23,12 @@ class Split:
         part: "train", "validation" or "test".
         digest: of the content, so that results can name what they were measured on.
         notes: what was left out of a user's images, and what is odd about them.
+
+    Examples:
+        >>> images, labels = torch.zeros(6, 3, 8, 8, dtype=torch.uint8), torch.arange(6) % 2
+        >>> split = Split(images, labels, ("cat", "dog"), name="pets", part="train", digest="0")
+        >>> split.select(torch.tensor([1, 3, 5])).labels
+        tensor([1, 1, 1])
     """
 
     images: Tensor

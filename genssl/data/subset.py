@@ -102,7 +102,13 @@ def select_rows(
 
 
 def with_channels(split: Split, channels: int, progress: Progress | None = None) -> Split:
-    """The split with images of 1 channel or 3, by `to_channels`; large ones are written to the cache once."""
+    """The split with images of 1 channel or 3, by `to_channels`; large ones are written to the cache once.
+
+    Examples:
+        >>> split = Split(torch.zeros(6, 1, 2, 2).byte(), None, (), "gray", "train", "0")
+        >>> with_channels(split, 3).images.shape
+        torch.Size([6, 3, 2, 2])
+    """
     if split.images.shape[1] == channels:
         return split
     digest = hashlib.sha256(f"{split.digest}|channels|{channels}".encode()).hexdigest()
@@ -115,7 +121,14 @@ def with_channels(split: Split, channels: int, progress: Progress | None = None)
 
 
 def limit_split(split: Split, limit: int | None, seed: int, progress: Progress | None = None) -> Split:
-    """What `split.take(limit, seed)` gives, without a copy in memory where it is large."""
+    """What `split.take(limit, seed)` gives, without a copy in memory where it is large.
+
+    Examples:
+        >>> images, labels, names = torch.zeros(6, 1, 2, 2).byte(), torch.arange(6) % 2, ("cat", "dog")
+        >>> split = Split(images, labels, names, name="pets", part="train", digest="0")
+        >>> len(limit_split(split, 4, seed=0))
+        4
+    """
     if limit is None:
         return split
     order = torch.randperm(len(split), generator=generator(seed, "limit"))
@@ -146,6 +159,13 @@ def train_validation_split(
 
     Raises:
         UserError: a class has a single image.
+
+    Examples:
+        >>> images, labels, names = torch.zeros(8, 1, 2, 2).byte(), torch.arange(8) % 2, ("cat", "dog")
+        >>> split = Split(images, labels, names, name="pets", part="train", digest="0")
+        >>> train, validation = train_validation_split(split, 0.25, seed=0)
+        >>> len(train), validation.labels.sort().values  # as many of each class
+        (6, tensor([0, 1]))
     """
     held_out = torch.zeros(len(split), dtype=torch.bool)
     labels = torch.zeros(len(split), dtype=torch.int64) if split.labels is None else split.labels.cpu()
@@ -195,6 +215,14 @@ def pool(train: Split, test: Split) -> Split:
 
     Raises:
         UserError: the parts have different classes.
+
+    Examples:
+        >>> images, labels, names = torch.zeros(8, 1, 2, 2).byte(), torch.arange(8) % 2, ("cat", "dog")
+        >>> train = Split(images[:6], labels[:6], names, name="pets", part="train", digest="0")
+        >>> test = Split(images[6:], labels[6:], names, name="pets", part="test", digest="1")
+        >>> both = pool(train, test)
+        >>> len(both), both.part
+        (8, 'all')
     """
     if train.classes != test.classes:
         raise UserError(f"the train and test part of {train.name} have different classes; name one of them")
@@ -221,6 +249,13 @@ def remix(train: Split, test: Split, part: str, progress: Progress | None = None
 
     Raises:
         UserError: there are no labels.
+
+    Examples:
+        >>> images, labels, names = torch.zeros(8, 1, 2, 2).byte(), torch.arange(8) % 2, ("cat", "dog")
+        >>> train = Split(images[:6], labels[:6], names, name="pets", part="train", digest="0")
+        >>> test = Split(images[6:], labels[6:], names, name="pets", part="test", digest="1")
+        >>> [len(remix(train, test, part)) for part in ("train", "test")]
+        [6, 2]
     """
     if train.labels is None or test.labels is None:
         raise UserError(

@@ -58,7 +58,7 @@ def guidance_sweep(
         tick: called with (done, total).
 
     Raises:
-        UserError: the method has no classes, or the images have no labels or others than it was told.
+        UserError: the method has no classes, or the images have no labels or others than it was trained on.
     """
     labels = labels_of(method, ALL, range(n))
     if train.labels is None or real.labels is None:

@@ -136,7 +136,7 @@ def inpaint(
 
 
 def _labels(method: Method, images: Split, label: str | None, completions: int) -> tuple[Tensor | None, str]:
-    """The class of each completion, (n completions,) int64, and in words; None: the network is told none.
+    """The class of each completion, (n completions,) int64, and in words; None: the network is given none.
 
     Where no class is asked for, it is the image's own, if the data have the classes of the network.
     """

@@ -54,7 +54,7 @@ def linear_eval(
             features are taken once.
         seed: of the order, and of the crops.
         batch_size: images encoded at a time.
-        tick: told the progress.
+        tick: called with the number of epochs done, and of all epochs.
 
     Returns:
         The result, and the probe with what it reached after each epoch.

@@ -36,6 +36,12 @@ class EvalResult:
         headline: names of the values that a summary shows, in order; nested ones are dotted ("t_star.level").
             A name that a result lacks is skipped.
         units: by name of the value, e.g. {"psnr_db": "dB"}.
+
+    Examples:
+        >>> values = {"psnr_db": 21.5, "images": 64}
+        >>> result = EvalResult(values, headline=("psnr_db",), units={"psnr_db": "dB"})
+        >>> result.summary()
+        {'psnr_db': 21.5}
     """
 
     values: dict[str, Any]

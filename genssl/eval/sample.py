@@ -38,7 +38,7 @@ def labels_of(method: Method, label: str, rows: range) -> Tensor:
     """The labels of the images `rows` of a sample, (len(rows),) int64.
 
     Args:
-        method: one that is told classes.
+        method: one that is conditioned on classes.
         label: a class by its name or its number, or "all": image i is of class i modulo their number.
         rows: which images.
 
@@ -60,7 +60,7 @@ def labels_of(method: Method, label: str, rows: range) -> Tensor:
 
 
 def class_names(method: Method) -> tuple[str, ...]:
-    """The names of the classes that a method is told, or their numbers."""
+    """The names of the classes that a method is conditioned on, or their numbers."""
     return method.class_names or tuple(map(str, range(method.classes)))
 
 

@@ -59,6 +59,12 @@ def pgd(
         generator: of the start; one for all, or one an image.
         draws: of the loss, for one step.
         tick: called with the steps done and in total.
+
+    Examples:
+        >>> images, attack = torch.full((1, 3, 4, 4), 0.5), Attack(epsilon=0.25, step_size=0.25, steps=4)
+        >>> brighter = pgd(lambda x: x.flatten(1).sum(1), images, attack)
+        >>> (brighter - images).unique()
+        tensor([0.2500])
     """
     if attack.steps == 0:
         return images
@@ -78,7 +84,13 @@ def pgd(
 
 
 def random_start(images: Tensor, attack: Attack, generator: Randomness = None) -> Tensor:
-    """A perturbation drawn uniformly from the ball of `attack`, (B, C, H, W)."""
+    """A perturbation drawn uniformly from the ball of `attack`, (B, C, H, W).
+
+    Examples:
+        >>> delta = random_start(torch.zeros(2, 3, 4, 4), Attack(epsilon=0.1))
+        >>> delta.shape, bool((delta.abs() <= 0.1).all())
+        (torch.Size([2, 3, 4, 4]), True)
+    """
     if attack.norm == "linf":
         return attack.epsilon * (2 * uniform(images.shape, generator, images.device) - 1)
     direction = steepest(normal(images.shape, generator, images.device), "l2")
@@ -91,6 +103,11 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
     """The perturbation of norm 1 along which a loss rises fastest, (B, ...); none where its gradient is 0.
 
     It maximizes gradient . d over |d| <= 1: the signs for linf, the unit vector for l2.
+
+    Examples:
+        >>> gradient = torch.tensor([[3.0, -4.0]])
+        >>> steepest(gradient, "linf").tolist(), steepest(gradient, "l2")
+        ([[1.0, -1.0]], tensor([[ 0.6000, -0.8000]]))
     """
     if norm == "linf":
         return gradient.sign()
@@ -101,6 +118,10 @@ def project(x: Tensor, images: Tensor, attack: Attack) -> Tensor:
     """The image nearest to x (B, ...) within both the ball around `images` and, after that, [0, 1].
 
     `images` are in [0, 1] themselves: cutting off what is beyond leads no farther away from them.
+
+    Examples:
+        >>> project(torch.tensor([[0.875, 0.625]]), torch.tensor([[0.5, 0.5]]), Attack(epsilon=0.25)).tolist()
+        [[0.75, 0.625]]
     """
     delta = x - images
     if attack.norm == "linf":
@@ -124,6 +145,10 @@ def wilson_interval(right: int, n: int) -> tuple[float, float]:
 
     Raises:
         ValueError: not 0 <= right <= n, or there are no images.
+
+    Examples:
+        >>> [round(share, 3) for share in wilson_interval(0, 10)]
+        [0.0, 0.278]
     """
     if not 0 <= right <= n or n == 0:
         raise ValueError(f"{right} of {n} images is no share")

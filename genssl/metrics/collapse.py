@@ -25,6 +25,12 @@ def output_std(z: Tensor) -> float:
 
     Raises:
         ValueError: z is not (N, d), or empty.
+
+    Examples:
+        >>> output_std(torch.cat([torch.eye(4), -torch.eye(4)]))  # spread over the sphere
+        1.0
+        >>> output_std(torch.ones(8, 4))  # collapsed
+        0.0
     """
     _check(z)
     # On the unit sphere: a loss by cosine does not see lengths, and lengths may shrink without any collapse
@@ -46,6 +52,11 @@ def output_scale(z: Tensor) -> float:
 
     Raises:
         ValueError: z is not (N, d), or empty.
+
+    Examples:
+        >>> z = torch.tensor([[-1.0, 1.0], [1.0, -1.0]])
+        >>> output_scale(z), output_scale(0.5 * z)  # output_std is the same for both
+        (1.0, 0.5)
     """
     _check(z)
     return float(z.detach().float().var(0, correction=0).mean().sqrt())
@@ -67,6 +78,12 @@ def rankme(z: Tensor) -> float:
 
     Raises:
         ValueError: z is not (N, d), or empty.
+
+    Examples:
+        >>> round(rankme(torch.eye(8)), 3)  # all 8 dimensions are used
+        8.0
+        >>> round(rankme(torch.ones(8, 8)), 3)  # one is
+        1.0
     """
     _check(z)
     values = _singular_values(z.detach())

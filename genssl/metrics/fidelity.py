@@ -33,6 +33,11 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
 
     Raises:
         ValueError: fewer than two rows, or the shapes differ.
+
+    Examples:
+        >>> x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+        >>> round(frechet_distance(x, x + 0.5), 3)  # the squared distance of the means, 8 * 0.5^2
+        2.0
     """
     _check(x, y, 2)
     (mean, factor), (other_mean, other_factor) = _moments(x), _moments(y)
@@ -79,6 +84,13 @@ def kernel_distance(
 
     Raises:
         ValueError: fewer than two rows, no subset, or the shapes differ.
+
+    Examples:
+        >>> x, like_x, other = torch.randn(3, 200, 4, generator=torch.Generator().manual_seed(0))
+        >>> near, _ = kernel_distance(x, like_x, subsets=10, size=100)
+        >>> far, _ = kernel_distance(x, other + 1, subsets=10, size=100)
+        >>> far > 10 * abs(near)
+        True
     """
     _check(x, y, 2)
     if subsets < 1 or size < 2:
@@ -96,6 +108,10 @@ def squared_mmd(x: Tensor, y: Tensor) -> float:
     """The unbiased estimate of MMD^2 (Gretton et al. 2012, equation 3) with k(x, y) = (x.y / D + 1)^3.
 
     x: (N, D), y: (M, D), at least two rows each; float64, in bounded memory.
+
+    Examples:
+        >>> squared_mmd(torch.tensor([[0.0], [1.0]]), torch.tensor([[1.0], [2.0]]))
+        9.5
     """
     _check(x, y, 2)
     return float(_squared_mmd(x, y))
@@ -130,6 +146,11 @@ class PRDC(NamedTuple):
         recall: the share of the real images within some sample's ball.
         density: in how many real balls a sample lies, over k; about 1 for real images, may exceed 1.
         coverage: the share of the real balls that hold a sample.
+
+    Examples:
+        >>> overlap = PRDC(precision=0.75, recall=0.5, density=0.9, coverage=0.6)
+        >>> overlap.recall
+        0.5
     """
 
     precision: float
@@ -152,6 +173,12 @@ def prdc(real: Tensor, fake: Tensor, k: int = 5) -> PRDC:
 
     Raises:
         ValueError: k is out of range, or the shapes differ.
+
+    Examples:
+        >>> real = torch.tensor([[0.0], [1.0], [10.0], [11.0]])
+        >>> fake = torch.tensor([[0.25], [0.5], [0.75]])  # none near 10
+        >>> prdc(real, fake, k=1)
+        PRDC(precision=1.0, recall=0.5, density=2.0, coverage=0.5)
     """
     _check(real, fake, 1)
     if not 1 <= k < min(len(real), len(fake)):
@@ -209,6 +236,11 @@ def authenticity(train: Tensor, fake: Tensor) -> float:
 
     Raises:
         ValueError: fewer than two training images, no sample, or the shapes differ.
+
+    Examples:
+        >>> train = torch.tensor([[0.0], [1.0], [10.0]])
+        >>> authenticity(train, torch.tensor([[0.0], [5.0]]))  # a copy, and an image that is none
+        0.5
     """
     return float(find_nearest_training(train, fake).authentic.cpu().double().mean())
 

@@ -38,6 +38,11 @@ def knn_predict(
 
     Raises:
         ValueError: k is not in 1..N, or the shapes or the temperature make no sense.
+
+    Examples:
+        >>> bank, labels = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]), torch.tensor([0, 0, 1])
+        >>> knn_predict(bank, labels, torch.tensor([[3.0, 1.0], [1.0, 3.0]]), num_classes=2, k=1)
+        tensor([0, 1])
     """
     return knn_predict_each(bank, bank_labels, queries, num_classes, [k], temperature)[0]
 
@@ -54,6 +59,11 @@ def knn_predict_each(
 
     Raises:
         ValueError: as `knn_predict`.
+
+    Examples:
+        >>> bank, labels = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.1, 1.0]]), torch.tensor([0, 1, 1])
+        >>> knn_predict_each(bank, labels, torch.tensor([[1.0, 0.9]]), num_classes=2, ks=[1, 3])
+        [tensor([0]), tensor([1])]
     """
     _check(bank, queries)
     if not all(1 <= k <= len(bank) for k in ks):
@@ -115,6 +125,11 @@ def top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
     The k largest are all in the k groups with the largest maxima, so that only those are searched: on a
     CPU, selecting from all of a row can cost as much as the matrix product that made it.
+
+    Examples:
+        >>> values, columns = top(torch.tensor([[3.0, 1.0, 2.0]]), k=2)
+        >>> sorted(values[0].tolist()), sorted(columns[0].tolist())
+        ([2.0, 3.0], [0, 2])
     """
     n = values.shape[1]
     width = n // GROUP
@@ -143,6 +158,11 @@ def nearest(bank: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
 
     Raises:
         ValueError: the bank is empty, or the shapes differ.
+
+    Examples:
+        >>> bank = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+        >>> nearest(bank, torch.tensor([[3.0, 3.0]]))
+        (tensor([1.]), tensor([1]))
     """
     _check(bank, queries)
     with _float32(queries):
@@ -166,7 +186,13 @@ def _nearest(bank: Tensor, queries: Tensor) -> Tensor:
 
 
 def distances(bank: Tensor, queries: Tensor, index: Tensor) -> Tensor:
-    """The Euclidean distance from each query (Q, D) to its row `index` (Q,) of the bank (N, D): (Q,)."""
+    """The Euclidean distance from each query (Q, D) to its row `index` (Q,) of the bank (N, D): (Q,).
+
+    Examples:
+        >>> bank = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+        >>> distances(bank, torch.zeros(2, 2), torch.tensor([0, 1]))
+        tensor([0., 5.])
+    """
     rows = zip(queries.split(QUERIES), index.split(QUERIES), strict=True)
     # From the differences, not from norms and products: a copy is at a distance of exactly 0
     return torch.cat(
@@ -175,7 +201,13 @@ def distances(bank: Tensor, queries: Tensor, index: Tensor) -> Tensor:
 
 
 def rows_of(bank: Tensor, index: Tensor, device: torch.device) -> Tensor:
-    """The rows `index` (Q,) of a bank (N, D), float32 on `device`, wherever both are."""
+    """The rows `index` (Q,) of a bank (N, D), float32 on `device`, wherever both are.
+
+    Examples:
+        >>> rows_of(torch.tensor([[1], [2], [3]]), torch.tensor([2, 0]), torch.device("cpu"))
+        tensor([[3.],
+                [1.]])
+    """
     return bank[index.to(bank.device)].to(device).float()
 
 
@@ -204,6 +236,11 @@ def confusion_matrix(labels: Tensor, predicted: Tensor, classes: int) -> Tensor:
 
     Raises:
         ValueError: the numbers of labels and predictions differ.
+
+    Examples:
+        >>> confusion_matrix(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), classes=2)
+        tensor([[1, 1],
+                [0, 1]])
     """
     if labels.shape != predicted.shape:
         raise ValueError(f"{list(predicted.shape)} predictions for {list(labels.shape)} labels")
@@ -211,10 +248,20 @@ def confusion_matrix(labels: Tensor, predicted: Tensor, classes: int) -> Tensor:
 
 
 def class_accuracy(matrix: Tensor) -> Tensor:
-    """The share of each class predicted right, (C,) float64; not a number for a class without images."""
+    """The share of each class predicted right, (C,) float64; not a number for a class without images.
+
+    Examples:
+        >>> class_accuracy(torch.tensor([[1, 1], [0, 1]]))
+        tensor([0.5000, 1.0000], dtype=torch.float64)
+    """
     return matrix.diagonal().cpu().double() / matrix.sum(1).cpu()
 
 
 def standard_error(accuracy: float, n: int) -> float:
-    """Of an accuracy measured on `n` images drawn independently: sqrt(a (1 - a) / n)."""
+    """Of an accuracy measured on `n` images drawn independently: sqrt(a (1 - a) / n).
+
+    Examples:
+        >>> round(standard_error(0.9, 100), 4)
+        0.03
+    """
     return math.sqrt(accuracy * (1 - accuracy) / n)

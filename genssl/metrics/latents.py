@@ -13,6 +13,10 @@ def active_units(means: Tensor) -> int:
 
     Args:
         means: posterior means, (N, D).
+
+    Examples:
+        >>> active_units(torch.tensor([[-1.0, 0.5], [1.0, 0.5]]))  # the second dimension says nothing
+        1
     """
     return int((means.var(0) > ACTIVE_VARIANCE).sum())
 
@@ -37,7 +41,16 @@ class Profile:
 
 
 def class_profile(codes: Tensor, labels: Tensor, classes: int) -> Profile:
-    """Latent codes (N, D) by label (N,): means, spread, separation; zeros for a class without images."""
+    """Latent codes (N, D) by label (N,): means, spread, separation; zeros for a class without images.
+
+    Examples:
+        >>> codes = torch.tensor([[0.0, 5.0], [2.0, 5.0], [10.0, 5.0], [12.0, 5.0]])
+        >>> profile = class_profile(codes, torch.tensor([0, 0, 1, 1]), classes=2)
+        >>> profile.means.tolist()
+        [[1.0, 5.0], [11.0, 5.0]]
+        >>> profile.separation.tolist()  # the first dimension tells the classes apart
+        [25.0, 0.0]
+    """
     membership = torch.nn.functional.one_hot(labels, classes).to(codes.dtype)  # (N, C)
     counts = membership.sum(0)
     # Means over each class as one matrix product
@@ -53,7 +66,14 @@ def class_profile(codes: Tensor, labels: Tensor, classes: int) -> Profile:
 
 
 def effective_sample_size(log_weights: Tensor) -> Tensor:
-    """How many equal weights the weights are worth, (sum w)^2 / sum w^2: (k, B) -> (B,), in [1, k]."""
+    """How many equal weights the weights are worth, (sum w)^2 / sum w^2: (k, B) -> (B,), in [1, k].
+
+    Examples:
+        >>> equal, unequal = [0.0, 0.0], [0.0, -100.0]  # log-weights of two samples
+        >>> sizes = effective_sample_size(torch.tensor([equal, unequal]).T)
+        >>> [round(size, 3) for size in sizes.tolist()]
+        [2.0, 1.0]
+    """
     # In logarithms: weights of images differ by hundreds of nats, and their exponentials would overflow
     doubled = torch.logsumexp(log_weights, 0) * 2
     return (doubled - torch.logsumexp(2 * log_weights, 0)).exp()
@@ -68,6 +88,12 @@ def bound_by_samples(log_weights: Tensor, counts: list[int]) -> Tensor:
 
     Returns:
         (len(counts), B), nats. Its expectation does not fall as K grows (Burda et al. 2016, theorem 1).
+
+    Examples:
+        >>> log_weights = torch.tensor([[1.0], [3.0]]).log()
+        >>> bounds = bound_by_samples(log_weights, [1, 2])
+        >>> [round(bound, 3) for bound in bounds.exp().flatten().tolist()]  # means of the first weights
+        [1.0, 2.0]
     """
     rows = torch.tensor(counts, device=log_weights.device)
     # One pass for all K: the sum of the first K weights is a running sum

@@ -12,6 +12,11 @@ def mean_and_covariance(features: Tensor) -> tuple[Tensor, Tensor]:
     """The mean (D,) and the covariance (D, D), divided by N, of features (N, D) of any real type; float64.
 
     On the features' device, or on the CPU where that has no float64.
+
+    Examples:
+        >>> mean_and_covariance(torch.tensor([[0.0, 0.0], [2.0, 4.0]]))
+        (tensor([1., 2.], dtype=torch.float64), tensor([[1., 2.],
+                [2., 4.]], dtype=torch.float64))
     """
     if features.device.type == "mps":
         features = features.cpu()
@@ -37,6 +42,12 @@ def principal_components(features: Tensor, count: int = 2) -> tuple[Tensor, Tens
     Returns:
         Projections (N, count) float32 of the centered features, and the share of the total variance along
         each component, (count,) float64, largest first; zeros where nothing varies. Both on the CPU.
+
+    Examples:
+        >>> line = torch.tensor([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]])
+        >>> points, shares = principal_components(line)
+        >>> points.shape, [round(share, 3) for share in shares.tolist()]
+        (torch.Size([3, 2]), [1.0, 0.0])
     """
     mean, covariance = mean_and_covariance(features)
     # The eigenvectors of the covariance, which eigh gives in ascending order of variance

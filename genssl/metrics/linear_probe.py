@@ -27,6 +27,10 @@ class ProbeSettings:
         learning_rate: at the first step; it falls to 0 on a cosine over all steps.
         momentum: of SGD.
         weight_decay: of SGD, on the bias, too.
+
+    Examples:
+        >>> ProbeSettings(epochs=10).learning_rate
+        30.0
     """
 
     epochs: int = 100
@@ -47,6 +51,13 @@ class ProbeResult:
         test_loss: likewise.
         predicted: the class of each test feature after the last epoch, int64 (M,).
         scale: what all features were divided by, once centered.
+
+    Examples:
+        >>> features, labels = torch.tensor([[0.0], [1.0]]).repeat(8, 1), torch.arange(16) % 2
+        >>> settings = ProbeSettings(epochs=3, batch_size=8)
+        >>> result = linear_probe(features, labels, features, labels, 2, settings)
+        >>> len(result.test_accuracy), result.predicted.shape
+        (3, torch.Size([16]))
     """
 
     train_accuracy: list[float]
@@ -85,7 +96,15 @@ def linear_probe(
         classes: C.
         settings: of the optimizer; those of the protocol when None.
         seed: of the order in which train features are seen.
-        tick: told how many epochs are done.
+        tick: called with the number of epochs done, and of all epochs.
+
+    Examples:
+        >>> labels = torch.arange(40) % 2
+        >>> features = labels[:, None] + 0.1 * torch.rand(40, 1)
+        >>> settings = ProbeSettings(epochs=5, batch_size=10)
+        >>> result = linear_probe(features[:30], labels[:30], features[30:], labels[30:], 2, settings)
+        >>> result.test_accuracy[-1]
+        1.0
     """
     settings = settings or ProbeSettings()
     # Scaled by the statistics of the train features alone: those of the test features are not to be known

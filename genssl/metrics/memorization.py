@@ -42,6 +42,12 @@ def find_nearest_training(train: Tensor, samples: Tensor) -> NearestTraining:
 
     Raises:
         ValueError: fewer than two training images, no sample, or the shapes differ.
+
+    Examples:
+        >>> train, samples = torch.tensor([[0.0], [1.0], [10.0]]), torch.tensor([[0.0], [4.0]])
+        >>> nearest_training = find_nearest_training(train, samples)
+        >>> nearest_training.closeness.tolist(), nearest_training.authentic.tolist()
+        ([0.0, 3.0], [False, True])
     """
     if len(train) < 2 or len(samples) == 0:
         raise ValueError(f"authenticity needs samples and two training images: {len(samples)}, {len(train)}")
@@ -64,6 +70,11 @@ def leave_one_out(train: Tensor, rows: Tensor) -> NearestTraining:
 
     Raises:
         ValueError: fewer than three training images, or no row.
+
+    Examples:
+        >>> train = torch.tensor([[0.0], [1.0], [10.0]])
+        >>> leave_one_out(train, torch.tensor([0, 2])).distance.tolist()
+        [1.0, 9.0]
     """
     if len(train) < 3 or len(rows) == 0:
         raise ValueError(f"leaving one out needs a row and three training images: {len(rows)}, {len(train)}")

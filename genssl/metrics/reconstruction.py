@@ -17,12 +17,22 @@ INTERVAL = (0.025, 0.975)
 
 
 def mean_squared_error(x: Tensor, y: Tensor) -> Tensor:
-    """Mean over the dimensions of each pair of images (B, ...): (B,) float64."""
+    """Mean over the dimensions of each pair of images (B, ...): (B,) float64.
+
+    Examples:
+        >>> mean_squared_error(torch.zeros(1, 3), torch.tensor([[0.0, 0.0, 3.0]]))
+        tensor([3.], dtype=torch.float64)
+    """
     return (to_float64(x) - to_float64(y)).square().flatten(1).mean(1)
 
 
 def psnr(mse: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of images in [-1, 1], 10 log10(4 / mse), in dB; at most 120."""
+    """Peak signal-to-noise ratio of images in [-1, 1], 10 log10(4 / mse), in dB; at most 120.
+
+    Examples:
+        >>> psnr(torch.tensor([0.04, 0.0])).round().tolist()
+        [20.0, 120.0]
+    """
     return 10 * torch.log10(PEAK**2 / mse.clamp(min=PEAK**2 * 1e-12))
 
 
@@ -35,6 +45,11 @@ def is_top1_match(candidates: Tensor, restored: Tensor, index: Tensor) -> Tensor
         candidates: (N, D), the originals among them; of any real type.
         restored: the reconstructions, (B, D).
         index: row of the original of each among the candidates, (B,) int64.
+
+    Examples:
+        >>> candidates, restored = torch.tensor([[0.0], [1.0]]), torch.tensor([[0.25], [0.25]])
+        >>> is_top1_match(candidates, restored, torch.tensor([0, 1]))
+        tensor([ True, False])
     """
     smallest, _ = nearest(candidates, restored)
     return distances(candidates, restored, index) <= smallest * SAME
@@ -74,6 +89,11 @@ def half_crossing(
 
     Raises:
         ValueError: the levels do not rise from above 0, or `matched` is not (L, Q).
+
+    Examples:
+        >>> matched = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]]).bool()
+        >>> half_crossing([10, 20, 30], matched).level
+        20.0
     """
     if matched.ndim != 2 or len(levels) != len(matched) or 0 in matched.shape:
         raise ValueError(f"matched must be ({len(levels)}, queries), not {list(matched.shape)}")
@@ -101,6 +121,10 @@ def crossings(levels: Sequence[int], shares: Tensor, chance: float | None = None
 
     Returns:
         (R,) float64.
+
+    Examples:
+        >>> crossings([10, 20], torch.tensor([[1.0, 0.0], [1.0, 0.75]]).double())
+        tensor([15., inf], dtype=torch.float64)
     """
     at = torch.tensor(levels, dtype=torch.float64)
     if chance is None:

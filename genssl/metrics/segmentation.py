@@ -124,6 +124,14 @@ def fit_pixel_classifiers(
 
     Raises:
         ValueError: every pixel is ignored.
+
+    Examples:
+        >>> labels = torch.arange(64) % 2
+        >>> pixels = torch.stack([labels, 1 - labels], 1).float()
+        >>> settings = ClassifierSettings(members=2, steps=30, batch_size=16)
+        >>> winner, disagreeing = fit_pixel_classifiers(pixels, labels, 2, settings, seed=0).vote(pixels)
+        >>> bool((winner == labels).all()), float(disagreeing.max())
+        (True, 0.0)
     """
     rows = (labels != IGNORE).nonzero().flatten()
     if len(rows) == 0:
@@ -148,7 +156,13 @@ def fit_pixel_classifiers(
 
 
 def pixel_confusion(labels: Tensor, predicted: Tensor, classes: int) -> Tensor:
-    """Counts (C, C) int64, row the true class, of labels and predictions (...) without the ignored pixels."""
+    """Counts (C, C) int64, row the true class, of labels and predictions (...) without the ignored pixels.
+
+    Examples:
+        >>> pixel_confusion(torch.tensor([[0, 1], [1, IGNORE]]), torch.tensor([[0, 0], [1, 1]]), classes=2)
+        tensor([[1, 0],
+                [1, 1]])
+    """
     counted = labels != IGNORE
     return confusion_matrix(labels[counted], predicted[counted], classes)
 
@@ -157,6 +171,10 @@ def intersection_over_union(matrix: Tensor) -> Tensor:
     """IoU of each class from counts (C, C): (C,) float64; not a number for a class that nowhere occurs.
 
     IoU_c = TP_c / (TP_c + FP_c + FN_c), over the pixels of all images together.
+
+    Examples:
+        >>> intersection_over_union(torch.tensor([[3, 1], [0, 4]]))
+        tensor([0.7500, 0.8000], dtype=torch.float64)
     """
     matrix = matrix.cpu().double()
     intersection = matrix.diagonal()
@@ -165,5 +183,10 @@ def intersection_over_union(matrix: Tensor) -> Tensor:
 
 
 def mean_iou(matrix: Tensor) -> float:
-    """The mean IoU over the classes that occur, in the truth or in the prediction."""
+    """The mean IoU over the classes that occur, in the truth or in the prediction.
+
+    Examples:
+        >>> round(mean_iou(torch.tensor([[3, 1], [0, 4]])), 3)
+        0.775
+    """
     return float(intersection_over_union(matrix).nanmean())

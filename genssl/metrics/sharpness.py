@@ -27,6 +27,11 @@ def sharpness(images: Tensor, device: torch.device | None = None) -> Tensor:
 
     Raises:
         ValueError: the shape is another.
+
+    Examples:
+        >>> flat, checkered = torch.zeros(4, 4), 255 * ((torch.arange(4)[:, None] + torch.arange(4)) % 2)
+        >>> sharpness(torch.stack([flat, checkered])[:, None].to(torch.uint8)).tolist()
+        [0.0, 1040400.0]
     """
     if images.ndim != 4 or images.shape[1] not in {1, 3} or min(images.shape[2:]) < 3:
         raise ValueError(
@@ -44,7 +49,12 @@ def sharpness(images: Tensor, device: torch.device | None = None) -> Tensor:
 
 
 def mean_sharpness(images: Tensor) -> float:
-    """The mean of `sharpness` over images, uint8 (N, C, H, W); in float64, N at least 1."""
+    """The mean of `sharpness` over images, uint8 (N, C, H, W); in float64, N at least 1.
+
+    Examples:
+        >>> mean_sharpness(torch.full((2, 3, 8, 8), 100, dtype=torch.uint8))
+        0.0
+    """
     return float(sharpness(images).cpu().double().mean())
 
 
@@ -55,6 +65,10 @@ def diversity(x: Tensor) -> float:
 
     Raises:
         ValueError: x is not (N, D), or has fewer than two rows.
+
+    Examples:
+        >>> diversity(torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
+        5.0
     """
     if x.ndim != 2 or len(x) < 2:
         raise ValueError(f"variety needs features (N, D) of at least two rows, not {list(x.shape)}")

@@ -18,6 +18,14 @@ class BarlowTwins(Siamese):
         encoder: the backbone.
         projector_sizes: widths of the projector's layers.
         lambd: weight of the correlations between different outputs.
+
+    Examples:
+        >>> import torch
+        >>> from genssl.models.resnet import Encoder
+        >>> x1, x2 = torch.randn(2, 4, 3, 16, 16)
+        >>> twins = BarlowTwins(Encoder(4), (16, 8))
+        >>> twins.loss((x1, x2), {})["loss"].shape, twins.features(x1).shape
+        (torch.Size([]), torch.Size([4, 32]))
     """
 
     def __init__(

@@ -47,7 +47,13 @@ METHODS: dict[str, tuple[type[Config], type[Method]]] = {
 
 
 def build(config: Config) -> Method:
-    """Build the method that `config` describes, its weights initialized from the config's seed."""
+    """Build the method that `config` describes, its weights initialized from the config's seed.
+
+    Examples:
+        >>> vae = build(VAEConfig(width=4, z_dim=5))
+        >>> vae.config.z_dim, vae.features(torch.zeros(2, 3, 32, 32)).shape
+        (5, torch.Size([2, 5]))
+    """
     _, method_class = METHODS[config.method]
     # torch initializes layers from its global generator: it is seeded here, and put back afterwards
     with torch.random.fork_rng(devices=[]):

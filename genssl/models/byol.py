@@ -26,6 +26,14 @@ class BYOL(Predicting):
         predictor_hidden: width of its hidden layer.
         tau: share of the target network that a step keeps.
         tau_schedule: constant, or a cosine that takes tau to 1 at the end of the run.
+
+    Examples:
+        >>> import torch
+        >>> from genssl.models.resnet import Encoder
+        >>> x1, x2 = torch.randn(2, 4, 3, 16, 16)
+        >>> byol = BYOL(Encoder(4), (16, 8), predictor_hidden=16)
+        >>> byol.loss((x1, x2), {})["loss"].shape, byol.features(x1).shape
+        (torch.Size([]), torch.Size([4, 32]))
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A supervised classifier: the encoder of the self-supervised methods, told what they have to do without."""
+"""A supervised classifier: the encoder of the self-supervised methods, trained on labels."""
 
 from typing import Self
 
@@ -19,6 +19,13 @@ class Classifier(Method):
         encoder: images (B, C, H, W) -> features (B, encoder.dim).
         classes: their number.
         label_smoothing: see `genssl.models.losses.cross_entropy`.
+
+    Examples:
+        >>> import torch
+        >>> from genssl.models.resnet import Encoder
+        >>> classifier = Classifier(Encoder(4), classes=10)
+        >>> classifier.features(torch.zeros(2, 3, 16, 16)).shape
+        torch.Size([2, 32])
     """
 
     def __init__(self, encoder: Backbone, classes: int, label_smoothing: float = 0.0) -> None:

@@ -65,6 +65,13 @@ class DDPM(Method):
         prediction: what the network predicts, see `x_start_and_epsilon`.
         weighting: of an image's loss by its noise, see `loss_weights`.
         timestep_sampling: how training draws times, see `t_sample`.
+
+    Examples:
+        >>> from genssl.models.unet import Layout
+        >>> network = UNet(Layout((16, 16), (1, 1), (False, False)))
+        >>> ddpm = DDPM(linear_schedule(100, scaled=True), network, image_size=8, features_t=5).eval()
+        >>> ddpm.sample(2, steps=4).shape, ddpm.features(torch.zeros(2, 3, 8, 8)).shape
+        (torch.Size([2, 3, 8, 8]), torch.Size([2, 16]))
     """
 
     guidance = GUIDANCE
@@ -359,6 +366,11 @@ class DDPM(Method):
 
 
 def thirds(timesteps: int) -> list[tuple[int, int]]:
-    """The times 0 .. T - 1 in three runs of nearly equal length, each [first, end)."""
+    """The times 0 .. T - 1 in three runs of nearly equal length, each [first, end).
+
+    Examples:
+        >>> thirds(1000)
+        [(0, 333), (333, 666), (666, 1000)]
+    """
     edges = [timesteps * i // 3 for i in range(4)]
     return list(pairwise(edges))

@@ -43,6 +43,11 @@ class NoiseSchedule:
         sqrt_one_minus_alphas_cumprod: standard deviation of the noise in x_t.
         alphas_cumprod_prev: alpha-bar_{t-1}; 1 at t = 0.
         posterior_variance: of q(x_{t-1} | x_t, x_0), equation 7; 0 at t = 0.
+
+    Examples:
+        >>> schedule = NoiseSchedule.from_betas(torch.tensor([0.5, 0.5]))
+        >>> schedule.timesteps, schedule.alphas_cumprod, schedule.alphas_cumprod_prev
+        (2, tensor([0.5000, 0.2500]), tensor([1.0000, 0.5000]))
     """
 
     betas: Tensor
@@ -120,7 +125,12 @@ def linear_schedule(
         timesteps: T.
         beta_start: of t = 0.
         beta_end: of t = T - 1.
-        scaled: multiply the betas by 1000 / T, so that the end is equally noisy for every T.
+        scaled: multiply the betas by 1000 / T, so that the end is equally noisy for every T above
+            1000 beta_end; fewer would take the last beta to 1 or beyond.
+
+    Examples:
+        >>> linear_schedule(3, 0.25, 0.5).betas.tolist()
+        [0.25, 0.375, 0.5]
     """
     # On the CPU also where a network is built without memory, to check a checkpoint: schedules are no weights
     betas = torch.linspace(beta_start, beta_end, timesteps, dtype=torch.float64, device="cpu")
@@ -131,6 +141,11 @@ def cosine_schedule(timesteps: int, s: float = 0.008) -> NoiseSchedule:
     """alpha-bar(t) = f(t) / f(0), f(t) = cos^2((t / T + s) / (1 + s) pi / 2), betas at most 0.999.
 
     Nichol & Dhariwal 2021, equation 17.
+
+    Examples:
+        >>> schedule = cosine_schedule(1000)
+        >>> [round(schedule.alphas_cumprod[t].item(), 2) for t in (0, 499, 999)]
+        [1.0, 0.49, 0.0]
     """
     time = torch.arange(timesteps + 1, dtype=torch.float64, device="cpu") / timesteps
     alphas_cumprod = ((time + s) / (1 + s) * math.pi / 2).cos().square()
@@ -143,6 +158,11 @@ def zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:
 
     sqrt(alpha-bar) keeps its first value and ends at 0 exactly. A network that predicts epsilon learns
     nothing about x_0 there: predict v or x.
+
+    Examples:
+        >>> schedule = linear_schedule()
+        >>> [round(s.sqrt_alphas_cumprod[-1].item(), 4) for s in (schedule, zero_terminal_snr(schedule))]
+        [0.0064, 0.0]
     """
     # Common schedules leave a little of the image in x_{T-1}, its mean color above all, and sampling starts
     # from noise that has none: generated images would all be of medium brightness
@@ -154,7 +174,12 @@ def zero_terminal_snr(schedule: NoiseSchedule) -> NoiseSchedule:
 
 
 def extract(values: Tensor, t: Tensor, x: Tensor) -> Tensor:
-    """values (T,) at t (B,), shaped (B, 1, ...) to multiply x (B, ...)."""
+    """values (T,) at t (B,), shaped (B, 1, ...) to multiply x (B, ...).
+
+    Examples:
+        >>> extract(torch.tensor([0.5, 0.25]), torch.tensor([1, 0, 1]), torch.zeros(3, 8, 4, 4)).shape
+        torch.Size([3, 1, 1, 1])
+    """
     return values[t].view(-1, *[1] * (x.ndim - 1))
 
 
@@ -166,6 +191,12 @@ def q_sample(schedule: NoiseSchedule, x_start: Tensor, t: Tensor, noise: Tensor)
         x_start: x_0, (B, ...).
         t: (B,) int64 in [0, T).
         noise: standard normal, (B, ...).
+
+    Examples:
+        >>> x_start, t = torch.ones(2, 1), torch.tensor([0, 999])
+        >>> x = q_sample(linear_schedule(), x_start, t, noise=torch.zeros(2, 1))
+        >>> [round(share, 2) for share in x.flatten().tolist()]  # nearly all of the image, and hardly any
+        [1.0, 0.01]
     """
     signal = extract(schedule.sqrt_alphas_cumprod, t, x_start)
     return signal * x_start + extract(schedule.sqrt_one_minus_alphas_cumprod, t, x_start) * noise
@@ -174,7 +205,15 @@ def q_sample(schedule: NoiseSchedule, x_start: Tensor, t: Tensor, noise: Tensor)
 def predict_x_start(
     schedule: NoiseSchedule, x: Tensor, t: Tensor, output: Tensor, prediction: Prediction = "epsilon"
 ) -> Tensor:
-    """x_0 (equation 4), given x_t (B, ...) and what the model predicts there."""
+    """x_0 (equation 4), given x_t (B, ...) and what the model predicts there.
+
+    Examples:
+        >>> schedule, t = linear_schedule(), torch.tensor([9, 99])
+        >>> x_start, noise = torch.ones(2, 4), torch.randn(2, 4)
+        >>> x = q_sample(schedule, x_start, t, noise)
+        >>> torch.allclose(predict_x_start(schedule, x, t, noise), x_start, atol=1e-4)
+        True
+    """
     signal = extract(schedule.sqrt_alphas_cumprod, t, x)
     std = extract(schedule.sqrt_one_minus_alphas_cumprod, t, x)
     return x_start_and_epsilon(prediction, output, x, signal, std)[0]
@@ -192,6 +231,12 @@ def x_start_and_epsilon(
         x: the model's input, (B, ...).
         alpha: the share of the image in x, sqrt(alpha-bar).
         sigma: the standard deviation of the noise in x; alpha^2 + sigma^2 = 1.
+
+    Examples:
+        >>> alpha, sigma, x_start, epsilon = 0.8, 0.6, torch.tensor([1.0]), torch.tensor([-2.0])
+        >>> x, v = alpha * x_start + sigma * epsilon, alpha * epsilon - sigma * x_start
+        >>> [round(value.item(), 4) for value in x_start_and_epsilon("v", v, x, alpha, sigma)]
+        [1.0, -2.0]
     """
     # With alpha = cos(phi) and sigma = sin(phi), (x, v) is (x_0, epsilon) turned by phi: turn it back
     if prediction == "v":
@@ -219,6 +264,14 @@ def p_sample(
         x: x_t, (B, ...).
         variance: "posterior", that of q(x_{t-1} | x_t, x_0), or "large", beta_t (section 3.2).
         clip: keep the predicted x_0 in [-1, 1].
+
+    Examples:
+        >>> schedule, t = linear_schedule(), torch.tensor([0])
+        >>> x_start, noise = torch.ones(1, 4), torch.randn(1, 4)
+        >>> x = q_sample(schedule, x_start, t, noise)
+        >>> x_before = p_sample(lambda x, t: noise, schedule, x, t, torch.randn(1, 4))
+        >>> torch.allclose(x_before, x_start, atol=1e-4)
+        True
     """
     epsilon = model(x, t)
     beta, std = extract(schedule.betas, t, x), extract(schedule.sqrt_one_minus_alphas_cumprod, t, x)
@@ -254,6 +307,15 @@ def p_sample_loop(
 
     Raises:
         ValueError: t_start is not in [0, T).
+
+    Examples:
+        >>> schedule = linear_schedule(50, scaled=True)
+        >>> def model(x, t):  # it has seen one image, of 0.5 everywhere
+        ...     alpha, sigma = schedule.sqrt_alphas_cumprod[t], schedule.sqrt_one_minus_alphas_cumprod[t]
+        ...     return (x - 0.5 * alpha[:, None]) / sigma[:, None]
+        >>> x = p_sample_loop(model, schedule, torch.randn(1, 3), noise=lambda t: torch.randn(1, 3))
+        >>> [round(value, 2) for value in x[0].tolist()]
+        [0.5, 0.5, 0.5]
     """
     for t in reversed(range(check_start(schedule, t_start) + 1)):
         times = torch.full((len(x),), t, device=x.device)
@@ -265,7 +327,12 @@ def p_sample_loop(
 
 
 def check_start(schedule: NoiseSchedule, t_start: int | None) -> int:
-    """The time to start from, T - 1 when not given; a ValueError when it is not in [0, T)."""
+    """The time to start from, T - 1 when not given; a ValueError when it is not in [0, T).
+
+    Examples:
+        >>> check_start(linear_schedule(1000), None)
+        999
+    """
     last = schedule.timesteps - 1
     if t_start is not None and not 0 <= t_start <= last:
         raise ValueError(f"t_start must be from 0 to {last}, not {t_start}")
@@ -279,6 +346,11 @@ def t_sample(
 
     Uniformly, or "logit_normal": T times the sigmoid of a standard normal number, which prefers the middle
     (Esser et al. 2024, section 3.1).
+
+    Examples:
+        >>> t = t_sample(1000, 64)
+        >>> t.shape, t.dtype, bool((t < 1000).all())
+        (torch.Size([64]), torch.int64, True)
     """
     share = normal((n,), generator).sigmoid() if sampling == "logit_normal" else uniform((n,), generator)
     # A float32 just below 1 times T may round up to T
@@ -286,7 +358,12 @@ def t_sample(
 
 
 def probability_of_times(timesteps: int, first: int, end: int, sampling: TimestepSampling) -> float:
-    """The probability that `t_sample` draws a time in [first, end)."""
+    """The probability that `t_sample` draws a time in [first, end).
+
+    Examples:
+        >>> [round(probability_of_times(1000, 0, 250, kind), 3) for kind in ("uniform", "logit_normal")]
+        [0.25, 0.136]
+    """
     if sampling == "uniform":
         return (end - first) / timesteps
     edges = torch.tensor([first / timesteps, end / timesteps], dtype=torch.float64)
@@ -300,6 +377,10 @@ def loss_weights(snr: Tensor, prediction: Prediction, weighting: Weighting) -> T
     "simple" weighs the errors of whatever is predicted alike. "min_snr" weighs errors of x_0 by
     min(SNR, 5) (Hang et al. 2023, equation 6): a squared error of epsilon is SNR times as large, and one of
     v SNR + 1 times, so their weights are divided by that.
+
+    Examples:
+        >>> loss_weights(torch.tensor([1.0, 10.0, 100.0]), "epsilon", "min_snr")
+        tensor([1.0000, 0.5000, 0.0500])
     """
     if weighting == "simple":
         return torch.ones_like(snr)
@@ -325,7 +406,15 @@ def p_losses(
     prediction: Prediction = "epsilon",
     weighting: Weighting = "simple",
 ) -> Tensor:
-    """The simplified objective (equation 14), a scalar: the mean over images and dimensions."""
+    """The simplified objective (equation 14), a scalar: the mean over images and dimensions.
+
+    Examples:
+        >>> schedule, t = linear_schedule(), torch.tensor([9, 99])
+        >>> x_start, noise = torch.ones(2, 4), torch.randn(2, 4)
+        >>> models = (lambda x, t: noise, lambda x, t: noise + 2)
+        >>> [round(float(p_losses(model, schedule, x_start, t, noise, "mse")), 3) for model in models]
+        [0.0, 4.0]
+    """
     return p_losses_per_image(
         model, schedule, x_start, t, noise, loss, prediction=prediction, weighting=weighting
     ).mean()
@@ -350,6 +439,12 @@ def p_losses_per_image(
         loss: "mse", or "smooth_l1": half the square up to 1 and the absolute value less 1/2 beyond.
         prediction: what the model predicts, see `x_start_and_epsilon`.
         weighting: of the images, see `loss_weights`.
+
+    Examples:
+        >>> schedule, t = linear_schedule(), torch.tensor([9, 99])
+        >>> x_start, noise = torch.zeros(2, 2), torch.tensor([[1.0, -1.0], [3.0, 3.0]])
+        >>> p_losses_per_image(lambda x, t: 0 * x, schedule, x_start, t, noise, "mse").tolist()
+        [1.0, 9.0]
     """
     output = model(q_sample(schedule, x_start, t, noise), t)
     # In float32 even under bf16 autocast: the loss is a mean over small differences

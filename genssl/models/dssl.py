@@ -20,6 +20,13 @@ class DSSL(Predicting):
         beta: how much standard views follow heavy ones.
         naive: SimSiam's loss on the two heavy views alone, the baseline that DSSL is compared with.
         simsiam: the other keyword parameters of `Predicting`.
+
+    Examples:
+        >>> import torch
+        >>> from genssl.models.resnet import Encoder
+        >>> views = tuple(torch.randn(4, 4, 3, 16, 16))  # two standard views, and a heavy one of each
+        >>> sorted(DSSL(Encoder(4), (16, 8)).loss(views, {}))
+        ['directional', 'loss', 'symmetric']
     """
 
     def __init__(

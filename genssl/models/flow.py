@@ -40,6 +40,12 @@ class Flow(Method):
         classes: number of classes of a class-conditional network; 0: unconditional.
         timestep_sampling: times of training drawn from a "logit_normal" distribution, or "uniform".
         features_t: the time at which `features` looks at an image, in [0, 1].
+
+    Examples:
+        >>> from genssl.models.unet import Layout
+        >>> flow = Flow(UNet(Layout((16, 16), (1, 1), (False, False))), image_size=8).eval()
+        >>> flow.sample(2, steps=2).shape
+        torch.Size([2, 3, 8, 8])
     """
 
     guidance = GUIDANCE
@@ -256,6 +262,11 @@ def follow(
 
     Raises:
         ValueError: there is no step.
+
+    Examples:
+        >>> field = lambda x, t: (x - 0.5) / t[:, None]  # straight lines to an image of 0.5 everywhere
+        >>> [round(value, 3) for value in follow(field, torch.randn(1, 3), steps=4)[0].tolist()]
+        [0.5, 0.5, 0.5]
     """
     if steps < 1:
         raise ValueError(f"steps must be 1 or more, not {steps}")
@@ -302,6 +313,13 @@ def fill(
 
     Raises:
         ValueError: as in `jump_path`.
+
+    Examples:
+        >>> field = lambda x, t: (x - 0.5) / t[:, None]
+        >>> known, mask = torch.ones(1, 4), torch.tensor([False, False, True, True])
+        >>> x = fill(field, torch.randn(1, 4), 10, lambda i: torch.randn(1, 4), known, mask)
+        >>> [round(value, 3) for value in x[0].tolist()]
+        [1.0, 1.0, 0.5, 0.5]
     """
     for i, j in pairwise(jump_path(steps, jump_length, resamplings)):
         t, t_next = 1 - i / steps, 1 - j / steps
@@ -331,6 +349,11 @@ def log_likelihood(field: Field, x: Tensor, steps: int, generator: Randomness = 
         x: at t = 0, (B, ...).
         steps: of Heun's method.
         generator: of the signs; one for all, or one per image.
+
+    Examples:
+        >>> still = lambda x, t: 0 * x  # images are noise already
+        >>> log_likelihood(still, torch.zeros(1, 2), steps=2)  # -log 2 pi
+        tensor([-1.8379])
     """
     signs = torch.where(uniform(x.shape, generator, x.device).to(x.dtype) < 0.5, -1.0, 1.0)
 

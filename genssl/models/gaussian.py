@@ -18,6 +18,11 @@ class DiagonalGaussianDistribution:
         mean: (B, ...).
         logvar: natural log of the variance, broadcastable to the mean, clamped to [-30, 20];
             None means identity covariance.
+
+    Examples:
+        >>> q = DiagonalGaussianDistribution(torch.ones(2, 3), torch.zeros(2, 3))
+        >>> q.sample().shape, q.kl(), q.nll(torch.ones(2, 3))
+        (torch.Size([2, 3]), tensor([1.5000, 1.5000]), tensor([2.7568, 2.7568]))
     """
 
     def __init__(self, mean: Tensor, logvar: Tensor | None = None) -> None:
@@ -57,7 +62,12 @@ class DiagonalGaussianDistribution:
 
 
 def standard_normal_log_density(z: Tensor) -> Tensor:
-    """Log density of N(0, I) at `z` (..., D) in nats: (...)."""
+    """Log density of N(0, I) at `z` (..., D) in nats: (...).
+
+    Examples:
+        >>> standard_normal_log_density(torch.zeros(1, 2))
+        tensor([-1.8379])
+    """
     return -0.5 * (z.float().square() + LOG_TWO_PI).sum(-1)
 
 
@@ -75,6 +85,12 @@ def gaussian_mixture_sample(
 
     Returns:
         (N, D).
+
+    Examples:
+        >>> weights, means = torch.tensor([0.25, 0.75]), torch.tensor([[0.0], [10.0]])
+        >>> chance, noise = torch.tensor([0.1, 0.5]), torch.tensor([[1.0], [-1.0]])
+        >>> gaussian_mixture_sample(weights, means, torch.ones(2, 1, 1), chance, noise).tolist()
+        [[1.0], [9.0]]
     """
     # The component whose interval of the cumulated weights holds the chance
     edges = weights.cumsum(0)

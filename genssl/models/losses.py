@@ -10,7 +10,12 @@ STD_EPSILON = 1e-4  # in VICReg's standard deviation (Bardes et al. 2022, equati
 
 
 def cosine_similarity(a: Tensor, b: Tensor) -> Tensor:
-    """The cosine of the angle between the rows of a and b, both (B, D): (B,), in [-1, 1]."""
+    """The cosine of the angle between the rows of a and b, both (B, D): (B,), in [-1, 1].
+
+    Examples:
+        >>> cosine_similarity(torch.tensor([[3.0, 4.0]]), torch.tensor([[4.0, 3.0]]))
+        tensor([0.9600])
+    """
     with _float32(a):
         return (unit(a) * unit(b)).sum(1)
 
@@ -23,6 +28,11 @@ def simsiam_loss(*, p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
 
     Returns:
         A scalar in [-1, 1].
+
+    Examples:
+        >>> z = torch.eye(2)
+        >>> simsiam_loss(p1=z, p2=z, z1=z, z2=z), simsiam_loss(p1=z, p2=z, z1=-z, z2=-z)
+        (tensor(-1.), tensor(1.))
     """
     return -(cosine_similarity(p1, z2).mean() + cosine_similarity(p2, z1).mean()) / 2
 
@@ -48,6 +58,11 @@ def directional_loss(
 
     Returns:
         "loss" and its "symmetric" and "directional" parts, scalars.
+
+    Examples:
+        >>> names = [f"{views}{output}{i}" for views in ("", "heavy_") for output in "pz" for i in (1, 2)]
+        >>> directional_loss(**dict.fromkeys(names, torch.eye(2)))["loss"]
+        tensor(-2.)
     """
     # `simsiam_loss` compares p1 with z2 and p2 with z1: the z's are ordered so as to pair them rightly
     symmetric = simsiam_loss(p1=p1, p2=p2, z1=z1, z2=z2)
@@ -67,6 +82,12 @@ def barlow_twins_loss(z1: Tensor, z2: Tensor, lambd: float = 5e-3) -> Tensor:
         z1: (B, D), the first views' outputs.
         z2: (B, D), the second views'.
         lambd: weight of the second sum.
+
+    Examples:
+        >>> one, other = torch.tensor([1.0, 1.0, -1.0, -1.0]), torch.tensor([1.0, -1.0, 1.0, -1.0])
+        >>> independent, redundant = torch.stack([one, other], 1), torch.stack([one, one], 1)
+        >>> [round(float(barlow_twins_loss(z, z)), 3) for z in (independent, redundant)]
+        [0.0, 0.01]
     """
     with _float32(z1):
         # Equation 2: the cross-correlation of the two views, (D, D), over the batch
@@ -94,6 +115,11 @@ def vicreg_loss(
 
     Returns:
         "loss" and the terms "invariance", "variance" and "covariance" before weighting, scalars.
+
+    Examples:
+        >>> collapsed = vicreg_loss(torch.zeros(8, 4), torch.zeros(8, 4))
+        >>> {name: round(float(value), 2) for name, value in collapsed.items()}
+        {'loss': 24.75, 'invariance': 0.0, 'variance': 0.99, 'covariance': 0.0}
     """
     with _float32(z1):
         z1, z2 = _wide(z1), _wide(z2)
@@ -118,6 +144,11 @@ def nt_xent_loss(z1: Tensor, z2: Tensor, temperature: float = 0.5) -> Tensor:
 
     Returns:
         A scalar, in nats.
+
+    Examples:
+        >>> z = torch.eye(2)  # the views of an image agree, and images differ
+        >>> round(float(nt_xent_loss(z, z)), 3), round(float(nt_xent_loss(z, z.flip(0))), 3)
+        (0.24, 2.24)
     """
     with _float32(z1):
         z = unit(torch.cat([z1, z2]))
@@ -142,6 +173,11 @@ def info_nce_loss(queries: Tensor, keys: Tensor, negatives: Tensor, temperature:
 
     Returns:
         A scalar, in nats.
+
+    Examples:
+        >>> queries, negatives = torch.eye(4)[:2], torch.eye(4)[2:]
+        >>> round(float(info_nce_loss(queries, queries, negatives, temperature=1.0)), 3)  # log(1 + 2 / e)
+        0.551
     """
     with _float32(queries):
         q = unit(queries)
@@ -169,7 +205,12 @@ def _standardized(z: Tensor) -> Tensor:
 
 
 def unit(z: Tensor) -> Tensor:
-    """The rows of z (B, D) with length 1, in float32 or wider."""
+    """The rows of z (B, D) with length 1, in float32 or wider.
+
+    Examples:
+        >>> unit(torch.tensor([[3.0, 4.0]]))
+        tensor([[0.6000, 0.8000]])
+    """
     return F.normalize(_wide(z), dim=1, eps=UNIT_EPSILON)
 
 
@@ -187,6 +228,10 @@ def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Ten
         logits: (B, K).
         labels: (B,) int64, in [0, K).
         smoothing: in [0, 1).
+
+    Examples:
+        >>> cross_entropy(torch.zeros(1, 4), torch.tensor([2]))  # log 4
+        tensor([1.3863])
     """
     with _float32(logits):
         logits = _wide(logits)

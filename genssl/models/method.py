@@ -25,7 +25,7 @@ class Method(nn.Module):
     config: Config  # set by `build`
     epoch: float | None = None  # how many epochs the weights were trained; set by `checkpoint.load`
     class_names: tuple[str, ...] = ()  # of the data it was trained on; set by `checkpoint.load`
-    classes: int = 0  # that it is told while training: `draws` of `loss` then has "labels", (B,) int64
+    classes: int = 0  # that it is trained on: `draws` of `loss` then has "labels", (B,) int64
     sees_scale: bool = False  # its loss depends on the lengths of its outputs, which may shrink to a point
     units: Mapping[str, str] = {}  # of the terms of `loss`, by name, e.g. {"kl": "nats per image"}
 
@@ -83,6 +83,11 @@ def count_parameters(method: nn.Module) -> tuple[int, int]:
     """How many parameters are trained, and how many there are: a target network's are not trained.
 
     Buffers are no parameters: batch-norm statistics, noise schedules, what is fitted after training.
+
+    Examples:
+        >>> layer, frozen = nn.Linear(3, 2), nn.Linear(3, 2).requires_grad_(False)
+        >>> count_parameters(nn.Sequential(layer, frozen))
+        (8, 16)
     """
     counts = [(parameter.numel(), parameter.requires_grad) for parameter in method.parameters()]
     return sum(n for n, is_trained in counts if is_trained), sum(n for n, _ in counts)
@@ -135,7 +140,7 @@ class CanDenoise(Protocol):
     """Undoes a diffusion process from any of its noise levels."""
 
     schedule: "NoiseSchedule"
-    network: nn.Module  # (x (B, C, H, W), t (B,)) -> prediction
+    network: Any  # a module: (x (B, C, H, W), t (B,)) -> prediction
     prediction: "Prediction"  # what it predicts
 
     @property
@@ -285,7 +290,12 @@ class HasSpatialFeatures(Protocol):
 
 
 def pixel_features(maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-    """Maps (B, D_i, h_i, w_i), each upsampled bilinearly to `size`, (H, W): (B, sum of D_i, H, W)."""
+    """Maps (B, D_i, h_i, w_i), each upsampled bilinearly to `size`, (H, W): (B, sum of D_i, H, W).
+
+    Examples:
+        >>> pixel_features([torch.zeros(1, 4, 8, 8), torch.zeros(1, 8, 4, 4)], (16, 16)).shape
+        torch.Size([1, 12, 16, 16])
+    """
     # Of the maps' own float32: bf16 would round the weights of the interpolation
     upsampled = [F.interpolate(m.float(), tuple(size), mode="bilinear", align_corners=False) for m in maps]
     return torch.cat(upsampled, 1)
@@ -296,6 +306,10 @@ def chosen_blocks(blocks: Sequence[int] | None, count: int) -> Sequence[int]:
 
     Raises:
         ValueError: there is no such block, or none is asked for.
+
+    Examples:
+        >>> list(chosen_blocks(None, 4)), chosen_blocks([3], 4)
+        ([0, 1, 2, 3], [3])
     """
     chosen = range(count) if blocks is None else blocks
     if not chosen or not all(0 <= block < count for block in chosen):

@@ -28,6 +28,13 @@ class MoCo(Siamese):
         queue_size: number of keys of earlier batches.
         momentum: share of the key network that a step keeps.
         temperature: of the softmax over the keys.
+
+    Examples:
+        >>> from genssl.models.resnet import Encoder
+        >>> x1, x2 = torch.randn(2, 4, 3, 16, 16)
+        >>> moco = MoCo(Encoder(4), (16, 8), queue_size=32)
+        >>> moco.loss((x1, x2), {})["loss"].shape, moco.queue.shape
+        (torch.Size([]), torch.Size([32, 8]))
     """
 
     units = dict.fromkeys(("loss",), "nats per query")

@@ -42,6 +42,11 @@ class Encoder(Backbone):
         channels: of the images.
         blocks: number of blocks in each stage: (2, 2, 2, 2) is ResNet-18.
         bottleneck: blocks of three convolutions with four times the channels at their ends, as in ResNet-50.
+
+    Examples:
+        >>> encoder = Encoder(width=4)
+        >>> encoder.dim, encoder(torch.zeros(2, 3, 32, 32)).shape
+        (32, torch.Size([2, 32]))
     """
 
     stages = 4
@@ -157,6 +162,10 @@ def build_encoder(name: str, channels: int, image_size: int) -> Backbone:
 
     Raises:
         UserError: timm is not installed, has no such network, or the network takes no images of this size.
+
+    Examples:
+        >>> build_encoder("small", channels=1, image_size=16)(torch.zeros(2, 1, 16, 16)).shape
+        torch.Size([2, 128])
     """
     if name.startswith(TIMM):
         return TimmEncoder(name.removeprefix(TIMM), channels, image_size)
@@ -169,6 +178,10 @@ def mlp(sizes: Sequence[int], *, norm_last: bool = False) -> nn.Sequential:
     Args:
         sizes: widths, input and output included.
         norm_last: a batch norm without scale and offset after the last layer, as in SimSiam's projector.
+
+    Examples:
+        >>> [type(layer).__name__ for layer in mlp([512, 128, 64])]
+        ['Linear', 'BatchNorm1d', 'ReLU', 'Linear']
     """
     layers: list[nn.Module] = []
     for before, after in itertools.pairwise(sizes[:-1]):

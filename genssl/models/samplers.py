@@ -43,6 +43,11 @@ class Level:
     Attributes:
         t: its time; CLEAN is the image itself.
         log_alpha_bar: log alpha-bar.
+
+    Examples:
+        >>> level = Level(t=0, log_alpha_bar=math.log(0.64))
+        >>> round(level.alpha, 3), round(level.sigma, 3)
+        (0.8, 0.6)
     """
 
     t: int
@@ -88,6 +93,12 @@ def ddim(
         model, schedule, x, steps, t_start, prediction, clip, callback: see the module.
         noise: t -> standard normal (B, ...), needed when eta > 0; not asked for the last step.
         eta: the standard deviation of the noise that a step adds, as a share of the posterior's.
+
+    Examples:
+        >>> from genssl.models.diffusion import linear_schedule
+        >>> gray = lambda x, t: torch.full_like(x, 0.5)  # predicts x_0, and has seen one image
+        >>> ddim(gray, linear_schedule(), torch.randn(1, 4), steps=10, prediction="x")[0].tolist()
+        [0.5, 0.5, 0.5, 0.5]
     """
     if eta > 0 and noise is None:
         raise ValueError("eta > 0 adds noise at each step: give it")
@@ -122,6 +133,13 @@ def ddim_invert(
     Args:
         model, schedule, x, steps, prediction, callback: see the module.
         t_end: the time to reach, T - 1 when not given.
+
+    Examples:
+        >>> from genssl.models.diffusion import linear_schedule
+        >>> images, still = torch.ones(1, 4), lambda x, t: torch.zeros_like(x)  # finds no noise anywhere
+        >>> noise = ddim_invert(still, linear_schedule(), images, steps=10)
+        >>> torch.allclose(ddim(still, linear_schedule(), noise, steps=10), images, atol=1e-4)
+        True
     """
     levels = list(_levels(schedule, quadratic_times(check_start(schedule, t_end), steps)))[::-1]
     for level, level_next in pairwise(levels):
@@ -158,6 +176,13 @@ def ancestral(
         model, schedule, x, steps, t_start, prediction, clip, callback: see the module.
         noise: t -> standard normal (B, ...); not asked for the last step, which takes the mode.
         variance: of a step: "posterior", or "large", all the variance that the forward step added.
+
+    Examples:
+        >>> from genssl.models.diffusion import linear_schedule
+        >>> gray, noise = lambda x, t: torch.full_like(x, 0.5), lambda t: torch.randn(1, 4)
+        >>> x = ancestral(gray, linear_schedule(), torch.randn(1, 4), 10, noise=noise, prediction="x")
+        >>> [round(value, 3) for value in x[0].tolist()]
+        [0.5, 0.5, 0.5, 0.5]
     """
     if noise is None:
         raise ValueError("ancestral sampling adds noise at each step: give it")
@@ -188,6 +213,14 @@ def dpm_solver_pp(
 
     It solves the same ordinary differential equation as `ddim` with eta = 0, and is close to the solution
     after 10 to 20 steps. The step to the clean image is of first order: lambda is infinite there.
+
+    Examples:
+        >>> from genssl.models.diffusion import linear_schedule
+        >>> times, gray = [], lambda x, t: times.append(int(t[0])) or torch.full_like(x, 0.5)
+        >>> dpm_solver_pp(gray, linear_schedule(), torch.randn(1, 4), steps=5, prediction="x").tolist()
+        [[0.5, 0.5, 0.5, 0.5]]
+        >>> len(times), times[0], times[-1]
+        (5, 999, 0)
     """
     levels = _levels(schedule, log_snr_times(schedule, check_start(schedule, t_start), steps))
     level_prev: Level | None = None
@@ -224,6 +257,13 @@ def heun(
     In y = x / alpha and s = sigma / alpha the equation is dy/ds = epsilon. A step goes to the next level
     along epsilon, asks the network again there, and takes the mean of both. The step to the clean image is
     Euler's, so that `steps` steps cost 2 steps - 1 network calls.
+
+    Examples:
+        >>> from genssl.models.diffusion import linear_schedule
+        >>> calls, gray = [], lambda x, t: calls.append(t) or torch.full_like(x, 0.5)
+        >>> x = heun(gray, linear_schedule(), torch.randn(1, 4), steps=5, prediction="x")
+        >>> [round(value, 3) for value in x[0].tolist()], len(calls)
+        ([0.5, 0.5, 0.5, 0.5], 9)
     """
     levels = _levels(schedule, log_snr_times(schedule, check_start(schedule, t_start), steps))
     for level, level_next in pairwise(levels):
@@ -256,6 +296,13 @@ def unipc(
 
     The predictor is the step of `dpm_solver_pp`; the corrector moves its result by what the network says
     there, a call that the next step needs anyway. It is of third order at no further calls.
+
+    Examples:
+        >>> from genssl.models.diffusion import linear_schedule
+        >>> gray = lambda x, t: torch.full_like(x, 0.5)
+        >>> x = unipc(gray, linear_schedule(), torch.randn(1, 4), steps=5, prediction="x")
+        >>> [round(value, 3) for value in x[0].tolist()]
+        [0.5, 0.5, 0.5, 0.5]
     """
     levels = list(_levels(schedule, log_snr_times(schedule, check_start(schedule, t_start), steps)))
     level_prev: Level | None = None
@@ -331,6 +378,13 @@ def repaint(
         mask: where to fill, bool, broadcast to x.
         jump_length, resamplings: see `jump_path`.
         callback: called with (time, x) after each step and each jump.
+
+    Examples:
+        >>> from genssl.models.diffusion import linear_schedule
+        >>> gray, noise = lambda x, t: torch.full_like(x, 0.5), lambda t: torch.randn(1, 4)
+        >>> known, mask = torch.ones(1, 4), torch.tensor([False, False, True, True])
+        >>> repaint(gray, linear_schedule(), noise(0), 10, noise, known, mask, prediction="x").tolist()
+        [[1.0, 1.0, 0.5, 0.5]]
     """
     levels = list(_levels(schedule, quadratic_times(check_start(schedule, None), steps)))
     for i, j in pairwise(jump_path(steps, jump_length, resamplings)):
@@ -361,6 +415,10 @@ def jump_path(steps: int, jump_length: int, resamplings: int) -> list[int]:
 
     Raises:
         ValueError: a number is less than 1, or a jump is longer than the way to the last level but one.
+
+    Examples:
+        >>> jump_path(steps=4, jump_length=2, resamplings=2)
+        [0, 1, 2, 3, 1, 2, 3, 4]
     """
     if min(steps, jump_length, resamplings) < 1:
         raise ValueError(
@@ -381,13 +439,23 @@ def jump_path(steps: int, jump_length: int, resamplings: int) -> list[int]:
 
 
 def forward_variance(level: Level, level_next: Level) -> float:
-    """Variance that the forward process adds from `level_next` to the noisier `level`; beta for neighbors."""
+    """Variance that the forward process adds from `level_next` to the noisier `level`; beta for neighbors.
+
+    Examples:
+        >>> round(forward_variance(Level(1, math.log(0.5)), Level(0, math.log(0.8))), 4)  # 1 - 0.5 / 0.8
+        0.375
+    """
     # expm1 keeps the digits that 1 - alpha_bar / alpha_bar_next loses between two near times
     return -math.expm1(level.log_alpha_bar - level_next.log_alpha_bar)
 
 
 def posterior_variance(level: Level, level_next: Level) -> float:
-    """Of q(x_next | x, x_0) (Ho et al. 2020, equation 7); 0 for the clean image."""
+    """Of q(x_next | x, x_0) (Ho et al. 2020, equation 7); 0 for the clean image.
+
+    Examples:
+        >>> round(posterior_variance(Level(1, math.log(0.5)), Level(0, math.log(0.8))), 4)
+        0.15
+    """
     return forward_variance(level, level_next) * level_next.variance / level.variance
 
 
@@ -403,6 +471,10 @@ def quadratic_times(t_start: int, steps: int) -> list[int]:
 
     Song et al. 2021, appendix D.2. For Gaussian data, where the right answer is known, it brings `ddim`
     and `ancestral` closer to it than even steps in t or in lambda, at 10 to 100 steps.
+
+    Examples:
+        >>> quadratic_times(t_start=999, steps=4)
+        [999, 444, 111, 0]
     """
     _check_steps(t_start, steps)
     shares = [1 - i / max(steps - 1, 1) for i in range(steps)]
@@ -410,7 +482,14 @@ def quadratic_times(t_start: int, steps: int) -> list[int]:
 
 
 def log_snr_times(schedule: NoiseSchedule, t_start: int, steps: int) -> list[int]:
-    """`steps` times from t_start down to 0, evenly spaced in lambda (Lu et al. 2022, section 6)."""
+    """`steps` times from t_start down to 0, evenly spaced in lambda (Lu et al. 2022, section 6).
+
+    Examples:
+        >>> from genssl.models.diffusion import linear_schedule
+        >>> times = log_snr_times(linear_schedule(), t_start=999, steps=4)
+        >>> len(times), times[0], times[-1]
+        (4, 999, 0)
+    """
     _check_steps(t_start, steps)
     if schedule.log_alphas_cumprod[t_start] == -math.inf:  # lambda is -inf at pure noise: leave it by itself
         return [t_start, *(log_snr_times(schedule, t_start - 1, steps - 1) if steps > 1 else [])]

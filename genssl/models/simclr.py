@@ -18,6 +18,14 @@ class SimCLR(Siamese):
         encoder: the backbone.
         projector_sizes: widths of the projector's layers.
         temperature: of the softmax over the batch.
+
+    Examples:
+        >>> import torch
+        >>> from genssl.models.resnet import Encoder
+        >>> x1, x2 = torch.randn(2, 4, 3, 16, 16)
+        >>> simclr = SimCLR(Encoder(4), (16, 8))
+        >>> simclr.loss((x1, x2), {})["loss"].shape, simclr.features(x1).shape
+        (torch.Size([]), torch.Size([4, 32]))
     """
 
     units = dict.fromkeys(("loss",), "nats per output")

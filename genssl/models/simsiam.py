@@ -13,6 +13,14 @@ class SimSiam(Predicting):
     of the method without the stop-gradient or the predictor.
 
     Args: those of `Predicting`.
+
+    Examples:
+        >>> import torch
+        >>> from genssl.models.resnet import Encoder
+        >>> x1, x2 = torch.randn(2, 4, 3, 16, 16)
+        >>> z1, z2, p1, p2 = SimSiam(Encoder(4), (16, 8))(x1, x2)
+        >>> p1.shape, p1.requires_grad, z1.requires_grad
+        (torch.Size([4, 8]), True, False)
     """
 
     def forward(self, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 # Channels a group of every group norm. CPUs normalize bf16 in vectors of 16: with groups of 4 channels, as
 # in the paper, the norms' backward pass alone takes a quarter of a training step.
 GROUP = 16
+Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,12 @@ class UNet(nn.Module):
     Args:
         layout: widths and depths.
         channels: of the images.
-        classes: number of classes that it is told; 0: none. The label `classes` stands for no class.
+        classes: number of classes that it is conditioned on; 0: none. The label `classes` stands for none.
+
+    Examples:
+        >>> network = UNet(Layout((16, 32), (1, 1), (False, True)))
+        >>> network(torch.zeros(2, 3, 8, 8), torch.tensor([0, 999])).shape
+        torch.Size([2, 3, 8, 8])
     """
 
     def __init__(self, layout: Layout, channels: int = 3, classes: int = 0) -> None:
@@ -105,7 +112,7 @@ class UNet(nn.Module):
         return sum(len(stage.blocks) for stage in self.up_stages)  # type: ignore[arg-type, misc]
 
     def _condition(self, t: Tensor, labels: Tensor | None) -> Tensor:
-        """What every block is told, (B, time_width): the time, plus the class where there are some."""
+        """What every block is conditioned on, (B, time_width): the time, and the class if any."""
         time: Tensor = self.time_embedding(t)
         if self.class_embedding is None:
             return time
@@ -224,19 +231,34 @@ class TimeEmbedding(nn.Module):
 
 
 def sinusoids(t: Tensor, waves: int) -> Tensor:
-    """sin and cos of t (B,) at waves/2 angular frequencies from 1 down to 1/10,000: (B, waves) float32."""
+    """sin and cos of t (B,) at waves/2 angular frequencies from 1 down to 1/10,000: (B, waves) float32.
+
+    Examples:
+        >>> sinusoids(torch.tensor([0]), waves=4)
+        tensor([[0., 0., 1., 1.]])
+    """
     octave = torch.linspace(0, 1, waves // 2, device=t.device)
     angles = t.float()[:, None] * torch.exp(-math.log(10_000) * octave)  # (B, waves / 2)
     return torch.cat([angles.sin(), angles.cos()], 1)
 
 
 def group_norm(width: int) -> nn.GroupNorm:
-    """Group norm with GROUP channels a group."""
+    """Group norm with GROUP channels a group.
+
+    Examples:
+        >>> group_norm(64).num_groups
+        4
+    """
     return nn.GroupNorm(width // GROUP, width)
 
 
-def zeroed(layer: nn.Conv2d | nn.Linear) -> nn.Module:
-    """The layer with zero weights, so that its block starts as the identity."""
+def zeroed(layer: Layer) -> Layer:
+    """The layer with zero weights, so that its block starts as the identity.
+
+    Examples:
+        >>> zeroed(nn.Linear(2, 2)).weight.tolist()
+        [[0.0, 0.0], [0.0, 0.0]]
+    """
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

@@ -86,6 +86,12 @@ class VAE(Method):
         mixture_components: of the mixture that `after_training` fits; 0 for none.
         classes: number of classes of a conditional VAE (Sohn et al. 2015); 0: unconditional. One image in ten
             is trained on without its class, so that everything works without classes, too.
+
+    Examples:
+        >>> vae = VAE(image_size=16, width=4, z_dim=5).eval()
+        >>> mode, nll, kl = vae(torch.zeros(2, 3, 16, 16))
+        >>> mode.shape, nll.shape, vae.sample(4).shape
+        (torch.Size([2, 3, 16, 16]), torch.Size([2]), torch.Size([4, 3, 16, 16]))
     """
 
     units = dict.fromkeys(("loss", "nll", "kl"), "nats per image") | {"decoder_std": "pixel range [-1, 1]"}
@@ -362,6 +368,14 @@ def fit_mixture(points: Tensor, components: int) -> tuple[Tensor, Tensor, Tensor
 
     Returns:
         weights (K,), means (K, D) and lower Cholesky factors of the covariances (K, D, D), float32.
+
+    Examples:
+        >>> points = torch.tensor([[-1.0], [-1.2], [1.0], [1.2]])
+        >>> weights, means, scales = fit_mixture(points, components=2)
+        >>> [round(weight, 3) for weight in weights.tolist()], scales.shape
+        ([0.5, 0.5], torch.Size([2, 1, 1]))
+        >>> sorted(round(mean, 3) for mean in means.flatten().tolist())
+        [-1.1, 1.1]
     """
     from sklearn.mixture import GaussianMixture
 

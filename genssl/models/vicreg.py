@@ -20,6 +20,13 @@ class VICReg(Siamese):
         invariance: weight of the distance between two views' outputs.
         variance: weight of the hinge on each output's standard deviation.
         covariance: weight of the covariances between different outputs.
+
+    Examples:
+        >>> import torch
+        >>> from genssl.models.resnet import Encoder
+        >>> x1, x2 = torch.randn(2, 4, 3, 16, 16)
+        >>> sorted(VICReg(Encoder(4), (16, 8)).loss((x1, x2), {}))
+        ['covariance', 'invariance', 'loss', 'variance']
     """
 
     sees_scale = True

@@ -44,6 +44,13 @@ def bound_terms(
         variance: of p(x_{t-1} | x_t) at t > 0, as for `p_sample`.
         clip: keep the predicted x_0 in [-1, 1].
         prediction: what the model predicts.
+
+    Examples:
+        >>> from genssl.models.diffusion import linear_schedule
+        >>> x_start, noise, t = torch.zeros(3, 4), torch.randn(3, 4), torch.tensor([0, 10, 999])
+        >>> terms = bound_terms(lambda x, t: torch.zeros_like(x), linear_schedule(), x_start, t, noise)
+        >>> terms.shape, bool((terms >= 0).all())
+        (torch.Size([3]), True)
     """
     terms = x_start.new_empty(len(x_start))
     common: dict[str, Any] = {"clip": clip, "prediction": prediction}
@@ -61,6 +68,12 @@ def prior_kl(schedule: NoiseSchedule, x_start: Tensor) -> Tensor:
     """KL(q(x_T | x_0) || N(0, I)) of x_start (B, ...): (B,) nats. No network takes part in it.
 
     With q = N(sqrt(k) x_0, 1 - k), k = alpha-bar_T, it is (k x_0^2 - k - log(1 - k)) / 2 a dimension.
+
+    Examples:
+        >>> from genssl.models.diffusion import linear_schedule
+        >>> kl = prior_kl(linear_schedule(1000), torch.ones(1, 1000))
+        >>> round(float(kl), 2)  # x_T is nearly pure noise: 1,000 dimensions have hardly any nats
+        0.02
     """
     alpha_bar = math.exp(schedule.log_alphas_cumprod[-1])
     # About alpha_bar^2 / 2, a difference of nearly equal numbers: in float64
@@ -88,6 +101,13 @@ def denoising_kl(
     Args:
         model, schedule, x_start, noise, variance, clip, prediction: as for `bound_terms`.
         t: (B,) int64 in [1, T).
+
+    Examples:
+        >>> from genssl.models.diffusion import linear_schedule
+        >>> x_start, noise, t = torch.zeros(2, 4), torch.ones(2, 4), torch.tensor([10, 999])
+        >>> perfect = denoising_kl(lambda x, t: torch.ones_like(x), linear_schedule(), x_start, t, noise)
+        >>> [round(nats, 4) for nats in perfect.tolist()]
+        [0.0, 0.0]
     """
     x_start_predicted = _predict_x_start(model, schedule, x_start, t, noise, clip, prediction)
     alpha_bar_prev, beta = schedule.alphas_cumprod_prev[t], schedule.betas[t]
@@ -119,6 +139,14 @@ def decoder_nll(
 
     Args:
         model, schedule, x_start, noise, clip, prediction: as for `bound_terms`.
+
+    Examples:
+        >>> from genssl.models.diffusion import linear_schedule
+        >>> x_start, noise = torch.zeros(2, 4), torch.ones(2, 4)
+        >>> models = (lambda x, t: torch.ones_like(x), lambda x, t: torch.zeros_like(x))
+        >>> right, wrong = (decoder_nll(model, linear_schedule(), x_start, noise) for model in models)
+        >>> bool((right < wrong).all())  # the first model finds the noise
+        True
     """
     first = torch.zeros(len(x_start), dtype=torch.int64, device=x_start.device)
     mean = _predict_x_start(model, schedule, x_start, first, noise, clip, prediction)
@@ -127,7 +155,13 @@ def decoder_nll(
 
 
 def decoder_std(schedule: NoiseSchedule) -> float:
-    """The standard deviation of the decoder's Gaussian; with T = 1, that of the only step."""
+    """The standard deviation of the decoder's Gaussian; with T = 1, that of the only step.
+
+    Examples:
+        >>> from genssl.models.diffusion import linear_schedule
+        >>> round(decoder_std(linear_schedule()), 4)
+        0.0074
+    """
     variances = schedule.posterior_variance[1:] if schedule.timesteps > 1 else schedule.betas
     return math.sqrt(float(variances[0]))
 
@@ -141,6 +175,11 @@ def byte_log_probability(images: Tensor, mean: Tensor, std: float) -> Tensor:
         images: uint8.
         mean: same shape, in the model's range.
         std: in the model's range.
+
+    Examples:
+        >>> values = torch.arange(256).to(torch.uint8)
+        >>> round(float(byte_log_probability(values, torch.zeros(256), 0.1).exp().sum()), 6)
+        1.0
     """
     mean, values = to_float64(mean), to_float64(images)
     edge = values * BIN_WIDTH - 1

@@ -244,7 +244,7 @@ class Training:
 
 
 def labels_for(method: Method, split: Split) -> Tensor | None:
-    """The labels (N,) of a split for a method that is told them; None for one that is not.
+    """The labels (N,) of a split for a method that is trained on labels; None for another.
 
     Raises:
         UserError: there are none, or of another number of classes.

@@ -10,7 +10,7 @@ from genssl.training.events import Listener, Loading
 
 
 def with_classes_of(config: Config, train: Split) -> Config:
-    """The settings of a method that is told the classes with the number of classes of its data."""
+    """The settings, with the number of classes of the data for a method that is trained on classes."""
     asks = config.needs_labels or getattr(config, "conditional", False)
     if not asks or getattr(config, "num_classes", None) is not None:
         return config
@@ -20,7 +20,7 @@ def with_classes_of(config: Config, train: Split) -> Config:
 
 
 def without_labels(name: str, config: Config) -> str:
-    """What to say of data without labels, to a method that is told them."""
+    """The message for data without labels and a method that needs them."""
     if config.needs_labels:
         return f"{name} has no labels, and a {config.method} learns them; choose data in folders of classes"
     return f"{name} has no labels, and conditional=true needs them; leave it away"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from genssl import config as configs
 from genssl import run_info
@@ -48,6 +49,7 @@ def test_samples_of_one_class_and_of_all(run: Path, tmp_path: Path) -> None:
     values = json.loads(result.stdout)
     assert (values["class"], values["guidance"], values["sampler"]) == ("7", 2, "dpm++")
     with Image.open(tmp_path / "seven.png") as picture:
+        assert isinstance(picture, PngImageFile)
         assert "class 7, guidance 2" in picture.text["Description"]
     result = call("sample", run, "-n", 20, "--class", "all", "--out", tmp_path / "all.png")
     assert result.exit_code == 0, result.output

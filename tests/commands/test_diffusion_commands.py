@@ -74,7 +74,7 @@ def test_reconstruct_from_a_noise_level(ddpm_run: Path, tmp_path: Path) -> None:
 def test_a_sweep_finds_t_star_or_says_that_it_did_not(ddpm_run: Path, tmp_path: Path) -> None:
     chosen = ["--sweep", "5:20:5", "--queries", 10, "--steps", 4, "--features", ddpm_run]
     found = json_of("reconstruct", ddpm_run, *chosen, "--out", tmp_path / "s.png")
-    assert [row["t_prime"] for row in found["levels"]] == [5, 10, 15, 20]  # type: ignore[index,union-attr]
+    assert [row["t_prime"] for row in found["levels"]] == [5, 10, 15, 20]
     assert {"t_star_pixels", "t_star_features"} <= set(found)
     assert (tmp_path / "s.png").exists()
 
@@ -99,7 +99,7 @@ def test_a_sweep_compares_in_the_default_features_and_goes_on_until_t_star(
         shutil.copy(file, flat / f"{i}.png")
     unlabeled = json_of("reconstruct", ddpm_run, *chosen, tmp_path / "unlabeled.png", "--data", flat)
     assert stars & set(unlabeled) == {"t_star_pixels", "t_star_features"}
-    assert "class_kept" not in unlabeled["levels"][0]  # type: ignore[index]
+    assert "class_kept" not in unlabeled["levels"][0]
 
 
 @pytest.mark.parametrize("method", ["ddim", "noise"])
@@ -114,15 +114,15 @@ def test_bits_per_dim(ddpm_run: Path, tmp_path: Path) -> None:
     few = json_of("bits-per-dim", ddpm_run, "--limit", 6, "--t-samples", 5, "--out", tmp_path / "c.png")
     assert (found["evaluations_per_image"], few["evaluations_per_image"]) == (20, 6)
     parts = [found[f"{part}_bits_per_dim"] for part in ("prior", "denoising", "decoder")]
-    assert sum(map(float, parts)) == pytest.approx(float(found["bits_per_dim"]))  # type: ignore[arg-type]
+    assert sum(map(float, parts)) == pytest.approx(float(found["bits_per_dim"]))
 
 
 def test_an_ablation_of_the_timesteps(digits: Path, workplace: Path, tmp_path: Path) -> None:
     base = ["--base", "network=small", "--base", "image_size=16", "--base", "features_t=2"]
     study = ["ablate", "ddpm", "--data", digits, "--epochs", 1, "--batch-size", 32, *base]
     found = json_of(*study, "--timesteps", 10, "--timesteps", 20, "--out", tmp_path / "study")
-    assert len(found["rows"]) >= 2  # type: ignore[arg-type]
-    assert all("bits_per_dim" in row["numbers"] for row in found["rows"])  # type: ignore[union-attr]
+    assert len(found["rows"]) >= 2
+    assert all("bits_per_dim" in row["numbers"] for row in found["rows"])
 
 
 @pytest.mark.parametrize(
@@ -163,6 +163,6 @@ def test_wrong_input_is_one_line_and_exit_code_2(
 def test_a_saved_ddpm_samples_the_same_after_loading(ddpm_run: Path) -> None:
     from genssl.runtime import generators
 
-    first, again = checkpoint.load(ddpm_run), checkpoint.load(ddpm_run)
-    images = [m.sample(2, generators(0, "sample", range(2)), "ancestral") for m in (first, again)]  # type: ignore[operator]
+    methods: list[Any] = [checkpoint.load(ddpm_run) for _ in range(2)]
+    images = [m.sample(2, generators(0, "sample", range(2)), "ancestral") for m in methods]
     assert torch.equal(*images)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -30,7 +31,8 @@ def _small() -> Iterator[None]:
 def masked(workplace: Path) -> Path:
     """Rendered digits with their masks: 12 to draw from, 6 to test on."""
     folder = workplace / "masked"
-    for part, count in (("train", 12), ("test", 6)):
+    parts: list[tuple[Literal["train", "test"], int]] = [("train", 12), ("test", 6)]
+    for part, count in parts:
         split = render.make(part, count=count)
         assert split.masks is not None
         for kind in ("images", "masks"):
@@ -57,14 +59,14 @@ def test_segment(ddpm: Path, vae_run: Path, masked: Path) -> None:
     values = json_of("segment", ddpm, *options)
     assert (values["labelled"], values["repeats"], values["test_images"], values["classes"]) == (6, 2, 6, 11)
     assert (values["blocks"], values["times"]) == ([1, 2], [1, 3, 5])
-    rows: list[dict[str, float]] = values["compared"]  # type: ignore[assignment]
+    rows = values["compared"]
     names = ["ddpm", "untrained ddpm", "vae", "raw pixels", "raw pixels, 3x3"]
     assert [(row["what"], row["labelled"]) for row in rows] == [(name, n) for name in names for n in (6, 4)]
     assert [row["dimensions"] for row in rows[::2]] == [96, 96, 8 + 16 + 32 + 64, 3, 27]
     assert all(0 < row["mean_iou"] < row["pixel_accuracy"] < 1 for row in rows)
-    table: list[dict[str, float]] = values["iou_by_class"]  # type: ignore[assignment]
+    table = values["iou_by_class"]
     assert [row["class"] for row in table] == ["ground", *"123456789", "10"]
-    cells: list[dict[str, float]] = values["iou_by_block_and_time"]  # type: ignore[assignment]
+    cells = values["iou_by_block_and_time"]
     assert [(cell["time"], cell["block"]) for cell in cells] == [(t, b) for t in (1, 3, 5) for b in (1, 2)]
     files = sorted(file.name for file in (ddpm / "eval").glob("segment-*.png"))
     assert len(files) == 3
@@ -81,7 +83,7 @@ def test_segment_of_chosen_blocks_and_times_and_of_ground_alone(
     options = [*FEW, "--data", masked, "--out", tmp_path / "s.png", "--times", "0,7"]
     values = json_of("segment", ddpm, *options, "--blocks", "2", "--no-heat-map")
     assert (values["classes"], values["blocks"], values["times"]) == (2, [2], [0, 7])
-    assert values["compared"][0]["dimensions"] == 32  # type: ignore[index, call-overload]
+    assert values["compared"][0]["dimensions"] == 32
     assert {file.name for file in tmp_path.iterdir()} == {"s.png", "s-mean-IoU.png"}
     assert (
         "--classes all tells them apart"
@@ -97,7 +99,7 @@ def test_the_masks_of_rendered_digits_are_read(
     monkeypatch.setattr(render, "TEST_IMAGES", 8)
     options = [*FEW, "--data", "synthetic", "--repeats", 1, "--classes", "all", "--out", tmp_path / "s.png"]
     values = json_of("segment", vae_run, *options)
-    assert [row["class"] for row in values["iou_by_class"]] == ["ground", *"0123456789"]  # type: ignore[union-attr, index]
+    assert [row["class"] for row in values["iou_by_class"]] == ["ground", *"0123456789"]
     assert (values["train_images"], values["test_images"], values["times"], values["std"]) == (
         20,
         6,
@@ -125,7 +127,7 @@ def unlabeled(workplace: Path) -> Path:
 def test_probe(vae_run: Path, ddpm: Path) -> None:
     options = ["--label-fractions", "0.2,1", "--label-fractions", 0.5, "--epochs", 3, "--draws", 2]
     values = json_of("probe", vae_run, *options, "--beside", ddpm, "-k", 30, "--no-baselines")
-    rows: list[dict[str, float]] = values["compared"]  # type: ignore[assignment]
+    rows = values["compared"]
     expected = [(name, fraction) for name in ("vae", "ddpm") for fraction in (0.2, 1, 0.5)]
     assert [(row["what"], row["fraction"]) for row in rows] == expected
     assert values["draws"] == 2

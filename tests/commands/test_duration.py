@@ -1,6 +1,7 @@
 """What is said of a command that trains for long, before it begins."""
 
 import io
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def test_a_time_limit_limits_what_is_expected(capsys: pytest.CaptureFixture[str]
 )
 def test_a_terminal_is_asked(answer: str, goes_on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_console, "is_live", lambda: True)
-    monkeypatch.setattr(_console.sys, "stdin", Terminal(answer))
+    monkeypatch.setattr(sys, "stdin", Terminal(answer))
     monkeypatch.setattr(_console.TrainingScreen, "__enter__", lambda self: self)
     if goes_on:
         confirm("train vae", [configs.make("vae", {})])

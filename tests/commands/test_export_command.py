@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -79,7 +80,7 @@ def test_onnx(runs: Path) -> None:
     for part, name in (([], "decoder"), (["--part", "encoder"], "encoder")):
         found = json_of("export", runs / "vae-svhn", "--format", "onnx", *part)
         assert (found["file"], found["part"]) == (f"vae-svhn-{name}.onnx", name)
-        assert found["largest_difference"] < 1e-5  # type: ignore[operator]
+        assert found["largest_difference"] < 1e-5
         metadata = runtime.InferenceSession(str(found["file"])).get_modelmeta().custom_metadata_map
         info = run_info.inspect(runs / "vae-svhn")
         assert metadata["weights_sha256"] == found["weights_sha256"] == info.digest
@@ -93,11 +94,11 @@ def test_onnx(runs: Path) -> None:
 @pytest.mark.slow
 def test_what_the_exporter_prints_stays_off_stdout(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import_peer("onnxscript")
-    export = torch.onnx.export
+    export: Any = torch.onnx.export
 
     def talkative(*arguments: object, **options: object) -> object:
         print("Applied 1 of general pattern rewrite rules.")
-        return export(*arguments, **options)  # type: ignore[arg-type]
+        return export(*arguments, **options)
 
     monkeypatch.setattr(torch.onnx, "export", talkative)
     json_of("export", runs / "vae-svhn", "--format", "onnx", "--out", "talkative.onnx")
@@ -113,13 +114,13 @@ def test_the_code_of_the_page_runs(runs: Path) -> None:
         result = call("export", runs / run, *options)
         assert result.exit_code == 0, result.output
     images = pixels(3)
-    names: dict[str, object] = {"images": images.numpy()}
+    names: dict[str, Any] = {"images": images.numpy()}
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         exec(block, names)
     features, samples = names["features"], names["x"]
     expected = genssl.load(runs / "simsiam-cifar10").features(to_model(images))
     torch.testing.assert_close(torch.as_tensor(features), expected, rtol=1e-4, atol=1e-4)
-    assert samples.shape == (16, 3, 32, 32)  # type: ignore[attr-defined]
+    assert samples.shape == (16, 3, 32, 32)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,8 +41,8 @@ def samples(vae_run: Path, workplace: Path) -> Path:
     return workplace / "samples"
 
 
-def rows_of(found: dict[str, object]) -> dict[str, dict[str, float]]:
-    return {row["measure"]: row for row in found["measures"]}  # type: ignore[attr-defined, index]
+def rows_of(found: dict[str, Any]) -> dict[str, dict[str, float]]:
+    return {row["measure"]: row for row in found["measures"]}
 
 
 def test_a_run_in_the_default_features(vae_run: Path) -> None:
@@ -49,13 +50,13 @@ def test_a_run_in_the_default_features(vae_run: Path) -> None:
     assert (found["samples"], found["real_images"], found["other_images"]) == (20, 20, 20)
     assert (found["train_images"], found["part"], found["features"]) == (120, "test", "genssl-1")
     assert found["features_digest"]
-    assert found["sampling"]["prior"] == "normal"  # type: ignore[index]
-    assert found["sampling"]["seconds"] >= 0  # type: ignore[index]
+    assert found["sampling"]["prior"] == "normal"
+    assert found["sampling"]["seconds"] >= 0
     assert list(rows_of(found)) == [
         "frechet_distance", "frechet_distance_infinity", "kernel_distance", "precision", "recall", "density",
         "coverage", "authenticity", "sharpness", "diversity",
     ]  # fmt: skip
-    assert any("20 samples for 48 feature dimensions" in note for note in found["notes"])  # type: ignore[attr-defined]
+    assert any("20 samples for 48 feature dimensions" in note for note in found["notes"])
     assert found == json.loads((vae_run / "eval" / "fidelity-k3-n20-resamples3.json").read_text())
     assert Image.open(vae_run / "eval" / "fidelity-k3-n20-resamples3.png").size[0] > 300
     again = json_of("fidelity", "vae", "--checkpoint", vae_run, *FEW)  # real features from the cache
@@ -85,7 +86,7 @@ def test_options_reach_the_sampler_and_the_measures(vae_run: Path, tmp_path: Pat
     assert json.loads(file.read_text()) == found
     assert not file.with_suffix(".png").exists()  # it shows the training images
     mixture = json_of("fidelity", vae_run, *chosen, "--prior", "mixture")
-    assert mixture["sampling"]["prior"] == "mixture"  # type: ignore[index]
+    assert mixture["sampling"]["prior"] == "mixture"
     assert rows_of(mixture)["diversity"] != rows_of(found)["diversity"]
     assert json_of("fidelity", vae_run, *chosen, "--seed", 1)["measures"] != mixture["measures"]
 
@@ -102,7 +103,7 @@ def test_a_folder_has_the_numbers_of_the_run_that_made_it(
     assert found.pop("kernel_distance") == pytest.approx(kernel, rel=0.5)
     assert found == pytest.approx(expected, rel=1e-5)
     assert rows_of(folder)["precision"]["train"] == rows_of(run)["precision"]["train"]
-    assert folder["sampling"]["digest"]  # type: ignore[index]
+    assert folder["sampling"]["digest"]
 
 
 @pytest.mark.parametrize("kind", ["npz", "npy", "zip"])
@@ -236,7 +237,7 @@ def test_published_weights_are_missing_put_by_hand_and_used(
     found = json_of("fidelity", samples, *chosen)
     assert (found["features"], found["features_digest"]) == ("inception", small_inception.sha256)
     assert found["dimensions"] == 48
-    assert any("24 samples for 48 feature dimensions" in note for note in found["notes"])  # type: ignore[attr-defined]
+    assert any("24 samples for 48 feature dimensions" in note for note in found["notes"])
     assert len(list(cache_folder().glob("features-*.safetensors"))) == 2  # of the test and the train images
     chosen = [*chosen[:4], "--split", "train", "--out", tmp_path / "s.png"]
     noticed = json_of("fidelity", "--sensitivity", *chosen)

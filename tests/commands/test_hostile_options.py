@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,9 +14,12 @@ from ..conftest import call
 HUGE = 10**22
 
 
-def program(*words: object, **surroundings: object) -> "subprocess.CompletedProcess[bytes]":
+def program(*words: object, **surroundings: Any) -> "subprocess.CompletedProcess[bytes]":
     command = [sys.executable, "-m", "genssl", *map(str, words)]
-    return subprocess.run(command, stderr=subprocess.PIPE, check=False, **surroundings)  # type: ignore[call-overload, no-any-return]
+    done: subprocess.CompletedProcess[bytes] = subprocess.run(
+        command, stderr=subprocess.PIPE, check=False, **surroundings
+    )
+    return done
 
 
 @pytest.mark.parametrize(

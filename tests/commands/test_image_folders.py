@@ -25,7 +25,7 @@ def picture(seed: int, size: int = 8) -> Image.Image:
 
 def content(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, kind, **options)  # type: ignore[arg-type]
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -178,7 +178,7 @@ def test_links_in_a_tar_are_followed(write: Write, tmp_path: Path) -> None:
             info.type, info.linkname, info.size = kind or tarfile.REGTYPE, target, len(data)
             archive.addfile(info, io.BytesIO(data))
     assert "a train: 4 images, 2 classes" in fetch(tmp_path / "a.tar")
-    splits = [load(str(tmp_path / "a.tar"), part, image_size=8) for part in ("train", "test")]  # type: ignore[arg-type]
+    splits = [load(str(tmp_path / "a.tar"), part, image_size=8) for part in ("train", "test")]
     images = [image.permute(1, 2, 0) for split in splits for image in split.images]
     assert sorted(sum(np.array_equal(a, b) for b in images) for a in images) == [2, 2, 3, 3, 3]
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from genssl import environment, files
 from genssl.data import image_folder
@@ -19,6 +20,7 @@ from genssl.eval import sample as sampling
 from genssl.eval.latent_profile import draw_profile
 from genssl.figures import draw_confusion
 from genssl.metrics.latents import class_profile
+from genssl.pixels import to_bytes
 from tests.conftest import SMALL, call
 
 
@@ -54,9 +56,13 @@ def test_the_same_command_goes_on_where_sampling_was_stopped(
         result = call("sample", vae_run, *options, "--out", tmp_path / "parts")
     assert result.exit_code == 130
     assert len(pixels(tmp_path / "parts")) == 5  # one batch, and one image of the next
-    drawn = []
-    to_bytes = sampling.to_bytes
-    monkeypatch.setattr(sampling, "to_bytes", lambda x: drawn.append(len(x)) or to_bytes(x))
+    drawn: list[int] = []
+
+    def counted(x: Tensor) -> Tensor:
+        drawn.append(len(x))
+        return to_bytes(x)
+
+    monkeypatch.setattr(sampling, "to_bytes", counted)
     result = call("sample", vae_run, *options, "--out", tmp_path / "parts")
     assert result.exit_code == 0, result.output
     assert "5 images are in" in result.output

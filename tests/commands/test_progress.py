@@ -1,12 +1,14 @@
 """What a person sees of a run where there is no terminal."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from genssl.commands import _console
-from genssl.commands._console import flatten, format_value, show_values
+from genssl.commands._console import format_value, show_values
+from genssl.eval.result import flatten
 from genssl.training.events import EpochEnded, Note, Started, TrainingProgress
 
 PROGRESS = TrainingProgress(
@@ -26,7 +28,7 @@ def test_plain_lines_come_at_most_every_thirty_seconds(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr(_console.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     with _console.TrainingScreen() as screen:
         for _ in range(100):
             screen(PROGRESS)

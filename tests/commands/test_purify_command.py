@@ -18,6 +18,7 @@ from genssl import checkpoint
 from genssl.config import make
 from genssl.data.loading import load
 from genssl.data.split import Split
+from genssl.errors import UserError
 from genssl.eval import purify as evaluation
 from genssl.eval.purify import Level, Settings, Share, finding
 from genssl.metrics.attacks import Attack
@@ -70,7 +71,8 @@ def purified(runs: dict[str, Path], method: str, out: Path, *options: object) ->
     arguments = ["--classifier", runs["classifier"], *FEW, *options]
     result = call("purify", runs[method], *arguments, "--json", "--out", out)
     assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
+    values: dict[str, Any] = json.loads(result.stdout)
+    return values
 
 
 @pytest.mark.parametrize(("method", "levels"), [("ddpm", [4, 20]), ("flow", [100])])
@@ -133,7 +135,8 @@ def test_default_levels_are_those_of_their_noise(runs: dict[str, Path], tmp_path
     assert (values["epsilon"], values["step_size"]) == (0.5, 0.125)
     course = build(make("ddpm", {"network": "tiny"}))
     assert isinstance(course, DDPM)
-    first, alpha_bar = {}, 1.0
+    first: dict[float, int] = {}
+    alpha_bar = 1.0
     for t_prime in range(1, 1001):
         alpha_bar *= 1 - (1e-4 + (0.02 - 1e-4) * (t_prime - 1) / 999)
         ratio = math.sqrt((1 - alpha_bar) / alpha_bar)
@@ -204,7 +207,7 @@ def test_images_without_labels(runs: dict[str, Path], digits: Path) -> None:
     classifier, ddpm = checkpoint.load(runs["classifier"]), checkpoint.load(runs["ddpm"])
     split = replace(load(str(digits), "test", image_size=SIDE), labels=None)
     settings = Settings(Attack(), 1, 1, 1)
-    with pytest.raises(evaluation.UserError, match="has no labels, and accuracy needs them"):
+    with pytest.raises(UserError, match="has no labels, and accuracy needs them"):
         evaluation.check(ddpm, classifier, split, settings)
 
 
@@ -240,7 +243,7 @@ class Perfect(torch.nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         signal, std = (f(t).view(-1, 1, 1, 1) for f in (self.signal, self.std))
-        epsilon = (x - signal * self.image) / std
+        epsilon: Tensor = (x - signal * self.image) / std
         return epsilon - self.image if self.velocity else epsilon
 
 
@@ -357,7 +360,7 @@ def test_the_sentence_says_what_the_numbers_show(
     attacked: int, rows: tuple[int, ...], parts: tuple[str, ...]
 ) -> None:
     undefended = {"clean": Share(95, 100), "attacked": Share(attacked, 100)}
-    text = finding(undefended, [level(10, 90, 1, 1, 0), level(50, *rows)])  # type: ignore[arg-type]
+    text = finding(undefended, [level(10, 90, 1, 1, 0), level(50, *rows)])
     assert "purified at t' = 50" in text
     for part in parts:
         assert part in text

@@ -47,10 +47,10 @@ def test_knn_eval(vae_run: Path) -> None:
         20,
         0.07,
     )
-    assert [row["what"] for row in found["compared"]] == [  # type: ignore[union-attr]
+    assert [row["what"] for row in found["compared"]] == [
         "features of this vae", "raw pixels", "untrained encoder", "always the commonest class",
     ]  # fmt: skip
-    assert set(found["accuracy_by_class"]) <= set("0123456789")  # type: ignore[call-overload]
+    assert set(found["accuracy_by_class"]) <= set("0123456789")
     assert found["data_digest"]
     assert found == json.loads((vae_run / "eval" / "knn-eval-k20-temperature0.07.json").read_text())
     for name in ("knn-eval-k20-temperature0.07.png", "knn-eval-k20-temperature0.07-neighbors.png"):
@@ -61,7 +61,7 @@ def test_knn_eval_over_k(vae_run: Path) -> None:
     found = json_of("knn-eval", vae_run, "-k", 20, "-k", 1, "--no-baselines")
     assert found == json.loads((vae_run / "eval" / "knn-eval-no-baselines-k20-1.json").read_text())
     assert found["k"] == 20
-    rows: list[dict[str, float]] = found["accuracy_by_k"]  # type: ignore[assignment]
+    rows = found["accuracy_by_k"]
     assert [row["k"] for row in rows] == [20, 1]
     assert rows[0]["features of this vae"] == pytest.approx(found["accuracy"], abs=1e-6)
 
@@ -70,7 +70,7 @@ def test_knn_eval_of_fewer_images_and_without_baselines(vae_run: Path, tmp_path:
     chosen = ["-k", 5, *FEW, "--no-baselines", "--out", tmp_path / "k.png"]
     found = json_of("knn-eval", "vae", "--checkpoint", vae_run, *chosen)
     assert (found["train_images"], found["test_images"]) == (60, 30)
-    assert len(found["compared"]) == 2  # type: ignore[arg-type]
+    assert len(found["compared"]) == 2
     other = [*chosen[:-1], tmp_path / "other.png"]
     assert json_of("knn-eval", vae_run, *other, "--batch-size", 7)["accuracy"] == found["accuracy"]
     result = call("knn-eval", "vae", "--checkpoint", vae_run, *chosen)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from genssl import cli, files, run_info, runs
+from genssl import files, paths, run_info, runs
 from genssl.commands import runs as commands
 from genssl.errors import UserError
 
@@ -126,7 +126,7 @@ def test_a_removed_link_leaves_what_it_leads_to(root: Path) -> None:
 
 def test_what_is_shipped_trained_or_no_run_is_not_removed(root: Path, vae_run: Path) -> None:
     with pytest.raises(UserError, match="comes with genssl"):
-        runs.removable(str(cli.paths.shipped_root() / "vae"))
+        runs.removable(str(paths.shipped_root() / "vae"))
     with pytest.raises(UserError, match="no run folder vae"):
         runs.removable("vae")  # a method is not one run
     with pytest.raises(UserError, match="no run folder"):

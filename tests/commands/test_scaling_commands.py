@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from genssl import cli, distributed, run_info
 from genssl import config as configs
 from genssl.data import loader
+from genssl.environment import launched_rank
 from genssl.errors import FAILED_RUN, INTERRUPTED, LOST_PROCESS, WRONG_INPUT, Echo, UserError
 from genssl.runtime import choose_device
 from genssl.training import ddp
@@ -247,9 +248,9 @@ def test_one_process_speaks(
 
 def test_a_rank_without_a_world_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "3")
-    assert cli.launched_rank() == 0
+    assert launched_rank() == 0
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert cli.launched_rank() == 3
+    assert launched_rank() == 3
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -168,10 +169,10 @@ def test_an_archive_is_read_in_constant_memory(tmp_path: Path) -> None:
             info = tarfile.TarInfo(f"{i}.png")
             info.size = 4
             archive.addfile(info, io.BytesIO(b"1234"))
-    found = members(path)
+    found: Any = members(path)
     for _ in range(300):
         next(found)
-    frame = found.gi_yieldfrom.gi_frame  # type: ignore[attr-defined]
+    frame = found.gi_yieldfrom.gi_frame
     assert len(frame.f_locals["archive"].members) <= 1
 
 

@@ -115,14 +115,14 @@ def test_images_are_those_of_files_with_the_same_pixels(tmp_path: Path) -> None:
     wide = RANDOM.integers(0, 256, (3, 20, 50, 3), np.uint8)
     np.save(tmp_path / "x.npy", wide)
     for fit in ("crop", "pad", "stretch"):
-        split = load(str(tmp_path / "x.npy"), "train", image_size=16, fit=fit)  # type: ignore[arg-type]
+        split = load(str(tmp_path / "x.npy"), "train", image_size=16, fit=fit)
         from genssl.data.fit import Fit
 
         content = []
         for image in wide:
             buffer = io.BytesIO()
             Image.fromarray(image).save(buffer, "PNG")
-            content.append(decode(buffer.getvalue(), Fit(16, fit)).tobytes())  # type: ignore[arg-type]
+            content.append(decode(buffer.getvalue(), Fit(16, fit)).tobytes())
         assert {image.permute(1, 2, 0).numpy().tobytes() for image in split.images} <= set(content)
 
 
@@ -137,7 +137,7 @@ def test_names_as_labels_and_a_changed_file(tmp_path: Path) -> None:
 class Trap:
     """Runs code when it is unpickled."""
 
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
+    def __reduce__(self) -> tuple[Any, tuple[str, str]]:
         return open, ("unpickled", "w")
 
 

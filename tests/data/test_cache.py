@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -65,7 +65,7 @@ def test_the_folder_is_named_by_the_environment(monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.parametrize("changes", [{}, {"masks": None}, {"labels": None, "masks": None}])
-def test_what_is_written_is_read(tmp_path: Path, changes: dict[str, None]) -> None:
+def test_what_is_written_is_read(tmp_path: Path, changes: dict[str, Any]) -> None:
     written = replace(split(), **changes)
     write_split(tmp_path / "a", written)
     assert same(read_split(tmp_path / "a"), written)
@@ -133,7 +133,7 @@ def test_a_damaged_entry_is_built_again(how: str) -> None:
 GOOD = {"images": np.zeros((2, 3, 4, 4), np.uint8), "labels": np.array([0, 1])}
 
 
-def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def write(path: Path, arrays: module.Arrays) -> None:
     write_arrays(path, arrays, ("a", "b"), "n", "train", "d")
 
 
@@ -233,7 +233,8 @@ def test_an_entry_is_written_in_pieces(
 
     def read(rows: slice) -> np.ndarray:
         asked.append(rows)
-        return tensors["images"][rows].numpy()
+        pixels: np.ndarray = tensors["images"][rows].numpy()
+        return pixels
 
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     arrays["images"] = LazyArray((7, 3, 4, 4), "uint8", read)

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from itertools import permutations
 
 import numpy as np
@@ -34,7 +35,7 @@ def planes(n: int = 6, height: int = 32, width: int = 32, key: int = 0) -> Tenso
     return images.transpose(0, 1).contiguous()
 
 
-def each(operation, images: Tensor, *parameters: Tensor) -> Tensor:
+def each(operation: Callable[..., Tensor], images: Tensor, *parameters: Tensor) -> Tensor:
     """The peer's result for each image, with its own parameters, as planes."""
     rows = zip(images.unbind(1), *(p.tolist() for p in parameters), strict=True)
     return torch.stack([operation(image, *own) for image, *own in rows], 1)
@@ -55,7 +56,7 @@ def test_gray_agrees_with_pillow() -> None:
         (SATURATION, peer.adjust_saturation),
     ],
 )
-def test_blends_agree_with_torchvision(kind: int, operation) -> None:
+def test_blends_agree_with_torchvision(kind: int, operation: Callable[..., Tensor]) -> None:
     images, factors = planes(8), 2 * uniform((8,), generator(1, "factors"))
     found = blend(images, torch.full((8,), kind), factors)
     torch.testing.assert_close(found, each(operation, images, factors), rtol=0, atol=WEIGHTS_DIFFER)

@@ -17,7 +17,7 @@ import torch
 
 from genssl.data import cache as cache_module
 from genssl.data import image_folder as module
-from genssl.data.cache import load_or_build, write_split
+from genssl.data.cache import Progress, load_or_build, write_split
 from genssl.data.decode import Bytes, decode
 from genssl.data.fit import Fit
 from genssl.data.image_folder import Conversion, convert
@@ -121,7 +121,7 @@ def test_an_interrupted_conversion_leaves_nothing(
     assert is_right(folder, pictures, path)
 
 
-def built(path: Path, part: str = "train", progress: Callable[..., object] | None = None) -> Split | None:
+def built(path: Path, part: str = "train", progress: Progress | None = None) -> Split | None:
     """What `load` does with a path."""
     prefix, key = module.cache_keys(path, 8, False)
     return load_or_build(

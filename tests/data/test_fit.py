@@ -58,14 +58,14 @@ def test_the_crop_says_when_it_cuts_off_more_than_a_third(size: tuple[int, int],
     assert (fit.notice("x") is not None) is noted
     assert not noted or "more than a third of 1 of 2 images" in str(fit.notice("x"))
     for shape in ("pad", "stretch"):
-        other = Fit(8, shape)  # type: ignore[arg-type]
+        other = Fit(8, shape)
         other(halves(*size))
         assert other.notice("x") is None
 
 
 def test_an_unknown_way_is_refused() -> None:
     with pytest.raises(UserError, match="use crop, pad or stretch"):
-        Fit(8, "squeeze")  # type: ignore[arg-type]
+        Fit(8, "squeeze")  # type: ignore[arg-type]  # no such way
 
 
 def test_a_folder_is_converted_for_each_way(tmp_path: Path, put: Put, picture: Picture) -> None:

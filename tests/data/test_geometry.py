@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -69,12 +71,13 @@ def test_boxes_are_distributed_as_those_of_torchvision(height: int, width: int) 
         ratio = [1 / RATIO, RATIO]
         peer = torch.tensor([RandomResizedCrop.get_params(image, [0.08, 1.0], ratio) for _ in range(n)])
     boxes = boxes_of(n, height, width)
-    for measure in (
+    measures: list[Callable[[Tensor], Tensor]] = [
         lambda box: box[:, 2] * box[:, 3],
         lambda box: box[:, 3] / box[:, 2],
         lambda box: box[:, 0] / (height - box[:, 2]).clamp(min=1),
         lambda box: box[:, 1] / (width - box[:, 3]).clamp(min=1),
-    ):
+    ]
+    for measure in measures:
         # The Kolmogorov-Smirnov distance of equal distributions exceeds 1.95 sqrt(2 / n) once in 1000 times
         distance = ks_2samp(measure(boxes).numpy(), measure(peer.float()).numpy()).statistic
         assert distance < 1.95 * (2 / n) ** 0.5

@@ -15,6 +15,8 @@ from genssl.data.split import Split
 from genssl.data.subset import limit_split, train_validation_split
 from genssl.errors import UserError
 
+from ..narrow import given
+
 COUNTS = (2, 7, 15, 24, 40)  # of the classes
 LABELS = torch.repeat_interleave(torch.arange(5), torch.tensor(COUNTS))
 N = len(LABELS)
@@ -33,12 +35,12 @@ HEAP = replace(WHOLE, labels=None, classes=())
 
 
 def rows(split: Split) -> list[int]:
-    return split.images[:, 0, 0, 0].tolist()  # type: ignore[no-any-return]
+    return split.images[:, 0, 0, 0].tolist()
 
 
 def counts(split: Split) -> list[int]:
     assert split.labels is not None
-    return torch.bincount(split.labels, minlength=5).tolist()  # type: ignore[no-any-return]
+    return torch.bincount(split.labels, minlength=5).tolist()
 
 
 @pytest.fixture(params=["memory", "file"])
@@ -99,7 +101,7 @@ def test_the_seed_chooses_and_the_digest_says_what_was_chosen() -> None:
 @pytest.mark.parametrize("label", [0, 4])
 def test_every_image_of_a_class_is_as_likely(label: int) -> None:
     """Of m images 1 in 4 is held out; over 200 seeds each of them about 50 times."""
-    few = WHOLE.select((WHOLE.labels == label).nonzero().flatten()[:8])
+    few = WHOLE.select((given(WHOLE.labels) == label).nonzero().flatten()[:8])
     held_out = [rows(train_validation_split(few, 0.25, seed)[1]) for seed in range(200)]
     n, expected = len(few), 200 * len(held_out[0]) / len(few)
     times = torch.bincount(torch.tensor(held_out).flatten(), minlength=N)[rows(few)]
@@ -117,12 +119,12 @@ def test_a_single_image_cannot_be_in_both_parts(split: Split, name: str) -> None
 
 
 def config(digits: Path, **changes: object) -> VAEConfig:
-    return VAEConfig(data=str(digits), **{"seed": 3, **changes})  # type: ignore[arg-type]
+    return VAEConfig(data=str(digits), **{"seed": 3, **changes})
 
 
 def test_a_run_has_the_limited_split_without_what_is_held_out(digits: Path) -> None:
     settled = config(digits, limit=80, holdout=0.2)
-    train, validation = (load_for_run(settled, part) for part in ("train", "validation"))  # type: ignore[arg-type]
+    train, validation = (load_for_run(settled, part) for part in ("train", "validation"))
     limited = limit_split(load(str(digits), "train"), 80, 3)
     for split, expected in zip((train, validation), train_validation_split(limited, 0.2, 3), strict=True):
         assert torch.equal(split.images, expected.images)

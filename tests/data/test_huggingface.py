@@ -171,8 +171,8 @@ def test_the_library_gives_what_the_files_hold(
 ) -> None:
     (hub / "banner.png").unlink()
     for part in ("train", "test"):
-        of_hub = load("hf:owner/animals", part)  # type: ignore[arg-type]
-        of_files = load(str(hub), part)  # type: ignore[arg-type]
+        of_hub = load("hf:owner/animals", part)
+        of_files = load(str(hub), part)
         assert (of_hub.digest, of_hub.classes, of_hub.name) == (of_files.digest, of_files.classes, "animals")
     monkeypatch.setattr(datasets, "load_dataset", None)  # is not needed again
     assert len(load("hf:owner/animals", "test")) == 2

@@ -1,5 +1,8 @@
 """A streamed split gives the batches of a resident one."""
 
+from collections.abc import Generator
+
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -41,6 +44,7 @@ def test_no_batches() -> None:
 def test_it_may_be_stopped_early() -> None:
     stream = loader.streamed(IMAGES, ROWS, CPU)
     next(stream)
+    assert isinstance(stream, Generator)
     stream.close()
     assert next(loader.streamed(IMAGES, ROWS, CPU)).shape == (8, 3, 4, 4)
 
@@ -72,7 +76,7 @@ def test_what_reading_raises_is_raised_in_the_loop(monkeypatch: pytest.MonkeyPat
     def fail(*_: object, **__: object) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(loader.np, "take", fail)
+    monkeypatch.setattr(np, "take", fail)
     with pytest.raises(OSError, match="Input/output"):
         batches(loader.Loader(SPLIT, CPU, stream=True))
 

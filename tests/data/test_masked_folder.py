@@ -1,5 +1,6 @@
 """Images with masks: which belongs to which, numbers that stay numbers, and what is refused."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from PIL import Image
 from genssl.data.masked_folder import has_masks, read_masked
 from genssl.errors import UserError
 from genssl.pixels import IGNORE
+
+from ..narrow import given
 
 
 def write(folder: Path, name: str, mask: np.ndarray, palette: bool = False) -> None:
@@ -38,7 +41,7 @@ def test_numbers_are_those_of_the_file(tmp_path: Path, palette: bool) -> None:
         for i, mask in enumerate(rows):
             write(tmp_path / part, f"deep/{i:02d}", mask, palette)
     assert has_masks(tmp_path)
-    train, test = (read_masked(tmp_path, part, 8, 3) for part in ("train", "test"))  # type: ignore[arg-type]
+    train, test = (read_masked(tmp_path, part, 8, 3) for part in ("train", "test"))
     assert train.classes == test.classes == ("1", "2", "3", "4")
     assert train.masks is not None
     assert test.masks is not None
@@ -53,7 +56,7 @@ def test_numbers_are_those_of_the_file(tmp_path: Path, palette: bool) -> None:
 def test_a_tenth_is_for_testing_where_there_are_no_parts(tmp_path: Path) -> None:
     for i, mask in enumerate(masks(20)):
         write(tmp_path, f"{i:02d}", mask)
-    train, test = (read_masked(tmp_path, part, 8, 3) for part in ("train", "test"))  # type: ignore[arg-type]
+    train, test = (read_masked(tmp_path, part, 8, 3) for part in ("train", "test"))
     assert (len(train), len(test)) == (18, 2)
     for split in (train, test):
         assert split.masks is not None
@@ -68,11 +71,11 @@ def test_masks_are_cut_as_their_images_and_have_no_numbers_between_classes(tmp_p
     write(tmp_path, "wide", wide)
     write(tmp_path, "other", wide)
     for size in (8, 5, 4):
-        (mask,) = read_masked(tmp_path, "train", size, 3).masks  # type: ignore[misc]
+        (mask,) = given(read_masked(tmp_path, "train", size, 3).masks)
         assert set(mask.unique().tolist()) == {1, 4, 9}
         assert mask[0, 0] == 1
         assert mask[-1, -1] == 9
-    (padded,) = read_masked(tmp_path, "train", 16, 3, fit="pad").masks  # type: ignore[misc]
+    (padded,) = given(read_masked(tmp_path, "train", 16, 3, fit="pad").masks)
     assert bool((padded[:4] == IGNORE).all())
     np.testing.assert_array_equal(padded[4:12], wide)
 
@@ -96,7 +99,9 @@ def test_masks_are_cut_as_their_images_and_have_no_numbers_between_classes(tmp_p
         (lambda f: Image.new("L", (8, 8)).save(f / "images" / "1.png"), "two files for"),
     ],
 )
-def test_what_does_not_fit_together_is_one_line(tmp_path: Path, spoil, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_what_does_not_fit_together_is_one_line(
+    tmp_path: Path, spoil: Callable[[Path], object], message: str
+) -> None:
     for i, mask in enumerate(masks(4)):
         write(tmp_path, str(i), mask)
     spoil(tmp_path)

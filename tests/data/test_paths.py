@@ -3,6 +3,7 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def test_every_kind_gives_the_same_split(kind: str, tmp_path: Path, put: Put, tr
     backwards = dict(reversed(tree.items()))  # the order in an archive says nothing
     path = put(tmp_path / kind, backwards)
     for part in ("train", "test"):
-        found = load(str(path), part)  # type: ignore[arg-type]
+        found = load(str(path), part)
         names = [f"svhn/{part}/{digit}/{i}.png" for digit in (2, 10) for i in (0, 1)]
         expected = np.stack([decode(tree[name], 32).transpose(2, 0, 1) for name in names])
         assert np.array_equal(found.images.numpy(), expected)
@@ -57,7 +58,7 @@ def test_a_split_without_parts_is_held_out_by_the_seed(tmp_path: Path, put: Put,
 def test_every_image_keeps_its_label(tmp_path: Path, put: Put, picture: Picture) -> None:
     path = put(tmp_path / "pets", {f"{'cat' if i % 2 else 'dog'}/{i:02}.png": picture(i) for i in range(30)})
     for part in ("train", "test"):
-        found = load(str(path), part)  # type: ignore[arg-type]
+        found = load(str(path), part)
         assert found.labels is not None
         for image, label in zip(found.images, found.labels, strict=True):
             source = next(
@@ -226,11 +227,16 @@ def test_all_sizes_and_modes_become_one_tensor(tmp_path: Path, put: Put, picture
     assert load(str(path), "train", image_size=24).images.shape == (3, 3, 24, 24)
 
 
-def built(path: Path, monkeypatch: pytest.MonkeyPatch, **options: object) -> bool:
-    calls = []
-    read = image_folder.read
-    monkeypatch.setattr(image_folder, "read", lambda *a, **k: calls.append(1) or read(*a, **k))
-    load(str(path), "train", **options)  # type: ignore[arg-type]
+def built(path: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> bool:
+    calls: list[int] = []
+    read: Any = image_folder.read
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        calls.append(1)
+        return read(*arguments, **named)
+
+    monkeypatch.setattr(image_folder, "read", counted)
+    load(str(path), "train", **options)
     monkeypatch.setattr(image_folder, "read", read)
     return bool(calls)
 

@@ -19,6 +19,7 @@ SIZES = [(32, 32), (24, 40)]
 # How far from torchvision, in levels of 255. Geometry: both round the same place, whose last bits differ, to
 # a whole number. Blends: both cut to a whole number, and torchvision its gray (or smoothed) reference before,
 # which moves the sum by less than 1; so does brightness, whose products are the same. The rest are exact.
+Operation = Callable[[Tensor], Tensor]
 GEOMETRY = (ours.SHEAR_X, ours.SHEAR_Y, ours.ROTATE)
 BLENDS = (ours.BRIGHTNESS, ours.COLOR, ours.CONTRAST, ours.SHARPNESS)
 
@@ -46,15 +47,15 @@ def pillows_autocontrast(images: Tensor) -> Tensor:
     return torch.stack([peer.pil_to_tensor(row) for row in rows])
 
 
-def reference(kind: int, amount: float, height: int, width: int) -> Callable[[Tensor], Tensor]:
+def reference(kind: int, amount: float, height: int, width: int) -> Operation:
     """torchvision's operation, as its RandAugment calls it; `amount` is signed, a share of the largest."""
 
-    def affine(shift_x: float = 0, shift_y: float = 0, shear_x: float = 0, shear_y: float = 0):
+    def affine(shift_x: float = 0, shift_y: float = 0, shear_x: float = 0, shear_y: float = 0) -> Operation:
         shear = [math.degrees(math.atan(shear_x)), math.degrees(math.atan(shear_y))]
         shift = [int(shift_x), int(shift_y)]
         return lambda x: peer.affine(x, 0, shift, 1, shear, BILINEAR, center=[0, 0])
 
-    return {
+    operations: dict[int, Operation] = {
         ours.IDENTITY: lambda x: x,
         ours.SHEAR_X: affine(shear_x=0.3 * amount),
         ours.SHEAR_Y: affine(shear_y=0.3 * amount),
@@ -69,7 +70,8 @@ def reference(kind: int, amount: float, height: int, width: int) -> Callable[[Te
         ours.SOLARIZE: lambda x: peer.solarize(x, 255 * (1 - abs(amount))),
         ours.AUTOCONTRAST: pillows_autocontrast,
         ours.EQUALIZE: peer.equalize,
-    }[kind]
+    }
+    return operations[kind]
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)

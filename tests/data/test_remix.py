@@ -1,6 +1,7 @@
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -197,7 +198,7 @@ def svhn() -> None:
 
 @pytest.mark.usefixtures("svhn")
 @pytest.mark.parametrize("part", ["train", "test"])
-def test_a_known_set_is_remixed_whatever_the_seed_of_the_run(part: str) -> None:
+def test_a_known_set_is_remixed_whatever_the_seed_of_the_run(part: Literal["train", "test"]) -> None:
     found, other = (load("svhn-remix", part, image_size=4, seed=seed) for seed in (0, 5))
     assert np.array_equal(found.images, remix(TRAIN, TEST, part).images)
     assert torch.equal(found.images, other.images)

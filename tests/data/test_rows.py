@@ -139,7 +139,7 @@ def test_what_the_disk_refuses_is_said_with_the_name(monkeypatch: pytest.MonkeyP
     def fail(*_: object) -> bytes:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(rows.os, "pread", fail)
+    monkeypatch.setattr(os, "pread", fail)
     with pytest.raises(UserError, match=re.escape(f"cannot read {file} (Input/output error)")):
         list(Loader(split, CPU, stream=True).batches(ORDER))
 
@@ -163,11 +163,12 @@ def test_an_entry_of_an_earlier_version_is_read_and_its_length_is_checked() -> N
 
 @pytest.mark.usefixtures("cache")
 def test_an_entry_with_other_labels_or_sums_than_were_written_is_none() -> None:
-    for name, change in (
+    changes: list[tuple[str, Callable[[np.ndarray], np.ndarray]]] = [
         ("labels", lambda a: a[::-1]),
         ("sums", lambda a: a[1:]),
         ("sums", lambda a: a * 1.0),
-    ):
+    ]
+    for name, change in changes:
         _, file = cached()
         assert read_split(file.parent) is not None
         array = np.load(file.with_name(f"{name}.npy"))

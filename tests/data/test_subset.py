@@ -2,7 +2,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -76,7 +76,8 @@ def test_how_the_sources_are_cut_is_of_no_matter(
 
 @pytest.mark.parametrize("lacking", [["labels"], ["masks"], ["labels", "masks"]])
 def test_labels_and_masks_are_those_that_all_have(lacking: list[str], place: str) -> None:
-    sources = [split(3), replace(split(4), **dict.fromkeys(lacking))]
+    nothing: dict[str, Any] = dict.fromkeys(lacking)
+    sources = [split(3), replace(split(4), **nothing)]
     rows = torch.tensor([6, 0, 2])
     assert same(select(sources, rows), expected(sources, rows))
 

@@ -28,7 +28,7 @@ class Projection(Method):
 
     def features(self, images: Tensor) -> Tensor:
         self.batches.append(len(images))
-        return self.factor * (images.flatten(1) @ self.matrix + 0.3)
+        return self.factor * (images.flatten(1).matmul(self.matrix) + 0.3)
 
 
 def split(part: str, n: int, classes: tuple[str, ...] = CLASSES) -> Split:
@@ -48,7 +48,7 @@ def unlabeled(data: Split) -> Split:
 def reference(method: Projection, data: Split) -> Tensor:
     """The features by another way: all at once, in double precision."""
     x = (data.images.double() + 0.5) / 128 - 1
-    return method.factor * (x.flatten(1) @ method.matrix.double() + 0.3)
+    return method.factor * (x.flatten(1).matmul(method.matrix.double()) + 0.3)
 
 
 def silent(done: int, total: int) -> None:

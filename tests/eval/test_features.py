@@ -1,17 +1,27 @@
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 
 from genssl.errors import UserError
 from genssl.eval.features import draw_components, features, metadata_of
+from genssl.eval.result import EvalResult
 from genssl.metrics.collapse import output_std
 
+from ..narrow import given
 from .blobs import CLASSES, Projection, reference, silent, split, unlabeled
 
 TEST = split("test", 120)
+
+
+def figure_of(outcome: EvalResult) -> Figure:
+    figure = outcome.figures["principal components"]
+    assert isinstance(figure, Figure)
+    return figure
 
 
 def test_features_and_labels_in_the_order_of_the_split() -> None:
@@ -19,7 +29,7 @@ def test_features_and_labels_in_the_order_of_the_split() -> None:
     outcome, tensors = features(method, TEST, batch_size=50, tick=silent)
     torch.testing.assert_close(tensors["features"].double(), reference(method, TEST), rtol=1e-5, atol=1e-5)
     assert tensors["features"].dtype == torch.float32
-    assert torch.equal(tensors["labels"], TEST.labels)
+    assert torch.equal(tensors["labels"], given(TEST.labels))
     assert (outcome.values["images"], outcome.values["dimensions"]) == (120, 8)
     assert outcome.values["std_l2_normalized"] == pytest.approx(output_std(reference(method, TEST)), rel=1e-5)
 
@@ -28,14 +38,14 @@ def test_the_picture_has_every_image_at_its_components() -> None:
     method = Projection()
     outcome, _ = features(method, TEST, batch_size=50, tick=silent)
     peer = PCA(2, svd_solver="full").fit(reference(method, TEST).numpy())
-    points = outcome.figures["principal components"].axes[0].collections[0]  # type: ignore[union-attr]
+    points: Any = figure_of(outcome).axes[0].collections[0]
     found = np.asarray(points.get_offsets())
     expected = peer.transform(reference(method, TEST).numpy())
     np.testing.assert_allclose(np.sort(found[:, 0]), np.sort(expected[:, 0]), atol=1e-4)
     nearest = np.abs(found[:, None] - expected[None]).sum(2).argmin(1)
     colors = points.get_facecolors()
     for place in range(len(CLASSES)):  # one color a class
-        assert len(np.unique(colors[TEST.labels.numpy()[nearest] == place], axis=0)) == 1
+        assert len(np.unique(colors[given(TEST.labels).numpy()[nearest] == place], axis=0)) == 1
     assert outcome.values["explained_variance"] == pytest.approx(
         peer.explained_variance_ratio_.tolist(), rel=1e-4
     )
@@ -44,7 +54,7 @@ def test_the_picture_has_every_image_at_its_components() -> None:
 def test_without_labels() -> None:
     outcome, tensors = features(Projection(), unlabeled(TEST), batch_size=50, tick=silent)
     assert list(tensors) == ["features"]
-    assert outcome.figures["principal components"].axes[0].get_legend() is None  # type: ignore[union-attr]
+    assert figure_of(outcome).axes[0].get_legend() is None
 
 
 def test_one_dimension_and_many_classes_are_drawn() -> None:

@@ -85,7 +85,13 @@ def test_numbers_are_those_of_the_measures() -> None:
         expected = {name: value for name, value in expected.items() if value is not None}
         assert found == pytest.approx(expected, rel=1e-4)
     assert {"frechet_distance_infinity", *expected} == set(rows_of(outcome))
-    about = {"samples": 40, "real_images": 40, "other_images": 40, "train_images": 90, "dimensions": 8}
+    about: dict[str, Any] = {
+        "samples": 40,
+        "real_images": 40,
+        "other_images": 40,
+        "train_images": 90,
+        "dimensions": 8,
+    }
     about |= {"kernel_subset_size": 20, "features": "projection", "features_digest": "weights"}
     assert {name: outcome.values[name] for name in about} == about
     # 40 images in 8 dimensions
@@ -107,8 +113,8 @@ def test_the_extrapolated_distance_has_no_bias() -> None:
     for i in range(10):
         draw = generator(i, "test")
         one, two = (torch.randn(128, 16, generator=draw) for _ in range(2))
-        sets = (SampleSet(features, torch.ones(128)) for features in (one, two + mean))
-        found, _ = measure(*sets, Settings(neighbors=1, resamples=20), silent)
+        left, right = (SampleSet(features, torch.ones(128)) for features in (one, two + mean))
+        found, _ = measure(left, right, Settings(neighbors=1, resamples=20), silent)
         plain.append(found["frechet_distance"].value)
         infinite.append(found["frechet_distance_infinity"].value)
     bias = sum(plain) / 10 - 1

@@ -44,7 +44,8 @@ class Gaussian(nn.Module):
 
 def ddpm(timesteps: int = 200) -> DDPM:
     schedule = linear_schedule(timesteps, scaled=True)
-    method = DDPM(schedule, Gaussian(schedule), image_size=SIDE)  # type: ignore[arg-type]
+    network: Any = Gaussian(schedule)  # as a UNet
+    method = DDPM(schedule, network, image_size=SIDE)
     method.config = DDPMConfig(image_size=SIDE, timesteps=timesteps, features_t=0)
     return method
 

@@ -25,6 +25,8 @@ from genssl.models.diffusion import NoiseSchedule, linear_schedule
 from genssl.pixels import to_model
 from genssl.runtime import generator, generators
 
+from ..narrow import given
+
 SIZE, T, N = 8, 50, 40
 SILENT: Any = {"tick": lambda done, total: None}
 
@@ -286,7 +288,7 @@ def test_classes_are_the_labels_of_like_images(split: Split) -> None:
     predicted = judge.predict(judge.candidates["features"])
     assert judge.bank is not None
     assert len(predicted) == N  # k is the whole bank: the nearest weigh most
-    assert torch.equal(predicted, bright.labels)
+    assert torch.equal(predicted, given(bright.labels))
 
 
 def test_half_precision_holds_pixels_exactly(split: Split) -> None:

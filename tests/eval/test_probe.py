@@ -1,4 +1,6 @@
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -7,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from genssl.metrics import linear_probe as module
-from genssl.metrics.linear_probe import ProbeResult, ProbeSettings, linear_probe
+from genssl.metrics.linear_probe import ProbeFeatures, ProbeResult, ProbeSettings, linear_probe
 from genssl.runtime import epoch_permutation, generator
 
 N, M, D, C = 500, 200, 6, 4
@@ -24,9 +26,9 @@ TRAIN, LABELS = clouds(N, 0)
 TEST, TEST_LABELS = clouds(M, 1)
 
 
-def fit(train: object = TRAIN, test: Tensor = TEST, seed: int = 0, **changes: float) -> ProbeResult:
-    settings = ProbeSettings(**{"epochs": 5, "batch_size": 64, **changes})  # type: ignore[arg-type]
-    return linear_probe(train, LABELS, test, TEST_LABELS, C, settings, seed=seed)  # type: ignore[arg-type]
+def fit(train: ProbeFeatures = TRAIN, test: Tensor = TEST, seed: int = 0, **changes: Any) -> ProbeResult:
+    settings = ProbeSettings(**{"epochs": 5, "batch_size": 64, **changes})
+    return linear_probe(train, LABELS, test, TEST_LABELS, C, settings, seed=seed)
 
 
 def by_autograd(settings: ProbeSettings) -> tuple[list[float], list[float], Tensor]:
@@ -79,7 +81,10 @@ def test_reaches_the_optimum_that_scikit_learn_finds() -> None:
 def test_scale_place_and_rotation_of_features_change_nothing() -> None:
     expected = fit()
     rotation = torch.linalg.qr(torch.randn(D, D, generator=generator(1, "test"))).Q
-    for change in (lambda x: 1e-4 * x, lambda x: 1e4 * x, lambda x: x - 7, lambda x: x @ rotation):
+    changes: list[Callable[[Tensor], Tensor]] = [
+        lambda x: 1e-4 * x, lambda x: 1e4 * x, lambda x: x - 7, lambda x: x.matmul(rotation)
+    ]  # fmt: skip
+    for change in changes:
         found = fit(change(TRAIN), change(TEST))
         assert found.train_loss == pytest.approx(expected.train_loss, rel=1e-3)
         assert found.test_loss == pytest.approx(expected.test_loss, rel=1e-3)

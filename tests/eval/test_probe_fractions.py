@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from sklearn.neighbors import KNeighborsClassifier
 
 from genssl.errors import UserError
@@ -12,6 +13,7 @@ from genssl.eval.probe import LabelFractions, labelled_rows, probe
 from genssl.eval.result import EvalResult
 from genssl.metrics.linear_probe import ProbeSettings, linear_probe
 
+from ..narrow import given
 from .blobs import Projection, as_pixels, reference, silent, split
 
 TRAIN, TEST = split("train", 300), split("test", 120)
@@ -76,9 +78,10 @@ def test_accuracies_are_those_of_the_labelled_images() -> None:
 
 def test_the_figure_has_a_line_of_each_kind_and_names_the_shares() -> None:
     (figure,) = evaluate(fractions=(1.0, 0.025)).figures.values()
-    (axis,) = figure.axes  # type: ignore[union-attr]
+    assert isinstance(figure, Figure)
+    (axis,) = figure.axes
     assert [label.get_text() for label in axis.get_xticklabels()] == ["2.5", "100"]
-    assert [text.get_text() for text in axis.get_legend().get_texts()] == [
+    assert [text.get_text() for text in given(axis.get_legend()).get_texts()] == [
         f"{name}, {kind}" for name in ("vae", "untrained vae", "raw pixels") for kind in ("linear", "kNN")
     ]
 

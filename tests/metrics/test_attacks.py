@@ -117,8 +117,9 @@ def test_starts_fill_the_ball_evenly() -> None:
     square = random_start(x, Attack("linf", 0.2), torch.Generator().manual_seed(0))
     disc = random_start(x, Attack("l2", 0.2), torch.Generator().manual_seed(0))
     # Within half the radius: a quarter of both areas
-    for delta, norm in ((square, "linf"), (disc, "l2")):
-        inside = (norms(delta, norm) < 0.1).float().mean()  # type: ignore[arg-type]
+    drawn: list[tuple[Tensor, Norm]] = [(square, "linf"), (disc, "l2")]
+    for delta, norm in drawn:
+        inside = (norms(delta, norm) < 0.1).float().mean()
         assert abs(float(inside) - 0.25) < 5 * math.sqrt(0.25 * 0.75 / 4000)
 
 

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ def normal(*shape: int, counter: int = 0) -> Tensor:
 
 
 def rotation(d: int) -> Tensor:
-    return torch.linalg.qr(normal(d, d, counter=9)).Q
+    q: Tensor = torch.linalg.qr(normal(d, d, counter=9)).Q
+    return q
 
 
 def uneven(n: int = 200, d: int = 12) -> Tensor:
@@ -124,6 +126,8 @@ def test_what_is_not_finite_has_no_number() -> None:
 
 @pytest.mark.parametrize("shape", [(0, 4), (4, 0), (4,), (2, 2, 2)])
 @pytest.mark.parametrize("measure", [output_std, rankme, output_scale])
-def test_refuses_what_is_no_table_of_outputs(measure: object, shape: tuple[int, ...]) -> None:
+def test_refuses_what_is_no_table_of_outputs(
+    measure: Callable[[Tensor], object], shape: tuple[int, ...]
+) -> None:
     with pytest.raises(ValueError, match=r"outputs must be \(N, d\)"):
-        measure(torch.ones(shape))  # type: ignore[operator]
+        measure(torch.ones(shape))

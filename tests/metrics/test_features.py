@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -48,9 +50,9 @@ def test_type_and_device_as_asked_for() -> None:
 
 
 @pytest.mark.parametrize("function", [lambda x: x, lambda x: moments(x)[1:], lambda x: moments(x)[:, 0]])
-def test_refuses_what_is_not_a_row_an_image(function: object) -> None:
+def test_refuses_what_is_not_a_row_an_image(function: Callable[[Tensor], Tensor]) -> None:
     with pytest.raises(ValueError, match=r"must be \(B, D\)"):
-        extract(function, pictures(5))  # type: ignore[arg-type]
+        extract(function, pictures(5))
 
 
 def test_refuses_no_images() -> None:

@@ -40,13 +40,15 @@ class Flat(nn.Module):
         self.linear = nn.Linear(3 * SIDE * SIDE, dim, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.linear(images.flatten(1))  # type: ignore[no-any-return]
+        features: Tensor = self.linear(images.flatten(1))
+        return features
 
 
 def linear(kind: type[Siamese], **choices: Any) -> Any:
     """A method that is linear throughout: z = W x, and p = H z (or p = z)."""
     torch.manual_seed(0)
-    method = kind(Flat(), (5, 5), **choices)  # type: ignore[arg-type]
+    flat: Any = Flat()  # as an Encoder
+    method = kind(flat, (5, 5), **choices)
     method.projector = nn.Identity()
     if isinstance(getattr(method, "predictor", None), nn.Sequential):
         method.predictor = nn.Linear(5, 5, bias=False)

@@ -56,4 +56,5 @@ def test_every_setting_reaches_the_method() -> None:
     assert method.lambd == 0.25
     sizes = [tuple(p.shape) for p in method.projector.parameters() if p.ndim == 2]
     assert sizes == [(12, 128), (12, 12), (8, 12)]
-    assert isinstance(method.projector[-1], torch.nn.Linear)  # type: ignore[index]
+    assert isinstance(method.projector, torch.nn.Sequential)
+    assert isinstance(method.projector[-1], torch.nn.Linear)

@@ -235,7 +235,8 @@ def test_the_official_arithmetic_agrees(variance: Variance) -> None:
     log_model = np.log(np.append(posterior[1], betas[1:])) if variance == "large" else log_posterior
 
     def cdf(z: np.ndarray) -> np.ndarray:
-        return 0.5 * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3)))
+        probability: np.ndarray = 0.5 * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3)))
+        return probability
 
     for t in (0, 1, 400):
         noise = 0.1 * rng.standard_normal((2, 20))

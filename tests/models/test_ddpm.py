@@ -119,7 +119,7 @@ def test_denoising_takes_no_more_steps_than_there_are_times() -> None:
     with pytest.raises(ValueError, match="from 0 to 29"):
         method.denoise(images(), 30)
     with pytest.raises(ValueError, match="unknown sampler"):
-        method.denoise(images(), 3, sampler="euler")  # type: ignore[arg-type]
+        method.denoise(images(), 3, sampler="euler")  # type: ignore[arg-type]  # no such sampler
 
 
 def test_features_are_deterministic_and_of_the_chosen_time() -> None:

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from genssl.models.diffusion import (
+    Loss,
     NoiseSchedule,
+    Variance,
     cosine_schedule,
     extract,
     linear_schedule,
@@ -129,11 +131,11 @@ def test_a_reverse_step_is_the_posterior_when_the_noise_is_known(t: int) -> None
 
 
 @pytest.mark.parametrize("variance", ["posterior", "large"])
-def test_the_last_step_takes_the_mode(variance: str) -> None:
+def test_the_last_step_takes_the_mode(variance: Variance) -> None:
     schedule, x_start, noise = linear_schedule(), randn(5, 8), randn(5, 8, seed=1)
     t = torch.tensor([0, 3, 0, 3, 0])
     x = q_sample(schedule, x_start, t, noise)
-    found = p_sample(lambda *_: noise, schedule, x, t, randn(5, 8, seed=2), variance=variance)  # type: ignore[arg-type]
+    found = p_sample(lambda *_: noise, schedule, x, t, randn(5, 8, seed=2), variance=variance)
     torch.testing.assert_close(found[::2], x_start[::2], rtol=1e-6, atol=1e-6)
     assert ((found - x_start)[1::2].abs() > 1e-4).all()
 
@@ -192,7 +194,7 @@ def test_all_steps_give_back_the_data(variance: str) -> None:
 
 
 @pytest.mark.parametrize(("loss", "torchs"), [("smooth_l1", "smooth_l1_loss"), ("mse", "mse_loss")])
-def test_the_loss_is_torchs(loss: str, torchs: str) -> None:
+def test_the_loss_is_torchs(loss: Loss, torchs: str) -> None:
     schedule, t = linear_schedule(), torch.tensor([0, 10, 500, 999])
     x_start, noise = randn(4, 3, 4, 4).float(), randn(4, 3, 4, 4, seed=1).float()
 
@@ -203,9 +205,9 @@ def test_the_loss_is_torchs(loss: str, torchs: str) -> None:
 
     error = getattr(torch.nn.functional, torchs)
     prediction = 2 * q_sample(schedule, x_start, t, noise)
-    found = p_losses(model, schedule, x_start, t, noise, loss)  # type: ignore[arg-type]
+    found = p_losses(model, schedule, x_start, t, noise, loss)
     torch.testing.assert_close(found, error(prediction, noise))
-    single = p_losses_per_image(model, schedule, x_start, t, noise, loss)  # type: ignore[arg-type]
+    single = p_losses_per_image(model, schedule, x_start, t, noise, loss)
     expected = torch.stack([error(p, n) for p, n in zip(prediction, noise, strict=True)])
     torch.testing.assert_close(single, expected)
 

@@ -111,6 +111,7 @@ def test_every_setting_reaches_the_method() -> None:
     assert (method.beta, method.naive, method.stop_gradient) == (0.3, True, False)
     assert not any(p.requires_grad for p in method.predictor.parameters())
     plain = build(settings(fix_predictor_lr=False))
+    assert isinstance(plain, DSSL)
     assert (plain.beta, plain.naive, plain.stop_gradient, plain.fix_predictor_lr) == (0.1, False, True, False)
 
 

@@ -31,7 +31,7 @@ Moments = tuple[Tensor, Tensor]  # mean (2,) and covariance (2, 2)
 
 def gain(alpha: float, sigma: float) -> Tensor:
     """E[x_0 | x] = gain x for x = alpha x_0 + sigma epsilon, (2, 2)."""
-    return alpha * COVARIANCE @ torch.linalg.inv(alpha**2 * COVARIANCE + sigma**2 * EYE)
+    return (alpha * COVARIANCE).matmul(torch.linalg.inv(alpha**2 * COVARIANCE + sigma**2 * EYE))
 
 
 def epsilon(x: Tensor, t: Tensor) -> Tensor:
@@ -192,8 +192,8 @@ def config(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> C
     monkeypatch.setitem(unet.LAYOUTS, "tiny", Layout((16, 16), (1, 1), (False, False)))
     common = {"network": "tiny", "image_size": 16, "conditional": True, "num_classes": 10}
     if request.param == "flow":
-        return FlowConfig(**common)  # type: ignore[arg-type]
-    return DDPMConfig(timesteps=20, features_t=3, prediction="v", **common)  # type: ignore[arg-type]
+        return FlowConfig(**common)
+    return DDPMConfig(timesteps=20, features_t=3, prediction="v", **common)
 
 
 def test_a_completion_keeps_what_is_known_and_depends_on_its_own_generator_and_class(config: Config) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,8 @@ def normal(*shape: int, counter: int = 0) -> Tensor:
 
 
 def rotation(d: int) -> Tensor:
-    return torch.linalg.qr(normal(d, d, counter=99)).Q
+    q: Tensor = torch.linalg.qr(normal(d, d, counter=99)).Q
+    return q
 
 
 def outputs(n: int = 9, d: int = 5) -> tuple[Tensor, Tensor]:
@@ -200,8 +202,10 @@ def test_directional_loss_never_compares_heavy_views_with_each_other() -> None:
 
 
 def test_directional_loss_ignores_the_order_of_the_pairs() -> None:
-    given = named_outputs()
-    swapped = {name[:-1] + {"1": "2", "2": "1"}[name[-1]]: value for name, value in given.items()}
+    given: dict[str, Any] = named_outputs()
+    swapped: dict[str, Any] = {
+        name[:-1] + {"1": "2", "2": "1"}[name[-1]]: value for name, value in given.items()
+    }
     torch.testing.assert_close(directional_loss(**swapped), directional_loss(**given))
 
 

@@ -14,6 +14,7 @@ from genssl.models.losses import simsiam_loss
 from genssl.models.simsiam import SimSiam
 from genssl.training.optim import build_optimizer, set_lr
 
+from ..narrow import given
 from .siamese_data import gradient_names, linear, tiny, views
 
 Array = NDArray[np.float64]
@@ -67,7 +68,7 @@ def test_the_gradient_of_a_linear_model_is_the_one_worked_out_by_hand(
         error = np.abs(w.grad.double().numpy() - expected["w"]).max() / np.abs(expected["w"]).max()
         assert (error < 1e-5) == (stopped == stop_gradient), error
         if predictor == "mlp":  # the same with and without
-            np.testing.assert_allclose(h.grad.double().numpy(), expected["h"], rtol=1e-3, atol=1e-6)
+            np.testing.assert_allclose(given(h.grad).double().numpy(), expected["h"], rtol=1e-3, atol=1e-6)
     expected_loss, _ = by_hand(*flat, *weights, stop_gradient=stop_gradient)
     assert method.loss((x1, x2), {})["loss"].item() == pytest.approx(expected_loss, abs=1e-6)
 
@@ -134,6 +135,7 @@ def test_an_identity_predictor_is_none() -> None:
 @pytest.mark.parametrize("constant", [True, False])
 def test_the_optimizer_gets_everything_that_learns_once(predictor: str, constant: bool) -> None:
     method = build(settings(predictor=predictor, fix_predictor_lr=constant))
+    assert isinstance(method, SimSiam)
     groups = method.parameter_groups()
     given = [id(p) for group in groups for p in group["params"]]
     learning = [id(p) for p in method.parameters() if p.requires_grad]
@@ -141,15 +143,16 @@ def test_the_optimizer_gets_everything_that_learns_once(predictor: str, constant
     own = [group for group in groups if group.get("fix_lr")]
     assert len(own) == (constant and predictor == "mlp")
     for group in own:
-        assert {id(p) for p in group["params"]} == {id(p) for p in method.predictor.parameters()}  # type: ignore[union-attr,operator]
+        assert {id(p) for p in group["params"]} == {id(p) for p in method.predictor.parameters()}
 
 
 @pytest.mark.parametrize("constant", [True, False])
 def test_the_predictors_rate_stays_out_of_the_schedule(constant: bool) -> None:
     config = settings(epochs=5, batch_size=128, fix_predictor_lr=constant)
     method = build(config)
+    assert isinstance(method, SimSiam)
     optimizer = build_optimizer(method.parameter_groups(), config)
-    last = next(reversed(list(method.predictor.parameters())))  # type: ignore[union-attr,operator]
+    last = next(reversed(list(method.predictor.parameters())))
     seen = []
     for step in range(20):
         set_lr(optimizer, config, step, steps_per_epoch=4)
@@ -176,11 +179,13 @@ def test_every_setting_reaches_the_method() -> None:
         tuple(p.shape) for name, p in method.named_parameters() if name.startswith("proj") and p.ndim == 2
     ]
     assert sizes == [(12, 128), (12, 12), (8, 12)]
-    hidden = [tuple(p.shape) for p in method.predictor.parameters() if p.ndim == 2]  # type: ignore[union-attr]
+    hidden = [tuple(p.shape) for p in method.predictor.parameters() if p.ndim == 2]
     assert hidden == [(6, 8), (8, 6)]
     plain = build(settings())
     assert plain.stop_gradient
-    assert not list(build(settings(predictor="identity")).predictor.parameters())  # type: ignore[union-attr,operator]
+    identity = build(settings(predictor="identity"))
+    assert isinstance(identity, SimSiam)
+    assert not list(identity.predictor.parameters())
 
 
 def test_arms_of_an_ablation_start_from_the_same_encoder() -> None:

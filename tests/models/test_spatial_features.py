@@ -1,5 +1,7 @@
 """Features of every pixel: what they are made of, and what they depend on."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,9 @@ from genssl.config import DDPMConfig, FlowConfig, SimSiamConfig, VAEConfig
 from genssl.errors import UserError
 from genssl.models import unet
 from genssl.models.build import build
+from genssl.models.ddpm import DDPM
 from genssl.models.diffusion import q_sample
+from genssl.models.flow import Flow
 from genssl.models.method import HasSpatialFeatures, Method, pixel_features
 from genssl.models.resnet import Backbone
 from genssl.models.unet import Layout, UNet
@@ -76,9 +80,10 @@ def test_features_are_those_of_the_image_alone(method: Method) -> None:
 def test_blocks_and_times_are_the_parts_of_the_whole_in_their_order(method: Method) -> None:
     model, x = spatial(method), images(2)
     widths = WIDTHS[method.config.method]
+    times: list[list[float] | None] = [[t] for t in model.spatial_times] or [None]
     parts = [
         model.spatial_features(x, NOISE, blocks=[block], times=time)
-        for time in ([[t] for t in model.spatial_times] or [None])
+        for time in times
         for block in range(len(widths))
     ]
     assert [part.shape[1] for part in parts] == widths * (len(parts) // len(widths))
@@ -88,13 +93,14 @@ def test_blocks_and_times_are_the_parts_of_the_whole_in_their_order(method: Meth
 @pytest.mark.parametrize("method", ["ddpm"], indirect=True)
 @torch.no_grad()
 def test_a_ddpm_looks_at_images_with_one_noise_and_the_paper_s_share_of_it(method: Method) -> None:
+    assert isinstance(method, DDPM)
     model, x = spatial(method), images(2)
     assert model.spatial_times == (5, 15, 25)  # 50, 150, 250 of 1,000
-    seen = outputs_of(method.network)  # type: ignore[arg-type]
+    seen = outputs_of(method.network)
     found = model.spatial_features(x, NOISE, times=[15])
     t = torch.tensor([15, 15])
     seen.clear()
-    method.network(q_sample(method.schedule, x, t, NOISE.expand_as(x)), t)  # type: ignore[operator, arg-type]
+    method.network(q_sample(method.schedule, x, t, NOISE.expand_as(x)), t)
     up = [F.interpolate(m, (SIDE, SIDE), mode="bilinear") for m in seen]
     torch.testing.assert_close(found, torch.cat(up, 1))
     assert [m.shape[2] for m in seen] == [8, 16, 16]  # coarse to fine
@@ -106,19 +112,22 @@ def test_a_ddpm_looks_at_images_with_one_noise_and_the_paper_s_share_of_it(metho
 @pytest.mark.parametrize("method", ["flow"], indirect=True)
 @torch.no_grad()
 def test_a_flow_looks_at_points_of_the_line_to_the_noise(method: Method) -> None:
+    assert isinstance(method, Flow)
     model, x = spatial(method), images(2)
-    seen = outputs_of(method.network)  # type: ignore[arg-type]
+    seen = outputs_of(method.network)
     found = model.spatial_features(x, NOISE, times=[0.25])
     seen.clear()
-    method.network(0.75 * x + 0.25 * NOISE, torch.full((2,), 250.0))  # type: ignore[operator]
+    method.network(0.75 * x + 0.25 * NOISE, torch.full((2,), 250.0))
     up = [F.interpolate(m, (SIDE, SIDE), mode="bilinear") for m in seen]
     torch.testing.assert_close(found, torch.cat(up, 1))
 
 
 def test_the_default_times_of_a_flow_have_the_noise_of_the_ddpm_s() -> None:
-    schedule = build(DDPMConfig(network="tiny")).schedule
-    for t, time in zip((50, 150, 250), build(FlowConfig(network="tiny")).spatial_times, strict=True):  # type: ignore[union-attr, arg-type]
-        signal, std = float(schedule.sqrt_alphas_cumprod[t]), float(schedule.sqrt_one_minus_alphas_cumprod[t])  # type: ignore[union-attr, index]
+    ddpm, flow = build(DDPMConfig(network="tiny")), build(FlowConfig(network="tiny"))
+    assert isinstance(ddpm, DDPM)
+    schedule = ddpm.schedule
+    for t, time in zip((50, 150, 250), spatial(flow).spatial_times, strict=True):
+        signal, std = float(schedule.sqrt_alphas_cumprod[t]), float(schedule.sqrt_one_minus_alphas_cumprod[t])
         assert time / (1 - time) == pytest.approx(std / signal, abs=0.02)
 
 
@@ -138,9 +147,9 @@ def test_features_of_pixels_are_bilinear() -> None:
 @pytest.mark.parametrize(
     "wrong", [{"blocks": [3]}, {"blocks": [-1]}, {"blocks": []}, {"times": [-1]}, {"times": [1000]}]
 )
-def test_blocks_and_times_that_there_are_not(method: Method, wrong: dict[str, list[int]]) -> None:
+def test_blocks_and_times_that_there_are_not(method: Method, wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be"):
-        spatial(method).spatial_features(images(1), **wrong)  # type: ignore[arg-type]
+        spatial(method).spatial_features(images(1), **wrong)
 
 
 @pytest.mark.parametrize("method", ["ddpm"], indirect=True)

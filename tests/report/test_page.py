@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from genssl import run_info
 from genssl.report import format, load, page
 
 from . import folder
@@ -316,11 +315,6 @@ def test_many_runs_make_a_page_of_a_bearable_size(tmp_path: Path) -> None:
     assert all(f"run-{place}" in read.words for place in range(30))
 
 
-def test_names_are_those_of_the_modules_that_need_torch() -> None:
-    assert (load.MODEL, load.CONFIG) == (run_info.MODEL, run_info.CONFIG)
-    assert (load.HISTORY, load.ENVIRONMENT) == (run_info.HISTORY, run_info.ENVIRONMENT)
-
-
 def test_a_page_is_written_without_torch(tmp_path: Path) -> None:
     folder.whole(tmp_path)
     code = (
@@ -342,8 +336,8 @@ def test_a_browser_lays_the_page_out(tmp_path: Path) -> None:
     browser = next((found for name in names if (found := shutil.which(name))), None)
     if browser is None:
         pytest.skip("no browser is installed")
-    names = ("kernel_distance", "recall", "coverage", "authenticity", "sharpness")
-    measures = [*folder.MEASURES, *({**folder.MEASURES[1], "measure": name} for name in names)]
+    more = ("kernel_distance", "recall", "coverage", "authenticity", "sharpness")
+    measures = [*folder.MEASURES, *({**folder.MEASURES[1], "measure": name} for name in more)]
     run = folder.whole(tmp_path) / "ddpm-digits"
     way = {"sampler": "ddim", "eta": 0.5, "nfe": 50, "seconds": 75.0}
     folder.evaluation(run, "fidelity", {"samples": 512, "measures": measures, "sampling": way})

@@ -1,5 +1,6 @@
 import re
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -68,7 +69,12 @@ def test_a_file_of_version_0_1_shows_its_numbers_under_its_command(tmp_path: Pat
 
 
 def test_the_rows_of_a_table_in_the_headline_are_columns_over_runs(tmp_path: Path) -> None:
-    about = {**ABOUT, "title": "Sample quality", "headline": ["measures"], "measures": folder.MEASURES}
+    about: dict[str, Any] = {
+        **ABOUT,
+        "title": "Sample quality",
+        "headline": ["measures"],
+        "measures": folder.MEASURES,
+    }
     about["evaluation"] = "fidelity"
     about |= {"samples": 512, "features": "simsiam", "features_digest": "f" * 64}
     vae, ddpm = folder.run(tmp_path / "one", "vae"), folder.run(tmp_path / "two", "ddpm")

@@ -1,6 +1,7 @@
 """Measured runs that were never trained."""
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,14 @@ def simsiam(**changes: Any) -> Config:
 
 
 def run_of(
-    config: Config | None = None, std: float = 0.9, name: str = "nowhere", **numbers: float
+    config: Config | None = None,
+    std: float = 0.9,
+    name: str = "nowhere",
+    numbers: Mapping[str, float] | None = None,
+    **more: float,
 ) -> Measured:
     config = config or simsiam()
-    findings = Findings({**NUMBERS, "output_std": std, **numbers}, copy.deepcopy(CURVES))
+    findings = Findings({**NUMBERS, "output_std": std, **(numbers or {}), **more}, copy.deepcopy(CURVES))
     return Measured(RunInfo(Path(name), config, config.epochs, True, {}, ""), history(std), findings)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from genssl.studies.measures import Trained, knn, linear, measured
 from genssl.studies.results import ArmRuns, Measured, verdict
 from genssl.training.run_folder import RunFolder
 
+from ..narrow import given
 from .fakes import arm_of, history, run_of, simsiam
 from .test_ablate import call
 
@@ -81,10 +83,10 @@ def test_neighbors_vote_over_all_that_the_run_was_trained_on(trained: tuple[Path
     root, result = trained
     numbers = json.loads(result.stdout)["rows"][0]["runs"][0]["numbers"]
     method = checkpoint.load(root / "arms" / "simsiam-digits-baseline")
-    train, test = (load(method.config.data, part, image_size=8) for part in ("train", "test"))  # type: ignore[arg-type]
+    train, test = (load(method.config.data, part, image_size=8) for part in ("train", "test"))
     bank, queries = (method.features(to_model(split.images)).double() for split in (train, test))
     right = 0
-    for query, label in zip(queries, test.labels.tolist(), strict=True):
+    for query, label in zip(queries, given(test.labels).tolist(), strict=True):
         # with 120 images in the bank, fewer than 200, all of them vote
         weights = (10 * torch.cosine_similarity(query[None], bank)).exp()
         votes = [float(weights[train.labels == c].sum()) for c in range(len(train.classes))]
@@ -140,13 +142,13 @@ def test_a_generative_run_has_no_accuracies(vae_run: Path) -> None:
 
 def test_a_verdict_on_accuracies_is_in_percentage_points() -> None:
     base = arm_of("baseline", {}, run_of())
-    arm = arm_of("a", {"predictor_hidden": 9}, run_of(**{KNN: 0.21, LINEAR: 0.55}))
+    arm = arm_of("a", {"predictor_hidden": 9}, run_of(numbers={KNN: 0.21, LINEAR: 0.55}))
     assert verdict(base, base) == "the baseline: kNN accuracy 43.2 %, linear accuracy 50.0 %"
     assert verdict(arm, base) == (
         "kNN accuracy 43.2 % -> 21.0 % (-22.2 percentage points, not resolved: one seed); "
         "linear accuracy 50.0 % -> 55.0 % (+5.0 percentage points, not resolved: one seed)"
     )
-    other = arm_of("b", {"data": "svhn"}, run_of(**{KNN: 0.21}))
+    other = arm_of("b", {"data": "svhn"}, run_of(numbers={KNN: 0.21}))
     assert "43.2 % -> 21.0 % (not comparable: other data)" in verdict(other, base)
 
 
@@ -203,8 +205,8 @@ TITLES = [
 ]
 
 
-def panels(figure: object) -> dict[str, object]:
-    return {axis.get_title(): axis for axis in figure.axes if axis.get_visible()}  # type: ignore[attr-defined]
+def panels(figure: Any) -> dict[str, Any]:
+    return {axis.get_title(): axis for axis in figure.axes if axis.get_visible()}
 
 
 def test_the_figure_has_its_panels() -> None:
@@ -214,12 +216,12 @@ def test_the_figure_has_its_panels() -> None:
     assert list(found) == TITLES
     assert draw_changes(arms, "title") == {}  # one change: it would be the same figure
     std = found[TITLES[2]]
-    assert std.get_ylim() == (0, 1.05)  # type: ignore[attr-defined]
-    dashed = [line for line in std.get_lines() if line.get_linestyle() == "--"]  # type: ignore[attr-defined]
+    assert std.get_ylim() == (0, 1.05)
+    dashed = [line for line in std.get_lines() if line.get_linestyle() == "--"]
     assert [line.get_ydata()[0] for line in dashed] == [0.1]
-    quick = found[TITLES[1]].get_lines()  # type: ignore[attr-defined]
+    quick = found[TITLES[1]].get_lines()
     assert quick[0].get_xdata().tolist() == [2, 4]
-    probe = found[TITLES[4]].get_lines()  # type: ignore[attr-defined]
+    probe = found[TITLES[4]].get_lines()
     assert probe[0].get_ydata().tolist() == [0.2, 0.4, 0.5]
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names == [
@@ -229,19 +231,21 @@ def test_the_figure_has_its_panels() -> None:
 
 
 def test_an_arm_keeps_its_color_in_the_figure_of_its_change() -> None:
-    arms = [arm_of(name, {"x": name}, run_of(), run_of(**{KNN: 0.5})) for name in ("base", "a=1", "b/c")]
+    arms = [
+        arm_of(name, {"x": name}, run_of(), run_of(numbers={KNN: 0.5})) for name in ("base", "a=1", "b/c")
+    ]
     arms.insert(2, ArmRuns(arms[1].arm.__class__("broken", {"x": 1}), [], ["it broke"]))
     (whole,) = draw_study(arms, "t").values()
     each = draw_changes(arms, "t")
     assert list(each) == ["a-1", "b-c"]
 
-    def colors(figure: object) -> dict[str, str]:
-        lines = figure.legends[0].get_lines()  # type: ignore[attr-defined]
+    def colors(figure: Any) -> dict[str, str]:
+        lines = figure.legends[0].get_lines()
         return {line.get_label().split(":")[0]: line.get_color() for line in lines}
 
     assert colors(whole) == {"base": "C0", "a=1": "C1", "b/c": "C3"}
     assert colors(each["b-c"]) == {"base": "C0", "b/c": "C3"}
-    bands = panels(whole)[TITLES[0]].collections  # type: ignore[attr-defined]
+    bands = panels(whole)[TITLES[0]].collections
     assert len(bands) == 3  # two seeds an arm
 
 
@@ -257,10 +261,10 @@ def test_what_nobody_measured_has_no_panel() -> None:
 def test_long_names_stay_within_the_figure() -> None:
     arms = [arm_of(f"{place} " + 40 * "long ", {}, run_of(std=0.01)) for place in range(3)]
     (figure,) = draw_study(arms, "t").values()
-    figure.draw_without_rendering()  # type: ignore[union-attr]
-    box = figure.legends[0].get_window_extent()  # type: ignore[union-attr]
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
     assert box.x0 >= 0
-    assert box.x1 <= figure.bbox.width  # type: ignore[union-attr]
+    assert box.x1 <= figure.bbox.width
 
 
 def test_a_loss_of_another_kind_is_marked() -> None:

@@ -221,8 +221,12 @@ def test_evaluations_become_smaller_before_trainings_become_shorter() -> None:
     ]
     smallest = 2 + 5 + 3 + LEAST_TRAINING
     assert divide(costs, 1000.0) == (1.0, 1.0)
-    assert divide(costs, smallest + 40 + 9) == (1.0, pytest.approx(0.2))
-    assert divide(costs, smallest + 10) == (pytest.approx(0.25), 0.0)
+    evaluations, trainings = divide(costs, smallest + 40 + 9)
+    assert evaluations == 1.0
+    assert trainings == pytest.approx(0.2)
+    evaluations, trainings = divide(costs, smallest + 10)
+    assert evaluations == pytest.approx(0.25)
+    assert trainings == 0.0
     assert divide(costs, 1.0) == (0.0, 0.0)
     assert divide([Cost(3.0, planned_seconds=1.0, has_clock=True)], 1.0) == (0.0, 0.0)
 

@@ -58,7 +58,9 @@ def test_every_number_has_its_tag_value_and_step(tmp_path: Path) -> None:
     found = scalars(tmp_path)
     assert set(found) == set(TAGS)
     for tag, value in TAGS.items():
-        assert found[tag] == [(14, pytest.approx(value, rel=2**-23))], tag  # kept in fp32
+        ((step, kept),) = found[tag]
+        assert step == 14, tag
+        assert kept == pytest.approx(value, rel=2**-23), tag  # in fp32
 
 
 def test_methods_differ_in_their_own_terms_alone(tmp_path: Path) -> None:

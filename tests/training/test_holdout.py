@@ -13,6 +13,7 @@ from genssl.config import Config, SimSiamConfig
 from genssl.data import loading as load_module
 from genssl.data.augment.views import choose_views
 from genssl.data.loading import load_for_run
+from genssl.data.subset import train_validation_split
 from genssl.metrics.knn import knn_predict
 from genssl.pixels import to_model
 from genssl.training import run
@@ -21,6 +22,7 @@ from genssl.training.monitor import Monitor
 from genssl.training.options import Options
 
 from ..conftest import call
+from ..narrow import given
 from .test_run import config, same_weights, train, train_and_kill, without_time
 
 SIMSIAM = {
@@ -69,15 +71,16 @@ def test_a_run_is_measured_on_what_it_is_not_trained_on(digits: Path, tmp_path: 
 
 @pytest.mark.usefixtures("_no_test_split")
 def test_neighbors_and_collapse_are_of_the_held_out_images(digits: Path, tmp_path: Path) -> None:
-    settled: Config = SimSiamConfig(data=str(digits), holdout=0.25, **SIMSIAM)  # type: ignore[arg-type]
+    settled: Config = SimSiamConfig(data=str(digits), holdout=0.25, **SIMSIAM)
     train(settled, tmp_path / "run")
     kept, held_out = (load_for_run(settled, part) for part in ("train", "validation"))
     method = checkpoint.load(tmp_path / "run")
     bank, queries = (method.features(to_model(split.images)) for split in (kept, held_out))
-    assert kept.labels is not None
-    predicted = knn_predict(bank, kept.labels, queries, 10, k=len(bank))
+    predicted = knn_predict(bank, given(kept.labels), queries, 10, k=len(bank))
     record = without_time(tmp_path / "run")[-1]
-    assert record["knn_accuracy"] == pytest.approx(float((predicted == held_out.labels).float().mean()))
+    assert record["knn_accuracy"] == pytest.approx(
+        float((predicted == given(held_out.labels)).float().mean())
+    )
     outputs = method.outputs(to_model(held_out.images))
     assert outputs is not None
     units = torch.nn.functional.normalize(outputs, dim=1)
@@ -89,7 +92,12 @@ def test_neighbors_and_collapse_are_of_the_held_out_images(digits: Path, tmp_pat
 def test_pictures_say_what_they_show(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     headers: list[str] = []
     real = figures.contact_sheet
-    monkeypatch.setattr(figures, "contact_sheet", lambda *a, header: headers.append(header) or real(*a))
+
+    def noted(*arguments: Any, header: str) -> Any:
+        headers.append(header)
+        return real(*arguments)
+
+    monkeypatch.setattr(figures, "contact_sheet", noted)
     train(config(digits, epochs=1, holdout=0.25), tmp_path / "run")
     assert [header.partition(": ")[2] for header in headers] == [
         "reconstructions of validation images while training", "samples while training",
@@ -126,10 +134,9 @@ def test_the_images_held_out_change_nothing(
     """The weights, the mixture among them, are the same whatever the images that are held out look like."""
     settled = config(digits, epochs=1, holdout=0.25)
     train(settled, tmp_path / "run")
-    real = load_module.train_validation_split
 
     def other_images(*arguments: Any) -> Any:
-        kept, held_out = real(*arguments)
+        kept, held_out = train_validation_split(*arguments)
         return kept, held_out.select(torch.zeros(5, dtype=torch.int64))
 
     monkeypatch.setattr(load_module, "train_validation_split", other_images)

@@ -27,7 +27,7 @@ def test_killed_at_random_moments(kind: str, tmp_path: Path) -> None:
 
 
 def test_what_is_not_as_undisturbed_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    works = [Work("vae", tmp_path, tmp_path / name) for name in ("undisturbed", "killed")]
+    undisturbed, killed = (Work("vae", tmp_path, tmp_path / name) for name in ("undisturbed", "killed"))
 
     def whole(work: Work) -> tuple[bool, str]:
         work.out.mkdir()
@@ -38,8 +38,8 @@ def test_what_is_not_as_undisturbed_is_counted(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(Work, "whole", whole)
     monkeypatch.setattr(campaign_kills, "kill", lambda *_: True)
-    works[0].whole()
-    counts, said = campaign_kills.cycle(*works, random.Random(0), 1.0, 1)
+    undisturbed.whole()
+    counts, said = campaign_kills.cycle(undisturbed, killed, random.Random(0), 1.0, 1)
     assert counts == {
         "kills": 1, "ended": 1, "equal_weights": 0, "same_files": 0, "orphans": 1, "processes_left": 0,
         "lost_runs": 0,

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import cast
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from genssl.runtime import generator
 from genssl.training.loop import Training
 from genssl.training.optim import Guard, lr_factor
 
+from ..narrow import given
 from .toy import Toy, ToyConfig, ToyViews, build_toy
 
 
@@ -84,11 +86,12 @@ def test_every_step_has_its_own_draws_and_is_followed_by_after_step() -> None:
     method = Watching()
     method.config = ToyConfig()
     loop = training(ToyConfig(), method)
-    start = method.target[0].weight.clone()  # type: ignore[union-attr,operator]
+    target = cast(nn.Conv2d, method.target[0])
+    start = target.weight.clone()
     list(loop.steps())
     assert len({float(noise.sum()) for noise in seen}) == 10
     assert shares == pytest.approx([k / 10 for k in range(1, 11)])
-    assert not torch.equal(start, method.target[0].weight)  # type: ignore[union-attr,arg-type]
+    assert not torch.equal(start, target.weight)
 
 
 def test_another_seed_is_another_run() -> None:
@@ -181,7 +184,7 @@ def test_the_guard_restores_every_layout_and_type(bad: bool) -> None:
         for i, value in enumerate(method.state_dict().values()):
             value.copy_(torch.arange(value.numel()).view(value.shape) + i)
         method.frozen.weight[0] = math.nan if bad else -0.0
-        method.norm.num_batches_tracked += 3
+        given(method.norm.num_batches_tracked).add_(3)
     written = method.values()
     guard.check(torch.tensor(math.nan if bad else 1.0), torch.tensor(1.0), 0)
     guard.restore()
@@ -223,10 +226,10 @@ def test_the_average_follows_its_formula() -> None:
     loop = training(config)
     expected = None
     for count, _ in enumerate(loop.steps()):
-        now = loop.method.head.weight.detach().clone()  # type: ignore[union-attr]
+        now = cast(Toy, loop.method).head.weight.detach().clone()
         decay = min(0.5, (1 + count) / (10 + count))
         expected = now if expected is None else decay * expected + (1 - decay) * now
-    torch.testing.assert_close(loop.inference.head.weight, expected)  # type: ignore[union-attr]
+    torch.testing.assert_close(cast(Toy, loop.inference).head.weight, expected)
 
 
 def test_clipping_bounds_the_step() -> None:
@@ -238,5 +241,5 @@ def test_clipping_bounds_the_step() -> None:
         (v - before[k]).detach().square().sum()
         for k, v in loop.method.named_parameters()
         if k.startswith("body")
-    ]  # type: ignore[union-attr]
+    ]
     assert 0 < float(torch.stack(moved).sum().sqrt()) <= 1e-3 * config.learning_rate * 1.001

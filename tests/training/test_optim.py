@@ -66,7 +66,7 @@ def by_hand(w: Array, name: str, momentum: float, decay: float, trust: float, cl
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize(("trust", "clip"), [(0.01, False), (0.3, True), (0.9, True)])
 def test_steps_are_the_papers(decay: float, trust: float, clip: bool) -> None:
-    options = {"momentum": 0.8, "weight_decay": decay, "trust": trust, "clip": clip}
+    options: dict[str, Any] = {"momentum": 0.8, "weight_decay": decay, "trust": trust, "clip": clip}
     found = stepped(weights(), **options)
     for name, start in weights().items():
         expected = by_hand(start.detach().double().numpy(), name, 0.8, decay, trust, clip)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from genssl import config as configs
@@ -90,12 +91,12 @@ def toys() -> dict[str, Tensor]:
 
 def methods() -> dict[str, Tensor]:
     """Weights and losses after a few steps: float64 where the method computes in it."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for name in (*IN_FLOAT64, *GENERATIVE):
         config = small(name)
         method, views = build(config), choose_views(config)
         if name in IN_FLOAT64:
-            method, views = method.double(), Wide(views)  # type: ignore[assignment]
+            method, views = method.double(), Wide(views)
         training = Training(method, views, split().take(config.limit), config)
         losses = [step.losses["loss"] for step in training.steps()]
         found |= states(name, training) | {f"{name}.losses": torch.stack(losses)}
@@ -157,7 +158,7 @@ def spoilt() -> dict[str, Tensor]:
             return found
 
     views = Spoiling(ToyViews())
-    views.draws = views.draws_of  # type: ignore[method-assign]
+    views.draws = views.draws_of
     training = Training(method, views, split(), method.config)
     next(training.steps())
     return {"bad": training.guard.bad, "first": training.guard.first, **states("after", training)}
@@ -319,10 +320,10 @@ def test_a_batch_without_equal_shares(
 
 
 def test_shares_cover_everything_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
     rows = []
     for rank in range(3):
-        monkeypatch.setattr(distributed.dist, "get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(dist, "get_rank", lambda rank=rank: rank)
         rows += list(range(11)[distributed.shard(11)])
     assert rows == list(range(11))

@@ -30,6 +30,7 @@ from genssl.training.monitor import Monitor, overfitting_warning
 from genssl.training.options import Options
 from genssl.training.run_folder import RunFolder
 
+from ..narrow import given
 from .toy import ToyConfig, ToyViews, build_toy
 
 TINY = {"width": 4, "z_dim": 3, "mixture_components": 2, "batch_size": 16, "sample_every": 2}
@@ -39,9 +40,9 @@ def config(digits: Path, **changes: object) -> Config:
     return VAEConfig(data=str(digits), **{**TINY, "epochs": 3, **changes})
 
 
-def train(config: Config, folder: Path, **options: object) -> list[Event]:
+def train(config: Config, folder: Path, **options: Any) -> list[Event]:
     events: list[Event] = []
-    run.start(config, Options(device="cpu", out=folder, **options), events.append)  # type: ignore[arg-type]
+    run.start(config, Options(device="cpu", out=folder, **options), events.append)
     return events
 
 
@@ -158,7 +159,7 @@ def test_the_chance_in_a_test_loss_is_the_standard_error_over_its_batches(digits
     method = build(settings).eval()
     value = monitor.held_out_losses(method)["test_loss"]
     batches = [
-        float(monitor._losses(method, monitor.images[rows], None, i)["loss"].detach())  # type: ignore[index]
+        float(monitor._losses(method, given(monitor.images)[rows], None, i)["loss"].detach())
         for i, rows in enumerate((slice(0, 16), slice(16, 32)))
     ]
     assert value == pytest.approx(sum(batches) / 2)
@@ -400,7 +401,7 @@ def test_a_run_ends_cleanly_when_its_time_is_up(
     assert (info.state, info.epoch, info.epochs_trained) == ("stopped by time", stop // 7, epoch)
     assert [event.record["epoch"] for event in events if isinstance(event, EpochEnded)][-1] == epoch
     assert without_time(folder)[-1]["epoch"] == epoch
-    assert checkpoint.load(folder).has_mixture  # type: ignore[union-attr]
+    assert checkpoint.load(folder).has_mixture
     assert [file.name for file in (folder / "samples").iterdir()] == [drawn]
     time_is_up_at(24)
     run.resume(folder, {}, Options(device="cpu"))
@@ -457,8 +458,8 @@ def wait_for(file: Path, process: subprocess.Popen[str]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_first(digits: Path, tmp_path: Path, number: int, code: int) -> None:
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command(digits, tmp_path / "run"), **pipes)  # type: ignore[call-overload]
+    words = command(digits, tmp_path / "run")
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for(tmp_path / "run" / run_info.STATE, process)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)

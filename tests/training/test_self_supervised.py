@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -20,10 +20,12 @@ from genssl import checkpoint, run_info
 from genssl import config as configs
 from genssl.config import Config
 from genssl.data.augment.views import choose_views
+from genssl.errors import UserError
 from genssl.eval.knn_eval import knn_eval
 from genssl.models import resnet
 from genssl.models.build import build
 from genssl.models.method import Method
+from genssl.models.siamese import Siamese
 from genssl.pixels import to_model
 from genssl.runtime import generator
 from genssl.training import loop, monitor, run
@@ -146,7 +148,7 @@ def test_a_run_whose_first_step_fails_can_be_cured(
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.Training, "_forward", poisoned)
-        with pytest.raises(run.UserError, match="step 1 gave a loss or gradient that is not finite"):
+        with pytest.raises(UserError, match="step 1 gave a loss or gradient that is not finite"):
             train(settled, tmp_path / "cut")
     run.resume(tmp_path / "cut", {}, Options(device="cpu"))
     train(settled, tmp_path / "whole")
@@ -158,9 +160,10 @@ def test_a_run_whose_first_step_fails_can_be_cured(
 
 def constant(method: Method) -> Method:
     """The same output for every image."""
-    for parameter in method.projector.parameters():  # type: ignore[union-attr,operator]
+    projector = cast(Siamese, method).projector
+    for parameter in projector.parameters():
         parameter.data.zero_()
-    for parameter in list(method.projector.parameters())[-1:]:  # type: ignore[union-attr,operator]
+    for parameter in list(projector.parameters())[-1:]:
         parameter.data.fill_(1.0)  # the bias of the last layer
     return method
 

@@ -26,6 +26,8 @@ class ToyConfig(Config):
 class ToyViews:
     """Two views, the second made from the first."""
 
+    names = ("first", "second")
+
     def draws(self, n: int, generator: Randomness) -> dict[str, Tensor]:
         return {"gain": uniform((n, 1, 1, 1), generator), "shift": uniform((n, 1, 1, 1), generator)}
 
@@ -60,11 +62,13 @@ class Toy(Method):
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
         assert 0 < progress <= 1
+        assert isinstance(self.config, ToyConfig)
         for target, source in zip(self.target.parameters(), self.body.parameters(), strict=True):
-            target.lerp_(source, 1 - self.config.momentum_of_target)  # type: ignore[attr-defined]
+            target.lerp_(source, 1 - self.config.momentum_of_target)
 
     def features(self, images: Tensor) -> Tensor:
-        return self.body(images)
+        features: Tensor = self.body(images)
+        return features
 
     def previews(self, images: Tensor, generator: Randomness) -> dict[str, Tensor]:
         return {"inputs": images}

@@ -14,7 +14,12 @@ SIGMAS = (0.1, 2.0)  # range of the blur's deviation, in pixels
 
 
 def gray(planes: Tensor) -> Tensor:
-    """(C, N, H, W) -> (N, H, W), a new tensor."""
+    """(C, N, H, W) -> (N, H, W), a new tensor.
+
+    Examples:
+        >>> gray(torch.ones(3, 2, 4, 4)).shape
+        torch.Size([2, 4, 4])
+    """
     if len(planes) == 1:
         return planes[0].clone()
     red, green, blue = planes.unbind(0)
@@ -30,6 +35,11 @@ def blend(planes: Tensor, kind: Tensor, factor: Tensor) -> Tensor:
         planes: (C, N, H, W).
         kind: (N,) BRIGHTNESS, CONTRAST or SATURATION; anything else counts as brightness.
         factor: (N,), 1 changes nothing, exactly.
+
+    Examples:
+        >>> planes = torch.full((3, 1, 2, 2), 0.5)
+        >>> blend(planes, torch.tensor([BRIGHTNESS]), torch.tensor([1.5])).unique()
+        tensor([0.7500])
     """
     shades = gray(planes)
     # Black needs no term: what is neither contrast nor saturation has the reference 0
@@ -46,6 +56,12 @@ def turn_hue(planes: Tensor, turn: Tensor) -> Tensor:
     Args:
         planes: (3, N, H, W).
         turn: (N,), in whole circles.
+
+    Examples:
+        >>> red = torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1, 1)
+        >>> green = turn_hue(red, torch.tensor([1 / 3]))
+        >>> [round(value, 3) for value in green.flatten().tolist()]
+        [0.0, 1.0, 0.0]
     """
     # In floats: on bytes, as in Pillow, the hue would have 256 steps, and a small turn would be none
     red, green, blue = planes.unbind(0)
@@ -86,6 +102,12 @@ def jitter(planes: Tensor, order: Tensor, factors: Tensor, turn: Tensor | None) 
         order: (N, 4) int64, a permutation of BRIGHTNESS, CONTRAST, SATURATION and HUE in each row.
         factors: (N, 3) of the first three.
         turn: (N,) of the hue, in whole circles; None: no hue is turned, as there is none in one plane.
+
+    Examples:
+        >>> planes = torch.full((3, 1, 2, 2), 0.5)
+        >>> order = torch.tensor([[BRIGHTNESS, CONTRAST, SATURATION, HUE]])
+        >>> jitter(planes, order, torch.tensor([[0.5, 1.0, 1.0]]), torch.zeros(1)).unique()
+        tensor([0.2500])
     """
     factor = F.pad(factors, (0, 1), value=1.0).gather(1, order)  # (N, 4), in the order of application
     if turn is None:
@@ -105,7 +127,14 @@ def _blends(planes: Tensor, kinds: Tensor, factors: Tensor) -> Tensor:
 
 
 def make_gray(planes: Tensor, chosen: Tensor) -> Tensor:
-    """Replace the chosen images, (N,) bool, by their gray."""
+    """Replace the chosen images, (N,) bool, by their gray.
+
+    Examples:
+        >>> red = torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1, 1).expand(3, 2, 1, 1)  # two red images
+        >>> planes = make_gray(red, torch.tensor([True, False]))
+        >>> [[round(value, 3) for value in image] for image in planes.flatten(1).T.tolist()]
+        [[0.299, 0.299, 0.299], [1.0, 0.0, 0.0]]
+    """
     return torch.where(chosen[:, None, None], gray(planes), planes)
 
 
@@ -117,6 +146,13 @@ def blur(planes: Tensor, sigma: Tensor, chosen: Tensor, kernel: int = KERNEL) ->
         sigma: (N,), in pixels.
         chosen: (N,) bool.
         kernel: odd number of pixels at which the Gaussian is cut off.
+
+    Examples:
+        >>> planes = torch.zeros(1, 1, 9, 9)
+        >>> planes[0, 0, 4, 4] = 1
+        >>> blurred = blur(planes, torch.tensor([1.0]), torch.tensor([True]), kernel=3)
+        >>> int((blurred > 0).sum()), round(float(blurred.sum()), 3)
+        (9, 1.0)
     """
     # A Gaussian is separable: one matrix blurs the columns, another one the rows (N, S, S)
     rows = blurring(sigma, chosen, planes.shape[2], kernel)

@@ -24,6 +24,11 @@ def crop_boxes(chances: Tensor, height: int, width: int, smallest: float) -> Ten
 
     Returns:
         (N, 4), whole numbers as float: top, left, height, width.
+
+    Examples:
+        >>> chances = torch.rand(2, CROP_CHANCES)
+        >>> crop_boxes(chances, height=32, width=32, smallest=0.08).shape
+        torch.Size([2, 4])
     """
     # All ten are drawn for every image: no shape, and no later random number, depends on which one fits
     area = height * width * (smallest + (1 - smallest) * chances[:, :TRIES])
@@ -58,6 +63,12 @@ def resized_crop(images: Tensor, boxes: Tensor, flips: Tensor | None = None) -> 
 
     Returns:
         float32 (C, N, H, W), in the units of `images`: planes, which is how colors are computed fast.
+
+    Examples:
+        >>> images = torch.arange(16.0).view(1, 1, 4, 4)
+        >>> whole = torch.tensor([[0.0, 0.0, 4.0, 4.0]])
+        >>> resized_crop(images, whole, flips=torch.tensor([True]))[0, 0, 0].tolist()
+        [3.0, 2.0, 1.0, 0.0]
     """
     _, channels, height, width = images.shape
     top, left, h, w = boxes.unbind(1)

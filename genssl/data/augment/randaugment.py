@@ -39,6 +39,11 @@ def randaugment(planes: Tensor, kinds: Tensor, signs: Tensor, magnitude: int) ->
         kinds: (N, K) int64 in 0..13: IDENTITY to EQUALIZE.
         signs: (N, K) of -1 and 1; which way to shear, shift, rotate or blend.
         magnitude: how much, 0..30.
+
+    Examples:
+        >>> planes, darker = torch.full((3, 1, 4, 4), 101.0), torch.tensor([[-1]])
+        >>> randaugment(planes, torch.tensor([[BRIGHTNESS]]), darker, magnitude=15).unique()
+        tensor([55.])
     """
     share = magnitude / MAGNITUDES
     for kind, sign in zip(kinds.unbind(1), signs.unbind(1), strict=True):

@@ -53,6 +53,11 @@ def choose_views(config: Config, classes: tuple[str, ...] = ()) -> Views:
 
     Raises:
         UserError: no views have that name, or the config lacks their settings.
+
+    Examples:
+        >>> from genssl.config import VAEConfig
+        >>> choose_views(VAEConfig()).names
+        ('image',)
     """
     if config.views == "plain":
         return Plain()

@@ -44,6 +44,11 @@ def make(
 
     Raises:
         UserError: no images are asked for, or too small ones.
+
+    Examples:
+        >>> split = make("test", count=4)
+        >>> split.images.shape, split.labels.shape, split.masks.shape
+        (torch.Size([4, 3, 32, 32]), torch.Size([4]), torch.Size([4, 32, 32]))
     """
     total = count if count is not None else {"train": TRAIN_IMAGES, "test": TEST_IMAGES}[part]
     if total < 1 or image_size < SMALLEST:
