@@ -140,7 +140,7 @@ def train(
     tag: str | None = None,
     max_minutes: float | None = None,
     auto_resume: bool = False,
-    tensorboard: bool = False,
+    logger: str | Sequence[str] = (),
     progress: bool = True,
     callbacks: Sequence[Callable[[Event], None]] = (),
     **settings: Any,
@@ -155,7 +155,7 @@ def train(
         tag: suffix of the run's name.
         max_minutes: end the training cleanly after this many minutes.
         auto_resume: continue the run of these settings, if there is one.
-        tensorboard: write TensorBoard events, too.
+        logger: where the epochs are logged, too: tensorboard, wandb, csv or mlflow, or several of them.
         progress: show progress: a bar in a terminal or a notebook.
         callbacks: called with each event of `genssl.training.events`, such as `EpochEnded(record)`.
         settings: any setting of the method (`epochs=70, z_dim=64`), as --set takes them.
@@ -170,13 +170,13 @@ def train(
     """
     from genssl.commands.train import check
     from genssl.training import run
-    from genssl.training.options import Options
+    from genssl.training.options import Options, checked_loggers
 
     named = {} if data is None else {"data": data}
     config = configs.make(method, {**named, **settings})
     options = Options(
         device=device, out=None if out is None else Path(out), tag=tag, max_minutes=max_minutes,
-        auto_resume=auto_resume, tensorboard=tensorboard,
+        auto_resume=auto_resume, loggers=checked_loggers([logger] if isinstance(logger, str) else logger),
     )  # fmt: skip
     runs.check_tag(tag)
     check(config, options)

@@ -12,3 +12,8 @@ def import_peer(name: str) -> Any:
     if os.environ.get("GENSSL_REQUIRE_PEERS"):
         return importlib.import_module(name)
     return pytest.importorskip(name)
+
+
+def import_service(name: str) -> Any:
+    """A module of the extras `wandb` and `mlflow`, which no installation for tests brings: else a skip."""
+    return pytest.importorskip(name)

@@ -33,6 +33,12 @@ def test_the_oldest_versions_are_the_lower_bounds() -> None:
     assert declared.items() <= bounds([line for line in lines if not line.startswith("#")]).items()
 
 
+def test_all_is_every_extra_but_those_of_developers() -> None:
+    extras = project()["optional-dependencies"]
+    (everything,) = (Requirement(line) for line in extras["all"])
+    assert everything.extras == extras.keys() - {"all", "dev", "docs", "peers", "bench"}
+
+
 def test_a_missing_peer_skips(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GENSSL_REQUIRE_PEERS", raising=False)
     with pytest.raises(pytest.skip.Exception):

@@ -174,6 +174,40 @@ def claim_folder(out: Path) -> Path:
     return folder
 
 
+def claim_folder_of(out: Path, mark: str) -> Path:
+    """Check a folder for what a command writes as a whole: new, empty, or made by this command.
+
+    Args:
+        out: the folder.
+        mark: the JSON file in it that says which command made it.
+
+    Raises:
+        UserError: it is a file, holds other files, or is in the folder of a run.
+    """
+    if out.is_file():
+        raise UserError(f"{out} is a file; choose a new folder")
+    _refuse_run_files(out.resolve())
+    if not _is_free_folder(out, mark):
+        raise UserError(f"{out} is not empty and was not made by this command; choose a new folder")
+    require_writable(out / mark)
+    return out
+
+
+def unused_folder(path: Path, mark: str) -> Path:
+    """`path`, or with -2, -3, ...: the first that is free or was made by this command; see above."""
+    number, folder = 1, path
+    while not _is_free_folder(folder, mark):
+        number += 1
+        folder = path.with_name(f"{path.name}-{number}")
+    return folder
+
+
+def _is_free_folder(folder: Path, mark: str) -> bool:
+    if (folder / mark).is_file():
+        return made_by(folder / mark, command_line())
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+
+
 class SampleFolder:
     """A folder of one PNG per image, 00000.png, 00001.png, ..., which are written as they come.
 

@@ -12,6 +12,7 @@ from genssl.commands._run import LoadedRun, load_run
 from genssl.environment import command_line, digest
 from genssl.errors import UserError
 
+PIPELINE = "genssl.json"  # in the folder of a pipeline: where it is from, and the command that made it
 SUFFIXES = {"torchvision": ".safetensors", "onnx": ".onnx"}
 
 
@@ -24,9 +25,11 @@ def register(app: typer.Typer) -> None:
 def export(
     run: _options.Run,
     kind: Annotated[
-        Literal["torchvision", "onnx"],
+        Literal["torchvision", "onnx", "diffusers"],
         typer.Option(
-            "--format", help="torchvision: encoder weights for its ResNets; onnx: a network for inference."
+            "--format",
+            help="torchvision: encoder weights for its ResNets; onnx: a network for inference; diffusers: a "
+            "pipeline folder of a DDPM or flow.",
         ),
     ],
     part: Annotated[
@@ -36,16 +39,26 @@ def export(
     checkpoint: _options.Checkpoint = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="File, or a folder for it; default: <run>-<part> in the current folder."),
+        typer.Option(
+            help="File, or a folder for it; of a pipeline, its folder. "
+            "Default: <run>-<part> in the current folder."
+        ),
     ] = None,
     as_json: _options.Json = False,
 ) -> None:
-    """Export a network of a run for torchvision or ONNX Runtime."""
-    if kind == "torchvision" and part not in {None, "encoder"}:
-        raise UserError(f"--format torchvision is for encoders; --part {part} goes with --format onnx")
+    """Export a network of a run for torchvision, ONNX Runtime or diffusers."""
+    if part is not None and kind != "onnx" and (kind, part) != ("torchvision", "encoder"):
+        what = "encoders" if kind == "torchvision" else "whole pipelines"
+        raise UserError(f"--format {kind} is for {what}; --part {part} goes with --format onnx")
     _check_out(kind, out)
     loaded = load_run(run, checkpoint, "cpu")
-    values = _torchvision(loaded, out) if kind == "torchvision" else _onnx(loaded, part, out)
+    match kind:
+        case "torchvision":
+            values = _torchvision(loaded, out)
+        case "onnx":
+            values = _onnx(loaded, part, out)
+        case "diffusers":
+            values = _diffusers(loaded, out)
     if as_json:
         print(json.dumps(values, indent=2))
         return
@@ -84,6 +97,31 @@ def _onnx(loaded: LoadedRun, part: str | None, out: Path | None) -> dict[str, An
     return _values(loaded, file) | {"part": name} | checked | {"load": code}
 
 
+def _diffusers(loaded: LoadedRun, out: Path | None) -> dict[str, Any]:
+    from genssl import files
+    from genssl.export import diffusers as evaluation
+
+    contents = evaluation.diffusers_files(loaded.method)
+    usual = Path(f"{loaded.info.name}-diffusers")
+    folder = _outputs.unused_folder(usual, PIPELINE) if out is None else out
+    (folder / "unet").mkdir(parents=True, exist_ok=True)
+    (folder / "scheduler").mkdir(exist_ok=True)
+    provenance = {"command": command_line(), **_provenance(loaded)}
+    files.write_json(folder / PIPELINE, provenance)
+    weights = folder / evaluation.WEIGHTS
+    files.write_tensors(weights, evaluation.diffusers_state(loaded.method), {"format": "pt", **provenance})
+    code = evaluation.LOAD.format(folder=str(folder))
+    readme = evaluation.diffusers_readme(loaded.info, folder.name)
+    # The last is model_index.json, without which the folder does not load
+    for name, content in ({"README.md": readme} | contents).items():
+        if isinstance(content, str):
+            files.write_text(folder / name, content)
+        else:
+            files.write_json(folder / name, content)
+    echo(f"pipeline: {folder}")
+    return _values(loaded, weights) | {"file": str(folder), "load": code}
+
+
 def _file(loaded: LoadedRun, name: str, kind: str, out: Path | None) -> Path:
     """Where the file goes: `out`, in the folder `out`, or here, with a number if need be."""
     usual = Path(f"{loaded.info.name}-{name}{SUFFIXES[kind]}")
@@ -93,6 +131,10 @@ def _file(loaded: LoadedRun, name: str, kind: str, out: Path | None) -> Path:
 
 
 def _check_out(kind: str, out: Path | None) -> None:
+    if kind == "diffusers":
+        if out is not None:
+            _outputs.claim_folder_of(out, PIPELINE)
+        return
     suffix = SUFFIXES[kind]
     if out is not None and not out.is_dir() and out.suffix != suffix:
         raise UserError(f"--out {out} is no {suffix} file; name one such as {out.with_suffix(suffix)}")

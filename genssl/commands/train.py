@@ -100,8 +100,14 @@ def train(
             help="Stream a train split larger than N GiB; default: half of the free device memory.",
         ),
     ] = None,
+    logger: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="Also log to tensorboard, wandb, csv (a file) or mlflow; repeatable."
+        ),
+    ] = None,
     tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Also write TensorBoard event files.")
+        bool, typer.Option("--tensorboard", help="The same as --logger tensorboard.")
     ] = False,
     yes: _options.Yes = False,
     device: _options.Device = "auto",
@@ -109,7 +115,7 @@ def train(
 ) -> None:
     """Train a method. All files go to one run folder."""
     from genssl.runs import check_tag
-    from genssl.training.options import Options
+    from genssl.training.options import Options, checked_loggers
 
     named = {
         "data": data, "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate,
@@ -122,7 +128,8 @@ def train(
     changes |= _options.parse_settings(settings or [])
     options = Options(
         device=device, save_every=save_every, max_minutes=max_minutes, compile=compile, tag=tag, out=out,
-        resident_limit=resident_limit, tensorboard=tensorboard, auto_resume=auto_resume,
+        resident_limit=resident_limit, auto_resume=auto_resume,
+        loggers=checked_loggers([*(logger or ()), *(["tensorboard"] if tensorboard else [])]),
     )  # fmt: skip
     check_tag(tag)
     is_launcher = gpus > 1 and not is_launched_by_torchrun()

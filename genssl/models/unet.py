@@ -64,7 +64,7 @@ class UNet(nn.Module):
         time_width = 4 * finest
         levels = list(zip(widths, layout.blocks, layout.attention, strict=True))
         self.time_embedding = TimeEmbedding(finest, time_width)
-        self.patch = layout.patch
+        self.layout, self.classes, self.patch = layout, classes, layout.patch
         colors = channels * layout.patch**2  # of one place
         self.start = nn.Conv2d(colors, finest, 3, padding=1)
         self.down_stages = nn.ModuleList(Stage(*level, time_width) for level in levels)

@@ -1,18 +1,21 @@
 """How a run is carried out, apart from what it is, and with which settings it goes on."""
 
+import importlib.util
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from genssl.config import Config, differences
-from genssl.errors import UserError
+from genssl.errors import UserError, hint
 
 if TYPE_CHECKING:
     import torch
 
+LoggerName = Literal["tensorboard", "wandb", "csv", "mlflow"]
+BUILT_IN: frozenset[LoggerName] = frozenset({"csv"})  # loggers without a package; others: one of their name
 COMPILE_PAYS_AFTER = 2000  # steps on CUDA: compiling costs about a minute
 
 
@@ -30,7 +33,7 @@ class Options:
         arm: the run is an ablation's, and its folder is in checkpoints/arms/.
         resident_limit: GiB up to which the train split is held on the device; larger ones are streamed from
             the cache. Half of the free memory when None.
-        tensorboard: write events for TensorBoard, too.
+        loggers: where the epochs are written, too; see `genssl.training.loggers`.
         auto_resume: continue the run of these settings if there is one.
     """
 
@@ -42,7 +45,7 @@ class Options:
     out: Path | None = None
     arm: bool = False
     resident_limit: float | None = None
-    tensorboard: bool = False
+    loggers: tuple[LoggerName, ...] = ()
     auto_resume: bool = False
 
 
@@ -55,7 +58,34 @@ def continuing(folder: Path, options: Options) -> str:
         words += ["--gpus", str(distributed.world_size())]
     if options.device != "auto":
         words += ["--device", options.device]
+    words += [word for name in options.loggers for word in ("--logger", name)]
     return f"`{shlex.join(words)}` continues"
+
+
+def checked_loggers(names: Sequence[str]) -> tuple[LoggerName, ...]:
+    """The loggers of these names, each once. Their packages are looked for, and not imported.
+
+    Raises:
+        UserError: there is no such logger, or its package is not installed.
+    """
+    known: dict[str, LoggerName] = {name: name for name in get_args(LoggerName)}
+    for name in names:
+        if name not in known:
+            raise UserError(f"no logger {name!r}{hint(name, known)}; there are {', '.join(known)}")
+        if known[name] not in BUILT_IN and not _is_installed(name):
+            raise missing_logger(known[name])
+    return tuple(known[name] for name in dict.fromkeys(names))
+
+
+def _is_installed(package: str) -> bool:
+    spec = importlib.util.find_spec(package)
+    # A folder of this name in the current folder, such as wandb/, can be imported, too: it has no file
+    return spec is not None and spec.origin is not None
+
+
+def missing_logger(name: LoggerName) -> UserError:
+    """The error where a logger's package is not installed."""
+    return UserError(f"--logger {name} needs a package that is not installed: pip install 'genssl[{name}]'")
 
 
 def should_compile(options: Options, device: "torch.device", steps: int) -> bool:

@@ -20,12 +20,18 @@ from genssl.models.build import build
 from genssl.models.method import count_parameters
 from genssl.run_info import epochs_of, progress_of
 from genssl.runtime import choose_device, describe, generator
-from genssl.training import loggers
 from genssl.training.events import EpochEnded, Listener, Note, Started, TrainingProgress, silent
-from genssl.training.loggers import TensorBoardLogger
+from genssl.training.loggers import Loggers
 from genssl.training.loop import LossMeter, Step, Training
 from genssl.training.monitor import Monitor, baseline_warning
-from genssl.training.options import Options, compiler_problem, continuing, resumed, should_compile
+from genssl.training.options import (
+    Options,
+    checked_loggers,
+    compiler_problem,
+    continuing,
+    resumed,
+    should_compile,
+)
 from genssl.training.run_folder import RunFolder, is_complete
 from genssl.training.signals import Clock, StopSignals, format_seconds, peak_memory
 from genssl.training.splits import load_splits, with_classes_of
@@ -150,8 +156,7 @@ def _prepare(
     recorded: str | None = None,
 ) -> "RunInProgress":
     """Load the data and build the method; `recorded` is `run_info.data_path` of a run that is resumed."""
-    if options.tensorboard:
-        loggers.require_tensorboard()
+    checked_loggers(options.loggers)
     located = config.updated({"data": locate(config.data, recorded)})
     train, held_out = load_splits(located, listener, config.monitor_split)
     config = with_classes_of(config, train)
@@ -213,7 +218,7 @@ class RunInProgress:
         self.baselines: dict[str, float] = {}  # kNN accuracies, measured at the end
         self.notes: list[str] = []  # what the end of the training showed
         self.losses = LossMeter()  # of this epoch
-        self.board: TensorBoardLogger | None = None
+        self.loggers = Loggers(listener)
         self.seconds_before = 0.0  # of training before the run was resumed
         self.clock = Clock()
 
@@ -271,9 +276,19 @@ class RunInProgress:
         folder.units = self.training.inference.units
         folder.validated = self.config.holdout > 0
         distributed.broadcast(str(folder.path))
-        if self.options.tensorboard:
-            self.board = TensorBoardLogger(folder.path, self.history[-1]["step"] if self.history else 0)
-        self._announce()
+        self.loggers.start(self.options.loggers, folder.path, self.history, self.config)
+        finished = False
+        try:
+            self._announce()
+            self._take_steps()
+            self._finish()
+            finished = self.training.step >= self.training.total_steps
+        finally:
+            self.loggers.close(finished=finished)
+        return folder.path
+
+    def _take_steps(self) -> None:
+        """All steps that are left, or those until the time limit."""
         with StopSignals() as signals:
             for step in self.training.steps():
                 self._after_step(step)
@@ -284,8 +299,6 @@ class RunInProgress:
                 if code == OUT_OF_TIME:
                     self._end_early(step)
                     break
-        self._finish()
-        return folder.path
 
     def _announce(self) -> None:
         training, count = self.training, distributed.world_size()
@@ -378,8 +391,7 @@ class RunInProgress:
             self.listener(Note(f"the output has collapsed ({numbers}); training goes on"))
         self.history.append(record)
         self.folder.write_history(self.history)
-        if self.board is not None:
-            self.board.epoch(record, previews)
+        self.loggers.epoch(record, previews)
         if due and self.clock.since("draw") >= DRAW_EVERY:
             self.folder.write_curves(self.history)
             self.clock.mark("draw")
@@ -479,8 +491,6 @@ class RunInProgress:
         self.notes = [warning for warning in warnings if warning]
         for note in self.notes:
             self.listener(Note(note))
-        if self.board is not None:
-            self.board.close()
         self.folder.write_contact_sheets()
         self.folder.write_curves(self.history)
         self._write_model(finished=True)

@@ -15,6 +15,7 @@ from genssl.pixels import to_model
 
 from ..conftest import call
 from ..eval.exportable import pixels, saved
+from ..eval.test_export_diffusers import code_not_in_the_users_cache
 from ..peers import import_peer
 from .test_commands import json_of
 
@@ -105,7 +106,8 @@ def test_what_the_exporter_prints_stays_off_stdout(runs: Path, monkeypatch: pyte
 
 
 @pytest.mark.slow
-def test_the_code_of_the_page_runs(runs: Path) -> None:
+def test_the_code_of_the_page_runs(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code_not_in_the_users_cache(tmp_path, monkeypatch)
     for package in ("onnx", "onnxruntime", "onnxscript"):
         import_peer(package)
     text = PAGE.read_text(encoding="utf-8")
@@ -118,6 +120,7 @@ def test_the_code_of_the_page_runs(runs: Path) -> None:
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         exec(block, names)
     features, samples = names["features"], names["x"]
+    assert len(names["images"]) == 4
     expected = genssl.load(runs / "simsiam-cifar10").features(to_model(images))
     torch.testing.assert_close(torch.as_tensor(features), expected, rtol=1e-4, atol=1e-4)
     assert samples.shape == (16, 3, 32, 32)
