@@ -16,7 +16,7 @@ from benchmarks.bounds import Cost, tables
 from genssl.cli import app
 from genssl.eval import fidelity_features
 from genssl.eval.sensitivity import not_rising
-from genssl.models import build
+from genssl.models import build, method
 from genssl.report.answers.questions import NUMBERS
 from genssl.studies.assignment import SHARES, TRAINED
 from genssl.studies.results import ALIKE, TIMES, Statistic, _pace
@@ -136,6 +136,17 @@ def test_the_page_on_extending_runs(digits: Path, tmp_path: Path, monkeypatch: p
     assert call("runs", "verify", tmp_path / "run").exit_code == 0
     assert call("reconstruct", tmp_path / "run", "-n", 4).exit_code == 0
     assert call("sample", tmp_path / "run").exit_code == 2
+
+
+def test_the_page_on_extending_has_every_ability_and_its_members() -> None:
+    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    abilities = [kind for kind in vars(method).values() if getattr(kind, "_is_protocol", False)]
+    abilities = [kind for kind in abilities if kind.__module__ == method.__name__]
+    assert len(abilities) > 5
+    for kind in abilities:
+        (row,) = re.findall(rf"^\| `{kind.__name__}` \|(.*)$", page, re.MULTILINE)
+        members = {name for name in {*vars(kind), *kind.__annotations__} if not name.startswith("_")}
+        assert {name for name in members if f"`{name}" not in row} == set(), kind.__name__
 
 
 def test_verdicts_on_times_have_one_margin_on_all_pages() -> None:

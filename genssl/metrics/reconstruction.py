@@ -123,7 +123,8 @@ def crossings(levels: Sequence[int], shares: Tensor, chance: float | None = None
         (R,) float64.
 
     Examples:
-        >>> crossings([10, 20], torch.tensor([[1.0, 0.0], [1.0, 0.75]]).double())
+        >>> shares = torch.tensor([[1.0, 0.0], [1.0, 0.75]], dtype=torch.float64)
+        >>> crossings([10, 20], shares)
         tensor([15., inf], dtype=torch.float64)
     """
     at = torch.tensor(levels, dtype=torch.float64)
