@@ -19,7 +19,7 @@ from .test_docs import ROOT
 NOTEBOOK = ROOT / "docs" / "assignment.ipynb"
 # What the first cells set, with less of everything
 SMALLER = {"SMALL": {"epochs": 1, "limit": 64, "batch_size": 32, "sample_every": 1}}
-FIGURES = {"sample", "latent-profile", "interpolate", "reconstruct", "knn-eval", "linear-eval"}
+FIGURES = {"sample", "latent-profile", "interpolate", "noise-levels", "knn-eval", "linear-eval"}
 
 
 def cells() -> list[str]:
