@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from genssl import __version__, paths
 from genssl.commands import (
+    _console,
     assignment,
     data,
     downstream,
@@ -274,8 +275,13 @@ def program(
     checkpoints: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the runs; default: ./checkpoints.")
     ] = None,
+    is_quiet: Annotated[
+        bool, typer.Option("--quiet", help="Show no progress and no notes; warnings and errors remain.")
+    ] = False,
 ) -> None:
     """Train, sample and measure small image models."""
+    if is_quiet:
+        context.with_resource(_console.quiet())
     expand_home(os.environ.get("GENSSL_CHECKPOINTS", ""))  # refused where there is no such user
     if checkpoints is not None:
         if context.invoked_subcommand not in NEEDS_NO_RUNS and not checkpoints.is_dir():

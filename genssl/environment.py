@@ -166,7 +166,7 @@ def command_of(path: Path) -> str | None:
 
 
 def made_by(path: Path, command: str) -> bool:
-    """Whether this command made the file; --json, which changes no file, does not count.
+    """Whether this command made the file; --json and --quiet, which change no file, do not count.
 
     An ONNX file holds the command's SHA-256 (`digest`), a .jsonl belongs to the .json beside it; JPEG, WebP,
     PDF and SVG do not say who made them.
@@ -178,16 +178,16 @@ def made_by(path: Path, command: str) -> bool:
     if suffix == ".onnx":
         return digest(command).encode() in path.read_bytes()
     recorded = command_of(path)
-    return recorded is not None and _without_json(recorded) == _without_json(command)
+    return recorded is not None and _without_display(recorded) == _without_display(command)
 
 
 def digest(command: str) -> str:
     """SHA-256 of a command, for files that are searched for it."""
-    return hashlib.sha256(shlex.join(_without_json(command)).encode()).hexdigest()
+    return hashlib.sha256(shlex.join(_without_display(command)).encode()).hexdigest()
 
 
-def _without_json(command: str) -> list[str]:
-    return [word for word in shlex.split(command) if word != "--json"]
+def _without_display(command: str) -> list[str]:
+    return [word for word in shlex.split(command) if word not in {"--json", "--quiet"}]
 
 
 def _text(content: bytes, details: Mapping[str, str]) -> bytes:

@@ -17,7 +17,8 @@ What `genssl COMMAND --help` prints. This page is generated: `make docs` writes 
 A REF is a method (its newest finished run, else the weights that ship), a run's name in `checkpoints/`, or a
 path. Every evaluation writes a picture and a JSON of its numbers beside the run, under a name with the
 options that matter (`eval/reconstruct-n4.png`); `--out` gets the picture alone. Nothing is replaced that the
-same command line did not make.
+same command line did not make. `genssl --quiet COMMAND` shows no progress and no notes; tables, warnings and
+errors remain.
 """
 
 

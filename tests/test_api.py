@@ -68,6 +68,19 @@ def test_callbacks_are_told_every_event(
     assert next(e.record for e in events if isinstance(e, EpochEnded))["epoch"] == 1
 
 
+def test_loggers_are_those_of_the_command(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for logger in ("csv", ["csv", "csv"]):
+        run = genssl.train("vae", data=str(digits), logger=logger, tag="logged", **SMALL)
+        header, *rows = (run.path / "metrics.csv").read_text().splitlines()
+        assert header.split(",")[:3] == ["epoch", "step", "loss"]
+        assert [row.split(",")[0] for row in rows] == ["1"]
+    with pytest.raises(UserError, match="no logger 'cvs'"):
+        genssl.train("vae", data=str(digits), logger="cvs", **SMALL)
+
+
 def test_an_evaluation_is_that_of_the_command(
     vae: genssl.Run, digits: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

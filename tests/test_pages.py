@@ -25,8 +25,8 @@ STUBS = {
 }
 
 
-def cells(kind: str) -> list[dict[str, Any]]:
-    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+def cells(kind: str, file: Path = NOTEBOOK) -> list[dict[str, Any]]:
+    notebook = json.loads(file.read_text(encoding="utf-8"))
     return [cell for cell in notebook["cells"] if cell["cell_type"] == kind]
 
 
@@ -40,15 +40,17 @@ def check_commands(lines: list[str], page: Path) -> None:
     test_docs.test_every_written_command_exists_with_its_options(page)
 
 
-def test_the_notebook_is_one_and_holds_no_results() -> None:
-    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+@pytest.mark.parametrize("file", [NOTEBOOK, NOTEBOOK.with_name("assignment.ipynb")], ids=lambda f: f.stem)
+def test_a_notebook_is_one_and_holds_no_results(file: Path) -> None:
+    notebook = json.loads(file.read_text(encoding="utf-8"))
     assert notebook["nbformat"] == 4
     identities = [cell["id"] for cell in notebook["cells"]]
     assert len(set(identities)) == len(identities)
-    assert cells("markdown")
-    assert cells("code")
-    assert len(cells("markdown")) + len(cells("code")) == len(identities)
-    for cell in cells("code"):
+    markdown, code = cells("markdown", file), cells("code", file)
+    assert markdown
+    assert code
+    assert len(markdown) + len(code) == len(identities)
+    for cell in code:
         assert cell["outputs"] == []
         assert cell["execution_count"] is None
         assert "".join(cell["source"]).count("\n") < 15

@@ -29,17 +29,34 @@ if TYPE_CHECKING:
     from genssl.training.options import Options
 
 PLAIN_EVERY = 30.0  # seconds between plain lines of progress
+_QUIET: ContextVar[bool] = ContextVar("quiet", default=False)
 _RESULTS: ContextVar["list[EvalResult] | None"] = ContextVar("results", default=None)
 
 
-def echo(*lines: str) -> None:
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, no progress and no lines on stderr but warnings, questions and errors: `genssl --quiet`."""
+    token = _QUIET.set(True)
+    try:
+        yield
+    finally:
+        _QUIET.reset(token)
+
+
+def echo(*lines: str, always: bool = False) -> None:
     """Print lines on stderr, in the main process only; a stderr on a full disk stops no work.
+
+    Args:
+        lines: where it is to be quiet, those alone that begin with "warning".
+        always: also where it is to be quiet.
 
     Raises:
         BrokenPipeError: its reader has ended.
     """
     if launched_rank() > 0:
         return
+    if _QUIET.get() and not always:
+        lines = tuple(line for line in lines if line.startswith("warning"))
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         for line in lines:
@@ -50,7 +67,12 @@ def echo(*lines: str) -> None:
 
 
 def is_live() -> bool:
-    """Whether stderr is a terminal with a cursor; a notebook cell claims to be one and is not."""
+    """Whether to draw on stderr: a terminal with a cursor; a notebook cell claims to be one and is not."""
+    return is_terminal() and not _QUIET.get()
+
+
+def is_terminal() -> bool:
+    """Whether stderr is a terminal with a cursor."""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and "JPY_PARENT_PID" not in os.environ
 
 
@@ -354,8 +376,8 @@ def confirm(*lines: str) -> None:
     Raises:
         UserError: the answer was not yes.
     """
-    echo(*lines)
-    if sys.stdin.isatty() and is_live() and not agreed("Start?"):
+    echo(*lines, always=True)
+    if sys.stdin.isatty() and is_terminal() and not agreed("Start?"):
         raise UserError("not started; --yes starts without asking", FAILED_RUN)
 
 

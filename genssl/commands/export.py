@@ -184,4 +184,5 @@ def push(
     if dry_run:
         print(card)
         return
+    echo(f"pushing {folder} to {hub.PREFIX}{name}; that takes as long as the network needs")
     echo(f"{folder}: {hub.upload(folder, name, card, private=private)}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from genssl.commands import _options
-from genssl.commands._console import agreed, echo, is_live, show_rows, show_values
+from genssl.commands._console import agreed, echo, is_terminal, show_rows, show_values
 from genssl.errors import FAILED_RUN, UserError
 from genssl.eval.result import flatten
 from genssl.run_info import progress_of
@@ -130,7 +130,7 @@ def runs_remove(references: Runs, yes: _options.Yes = False) -> None:
     folders = [runs.removable(reference) for reference in references]
     names = ", ".join(str(folder) for folder in folders)
     if not yes:
-        if not (sys.stdin.isatty() and is_live()):
+        if not (sys.stdin.isatty() and is_terminal()):
             raise UserError(f"{names}: nobody can be asked here; --yes removes without asking")
         echo(f"removes {names}, with all files")
         if not agreed("Remove?"):

@@ -136,8 +136,8 @@ class WandbLogger:
             settings=self._wandb.Settings(silent=True, console="off"),
         )  # fmt: skip
         self._session.begin(identifier)
-        offline = getattr(self._run, "offline", False)
-        self.address = str(folder / "wandb") if offline else str(self._run.url)
+        address = None if getattr(self._run, "offline", False) else self._run.url
+        self.address = str(address or folder / "wandb")
 
     def epoch(self, record: Record, previews: Mapping[str, Tensor]) -> None:
         """Write an epoch, unless it was written before the run was interrupted; see `Logger`."""

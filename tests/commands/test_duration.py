@@ -95,7 +95,7 @@ def test_a_time_limit_limits_what_is_expected(capsys: pytest.CaptureFixture[str]
     ("answer", "goes_on"), [("y\n", True), ("Yes\n", True), ("\n", False), ("no\n", False), ("", False)]
 )
 def test_a_terminal_is_asked(answer: str, goes_on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_console, "is_live", lambda: True)
+    monkeypatch.setattr(_console, "is_terminal", lambda: True)
     monkeypatch.setattr(sys, "stdin", Terminal(answer))
     monkeypatch.setattr(_console.TrainingScreen, "__enter__", lambda self: self)
     if goes_on:

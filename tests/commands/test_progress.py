@@ -11,6 +11,8 @@ from genssl.commands._console import format_value, show_values
 from genssl.eval.result import flatten
 from genssl.training.events import EpochEnded, Note, Started, TrainingProgress
 
+from ..conftest import call
+
 PROGRESS = TrainingProgress(
     epoch=2, epochs=5, step=30, total_steps=100, images_per_second=1234.4, losses={"loss": 1.23456},
     seconds_left=200, memory_bytes=2**30,
@@ -45,6 +47,30 @@ def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
         screen(EpochEnded(RECORD))
     captured = capsys.readouterr()
     assert captured.err == captured.out == ""
+
+
+def test_quiet_leaves_results_warnings_and_errors(vae_run: Path, tmp_path: Path) -> None:
+    words = ["reconstruct", vae_run, "-n", "2", "--out", tmp_path / "r.png"]
+    loud, silent = call(*words), call("--quiet", *words)  # the same command: its picture is replaced
+    assert (loud.exit_code, silent.exit_code) == (0, 0)
+    assert "reconstructions: " in loud.stderr
+    assert silent.stderr == ""
+    assert silent.stdout == loud.stdout != ""
+    wrong = call("--quiet", "reconstruct", "nothing")
+    assert wrong.exit_code == 2
+    assert "no run 'nothing'" in wrong.stderr
+    with _console.quiet():
+        assert not _console.is_live()
+    assert call(*words).stderr == loud.stderr
+
+
+def test_quiet_keeps_warnings_and_questions(capsys: pytest.CaptureFixture[str]) -> None:
+    with _console.quiet(), _console.TrainingScreen() as screen:
+        screen(Note("a sentence"))
+        screen(EpochEnded(RECORD))
+        screen(Note("warning: a logger failed"))
+        _console.confirm("expected: about 2 h")
+    assert capsys.readouterr().err.splitlines() == ["warning: a logger failed", "expected: about 2 h"]
 
 
 def test_an_epochs_line_leaves_out_what_is_missing() -> None:
