@@ -34,15 +34,33 @@ from tests.conftest import write_digits
 
 MARK = "GENSSL_KILLED"  # in the environment of all processes of a command
 PATIENCE = 600.0  # seconds for a command
-# Small networks, short trainings and pixels as features: what is tested is what is left behind
+# Small networks, short trainings, few samples and pixels as features: what is tested is what is left behind.
+# The assignment has the steps of a plan without a budget, in which nothing depends on the clock.
 PROGRAM = """
 from genssl.cli import main
+from genssl.commands import study as commands
 from genssl.eval import feature_cache, fidelity_features
 from genssl.models import unet
-from genssl.studies import plan
+from genssl.studies import assignment as study, measures
 fidelity_features.default_features = lambda device: feature_cache.PIXELS
 unet.LAYOUTS["tiny"] = unet.Layout((16, 16, 16), (1, 1, 1), (False, False, False))
-plan.LEAST_TRAINING = 3.0
+measures.SAMPLING_BUDGET, commands.default_samples = 1e-9, lambda device: 32
+study.LIKELIHOOD_IMAGES = study.BOUND_IMAGES = study.BOUND_TIMES = study.SWEPT_IMAGES = 4
+study.COARSE, study.LAST_COARSE_LEVEL = range(2, 11, 4), 14
+SHARED = {"batch_size": 16, "epochs": 2, "seed": 0}
+SETTINGS = {
+    "vae": {"width": 8, "z_dim": 6, "mixture_components": 2},
+    "ddpm": {"network": "tiny", "timesteps": 20, "features_t": 2},
+    "simsiam": {"encoder": "small", "projector_dim": 16, "projector_hidden": 16, "predictor_hidden": 8},
+}
+def plan_of(data, ssl_data, budget, device, seed, listen):
+    sources = (data, data, ssl_data)
+    parts = [
+        study.Part(method, source, SHARED | settings)
+        for (method, settings), source in zip(SETTINGS.items(), sources, strict=True)
+    ]
+    return study.Plan(study.TITLE, (), study.steps_of(*parts, device=device, full=False, samples=32))
+study.assignment = plan_of
 main()
 """
 VAE = ["--set", "width=8", "--set", "z_dim=6", "--set", "mixture_components=2"]
@@ -85,7 +103,7 @@ class Work:
             "ablate": ["ablate", "vae", *shared, "--set", "z_dim=3", "--set", "z_dim=5", "--base", "width=8",
                        "--base", "mixture_components=2", "--epochs", "2", "--yes", "--out", out],
             "assignment": ["assignment", "--out", out, "--data", digits, "--ssl-data", digits,
-                           "--budget", "0.1", "--device", "cpu"],
+                           "--device", "cpu"],
         }  # fmt: skip
         return [sys.executable, "-c", PROGRAM, *commands[self.kind]]
 
@@ -200,14 +218,12 @@ def cycle(
     if not went_well:
         return counts, said[-600:]
     first, second = (weights_of(entry.out) for entry in (undisturbed, work))
-    # How long an assignment trains depends on how fast the computer is at its start
-    is_timed = work.kind == "assignment"  # so the names of its weights are compared
-    counts["equal_weights"] = int(first.keys() == second.keys() if is_timed else first == second)
+    counts["equal_weights"] = int(first == second)
     left = orphans_in(work.out)
     counts["orphans"] = len(left)
     differing = names_in(undisturbed.out) ^ names_in(work.out)
-    counts["same_files"] = int(not differing or is_timed)
-    odd = [*left, *([] if is_timed else sorted(differing)[:6])]
+    counts["same_files"] = int(not differing)
+    odd = [*left, *sorted(differing)[:6]]
     return counts, f"{odd}" if odd or not counts["equal_weights"] else ""
 
 

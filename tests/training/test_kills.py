@@ -3,13 +3,19 @@
 import contextlib
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from genssl import config as configs
+from genssl import runs
+from genssl.errors import UserError
 from genssl.files import TEMPORARY, sweep
+from genssl.training import run
+from genssl.training.options import Options
 from tests import campaign_kills
 from tests.campaign_kills import Work
 
@@ -72,6 +78,79 @@ def test_a_folder_that_a_kill_left_without_settings_can_be_used(tmp_path: Path) 
     (tmp_path / ".config.json.ab12cd_4.tmp").write_text("{")
     (tmp_path / ".lock").write_text("")
     check_free(tmp_path)
+
+
+def left_by_a_kill(folder: Path) -> Path:
+    """A run's folder as a kill before its settings leaves it."""
+    folder.mkdir(parents=True)
+    for name in (".lock", ".config.json.ab12cd_4.tmp"):
+        (folder / name).write_text("")
+    return folder
+
+
+@pytest.mark.parametrize("arm", [False, True])
+def test_a_run_takes_the_folder_again_that_a_kill_left_without_settings(
+    arm: bool, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GENSSL_CHECKPOINTS", str(tmp_path))
+    parent = tmp_path / "arms" if arm else tmp_path
+    left = left_by_a_kill(parent / "vae-digits-baseline")
+    settings = {"data": str(digits), "epochs": 1, "batch_size": 32, "width": 4, "z_dim": 3, "limit": 64}
+    config = configs.make("vae", {**settings, "mixture_components": 0, "sample_every": 0})
+    assert run.start(config, Options(device="cpu", tag="baseline", arm=arm)) == left
+    assert [folder.name for folder in parent.iterdir()] == [left.name]
+    assert not [file.name for file in left.iterdir() if file.name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: (folder / "notes.txt").write_text("mine"),
+        lambda folder: (folder / "config.json").write_text("{}"),
+        lambda folder: (folder / "samples").mkdir(),
+    ],
+)
+def test_a_folder_with_anything_in_it_is_not_taken(
+    change: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GENSSL_CHECKPOINTS", str(tmp_path))
+    change(left_by_a_kill(tmp_path / "vae-svhn"))
+    folder, lock = runs.new_folder(configs.make("vae", {}))
+    lock.release()
+    assert folder == tmp_path / "vae-svhn-2"
+
+
+def test_a_folder_that_a_living_process_has_locked_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GENSSL_CHECKPOINTS", str(tmp_path))
+    config = configs.make("vae", {})
+    first, lock = runs.new_folder(config)
+    second, other = runs.new_folder(config)
+    assert [first.name, second.name] == ["vae-svhn", "vae-svhn-2"]
+    lock.release()
+    again, lock = runs.new_folder(config)
+    assert again == first
+    with pytest.raises(UserError, match="another process is training"):
+        runs.new_folder(config, out=second)
+    for held in (lock, other):
+        held.release()
+
+
+def test_where_there_are_no_locks_no_folder_is_taken_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GENSSL_CHECKPOINTS", str(tmp_path))
+    left_by_a_kill(tmp_path / "vae-svhn")
+
+    def fail(*_: object, **__: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr("filelock.FileLock.acquire", fail)
+    assert [runs.new_folder(configs.make("vae", {}))[0].name for _ in range(2)] == [
+        "vae-svhn-2",
+        "vae-svhn-3",
+    ]
 
 
 def test_a_run_sweeps_its_own_folder_and_leaves_an_evaluation_its_file(vae_run: Path) -> None:
