@@ -270,7 +270,7 @@ def kill(work: Work, chance: random.Random, seconds: float) -> tuple[bool, int]:
     return True, _until_alone(process)
 
 
-def _until_alone(process: Started, seconds: float = 30.0) -> int:
+def _until_alone(process: Started, seconds: float = 120.0) -> int:
     end = time.monotonic() + seconds
     while (left := process.alive()) and time.monotonic() < end:
         time.sleep(0.2)

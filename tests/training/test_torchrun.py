@@ -153,13 +153,14 @@ def test_an_interrupt_is_said_once_and_no_temporary_folder_is_left(
     monkeypatch.setenv("TMPDIR", str(temporary))
     running = Running(genssl(*RUN, "--data", digits, "--out", run, "--gpus", 2), tmp_path)
     running.wait_for(run, 4)
-    assert list(temporary.iterdir())
+    assert list(temporary.glob("genssl-*"))
     os.killpg(running.process.pid, signal.SIGINT)  # as a terminal does
     assert running.end() == 130, running.errors.read_text()
     lines = [line for line in running.errors.read_text().splitlines() if line.startswith("genssl: ")]
     assert len(lines) == 1, lines
     assert "stopped and saved at step" in lines[0]
-    assert list(temporary.iterdir()) == []
+    # torch's compiler has one folder per user there
+    assert [file.name for file in temporary.iterdir() if not file.name.startswith("torchinductor_")] == []
 
 
 def test_torchrun_starts_it_again(digits: Path, undisturbed: Path, tmp_path: Path) -> None:
