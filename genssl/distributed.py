@@ -99,8 +99,8 @@ def process_group(device: torch.device) -> Iterator[None]:
         return
     joined = False
     try:
+        _end_with_launcher()  # before they meet, which they never do where it is killed meanwhile
         joined = init(device)
-        _end_with_launcher()
         yield
     except BaseException as error:
         if joined:

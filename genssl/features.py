@@ -1,5 +1,6 @@
 """Features of many images, a batch at a time, each process its shard."""
 
+import operator
 from collections.abc import Callable
 
 import torch
@@ -21,6 +22,7 @@ def extract(
     sharded: bool = False,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
+    read: Callable[[Tensor, slice], Tensor] = operator.getitem,
 ) -> Tensor:
     """Features of each image. Memory beyond the result is that of one batch.
 
@@ -34,6 +36,7 @@ def extract(
             whole result.
         device: where the function runs, and the result is; that of the images when None.
         dtype: of the result.
+        read: a batch of the images by its rows, which raises where they cannot be read.
 
     Returns:
         (N, D).
@@ -55,7 +58,7 @@ def extract(
     device = device or images.device
     result = torch.empty(0)
     for start in range(0, len(local), batch_size):
-        batch = to_model(local[start : start + batch_size].to(device))
+        batch = to_model(read(local, slice(start, start + batch_size)).to(device))
         vectors = function(batch.contiguous(memory_format=torch.channels_last))
         if vectors.ndim != 2 or len(vectors) != len(batch):
             raise ValueError(f"features of {len(batch)} images must be (B, D), not {list(vectors.shape)}")

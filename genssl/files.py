@@ -91,7 +91,8 @@ def atomic(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        _flush(temporary)
+        with temporary.open("r+b") as file:  # Windows flushes only what is open for writing
+            flush(file.fileno())
         with contextlib.suppress(OSError):  # a file system without modes
             temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
@@ -232,8 +233,7 @@ def recorded_digest(metadata: Mapping[str, str]) -> str | None:
 
 def _as_os_error(error: Exception, path: Path) -> Exception:
     """The disk's error in safetensors' own, which hides its number in its text."""
-    match = re.search(r"os error (\d+)", str(error))
-    if match is None:
+    if (match := re.search(r"os error (\d+)", str(error))) is None:
         return error
     number = int(match.group(1))
     return OSError(number, os.strerror(number), str(path))
@@ -430,11 +430,6 @@ def read_records(path: Path, problems: list[str] | None = None) -> list[dict[str
 NO_FLUSH = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}  # of file systems that know no such thing
 
 
-def _flush(path: Path) -> None:
-    with path.open("r+b") as file:  # Windows flushes only what is open for writing
-        flush(file.fileno())
-
-
 def flush(handle: int) -> None:
     """Flush an open file to the disk, where the file system can."""
     try:
@@ -490,9 +485,14 @@ class FolderLock:
         except (OSError, NotImplementedError):
             pass
 
+    @property
+    def is_held(self) -> bool:
+        """Whether this is the folder's lock, and no file system without locks."""
+        return self._lock.is_locked
+
     def release(self) -> None:
         """Let other processes lock the folder."""
-        if not self._lock.is_locked:
+        if not self.is_held:
             return
         # Before the lock is released: filelock does not lock a removed file. On Windows it removes it itself
         with contextlib.suppress(OSError):

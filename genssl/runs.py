@@ -1,5 +1,6 @@
 """The runs in checkpoints/: their names, and which of them a REF means."""
 
+import contextlib
 import math
 import re
 import shutil
@@ -329,24 +330,52 @@ def read_config(folder: Path) -> Config:
     return run_info.read_config(file)
 
 
-def new_folder(config: Config, tag: str | None = None, out: Path | None = None, *, arm: bool = False) -> Path:
-    """Make a folder for a run that no other run has: `out`, else <root>[/arms]/<name>[-2, -3, ...].
+def new_folder(
+    config: Config, tag: str | None = None, out: Path | None = None, *, arm: bool = False
+) -> tuple[Path, files.FolderLock]:
+    """A folder for a run that no other run has, and its lock: `out`, else <root>[/arms]/<name>[-2, -3, ...].
+
+    A folder is taken again where a process was killed before it wrote the settings.
 
     Raises:
-        UserError: `out` exists and is not empty.
+        UserError: `out` exists and is not empty, or another process is about to use it.
     """
     if out is not None:
         check_free(out)
         out.mkdir(parents=True, exist_ok=True)
-        return out
+        return out, files.FolderLock(out, f"another process is training {out}; choose another --out")
     parent = paths.parents(arms=arm)[-1]
     parent.mkdir(parents=True, exist_ok=True)
     name, count = run_name(config, tag), 1
     while True:
         folder = parent / (name if count == 1 else f"{name}-{count}")
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            count += 1
-            continue
-        return folder
+        if (lock := _make(folder)) is not None:
+            return folder, lock
+        count += 1
+
+
+def _make(folder: Path) -> files.FolderLock | None:
+    """The lock of a folder that is made, or that a kill has left without settings; None: it is taken."""
+    try:
+        folder.mkdir()
+        is_new = True
+    except FileExistsError:
+        is_new = False
+        if not _is_unused(folder):
+            return None
+    try:
+        lock = files.FolderLock(folder, f"another process has {folder}")
+    except UserError:  # it has made it just now, and not written to it yet
+        return None
+    # While this one waited another may have written to it; without locks it may be about to
+    if _is_unused(folder) and (is_new or lock.is_held):
+        return lock
+    lock.release()
+    return None
+
+
+def _is_unused(folder: Path) -> bool:
+    """Whether a folder is there, and holds nothing but what a killed process has left."""
+    with contextlib.suppress(OSError):
+        return folder.is_dir() and not folder.is_symlink() and files.is_empty(folder)
+    return False

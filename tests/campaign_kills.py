@@ -9,11 +9,13 @@ count.
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import os
 import platform
 import random
+import select
 import shutil
 import signal
 import subprocess
@@ -22,7 +24,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 from safetensors.torch import load_file
@@ -34,16 +36,61 @@ from tests.conftest import write_digits
 
 MARK = "GENSSL_KILLED"  # in the environment of all processes of a command
 PATIENCE = 600.0  # seconds for a command
-# Small networks, short trainings and pixels as features: what is tested is what is left behind
+# Small networks, short trainings, few samples and pixels as features: what is tested is what is left behind.
+# The assignment has the steps of a plan without a budget, in which nothing depends on the clock.
 PROGRAM = """
 from genssl.cli import main
+from genssl.commands import study as commands
 from genssl.eval import feature_cache, fidelity_features
 from genssl.models import unet
-from genssl.studies import plan
+from genssl.studies import assignment as study, measures
 fidelity_features.default_features = lambda device: feature_cache.PIXELS
 unet.LAYOUTS["tiny"] = unet.Layout((16, 16, 16), (1, 1, 1), (False, False, False))
-plan.LEAST_TRAINING = 3.0
-main()
+measures.SAMPLING_BUDGET, commands.default_samples = 1e-9, lambda device: 32
+study.LIKELIHOOD_IMAGES = study.BOUND_IMAGES = study.BOUND_TIMES = study.SWEPT_IMAGES = 4
+study.COARSE, study.LAST_COARSE_LEVEL = range(2, 11, 4), 14
+SHARED = {"batch_size": 16, "epochs": 2, "seed": 0}
+SETTINGS = {
+    "vae": {"width": 8, "z_dim": 6, "mixture_components": 2},
+    "ddpm": {"network": "tiny", "timesteps": 20, "features_t": 2},
+    "simsiam": {"encoder": "small", "projector_dim": 16, "projector_hidden": 16, "predictor_hidden": 8},
+}
+def plan_of(data, ssl_data, budget, device, seed, listen):
+    sources = (data, data, ssl_data)
+    parts = [
+        study.Part(method, source, SHARED | settings)
+        for (method, settings), source in zip(SETTINGS.items(), sources, strict=True)
+    ]
+    return study.Plan(study.TITLE, (), study.steps_of(*parts, device=device, full=False, samples=32))
+study.assignment = plan_of
+"""
+# It forks a process for each line that it reads, and says its number and how it ended. What a command imports
+# first, which takes most of a tiny run's time, is there already: no kill is spent on it.
+SERVER = f"""{PROGRAM}
+import io, json, os, sys
+import scipy.stats, sklearn.mixture, torch._dynamo
+from genssl import figures
+from genssl.commands import assignment, data, study, train
+from genssl.studies import ablate, compare
+from genssl.training import run
+history = [{{"epoch": 1, "seconds": 1.0, "loss": 1.0}}]
+for figure in (figures.curves(history, "a", {{}}), figures.wall_clock(history, "a")):
+    figure.savefig(io.BytesIO())
+print("ready", flush=True)
+for line in sys.stdin:
+    words, said, folder, environment = json.loads(line)
+    number = os.fork()
+    if number == 0:
+        os.setsid()
+        os.chdir(folder)
+        for handle, path in ((0, os.devnull), (1, os.devnull), (2, said)):
+            os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), handle)
+        os.environ |= environment
+        sys.argv = ["genssl", *words]
+        main()
+        sys.exit()
+    print(number, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(number, 0)[1]), flush=True)
 """
 VAE = ["--set", "width=8", "--set", "z_dim=6", "--set", "mixture_components=2"]
 SSL = [
@@ -85,37 +132,91 @@ class Work:
             "ablate": ["ablate", "vae", *shared, "--set", "z_dim=3", "--set", "z_dim=5", "--base", "width=8",
                        "--base", "mixture_components=2", "--epochs", "2", "--yes", "--out", out],
             "assignment": ["assignment", "--out", out, "--data", digits, "--ssl-data", digits,
-                           "--budget", "0.1", "--device", "cpu"],
+                           "--device", "cpu"],
         }  # fmt: skip
-        return [sys.executable, "-c", PROGRAM, *commands[self.kind]]
+        return commands[self.kind]
 
-    def start(self) -> "subprocess.Popen[bytes]":
+    def start(self) -> "Started":
         """The command, in a session of its own."""
-        environment = os.environ | {
-            "OMP_NUM_THREADS": "1", MARK: str(self.out), "GENSSL_CHECKPOINTS": str(self.out / "checkpoints"),
+        said = self.out.parent / "said.txt"
+        said.parent.mkdir(parents=True, exist_ok=True)
+        environment = {
+            MARK: str(self.out), "GENSSL_CHECKPOINTS": str(self.out / "checkpoints"),
             "GENSSL_CACHE": str(self.out if self.kind == "conversion" else self.folder / "cache"),
         }  # fmt: skip
-        return subprocess.Popen(
-            self.words(), env=environment, cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            start_new_session=True,
-        )  # fmt: skip
+        if self.kind != "two processes":  # torchrun starts its own from the beginning
+            process = server()
+            line = json.dumps([self.words(), str(said), str(self.folder), environment])
+            _pipe(process.stdin).write(f"{line}\n".encode())
+            _pipe(process.stdin).flush()
+            return Started(int(_pipe(process.stdout).readline()), said, process)
+        with said.open("wb") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-c", f"{PROGRAM}\nmain()", *self.words()], cwd=self.folder,
+                env=os.environ | {"OMP_NUM_THREADS": "1"} | environment, stdout=subprocess.DEVNULL,
+                stderr=file, start_new_session=True,
+            )  # fmt: skip
+        return Started(process.pid, said, process)
 
     def whole(self) -> tuple[bool, str]:
         """Carry it out to its end; whether it ended well, and what it said."""
         process = self.start()
-        _, said = process.communicate(timeout=PATIENCE)
-        return process.returncode == 0, said.decode(errors="replace")
+        code = process.wait(PATIENCE)
+        assert code is not None, "it hangs"
+        return code == 0, process.said.read_text(errors="replace")
 
-    def processes(self) -> list[psutil.Process]:
-        """Its processes that are alive, by the mark in their environment."""
-        alive = []
+
+@dataclass(frozen=True)
+class Started:
+    """A process of a work.
+
+    Attributes:
+        pid: its number.
+        said: the file of what it says.
+        parent: the server that has forked it, or itself.
+    """
+
+    pid: int
+    said: Path
+    parent: "subprocess.Popen[bytes]"
+
+    def wait(self, seconds: float) -> int | None:
+        """The exit code; None where it is alive after so many seconds."""
+        if self.parent.pid == self.pid:
+            try:
+                return self.parent.wait(seconds)
+            except subprocess.TimeoutExpired:
+                return None
+        answers = _pipe(self.parent.stdout)
+        return int(answers.readline()) if select.select([answers], [], [], seconds)[0] else None
+
+    def alive(self) -> list[psutil.Process]:
+        """Its process and those that it has started: of its session, or with the mark of its work."""
+        mark, alive = str(self.said.with_name("out")), []
         for process in psutil.process_iter():
             try:
-                if process.environ().get(MARK) == str(self.out) and process.status() != psutil.STATUS_ZOMBIE:
+                mine = os.getsid(process.pid) == self.pid or process.environ().get(MARK) == mark
+                if mine and process.status() != psutil.STATUS_ZOMBIE:
                     alive.append(process)
-            except psutil.Error:
+            except (psutil.Error, ProcessLookupError):
                 continue
         return alive
+
+
+@functools.cache
+def server() -> "subprocess.Popen[bytes]":
+    """What starts the commands; it ends with this process."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVER], env=os.environ | {"OMP_NUM_THREADS": "1"}, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, bufsize=0,  # so that `select` sees every line
+    )  # fmt: skip
+    assert _pipe(process.stdout).readline() == b"ready\n"
+    return process
+
+
+def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
+    assert stream is not None
+    return stream
 
 
 def weights_of(folder: Path) -> dict[str, str]:
@@ -145,36 +246,36 @@ def names_in(folder: Path) -> set[str]:
     return {str(file.relative_to(folder)) for file in folder.rglob("*")}
 
 
-def kill(work: Work, chance: random.Random, seconds: float) -> bool:
-    """Start the work and kill it, unless it ends before; whether it was killed.
+def kill(work: Work, chance: random.Random, seconds: float) -> tuple[bool, int]:
+    """Start the work and kill it, unless it ends before.
+
+    Returns:
+        Whether it was killed, and how many of its processes were alive after a while, which are killed then.
 
     Of two processes it is all of them, the launcher alone, or one of those that train.
     """
     process = work.start()
-    try:
-        process.communicate(timeout=chance.uniform(0.02, 0.95) * seconds)
-    except subprocess.TimeoutExpired:
-        several = work.kind == "two processes"
-        targets = [entry for entry in work.processes() if entry.pid != process.pid] if several else []
-        match chance.randrange(3) if several else 0:
-            case 1:
-                process.kill()
-            case 2 if targets:
-                chance.choice(targets).kill()
-            case _:
-                os.killpg(process.pid, signal.SIGKILL)
-        process.communicate(timeout=PATIENCE)
-        return True
-    return False
+    if process.wait(chance.uniform(0.02, 0.95) * seconds) is not None:
+        return False, _until_alone(process)
+    several = work.kind == "two processes"
+    targets = [entry for entry in process.alive() if entry.pid != process.pid] if several else []
+    match chance.randrange(3) if several else 0:
+        case 1:
+            os.kill(process.pid, signal.SIGKILL)
+        case 2 if targets:
+            chance.choice(targets).kill()
+        case _:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait(PATIENCE) is not None, "it hangs"
+    return True, _until_alone(process)
 
 
-def _until_alone(work: Work, seconds: float = 30.0) -> int:
-    """How many processes of the work are alive after a while, all of which are then killed."""
+def _until_alone(process: Started, seconds: float = 120.0) -> int:
     end = time.monotonic() + seconds
-    while (left := work.processes()) and time.monotonic() < end:
+    while (left := process.alive()) and time.monotonic() < end:
         time.sleep(0.2)
-    for process in left:
-        process.kill()
+    for entry in left:
+        entry.kill()
     return len(left)
 
 
@@ -186,60 +287,84 @@ def new_record(seed: int) -> dict[str, Any]:
             "failures": []}  # fmt: skip
 
 
+def outcome_of(folder: Path) -> dict[str, Any]:
+    """What a command has left: the weights, and the names of all files."""
+    return {"weights": weights_of(folder), "names": sorted(names_in(folder))}
+
+
 def cycle(
-    undisturbed: Work, work: Work, chance: random.Random, whole: float, most: int
+    undisturbed: dict[str, Any], work: Work, chance: random.Random, whole: float, most: int
 ) -> tuple[dict[str, int], str]:
-    """Kill the work one to `most` times, carry it out to its end, compare; counts, and what went wrong."""
+    """Kill the work one to `most` times, carry it out to its end, compare; counts, and what went wrong.
+
+    `undisturbed` is the outcome of the same work that nobody has killed.
+    """
     shutil.rmtree(work.out, ignore_errors=True)
     counts = dict.fromkeys(new_record(0)["kinds"]["vae"], 0)
     for _ in range(chance.randint(1, most)):
-        counts["kills"] += kill(work, chance, whole)
-        counts["processes_left"] += _until_alone(work)
+        was_killed, left_alive = kill(work, chance, whole)
+        counts["kills"] += was_killed
+        counts["processes_left"] += left_alive
     went_well, said = work.whole()
     counts["ended"], counts["lost_runs"] = 1, int(not went_well)
     if not went_well:
         return counts, said[-600:]
-    first, second = (weights_of(entry.out) for entry in (undisturbed, work))
-    # How long an assignment trains depends on how fast the computer is at its start
-    is_timed = work.kind == "assignment"  # so the names of its weights are compared
-    counts["equal_weights"] = int(first.keys() == second.keys() if is_timed else first == second)
+    outcome = outcome_of(work.out)
+    counts["equal_weights"] = int(outcome["weights"] == undisturbed["weights"])
     left = orphans_in(work.out)
     counts["orphans"] = len(left)
-    differing = names_in(undisturbed.out) ^ names_in(work.out)
-    counts["same_files"] = int(not differing or is_timed)
-    odd = [*left, *([] if is_timed else sorted(differing)[:6])]
+    differing = set(outcome["names"]) ^ set(undisturbed["names"])
+    counts["same_files"] = int(not differing)
+    odd = [*left, *sorted(differing)[:6]]
     return counts, f"{odd}" if odd or not counts["equal_weights"] else ""
 
 
-def run(out: Path, kills: int, seed: int, seconds: float, kinds: tuple[str, ...] = KINDS) -> dict[str, Any]:
-    """Carry out what is left of `kills` kills, as far as there is time; returns and writes the counts."""
+def work_of(kind: str, folder: Path, name: str) -> Work:
+    """A work of a kind in the campaign's folder."""
+    return Work(kind, folder, folder / f"{kind.replace(' ', '-')}-{name}" / "out")
+
+
+def whole_of(kind: str, folder: Path) -> tuple[dict[str, Any], float]:
+    """The outcome of an undisturbed work and its seconds, from the folder if it was carried out before."""
+    file = folder / f"{kind.replace(' ', '-')}.json"
+    if not file.exists():
+        server()  # its imports do not count
+        work, began = work_of(kind, folder, "undisturbed"), time.monotonic()
+        went_well, said = work.whole()
+        assert went_well, said
+        files.write_json(file, {"seconds": time.monotonic() - began, **outcome_of(work.out)})
+    record = json.loads(file.read_text())
+    return record, record["seconds"]
+
+
+def run(
+    out: Path, kills: int, seed: int, seconds: float, folder: Path, kinds: tuple[str, ...] = KINDS
+) -> dict[str, Any]:
+    """Carry out what is left of `kills` kills, as far as there is time; returns and writes the counts.
+
+    The kind with the fewest kills is next. `folder` is for data and works; it may be used again.
+    """
     record = json.loads(out.read_text()) if out.exists() else new_record(seed)
     assert record["seed"] == seed, "the counts are of another seed"
     until, share = time.monotonic() + seconds, -(-kills // len(kinds))
-    with tempfile.TemporaryDirectory(prefix="genssl-kills-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        write_digits(folder / "digits", 120, 40)
-        if "conversion" in kinds:
-            write_digits(folder / "many", 3000, 100)
-        for kind in kinds:
-            total = record["kinds"][kind]
-            if total["kills"] >= share or time.monotonic() > until:
-                continue
-            undisturbed = Work(kind, folder, folder / f"{kind.replace(' ', '-')}-undisturbed" / "out")
-            work = Work(kind, folder, folder / f"{kind.replace(' ', '-')}-killed" / "out")
-            began = time.monotonic()
-            went_well, said = undisturbed.whole()
-            assert went_well, said
-            whole = time.monotonic() - began
-            while total["kills"] < share and time.monotonic() < until:
-                chance = random.Random(f"{seed} {kind} {total['ended']}")
-                counts, problem = cycle(undisturbed, work, chance, whole, min(6, share - total["kills"]))
-                for key, count in counts.items():
-                    total[key] += count
-                if problem:
-                    record["failures"].append({"kind": kind, "cycle": total["ended"] - 1, "said": problem})
-                files.write_json(out, record)
-                print(kind, total, problem, flush=True)
+    for name, train, test in (("digits", 120, 40), ("many", 3000, 100)):
+        if not (folder / name).exists() and (name == "digits" or "conversion" in kinds):
+            write_digits(folder / name, train, test)
+    while time.monotonic() < until:
+        kind = min(kinds, key=lambda kind: record["kinds"][kind]["kills"])
+        total = record["kinds"][kind]
+        if total["kills"] >= share:
+            break
+        undisturbed, whole = whole_of(kind, folder)
+        chance = random.Random(f"{seed} {kind} {total['ended']}")
+        work = work_of(kind, folder, "killed")
+        counts, problem = cycle(undisturbed, work, chance, whole, min(6, share - total["kills"]))
+        for key, count in counts.items():
+            total[key] += count
+        if problem:
+            record["failures"].append({"kind": kind, "cycle": total["ended"] - 1, "said": problem})
+        files.write_json(out, record)
+        print(kind, total, problem, flush=True)
     return dict(record)
 
 
@@ -260,9 +385,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=21)
     parser.add_argument("--seconds", type=float, default=1e9, help="Begin nothing after so many.")
     parser.add_argument("--kind", choices=KINDS, action="append", help="These alone.")
+    parser.add_argument("--folder", type=Path, help="Of data and works, kept; default: a temporary one.")
     asked = parser.parse_args()
     kinds = tuple(asked.kind or KINDS)
-    sys.exit(not is_sound(run(asked.out, asked.kills, asked.seed, asked.seconds, kinds)))
+    with tempfile.TemporaryDirectory(prefix="genssl-kills-", ignore_cleanup_errors=True) as temporary:
+        folder = asked.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        sys.exit(not is_sound(run(asked.out, asked.kills, asked.seed, asked.seconds, folder, kinds)))
 
 
 if __name__ == "__main__":

@@ -156,7 +156,8 @@ def test_run_names_suit_every_file_system(
 
 def test_runs_started_at_once_get_folders_of_their_own(root: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
-        folders = list(pool.map(lambda _: runs.new_folder(CONFIG), range(8)))
+        made = list(pool.map(lambda _: runs.new_folder(CONFIG), range(8)))
+    folders = [folder for folder, _ in made]
     assert len(set(folders)) == 8
     assert {folder.name for folder in folders} == {
         "vae-synthetic",

@@ -128,9 +128,9 @@ def test_a_run_of_an_earlier_version_is_the_begun_one(
 ) -> None:
     monkeypatch.setenv("GENSSL_CHECKPOINTS", str(tmp_path))
     config = configs.make("simsiam", {"base_batch_size": 128})
-    folder = runs.new_folder(config)
+    folder, _ = runs.new_folder(config)
     (folder / run_info.CONFIG).write_text(old_names(config))
-    damaged = runs.new_folder(config)
+    damaged, _ = runs.new_folder(config)
     (damaged / run_info.CONFIG).write_text("{")
     assert runs.begun(config) == folder
     assert runs.begun(config.updated({"seed": 1})) is None

@@ -166,6 +166,9 @@ def ablate(
         rows = result.values["rows"]
         title = f"ablation of {baseline.method} on {baseline.data}"
         show_rows(title, _table({row["arm"]: row["numbers"] for row in rows}))
+        if (ranking := result.values.get("ranking")) is not None:
+            better = f"{ranking['better']} is better"
+            show_rows(f"by {ranking['metric']} ({better}), mean ± deviation over seeds", _ranks(ranking))
         show_values("verdicts", {row["arm"]: row["verdict"] for row in rows}, result.notes)
 
 
@@ -305,6 +308,18 @@ def _table(numbers: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
         {"": line, **{arm: _cell(row.get(name)) for arm, row in numbers.items()}}
         for name, line in lines.items()
     ]
+
+
+def _ranks(ranking: dict[str, Any]) -> list[dict[str, str]]:
+    """One line an arm, the best above, with the number of its seeds."""
+    lines = []
+    for item in ranking["arms"]:
+        ends = (item["low"], item["high"])
+        span = f"{format_value(ends[0])} to {format_value(ends[1])}" if item["seeds"] > 1 else ""
+        number = _cell(item) if item["seeds"] else "-"
+        cells = {"arm": item["arm"], ranking["metric"]: number, "range": span, "seeds": str(item["seeds"])}
+        lines.append({**cells, "": item["remark"]})
+    return lines
 
 
 def _cell(number: dict[str, Any] | float | None) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from genssl.data.rows import is_mapped, read_rows
+from genssl.data.rows import is_mapped, read_rows, verify
 from genssl.data.split import Split
 from genssl.errors import FAILED_RUN, UserError
 
@@ -62,6 +62,8 @@ def make_loader(split: Split, device: torch.device, limit: float | None = None) 
 def place(split: Split, device: torch.device, limit: float | None = None) -> Split:
     """The split for an evaluation: on the device if it fits there, else on the host, to be taken in batches.
 
+    What fits is in memory, on a CPU too: a page of a map ends the process where the file is cut meanwhile.
+
     Args:
         split: on the host.
         device: where it is evaluated.
@@ -70,7 +72,10 @@ def place(split: Split, device: torch.device, limit: float | None = None) -> Spl
     Raises:
         UserError: the images are not those that were written to the cache.
     """
-    return split.to(device if fits(split.images.numel(), device, limit) else torch.device("cpu"))
+    if fits(split.images.numel(), device, limit):
+        return split.to(device)
+    verify(split.images)
+    return split
 
 
 def fits(size: int, device: torch.device, limit: float | None = None) -> bool:

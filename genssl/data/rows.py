@@ -21,6 +21,7 @@ from torch import Tensor
 
 from genssl.errors import FAILED_RUN, UserError
 from genssl.files import flush
+from genssl.runtime import chunks
 
 AT_ONCE = 256  # rows that are checked at a time
 
@@ -198,6 +199,37 @@ def read_rows(images: Tensor, rows: Tensor) -> Tensor:
     return torch.from_numpy(file.read((rows + first).tolist())).expand(-1, *images.shape[1:]).contiguous()
 
 
+def loaded(images: Tensor, device: torch.device) -> Tensor:
+    """Images on a device; those that are memory-mapped are read from their file, checked, piece by piece.
+
+    Args:
+        images: uint8 (N, C, H, W), or masks (N, H, W).
+        device: where they are wanted.
+
+    Raises:
+        UserError: as in `read_rows`.
+    """
+    if (source := _file_of(images)) is None:
+        return images.to(device)
+    file, first = source
+    result = torch.empty((len(images), *file.shape), dtype=images.dtype, device=device)
+    for rows in chunks(len(images), AT_ONCE):
+        result[rows] = torch.from_numpy(file.read(range(first + rows.start, first + rows.stop)))
+    seen = result.expand(-1, *images.shape[1:])  # gray images may be seen as three channels
+    return seen if device.type == "cpu" else seen.contiguous()
+
+
+def read_slice(images: Tensor, rows: slice) -> Tensor:
+    """`images[rows]`, read from the file of images that are memory-mapped; a slice has a start and a stop.
+
+    Raises:
+        UserError: as in `read_rows`.
+    """
+    if not is_mapped(images):
+        return images[rows]
+    return read_rows(images, torch.arange(rows.start, min(rows.stop, len(images))))
+
+
 def require_whole(images: Tensor) -> None:
     """Refuse images whose file is shorter than when it was mapped, before they are read from the map.
 
@@ -217,5 +249,5 @@ def verify(images: Tensor) -> None:
     if (source := _file_of(images)) is None:
         return
     file, first = source
-    for start in range(first, first + len(images), AT_ONCE):
-        file.read(range(start, min(start + AT_ONCE, first + len(images))))
+    for rows in chunks(len(images), AT_ONCE):
+        file.read(range(first + rows.start, first + rows.stop))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from genssl import figures
+from genssl.data.rows import read_slice
 from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.eval.result import EvalResult, check_size, require_ability
@@ -143,7 +144,7 @@ def bits_per_dim(
     for rows in chunks(len(split), batch_size):
         noise = generators(seed, "eval", range(rows.start, rows.stop))
         t = strata.draw(uniform((len(noise), len(strata.sizes)), noise))
-        x = to_model(split.images[rows].to(diffusion.device))
+        x = to_model(read_slice(split.images, rows).to(diffusion.device))
         bits = _terms(diffusion, x, t, noise, variance, _within(tick, rows, len(split))) * strata.sizes
         sums.add(t, bits, _in_bits(prior_kl(diffusion.schedule, x), x))
     values = {"images": len(split), "timesteps": timesteps, "variance": variance, **_summary(sums, strata)}
@@ -165,7 +166,7 @@ def flow_likelihood(
     log_ps = []
     for rows in chunks(len(split), batch_size):
         noise = generators(seed, "eval", range(rows.start, rows.stop))
-        images = split.images[rows].to(method.device)
+        images = read_slice(split.images, rows).to(method.device)
         x = to_model(images, uniform(images.shape, noise, images.device))
         log_ps.append(method.log_likelihood_of_flow(x, steps, noise))
         tick(rows.stop, len(split))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from genssl.data.cache import cache_folder
 from genssl.data.loader import fits
+from genssl.data.rows import read_slice
 from genssl.data.split import Split
 from genssl.errors import FAILED_RUN, UserError
 from genssl.eval.result import check_size
@@ -70,7 +71,9 @@ def extract_features(
         dtype = torch.float16  # (2 u - 255) / 256 is exact in float16
         # Twice the bytes of the images, while other features are few
         device = device if fits(dtype.itemsize * split.images.numel(), device) else torch.device("cpu")
-    features = extract(encoder, split.images, batch_size, tick, sharded=True, device=device, dtype=dtype)
+    features = extract(
+        encoder, split.images, batch_size, tick, sharded=True, device=device, dtype=dtype, read=read_slice
+    )
     if not features.sum(dtype=torch.float32).isfinite():
         raise UserError(
             f"the features of {split.part} images are not finite; the run has diverged, take another",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from genssl import figures
+from genssl.data.rows import read_slice
 from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.eval.result import EvalResult, check_size, require_ability
@@ -56,7 +57,7 @@ def importance_ll(method: Method, split: Split, k: int, *, seed: int, tick: Tick
             # Of one image a million samples take minutes
             tick(rows.start * k + done * (rows.stop - rows.start), len(split) * k)
 
-        images = split.images[rows].to(method.device)
+        images = read_slice(split.images, rows).to(method.device)
         weights = _log_weights(model, images, k, DECODINGS // batch, noise, weighed)
         bounds.append(bound_by_samples(weights, counts))
         sizes.append(effective_sample_size(weights))

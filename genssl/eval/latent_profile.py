@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from genssl import figures
+from genssl.data.rows import read_slice
 from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.eval.result import EvalResult, check_size, require_ability
@@ -35,7 +36,7 @@ def latent_profile(method: Method, split: Split, *, batch_size: int, tick: Tick)
         raise UserError(f"{split.name} has no labels, and a profile is one a class; choose another --data")
     codes = []
     for rows in chunks(len(split), batch_size):
-        codes.append(method.features(to_model(split.images[rows].to(method.device))))
+        codes.append(method.features(to_model(read_slice(split.images, rows).to(method.device))))
         tick(rows.stop, len(split))
     means = torch.cat(codes).cpu().double()
     profile = class_profile(means, split.labels.cpu(), len(split.classes))

@@ -10,6 +10,7 @@ from genssl import figures
 from genssl.config import EncoderConfig
 from genssl.data.augment import geometry
 from genssl.data.registry import allows_flips
+from genssl.data.rows import read_slice
 from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.eval.feature_cache import extract_features, require_labels
@@ -121,7 +122,7 @@ def cropped(
     boxes = geometry.crop_boxes(chances[:, 1:], height, width, SMALLEST)
     flips = chances[:, 0] < 0.5
     for rows in chunks(len(images), CROPPED):
-        part = images[rows].to(device)
+        part = read_slice(images, rows).to(device)
         planes = geometry.resized_crop(part, boxes[rows], flips[rows] if mirror else None)
         yield planes.transpose(0, 1).round_().clamp_(0, 255).to(torch.uint8)
 

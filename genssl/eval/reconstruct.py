@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from genssl import figures
+from genssl.data.rows import read_slice
 from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.eval.result import EvalResult, check_size, header_of, require_ability
@@ -34,7 +35,7 @@ def reconstruct(
     check_size(method, split)
     errors = []
     for rows in chunks(len(split), batch_size):
-        x = to_model(split.images[rows].to(method.device))
+        x = to_model(read_slice(split.images, rows).to(method.device))
         errors.append(mean_squared_error(model.reconstruct(x), x))
         tick(rows.stop, len(split))
     mse = torch.cat(errors).cpu()

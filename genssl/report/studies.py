@@ -10,6 +10,7 @@ from genssl.report.figures import Cell, ReportFigure, Table, embed
 from genssl.report.format import NONE, number
 from genssl.report.load import Contents, Record, Study, recorded
 
+RANKING = "ablate-ranking"  # the stem of a sweep's picture
 LONGEST_NAME = 60  # characters of an arm in the name of its picture
 COLUMNS = {  # in this order, where a side has them
     "knn_accuracy_full": "kNN accuracy",
@@ -35,11 +36,11 @@ def draw(study: Study, contents: Contents) -> list[ReportFigure]:
         anchor=name,
         title="an ablation" if study.kind == "ablate" else "a comparison",
         pictures=embed(main, f"{study.kind}: all sides of {name}", contents.problems) if main else [],
-        **described(study, arms(study)),
+        **described(study, ranked(study)),
     )
     figures = [whole]
     for stem, file in study.pictures.items():
-        if study.kind == "compare" and file != main:
+        if file != main and (study.kind == "compare" or stem == RANKING):
             title = format.label(stem.removeprefix(f"{study.kind}-"))
             pictures = embed(file, f"{title}, of {name}", contents.problems)
             figures += [ReportFigure(f"{name}-{stem}", title, pictures=pictures)] if pictures else []
@@ -60,6 +61,15 @@ def arms(study: Study) -> list[Record]:
     """The rows of an ablation, or the sides of a comparison."""
     rows = study.values.get("rows" if study.kind == "ablate" else "runs")
     return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+
+
+def ranked(study: Study) -> list[Record]:
+    """The arms of an ablation from the best to the worst by its metric; sides of a comparison as they are."""
+    names = _record(study.values.get("ranking")).get("arms")
+    order = [_record(item).get("arm") for item in names] if isinstance(names, list) else []
+    known = [row for row in arms(study) if row.get("arm") in order]
+    known.sort(key=lambda row: order.index(row.get("arm")))
+    return known + [row for row in arms(study) if row.get("arm") not in order]
 
 
 def changes(row: Record) -> Mapping[str, Any]:

@@ -20,9 +20,16 @@ from genssl.eval.sample import sample
 from genssl.paths import is_writable_run
 from genssl.run_info import RunInfo, progress_of
 from genssl.runtime import choose_device, describe
-from genssl.studies.figures import ImagePanel, draw_changes, draw_study, side_by_side, title_of
+from genssl.studies.figures import (
+    ImagePanel,
+    draw_changes,
+    draw_ranking,
+    draw_study,
+    side_by_side,
+    title_of,
+)
 from genssl.studies.measures import NO_TERMS, Trained, measured, unmeasured
-from genssl.studies.results import Arm, ArmRuns, Measured, verdict
+from genssl.studies.results import ACCURACIES, Arm, ArmRuns, Measured, metric_of, rank, verdict
 from genssl.training.events import Listener, Note
 from genssl.training.splits import require_data
 
@@ -229,12 +236,18 @@ def compare_arms(baseline: Config, arms: Sequence[ArmRuns]) -> EvalResult:
     }
     title = _title(baseline, arms)
     drawn = {**draw_study(arms, title), **draw_changes(arms, title)}
+    if metric := metric_of(arms):
+        ranks = rank(arms, metric)
+        better = "higher" if metric in ACCURACIES else "lower"
+        values["ranking"] = {"metric": metric, "better": better, "arms": [item.record() for item in ranks]}
+        drawn |= draw_ranking(arms, ranks, metric, _title(baseline, arms, bands=False))
     return EvalResult(values, {**drawn}, tuple(_arm_notes(arms)))
 
 
-def _title(baseline: Config, arms: Sequence[ArmRuns]) -> str:
+def _title(baseline: Config, arms: Sequence[ArmRuns], *, bands: bool = True) -> str:
     runs = next(arm.runs for arm in arms if arm.runs)
-    seeds = f", {len(runs)} seeds (bands: one standard deviation)" if len(runs) > 1 else ""
+    drawn = f", {len(runs)} seeds (bands: one standard deviation)"
+    seeds = drawn if bands and len(runs) > 1 else ""
     return f"{baseline.method} on {title_of(runs)}{seeds}"
 
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,12 +14,14 @@ from genssl.data.registry import short_name
 from genssl.run_info import progress_of
 from genssl.studies.measures import SAMPLES
 from genssl.studies.results import (
+    ACCURACIES,
     BY_EPOCH,
     KNN,
     LINEAR,
     LINEAR_TRAIN,
     ArmRuns,
     Measured,
+    Rank,
     Records,
     Statistic,
     draw_mean,
@@ -215,7 +218,7 @@ def _label(arm: ArmRuns) -> str:
         words = {"output_std": "output std", "rankme": "rank", "output_scale": "scale"}
         known = [f"{word} {numbers[name].mean:.2g}" for name, word in words.items() if name in numbers]
         parts.append(f"collapsed ({', '.join(known)})")
-    name = arm.arm.name if len(arm.arm.name) <= HALF_A_LINE else f"{arm.arm.name[: HALF_A_LINE - 1]}…"
+    name = _shortened(arm.arm.name)
     return f"{name}: {', '.join(parts)}" if parts else name
 
 
@@ -233,6 +236,7 @@ BARS = (
 )  # numbers drawn as bars, where an arm has them
 MAX_SAMPLE_COLUMNS = 5
 LONGEST_NAME = 60  # characters of a figure's
+LINE_OF_AN_ARM = 0.45  # inches of the ranking
 
 
 def draw_study(arms: Sequence[ArmRuns], title: str, terms: Sequence[str] = TERMS) -> "dict[str, Figure]":
@@ -258,6 +262,40 @@ def draw_changes(arms: Sequence[ArmRuns], title: str) -> "dict[str, Figure]":
         for arm in changed
         if arm.runs
     }
+
+
+def draw_ranking(
+    arms: Sequence[ArmRuns], ranks: Sequence[Rank], metric: str, title: str
+) -> "dict[str, Figure]":
+    """A line per arm, the best above: the mean over seeds, their range, and each seed; of a sweep alone.
+
+    A sweep has several seeds or more than two arms. Arms that do not compare are left out.
+    """
+    shown = [item for item in ranks if not item.remark]
+    if len(shown) < 2 or (len(arms) == 2 and all(len(item.values) == 1 for item in shown)):
+        return {}
+    colors = {arm.arm.name: f"C{i}" for i, arm in enumerate(arms)}
+    figure, (axis,) = figures.new_figure(1, 1, 7.0, 1.3 + LINE_OF_AN_ARM * len(shown))
+    for i, item in enumerate(shown):
+        color = colors[item.arm]
+        axis.plot([min(item.values), max(item.values)], [i, i], color=color, linewidth=2, alpha=0.5)
+        axis.plot(item.values, [i] * len(item.values), "|", color=color, markersize=9)
+        axis.plot([statistics.fmean(item.values)], [i], "o", color=color)
+    seeds = [f"{len(item.values)} seed{'s' if len(item.values) > 1 else ''}" for item in shown]
+    names = [f"{_shortened(item.arm)}\n{count}" for item, count in zip(shown, seeds, strict=True)]
+    axis.set_yticks(range(len(shown)), names, fontsize=8)
+    axis.set_ylim(len(shown) - 0.5, -0.5)
+    if metric in ACCURACIES:
+        axis.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %")
+    better = "higher" if metric in ACCURACIES else "lower"
+    axis.set_xlabel(f"{ACCURACIES.get(metric, metric.replace('_', ' '))} ({better} is better)")
+    axis.set_title("dot: mean over seeds; line: from the lowest to the highest seed", fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    return {"ranking": figure}
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= HALF_A_LINE else f"{name[: HALF_A_LINE - 1]}…"
 
 
 def title_of(runs: Sequence[Measured]) -> str:

@@ -1,5 +1,6 @@
 """The results of arms over random seeds, and what they show."""
 
+import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -159,6 +160,7 @@ REMARKS = {
 }
 # The numbers a verdict is about: of the first group that both sides have, every one that they have
 HEADLINES = ((KNN, LINEAR), ("bits_per_dim",), ("test_loss",), ("validation_loss",), ("loss",))
+LOSSES = {"loss", "test_loss", "validation_loss"}
 ACCURACIES = {KNN: "kNN accuracy", LINEAR: "linear accuracy"}  # shares; a difference is in percentage points
 TIMES = {
     "training": "training_seconds",
@@ -221,10 +223,8 @@ def _collapse(arm: ArmRuns) -> list[str]:
 def _compare(name: str, before: Statistic, after: Statistic, arm: ArmRuns) -> str:
     share = name in ACCURACIES
     text = _value(name, before) + (f" -> {100 * after.mean:.1f} %" if share else f" -> {after.mean:.4g}")
-    if name in {"loss", "test_loss", "validation_loss"} and arm.redefines():
-        return f"{text} (not comparable: another loss)"
-    if share and OTHER_DATA & arm.arm.changes.keys():
-        return f"{text} (not comparable: other data)"
+    if reason := incomparable(name, arm):
+        return f"{text} (not comparable: {reason})"
     remarks = []
     if share:
         remarks.append(f"{100 * (after.mean - before.mean):+.1f} percentage points")
@@ -233,6 +233,67 @@ def _compare(name: str, before: Statistic, after: Statistic, arm: ArmRuns) -> st
         remarks.append(f"{percent:+.0f} %" if abs(percent) >= 10 else f"{percent:+.1f} %")
     remarks.append(_resolution(before, after))
     return f"{text} ({', '.join(remarks)})"
+
+
+def incomparable(name: str, arm: ArmRuns) -> str:
+    """Why a number of an arm does not compare with the baseline's; empty where it does."""
+    if name in LOSSES and arm.redefines():
+        return "another loss"
+    return "other data" if name in ACCURACIES and OTHER_DATA & arm.arm.changes.keys() else ""
+
+
+@dataclass(frozen=True)
+class Rank:
+    """An arm in the order of a metric.
+
+    Attributes:
+        arm: its name.
+        values: of the metric, one a seed; none where all seeds failed.
+        remark: why it is not in the order, if it is not.
+    """
+
+    arm: str
+    values: list[float]
+    remark: str = ""
+
+    def record(self) -> dict[str, Any]:
+        """Mean, sample standard deviation (None for one seed), least and greatest value, number of seeds."""
+        number = over_seeds(self.values) if self.values else None
+        return {
+            "arm": self.arm,
+            "mean": None if number is None else number.mean,
+            "std": None if number is None else number.std,
+            "low": min(self.values, default=None),
+            "high": max(self.values, default=None),
+            "seeds": len(self.values),
+            "remark": self.remark,
+        }
+
+
+def metric_of(arms: Sequence[ArmRuns]) -> str | None:
+    """The number that arms are ranked by: the first of HEADLINES that every arm has; None: there is none."""
+    having = [arm.numbers().keys() for arm in arms if arm.runs]
+    names = itertools.chain.from_iterable(HEADLINES)
+    return next((name for name in names if having and all(name in known for known in having)), None)
+
+
+def rank(arms: Sequence[ArmRuns], metric: str) -> list[Rank]:
+    """The arms from the best mean over seeds to the worst, then those that do not compare or have failed.
+
+    The first arm is the baseline. Accuracies are better when higher, everything else when lower.
+    """
+    ranks = [_rank(arm, metric, arm is arms[0]) for arm in arms]
+    ranked = [item for item in ranks if not item.remark]
+    ranked.sort(key=lambda item: statistics.fmean(item.values), reverse=metric in ACCURACIES)
+    return ranked + [item for item in ranks if item.remark]
+
+
+def _rank(arm: ArmRuns, metric: str, is_baseline: bool) -> Rank:
+    values = [run.findings.numbers[metric] for run in arm.runs if metric in run.findings.numbers]
+    if not values:
+        return Rank(arm.arm.name, [], "failed")
+    reason = "" if is_baseline else incomparable(metric, arm)
+    return Rank(arm.arm.name, values, f"not comparable: {reason}" if reason else "")
 
 
 def _resolution(before: Statistic, after: Statistic) -> str:

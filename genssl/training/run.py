@@ -65,7 +65,8 @@ def _start(config: Config, options: Options, device: torch.device, listener: Lis
     if not distributed.is_main_process():
         return follow(run.training, run.monitor)
     _mention_unfinished(config, options, listener)
-    folder = RunFolder(runs.new_folder(config, options.tag, options.out, arm=options.arm))
+    path, lock = runs.new_folder(config, options.tag, options.out, arm=options.arm)
+    folder = RunFolder(path, lock=lock)
     try:
         folder.write_start(run.config, run.training.device)
         return run.train(folder)

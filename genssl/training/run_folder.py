@@ -22,15 +22,22 @@ OLD = 3600.0  # seconds after which nobody is writing a file any more
 
 
 class RunFolder:
-    """One run's files. One process at a time locks it; others of the same run may read."""
+    """One run's files. One process at a time locks it; others of the same run may read.
 
-    def __init__(self, path: Path, *, lock: bool = True) -> None:
+    Args:
+        path: of the folder.
+        lock: whether to lock it, or the lock that this process has on it.
+    """
+
+    def __init__(self, path: Path, *, lock: bool | files.FolderLock = True) -> None:
         self.path = path
         self.title = path.name  # of its pictures
         self.units: Mapping[str, str] = {}  # of the method's own terms
         self.validated = False  # whether real images in the pictures are of the validation split
         message = f"another process is training {path}; wait for it, or start a new run"
-        self._lock = files.FolderLock(path, message) if lock else None
+        self._lock = lock if isinstance(lock, files.FolderLock) else None
+        if lock is True:
+            self._lock = files.FolderLock(path, message)
 
     def release(self) -> None:
         """Let another process resume this run."""

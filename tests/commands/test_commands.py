@@ -353,6 +353,7 @@ def test_a_damaged_checkpoint_is_one_line(vae_run: Path, tmp_path: Path, fault: 
         (["--checkpoints", "nowhere", "sample", "vae"], "no folder of runs nowhere"),
         (["--checkpoints", "nowhere", "runs", "list"], "no folder of runs nowhere"),
         (["--checkpoints", "nowhere", "report"], "no folder of runs nowhere"),
+        (["--checkpoints", __file__, "runs", "list"], f"no folder of runs {__file__}"),
         (["sample", "RUN", "--out", "DIGITS"], "is not empty"),
         (["sample", "vae", "--data", "nothing"], "no finished vae run on nothing"),
         (["sample", "RUN", "--steps", 5], "has no --steps"),

@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +253,27 @@ def test_a_rank_without_a_world_is_none(monkeypatch: pytest.MonkeyPatch) -> None
     assert launched_rank() == 0
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert launched_rank() == 3
+
+
+def test_a_launcher_that_is_killed_before_its_processes_have_met_ends_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended, signals = threading.Event(), []
+
+    def note(number: int, sent: int) -> None:
+        signals.append((number, sent))
+        ended.set()
+
+    def meet(device: torch.device) -> bool:
+        assert ended.wait(20), "it waits for ever"
+        return False
+
+    monkeypatch.setattr(os, "kill", note)
+    monkeypatch.setattr(distributed, "init", meet)
+    monkeypatch.setenv(distributed.LAUNCHER, str(os.getppid() + 1))  # not the parent any more
+    with distributed.process_group(torch.device("cpu")):
+        pass
+    assert signals == [(os.getpid(), signal.SIGTERM)]
 
 
 @pytest.mark.parametrize(

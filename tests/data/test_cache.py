@@ -29,6 +29,7 @@ from genssl.data.cache import (
 from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.files import tensor_digest
+from tests.conftest import call
 
 
 def split(part: str = "train", n: int = 5) -> Split:
@@ -413,6 +414,18 @@ def test_the_cache_is_cleared_of_what_this_program_wrote_and_of_nothing_else(cac
     assert {item.kind for item in clear({"data", "features", "leftover"})} == {"data", "features"}
     assert {item.kind for item in items()} == {"download"}
     assert {file.name for file in cache.iterdir()} == {"downloads", "notes.txt", "path-c.txt", "path-photos"}
+
+
+def test_the_commands_list_and_clear_it(cache: Path) -> None:
+    write_arrays(split_path("path-a-1", "train"), GOOD, ("a", "b"), "a", "train", source="/a")
+    (cache / "path-b-1.lock").write_bytes(b"")
+    kinds = [item["kind"] for item in json.loads(call("data", "cache", "list", "--json").stdout)]
+    assert sorted(kinds) == ["data", "leftover"]
+    assert call("data", "cache", "clear", "--leftovers").output.startswith("removed 1 of the cache")
+    assert read_split(split_path("path-a-1", "train")) is not None
+    assert call("data", "cache", "clear").output.startswith("removed 1 of the cache")
+    assert list(cache.iterdir()) == []
+    assert "nothing in the cache" in call("data", "cache", "list").output
 
 
 def test_what_another_process_is_writing_is_not_cleared(cache: Path) -> None:

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from genssl.data import rows
-from genssl.data.cache import items, read_split, split_path, write_arrays
-from genssl.data.loader import Loader, make_loader
+from genssl.data import loader, rows
+from genssl.data.cache import items, read_split, split_path, write_arrays, write_split
+from genssl.data.loader import Loader, make_loader, place
 from genssl.data.split import Split
 from genssl.data.subset import select_rows, with_channels
 from genssl.errors import UserError
@@ -54,6 +54,13 @@ READERS: dict[str, Callable[[Split], object]] = {
     "several": lambda split: select_rows([split, split], ORDER.flatten(), digest="d", name="n", part="p"),
     "three channels": lambda split: list(Loader(with_channels(split, 3), CPU, True).batches(ORDER)),
 }
+# Some that read batches by themselves, and some that extract features
+EVALUATIONS: dict[str, list[object]] = {
+    "reconstruct": [],
+    "latent-profile": [],
+    "importance-ll": ["-k", 2],
+    "knn-eval": [],
+}
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -85,6 +92,74 @@ def test_a_map_is_not_read_where_the_file_is_shorter() -> None:
     os.truncate(file, file.stat().st_size - 1)
     with pytest.raises(UserError, match="was cut"):
         rows.require_whole(split.images)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("fits", [True, False])
+@pytest.mark.usefixtures("cache")
+def test_what_is_placed_for_an_evaluation_is_the_map(fits: bool, channels: int) -> None:
+    split, file = cached(channels)
+    expected = split.images.clone()
+    seen = with_channels(split, 3)
+    placed = place(seen, CPU, 1e6 if fits else 0)
+    assert rows.is_mapped(placed.images) is not fits
+    assert torch.equal(placed.images, expected.expand(-1, 3, -1, -1))
+    os.truncate(file, 512)  # what is in memory does not need the file any more
+    if fits:
+        assert torch.equal(placed.images, expected.expand(-1, 3, -1, -1))
+        assert rows.read_slice(placed.images, slice(3, 5)).shape == (2, 3, 16, 16)
+    else:
+        with pytest.raises(UserError, match="was cut"):
+            rows.read_slice(placed.images, slice(3, 5))
+
+
+@pytest.mark.usefixtures("cache")
+def test_masks_are_read_from_their_file() -> None:
+    images, masks = (torch.randint(0, 256, (N, *shape, 8, 8), dtype=torch.uint8) for shape in ((3,), ()))
+    path = split_path("path-masks", "train")
+    write_split(path, Split(images, None, (), "masks", "train", "digest", masks))
+    split = read_split(path)
+    assert split is not None
+    index = torch.tensor([3, 0, N - 1])
+    chosen, whole = split.select(index), split.to(CPU)
+    os.truncate(path / "masks.npy", 128)
+    assert chosen.masks is not None
+    assert torch.equal(chosen.masks, masks[index])
+    assert whole.masks is not None
+    assert torch.equal(whole.masks, masks)
+    with pytest.raises(UserError, match=r"masks\.npy was cut"):
+        split.to(CPU)
+    with pytest.raises(UserError, match=r"masks\.npy was cut"):
+        split.select(index)
+
+
+@pytest.mark.parametrize("fits", [True, False])
+@pytest.mark.parametrize("command", EVALUATIONS)
+def test_an_evaluation_whose_cache_is_cut_after_it_was_checked_ends_in_a_line_or_well(
+    command: str, fits: bool, vae_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU, where the map would end the process by SIGBUS: both times within this one."""
+    monkeypatch.setenv("GENSSL_CACHE", str(tmp_path / "cache"))
+    if not fits:
+        monkeypatch.setattr(loader, "free_bytes", lambda device: 0)
+    placing = loader.place
+    cut: list[Path] = []
+
+    def cut_after_it(split: Split, device: torch.device, limit: float | None = None) -> Split:
+        placed = placing(split, device, limit)
+        cut.extend((tmp_path / "cache").glob(f"*-{split.part}/images.npy"))
+        for file in cut:
+            os.truncate(file, 128)
+        return placed
+
+    monkeypatch.setattr(loader, "place", cut_after_it)
+    result = call(command, vae_run, *EVALUATIONS[command], "--out", tmp_path / "x.png", "--device", "cpu")
+    assert cut
+    if fits:
+        assert result.exit_code == 0, result.output
+        return
+    assert result.exit_code == 1
+    assert "images.npy was cut while it was read; remove " in result.output.splitlines()[-1]
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -57,7 +57,8 @@ def test_the_study_leaves_a_figure_a_change_and_pure_json(trained: tuple[Path, R
     found = json.loads(result.stdout)
     folder = root / "ablate-simsiam-digits-stop_gradient-predictor"
     assert json.loads((folder / "ablate.json").read_text()) == found
-    pictures = {"ablate.png", "ablate-stop_gradient-False.png", "ablate-predictor-identity.png"}
+    pictures = {"ablate.png", "ablate-ranking.png"}
+    pictures |= {"ablate-stop_gradient-False.png", "ablate-predictor-identity.png"}
     assert {file.name for file in folder.iterdir()} == {"ablate.json", *pictures}
     assert Image.open(folder / "ablate.png").size[0] > 1000
     assert [row["changes"] for row in found["rows"]] == [

@@ -128,6 +128,41 @@ def test_a_killed_process_ends_the_run_with_one_line(digits: Path, undisturbed: 
     assert same(undisturbed, run)
 
 
+def test_a_killed_launcher_takes_its_processes_along(digits: Path, undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    running = Running(genssl(*RUN, "--data", digits, "--out", run, "--gpus", 2), tmp_path)
+    running.wait_for(run, 4)
+    running.process.kill()
+    running.end()
+    end = time.monotonic() + PATIENCE
+    while running.ranks():
+        assert time.monotonic() < end, "they train on"
+        time.sleep(0.1)
+    assert 4 <= saved(run) < STEPS
+    resume = ["train", "--resume", run, "--gpus", 2, "--device", "cpu"]
+    again = Running(genssl(*resume), tmp_path)  # the lock is free
+    assert again.end() == 0, again.errors.read_text()
+    assert same(undisturbed, run)
+
+
+def test_an_interrupt_is_said_once_and_no_temporary_folder_is_left(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, temporary = tmp_path / "run", tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    running = Running(genssl(*RUN, "--data", digits, "--out", run, "--gpus", 2), tmp_path)
+    running.wait_for(run, 4)
+    assert list(temporary.glob("genssl-*"))
+    os.killpg(running.process.pid, signal.SIGINT)  # as a terminal does
+    assert running.end() == 130, running.errors.read_text()
+    lines = [line for line in running.errors.read_text().splitlines() if line.startswith("genssl: ")]
+    assert len(lines) == 1, lines
+    assert "stopped and saved at step" in lines[0]
+    # torch's compiler has one folder per user there
+    assert [file.name for file in temporary.iterdir() if not file.name.startswith("torchinductor_")] == []
+
+
 def test_torchrun_starts_it_again(digits: Path, undisturbed: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     running = Running(torchrun(*RUN, "--data", digits, "--out", run), tmp_path)
