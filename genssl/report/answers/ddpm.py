@@ -160,11 +160,11 @@ def _cost_of_steps(base: Arm, arm: Arm, language: Language) -> Iterator[str]:
     speeds = [one.number("images_per_second") or 0.0 for one in (base, arm)]
     seconds = [one.number("ancestral_seconds") or 0.0 for one in (arm, base)]
     if all(speeds) and all(seconds):
-        ratios = [language.times(a / b) for a, b in (speeds, seconds)]
+        ratios = [language.as_long(a / b) for a, b in (speeds, seconds)]
         yield language.choose(
-            f"With T = {steps} an image of training takes {ratios[0]} as long as with the baseline's T, and "
-            f"sampling by every step {ratios[1]}.",
-            f"Avec T = {steps}, une image d'entraînement prend {ratios[0]} le temps de la référence, et "
+            f"With T = {steps} an image of training takes {ratios[0]} as with the baseline's T, and sampling by "
+            f"every step {ratios[1]}.",
+            f"Avec T = {steps}, par rapport à la référence, une image d'entraînement prend {ratios[0]}, et "
             f"l'échantillonnage pas à pas {ratios[1]}.",
         )
 

@@ -7,6 +7,8 @@ from genssl.report import format
 
 Code = Literal["en", "fr"]
 THIN = "\u202f"  # what separates thousands, and stands before a percent sign, in French
+# Times closer than this ratio are not told apart, as in `genssl ablate`
+ALIKE = 1.25
 DECIMAL_COMMA = str.maketrans({".": ",", ",": THIN})
 
 # Headings and labels; what is missing here stays in English
@@ -145,6 +147,12 @@ class Language:
     def times(self, ratio: float) -> str:
         """A ratio, e.g. 2.1 times."""
         return f"{self.number(ratio, 2)} {self.choose('times', 'fois')}"
+
+    def as_long(self, ratio: float) -> str:
+        """A ratio of times: about the same within ALIKE."""
+        if 1 / ALIKE < ratio < ALIKE:
+            return self.choose("about as long", "à peu près le même temps")
+        return self.choose(f"{self.times(ratio)} as long", f"{self.times(ratio)} le temps")
 
     def interval(self, low: Any, high: Any, digits: int = 3) -> str:
         """Both ends of a 95 % interval, in parentheses."""

@@ -207,12 +207,12 @@ def byol(facts: Facts, language: Language) -> Iterator[str]:
         )
     speeds = [side.number("images_per_second") for side in (slow, same)]
     if speeds[0] and speeds[1]:
-        ratio = language.times(speeds[1] / speeds[0])
+        ratio = language.as_long(speeds[1] / speeds[0])
         yield language.choose(
-            f"An image takes BYOL {ratio} as long, since its target network, an average of the online one, "
+            f"An image takes BYOL {ratio} as SimSiam: its target network, an average of the online one, "
             "encodes both views once more.",
-            f"Une image prend à BYOL {ratio} le temps de SimSiam, car son réseau cible, une moyenne du "
-            "réseau en ligne, encode les deux vues une fois de plus.",
+            f"Une image prend à BYOL {ratio}, comparé à SimSiam : son réseau cible, une moyenne du réseau en "
+            "ligne, encode les deux vues une fois de plus.",
         )
 
 
@@ -315,8 +315,11 @@ def _wider(facts: Facts, method: str, language: Language) -> Iterator[str]:
     )
     speeds = [arm.number("images_per_second") for arm in (arms[0], wider)]
     if speeds[0] and speeds[1]:
-        ratio = language.times(speeds[0] / speeds[1])
-        yield language.choose(f"An image takes {ratio} as long.", f"Une image prend {ratio} le temps.")
+        ratio = language.as_long(speeds[0] / speeds[1])
+        yield language.choose(
+            f"An image takes {ratio} as in the baseline.",
+            f"Une image prend {ratio}, comparée à la référence.",
+        )
 
 
 def _width_effect(facts: Facts, method: str) -> Difference | None:
