@@ -135,8 +135,10 @@ def write(contents: Contents, out: Path, template: Template = "runs", language: 
         said,
         introduction=_introduction(contents, path, folder, said),
         title=contents.title or said.choose(TITLE, FRENCH_TITLE),
-        notes=[*dict.fromkeys([*contents.notes, *_training_notes(contents.runs)])],
-        runs=[(run, _summary(run), recorded(run.origin)) for run in contents.runs],
+        notes=list(dict.fromkeys(contents.notes)),
+        runs=[
+            (run, _summary(run), recorded(run.origin), run.training.get("notes", [])) for run in contents.runs
+        ],
         figures=figures,
         sections=sections,
         tables=results.compare(contents),
@@ -245,11 +247,6 @@ def _parameters(run: Run) -> str:
     if not isinstance(trained, int) or not isinstance(total, int):
         return format.NONE
     return parameters_text(trained, total)
-
-
-def _training_notes(runs: Sequence[Run]) -> list[str]:
-    """What the ends of the trainings showed."""
-    return [f"{run.name}: {note}" for run in runs for note in run.training.get("notes", [])]
 
 
 def _accuracy_at_the_end(run: Run) -> str:

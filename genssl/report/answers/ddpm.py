@@ -162,8 +162,8 @@ def _cost_of_steps(base: Arm, arm: Arm, language: Language) -> Iterator[str]:
     if all(speeds) and all(seconds):
         ratios = [language.as_long(a / b) for a, b in (speeds, seconds)]
         yield language.choose(
-            f"With T = {steps} an image of training takes {ratios[0]} as with the baseline's T, and sampling by "
-            f"every step {ratios[1]}.",
+            f"With T = {steps} an image of training takes {ratios[0]} as with the baseline's T, and sampling "
+            f"by every step {ratios[1]}.",
             f"Avec T = {steps}, par rapport à la référence, une image d'entraînement prend {ratios[0]}, et "
             f"l'échantillonnage pas à pas {ratios[1]}.",
         )
