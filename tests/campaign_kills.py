@@ -43,26 +43,27 @@ from genssl.cli import main
 from genssl.commands import study as commands
 from genssl.eval import feature_cache, fidelity_features
 from genssl.models import unet
-from genssl.studies import assignment as study, measures
+from genssl.studies import assignment as plans, assignment_steps as steps, measures
 fidelity_features.default_features = lambda device: feature_cache.PIXELS
 unet.LAYOUTS["tiny"] = unet.Layout((16, 16, 16), (1, 1, 1), (False, False, False))
 measures.SAMPLING_BUDGET, commands.default_samples = 1e-9, lambda device: 32
-study.LIKELIHOOD_IMAGES = study.BOUND_IMAGES = study.BOUND_TIMES = study.SWEPT_IMAGES = 4
-study.COARSE, study.LAST_COARSE_LEVEL = range(2, 11, 4), 14
+steps.LIKELIHOOD_IMAGES = steps.BOUND_IMAGES = steps.BOUND_TIMES = steps.SWEPT_IMAGES = 4
+steps.COARSE, steps.LAST_COARSE_LEVEL = range(2, 11, 4), 14
 SHARED = {"batch_size": 16, "epochs": 2, "seed": 0}
 SETTINGS = {
     "vae": {"width": 8, "z_dim": 6, "mixture_components": 2},
     "ddpm": {"network": "tiny", "timesteps": 20, "features_t": 2},
     "simsiam": {"encoder": "small", "projector_dim": 16, "projector_hidden": 16, "predictor_hidden": 8},
 }
-def plan_of(data, ssl_data, budget, device, seed, listen):
-    sources = (data, data, ssl_data)
-    parts = [
-        study.Part(method, source, SHARED | settings)
-        for (method, settings), source in zip(SETTINGS.items(), sources, strict=True)
-    ]
-    return study.Plan(study.TITLE, (), study.steps_of(*parts, device=device, full=False, samples=32))
-study.assignment = plan_of
+def plan_of(asked, listen):
+    methods = {name: name.replace("-timesteps", "").replace("-", "_") for name in plans.SHARES}
+    parts = {
+        name: steps.Part(method, asked.source(name), SHARED | SETTINGS.get(method, {}))
+        for name, method in methods.items()
+    }
+    made = steps.steps_of(parts, device=asked.device, questions=asked.questions, full=False, samples=32)
+    return plans.Plan(plans.TITLE, (), made)
+plans.assignment = plan_of
 """
 # It forks a process for each line that it reads, and says its number and how it ended. What a command imports
 # first, which takes most of a tiny run's time, is there already: no kill is spent on it.
@@ -132,7 +133,7 @@ class Work:
             "ablate": ["ablate", "vae", *shared, "--set", "z_dim=3", "--set", "z_dim=5", "--base", "width=8",
                        "--base", "mixture_components=2", "--epochs", "2", "--yes", "--out", out],
             "assignment": ["assignment", "--out", out, "--data", digits, "--ssl-data", digits,
-                           "--device", "cpu"],
+                           "--device", "cpu", "--only", "1.3,2.2,3.4"],
         }  # fmt: skip
         return commands[self.kind]
 
