@@ -59,9 +59,14 @@ def test_quiet_leaves_results_warnings_and_errors(vae_run: Path, tmp_path: Path)
     wrong = call("--quiet", "reconstruct", "nothing")
     assert wrong.exit_code == 2
     assert "no run 'nothing'" in wrong.stderr
+    assert call(*words).stderr == loud.stderr
+
+
+def test_quiet_draws_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_console, "is_terminal", lambda: True)
+    assert _console.is_live()
     with _console.quiet():
         assert not _console.is_live()
-    assert call(*words).stderr == loud.stderr
 
 
 def test_quiet_keeps_warnings_and_questions(capsys: pytest.CaptureFixture[str]) -> None:

@@ -112,6 +112,9 @@ def test_a_folder_holds_all_that_the_pipeline_needs() -> None:
     assert betas == ours.schedule.betas.tolist()
     assert call("export", folder, "--format", "diffusers").exit_code == 0  # again, in the same folder
     assert not Path("ddpm-digits-diffusers-2").exists()
+    other = call("export", folder, "--format", "diffusers", "--out", made)  # another command line
+    assert other.exit_code == 2
+    assert "was not made by this command" in other.stderr
     assert "trust_remote_code=True" in (made / "README.md").read_text()
     assert json.loads((made / "genssl.json").read_text())["run"] == "ddpm-digits"
 
