@@ -129,20 +129,20 @@ class Language:
 
     def number(self, value: Any, digits: int = 3) -> str:
         """A number; whole ones with separators of thousands."""
-        return self._signs(format.number(value, digits))
+        return self.signs(format.number(value, digits))
 
     def percent(self, share: Any) -> str:
         """A share from 0 to 1, in percent."""
-        return self._signs(format.percent(share))
+        return self.signs(format.percent(share))
 
     def points(self, difference: float) -> str:
         """A difference of two shares, in percentage points without a sign."""
-        text = self._signs(f"{abs(100 * difference):.1f}")
+        text = self.signs(f"{abs(100 * difference):.1f}")
         return text + self.choose(" points", " points")
 
     def seconds(self, value: Any) -> str:
         """A time."""
-        return self._signs(format.seconds(value))
+        return self.signs(format.seconds(value))
 
     def times(self, ratio: float) -> str:
         """A ratio, e.g. 2.1 times."""
@@ -164,7 +164,8 @@ class Language:
             return "".join(items)
         return f"{', '.join(items[:-1])} {self.choose('and', 'et')} {items[-1]}"
 
-    def _signs(self, text: str) -> str:
+    def signs(self, text: str) -> str:
+        """Numbers of an English text with the decimal sign and spaces of this language."""
         if self.code == "en":
             return text
         return text.translate(DECIMAL_COMMA).replace(" %", f"{THIN}%")

@@ -56,10 +56,10 @@ def loss(facts: Facts, language: Language) -> Iterator[str]:
         fell = last < first
         numbers = [language.number(value) for value in (first, last)]
         yield language.choose(
-            f"The loss {'fell' if fell else 'rose'} from {numbers[0]} (epoch {start:g}) to {numbers[1]} "
-            f"(epoch {end:g}).",
-            f"La perte {'passe' if fell else 'remonte'} de {numbers[0]} (époque {start:g}) à {numbers[1]} "
-            f"(époque {end:g}).",
+            f"The loss {'fell' if fell else 'rose'} from {numbers[0]} (epoch {language.number(start)}) to "
+            f"{numbers[1]} (epoch {language.number(end)}).",
+            f"La perte {'passe' if fell else 'remonte'} de {numbers[0]} (époque {language.number(start)}) à "
+            f"{numbers[1]} (époque {language.number(end)}).",
         )
 
 

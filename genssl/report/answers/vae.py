@@ -79,8 +79,9 @@ def wall_clock(facts: Facts, language: Language, method: str) -> Iterator[str]:
     yield language.choose(
         f"{run.progress} epochs took {language.seconds(times[-1])}, at {speed} images per second "
         f"({run.origin.get('device', 'unknown device')}).",
-        f"{run.progress.replace(' of ', ' sur ')} époques ont pris {language.seconds(times[-1])}, à {speed} "
-        f"images par seconde ({run.origin.get('device', 'appareil inconnu')}).",
+        f"{language.signs(run.progress).replace(' of ', ' sur ')} époques ont pris "
+        f"{language.seconds(times[-1])}, à {speed} images par seconde "
+        f"({run.origin.get('device', 'appareil inconnu')}).",
     )
     yield from _linearity(times, language)
     vae = facts.run("vae")
@@ -134,15 +135,16 @@ def progress_of_samples(facts: Facts, language: Language, method: str) -> Iterat
         images = ("training images", "les images d'entraînement")
     numbers = [language.number(value, 4) for value in (first, last)]
     yield language.choose(
-        f"Between epochs {start:g} and {end:g} the loss on {images[0]} went from {numbers[0]} to "
-        f"{numbers[1]}.",
-        f"Entre les époques {start:g} et {end:g}, la perte sur {images[1]} passe de {numbers[0]} à "
-        f"{numbers[1]}.",
+        f"Between epochs {language.number(start)} and {language.number(end)} the loss on {images[0]} went "
+        f"from {numbers[0]} to {numbers[1]}.",
+        f"Entre les époques {language.number(start)} et {language.number(end)}, la perte sur {images[1]} "
+        f"passe de {numbers[0]} à {numbers[1]}.",
     )
     if best_epoch != end and best < last:
         yield language.choose(
-            f"It was lowest at epoch {best_epoch:g} ({language.number(best, 4)}).",
-            f"Elle était la plus basse à l'époque {best_epoch:g} ({language.number(best, 4)}).",
+            f"It was lowest at epoch {language.number(best_epoch)} ({language.number(best, 4)}).",
+            f"Elle était la plus basse à l'époque {language.number(best_epoch)} "
+            f"({language.number(best, 4)}).",
         )
     if last >= first:
         yield language.choose(
