@@ -19,12 +19,14 @@ from genssl.commands._console import echo
 from genssl.environment import command_line, made_by, mark_png
 from genssl.errors import UserError
 from genssl.eval.names import file_name
-from genssl.files import refuse_outside, require_writable, sweep, write_json
+from genssl.files import refuse_outside, require_writable, sweep, write_json, write_picture
 from genssl.paths import LABEL, is_writable_run
 from genssl.report import load
 from genssl.run_info import CONFIG, ENVIRONMENT, HISTORY, MODEL, STATE
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
     from torch import Tensor
 
 RUN_FILES = {MODEL, CONFIG, HISTORY, ENVIRONMENT, STATE, LABEL}
@@ -54,6 +56,35 @@ class Target:
         """The path of a further figure."""
         path = self.picture.with_stem(f"{self.picture.stem}-{name.replace(' ', '-')}")
         return path if self.replaces else unused(path)
+
+    def write(
+        self, values: Mapping[str, Any], pictures: "Mapping[str, Figure | Image]", origin: Mapping[str, str]
+    ) -> None:
+        """Write the pictures, then the numbers: a plan repeats an evaluation that a kill left without them.
+
+        Numbers are not lost where a picture cannot be written.
+
+        Args:
+            values: of the JSON file, which only a target `with_numbers` has.
+            pictures: by their titles, the main one first.
+            origin: metadata of the pictures.
+        """
+        try:
+            for i, (title, picture) in enumerate(pictures.items()):
+                path = self.picture if i == 0 else self.further(title)
+                sweep(path.parent, stem=f"{path.name}.")  # what a killed call left half-written
+                write_picture(path, picture, origin)
+                echo(f"{title}: {path}")
+        except Exception:
+            self._write_numbers(values)
+            raise
+        self._write_numbers(values)
+
+    def _write_numbers(self, values: Mapping[str, Any]) -> None:
+        if self.with_numbers:
+            file = self.picture.with_suffix(".json")
+            sweep(file.parent, stem=f"{file.name}.")
+            write_json(file, values)
 
 
 def evaluation_name(context: typer.Context) -> str:

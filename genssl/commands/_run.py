@@ -234,19 +234,11 @@ def write_result(
         target: where the files go.
         as_json: print JSON instead of a table.
     """
-    from genssl import files
-
     # All processes have the same result; the main one writes it
     if launched_rank() > 0:
         return
     values = finite({"command": command_line(), **details, **result.to_json()})
-    # Before the pictures: numbers are not lost where one cannot be written
-    if target.with_numbers:
-        files.write_json(target.picture.with_suffix(".json"), values)
-    for i, (title, figure) in enumerate(result.figures.items()):
-        path = target.picture if i == 0 else target.further(title)
-        files.write_picture(path, figure, origin_of(values))
-        echo(f"{title}: {path}")
+    target.write(values, result.figures, origin_of(values))
     if collected(result):
         return
     if as_json:

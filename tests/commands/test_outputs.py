@@ -11,6 +11,7 @@ from PIL.PngImagePlugin import PngImageFile
 from genssl import files, run_info
 from genssl.commands import _outputs
 from genssl.environment import record_arguments
+from genssl.errors import UserError
 from genssl.eval.names import file_name
 
 from ..conftest import call
@@ -261,3 +262,29 @@ def test_what_a_killed_study_left_is_removed_by_the_next_call_alone(tmp_path: Pa
     with record_arguments(["ablate", "vae"]):
         _outputs.target_of_study(tmp_path, "ablate", tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == [".mine.png.ab12cd_4.tmp", "ablate.tmp"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, UserError])
+def test_numbers_come_last_and_are_not_lost_where_a_picture_cannot_be_written(
+    run: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    folder = run / "eval"
+    folder.mkdir(exist_ok=True)
+    half = folder / ".interpolate-rows1.png.ab12cd_4.tmp"
+    other = folder / ".interpolate-rows12.png.ab12cd_4.tmp"  # of a command that may be at work
+    for file in (half, other):
+        file.write_text("")
+
+    def fail(*_: object) -> None:
+        raise error("no picture")
+
+    numbers = folder / "interpolate-rows1.json"
+    with monkeypatch.context() as patch:
+        patch.setattr(_outputs, "write_picture", fail)
+        assert call("interpolate", run, "--rows", 1).exit_code != 0
+    assert not half.exists()
+    assert other.exists()
+    assert numbers.exists() is (error is UserError)
+    assert call("interpolate", run, "--rows", 1).exit_code == 0
+    assert numbers.exists()
+    assert numbers.with_suffix(".png").exists()
