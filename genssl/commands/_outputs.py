@@ -143,13 +143,13 @@ def target_of_study(usual: Path, kind: str, out: Path | None) -> Target:
         claim(folder / numbers)
         claim(folder / picture)
         if folder.is_dir():
-            sweep(folder, stem=f"{kind}.")  # what a killed call of this command left half-written
+            sweep(folder, stem=kind)  # what a killed call of this command left half-written
         return Target(folder / picture, with_numbers=True, replaces=False)
     while not (_is_free(folder / picture) and _is_free(folder / numbers)):
         number += 1
         folder = usual.with_name(f"{usual.name}-{number}")
     if folder.is_dir():
-        sweep(folder, stem=f"{kind}.")
+        sweep(folder, stem=kind)
     return Target(folder / picture, with_numbers=True, replaces=False)
 
 

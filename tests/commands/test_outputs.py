@@ -256,7 +256,8 @@ def test_a_report_is_replaced_by_its_own_command_or_in_a_folder_of_runs(run: Pat
 
 
 def test_what_a_killed_study_left_is_removed_by_the_next_call_alone(tmp_path: Path) -> None:
-    names = [".ablate.png.ab12cd_4.tmp", ".ablate.json.ab12cd_4.tmp", ".mine.png.ab12cd_4.tmp", "ablate.tmp"]
+    left = [".ablate.png.ab12cd_4.tmp", ".ablate.json.ab12cd_4.tmp", ".ablate-ranking.png.ab12cd_4.tmp"]
+    names = [*left, ".mine.png.ab12cd_4.tmp", "ablate.tmp"]
     for name in names:
         (tmp_path / name).write_text("")
     with record_arguments(["ablate", "vae"]):
