@@ -107,6 +107,7 @@ def quality(
     listen(Note(f"measuring {samples:,} samples of {info.name}"))
     made = _measure(Trained(info.folder, device, listen), space, samples)
     if is_writable_run(info.folder):
+        files.sweep((info.folder / KEPT).parent, stem="compare")  # what a killed one left half-written
         files.write_picture(info.folder / GRID, made.grid)
         files.write_json(
             info.folder / KEPT, {"about": details, "values": made.values, "notes": list(made.notes)}

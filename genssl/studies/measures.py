@@ -268,6 +268,8 @@ def _from_measures(info: RunInfo, device: torch.device, listen: Listener) -> dic
     missing = [name for name in MEASURES if name not in saved["measures"]]
     if missing:
         listen(Note(f"measuring {info.name}"))
+        if is_writable_run(info.folder):
+            files.sweep((info.folder / KEPT).parent, stem=KEPT.stem)  # what a killed study left half-written
         trained = Trained(info.folder, device, listen)
         for name in missing:
             saved["measures"][name] = MEASURES[name](trained)

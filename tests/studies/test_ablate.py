@@ -476,11 +476,19 @@ def test_a_measure_is_taken_once_for_the_same_weights_and_device(
     monkeypatch.setitem(measures.MEASURES, "test_images", test_images)
     monkeypatch.setitem(measures.MEASURES, "sampling", lambda run: pytest.fail("is known"))
     history = [{"seconds": 1.0, "images_per_second": 2.0, "loss": 3.0, "epoch": 1}]
+    half, other = (
+        info.folder / "eval" / f".{name}.png.ab12cd_4.tmp" for name in ("ablate-samples", "sample")
+    )
+    for file in (half, other):
+        file.write_text("")
     for _ in range(2):
         found = measures.measure(info, history, torch.device("cpu"), lambda event: None).numbers
         assert (found["test_images"], found["loss"], found["training_seconds"]) == (40, 3.0, 1.0)
         assert found["sampling_seconds"] > 0
     assert taken == ["vae"]
+    assert not half.exists()  # what a killed study left
+    assert other.exists()  # another command may be at it
+    other.unlink()
     kept = files.read_json(info.folder / measures.KEPT)
     for changed in ("weights_sha256", "device"):
         files.write_json(info.folder / measures.KEPT, {**kept, changed: "another"})
