@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from genssl import environment, files
+from genssl.commands import _outputs
 from genssl.data import image_folder
 from genssl.eval import sample as sampling
 from genssl.eval.latent_profile import draw_profile
@@ -118,7 +119,7 @@ def test_a_picture_that_cannot_be_written_leaves_the_numbers(
     def fail(*arguments: object) -> None:
         raise ValueError("image size of 55198x55198 pixels is too large")
 
-    monkeypatch.setattr(files, "write_picture", fail)
+    monkeypatch.setattr(_outputs, "write_picture", fail)
     assert call("reconstruct", vae_run, "-n", 3).exit_code == 1
     assert json.loads((vae_run / "eval" / "reconstruct-n3.json").read_text())["psnr_db"]
 

@@ -336,10 +336,10 @@ def test_a_killed_assignment_goes_on(digits: Path, tmp_path: Path) -> None:
     assert start().wait(1200) == 0, log.read_text()
     assert (out / "vae" / "model.safetensors").stat().st_mtime_ns == before
     assert all(step.is_done(out) for step in Plan.read(out).steps)
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert page.count('<p class="answer">') >= 18
+    assert "Sans stop-gradient" in page
     told = json.loads(call("report", out, "--json").stdout)
     assert [figure["drawn"] for figure in told["figures"]] == [True] * 13
     assert told["problems"] == []
-    page = (out / "report.html").read_text(encoding="utf-8")
-    assert page.count('<p class="answer">') >= 18
-    assert "stop-gradient" in page
     assert call(*asked, "--budget", 0.2).exit_code == 2  # another budget

@@ -149,7 +149,7 @@ def test_a_vae_that_overfits_says_so_at_its_end_and_in_the_report(
     assert "above its lowest, that of epoch 1 (nats per image)" in told
     assert run_info.inspect(tmp_path / "over").training["notes"] == [told]
     made = page.write(load_report.gather([str(tmp_path / "over")]), tmp_path / "report.html")
-    assert f"over: {told}" in made.path.read_text()
+    assert told in made.path.read_text().replace("<wbr>", "")
 
 
 def test_the_chance_in_a_test_loss_is_the_standard_error_over_its_batches(digits: Path) -> None:
