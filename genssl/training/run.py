@@ -246,7 +246,7 @@ class RunInProgress:
                 raise UserError(f"{folder.path} has lost its {run_info.STATE} and cannot go on; {again}")
             self.listener(Note("no state was saved before the interruption: starting from the first step"))
             if distributed.is_main_process():
-                folder.remove_history()
+                folder.begin_again(self.config, self.training.device)
             return
         tensors, texts = saved
         split = self.training.split

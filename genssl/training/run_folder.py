@@ -62,6 +62,9 @@ class RunFolder:
         """Write the settings, and the environment that they run in."""
         self.sweep()
         self.write_config(config)
+        self._write_environment(config, device)
+
+    def _write_environment(self, config: Config, device: torch.device) -> None:
         details = {**run_environment(device), "data_path": absolute(config.data)}
         files.write_json(self.path / run_info.ENVIRONMENT, details)
 
@@ -119,8 +122,10 @@ class RunFolder:
         """Whether it holds the weights of a training that came to its end."""
         return (self.path / run_info.MODEL).exists() and run_info.inspect(self.path).finished
 
-    def remove_history(self) -> None:
-        """Remove what a run that begins at its first step writes again."""
+    def begin_again(self, config: Config, device: torch.device) -> None:
+        """For a run from its first step on: remove what it writes again, write what a kill kept from it."""
+        if not (self.path / run_info.ENVIRONMENT).exists():
+            self._write_environment(config, device)
         (self.path / run_info.HISTORY).unlink(missing_ok=True)
         self.remove_previews_after(0)
 

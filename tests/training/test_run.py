@@ -347,6 +347,7 @@ def test_a_run_killed_before_its_first_state_begins_again(digits: Path, tmp_path
     assert any("from the first step" in event.text for event in events if isinstance(event, Note))
     same_weights(tmp_path / "whole", tmp_path / "run")
     assert without_time(tmp_path / "whole") == without_time(tmp_path / "run")
+    assert (tmp_path / "run" / run_info.ENVIRONMENT).exists()
 
 
 def test_a_damaged_model_is_written_again_from_the_state(digits: Path, tmp_path: Path) -> None:
