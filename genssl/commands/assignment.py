@@ -87,7 +87,8 @@ def _show(plan: "Plan", folder: Path) -> None:
         time = "done before" if step.is_done(folder) else readable_seconds(seconds or 0)
         echo(f"{i:>3}  {time:>12}  {step.title}: {', '.join(step.questions)}")
     total = sum(seconds or 0 for seconds in times)
-    echo(f"{len(times)} steps, {readable_seconds(total)} together as far as a trial of a few steps can tell")
+    count = "1 step" if len(times) == 1 else f"{len(times)} steps"
+    echo(f"{count}, {readable_seconds(total)} together as far as a trial of a few steps can tell")
 
 
 def demo(

@@ -277,7 +277,7 @@ def test_a_dry_run_shows_the_steps_and_leaves_nothing(digits: Path, tmp_path: Pa
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     assert re.search(r"1 +\S.* (s|min) +train VICReg with and without its terms: 3\.7", result.stderr)
-    assert "1 steps" in result.stderr
+    assert "1 step, " in result.stderr
     assert not out.exists()
     refused = call("assignment", "--out", out, "--only", "5")
     assert refused.exit_code == 2
