@@ -23,12 +23,13 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from benchmarks import bounds
 from benchmarks.bounds import Cost
 from benchmarks.table import versions
-from genssl.config import Config, SelfSupervisedConfig, make
+from genssl.config import SelfSupervisedConfig, make
 from genssl.data.augment.views import choose_views
 from genssl.data.split import Split
 from genssl.models.build import build
 from genssl.models.method import count_parameters
 from genssl.runtime import autocast, generator
+from genssl.settings import Config
 from genssl.training.loop import Training
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results" / "cost.json"

@@ -20,6 +20,7 @@ from genssl.commands import evaluate as evaluate_commands
 from genssl.commands._console import collect_results, screen_here, with_channels
 from genssl.environment import record_arguments
 from genssl.errors import UserError
+from genssl.settings import Config
 from genssl.training.events import Event
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Run:
         return run_info.inspect(self.path)
 
     @property
-    def config(self) -> configs.Config:
+    def config(self) -> Config:
         """The settings."""
         return self.info.config
 

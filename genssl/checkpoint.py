@@ -12,8 +12,8 @@ from genssl.run_info import FORMAT, MODEL, STATE, discreet, inspect, model_file
 if TYPE_CHECKING:
     import torch
 
-    from genssl.config import Config
     from genssl.models.method import Method
+    from genssl.settings import Config
 
 
 HALF = "torch.float16"

@@ -1,165 +1,33 @@
 """Every hyperparameter: one frozen pydantic model per method. No torch."""
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    PositiveFloat,
-    ValidationError,
-    field_validator,
-    model_validator,
+from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator, model_validator
+
+from genssl.errors import UserError, hint, parse_json
+from genssl.settings import (
+    LARGEST,
+    MOST,
+    RENAMED,
+    SHORT,
+    Config,
+    Fraction,
+    LabeledConfig,
+    NonNegativeInt,
+    Optimizer,
+    PositiveInt,
+    Share,
+    checked_names,
+    validated,
 )
 
-from genssl.errors import UserError, describe_invalid, hint, parse_json
-
-SHORT = {"lr": "learning_rate", "bs": "batch_size", "wd": "weight_decay"}  # what people type
-# Names of earlier versions, still read everywhere: in files, and from the command line
-RENAMED = {"rate_batch_size": "base_batch_size", "constant_predictor_rate": "fix_predictor_lr"}
-FROM_DATA = {"num_classes"}
 NOT_KNOWN = "this version does not know; update genssl if a newer one wrote it, else correct it"
-Optimizer = Literal["adam", "adamw", "sgd", "lars"]
 ENCODERS = ("resnet18", "resnet34", "resnet50", "small")
 TIMM = "timm:"  # before the name of any network of timm
-AnyConfig = TypeVar("AnyConfig", bound="Config")
-MOST, LARGEST = 10**9, 4096  # far above what anybody trains, and within what torch counts with
-PositiveInt = Annotated[int, Field(gt=0, le=MOST)]
-NonNegativeInt = Annotated[int, Field(ge=0, le=MOST)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class Config(BaseModel):
-    """What every method has. A method adds its own in a subclass that fixes `method`."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True, defer_build=True
-    )
-
-    method: str
-
-    # Data
-    data: str = "svhn"  # svhn, svhn-extra, cifar10, synthetic, or a path; with -remix after it, split anew
-    limit: PositiveInt | None = None  # train on this many images of the shuffled train split
-    holdout: Fraction = 0.0  # share of these images that is held out of training, as a validation split
-    skip_bad: bool = False  # leave unreadable files out
-    zip_encoding: str | None = None  # of names in a .zip that are not marked as UTF-8
-    image_size: Annotated[int, Field(gt=0, le=LARGEST)] = 32  # pixels a side
-    channels: int = 3  # of the images: 1 (gray) or 3; `genssl train` takes 1 where all images are gray
-    fit: Literal["crop", "pad", "stretch"] = "crop"  # how images that are not square become so
-
-    # Optimization
-    init: str | None = None  # a run or model file whose weights training starts from
-    epochs: PositiveInt = 70
-    batch_size: int = Field(64, ge=2, le=MOST)  # batch norm has no use for one image
-    optimizer: Optimizer = "adam"
-    learning_rate: PositiveFloat = 1e-4
-    base_batch_size: PositiveInt | None = None  # learning_rate is for this batch size; none: for any
-    momentum: Fraction = 0.9  # of SGD and LARS
-    trust_coefficient: PositiveFloat = 1e-3  # of LARS: about the share of a layer that a step changes
-    trust_clip: bool = False  # LARS: no layer is faster than with SGD
-    weight_decay: NonNegativeFloat = 0.0  # LARS: not of biases and norms
-    schedule: Literal["constant", "cosine"] = "constant"  # of the learning rate over the whole run
-    warmup_epochs: NonNegativeFloat = 0.0  # linear from 0
-    gradient_clip: PositiveFloat | None = None  # largest norm of the whole gradient
-    ema_decay: Fraction | None = None  # of an average of the weights, used for inference
-
-    # Reproducibility and precision
-    seed: Annotated[int, Field(ge=0)] = 0
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-
-    # What is measured and drawn while training
-    sample_every: NonNegativeInt = 5  # epochs between pictures; 0: none
-    knn_every: NonNegativeInt = 0  # epochs between nearest-neighbor accuracies of the features; 0: none
-
-    needs_labels: ClassVar[bool] = False  # it learns them, whatever its settings
-    views: ClassVar[str] = "plain"  # which views of an image the method trains on: data/augment/views.py
-    has_noise_levels: ClassVar[bool] = False  # a diffusion process: commands take --t-prime
-    # By choice, "network=compact": what the other settings are then, where they are not given
-    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    on_a_cpu: ClassVar[Mapping[str, Any]] = {}  # the choice for a CPU and little time
-
-    @field_validator("data")
-    @classmethod
-    def _data_is_named(cls, data: str) -> str:
-        if not data.strip():
-            raise ValueError("must name a data set or a path")
-        return data
-
-    @field_validator("channels", mode="before")
-    @classmethod
-    def _is_gray_or_color(cls, channels: Any) -> int:
-        if str(channels) not in {"1", "3"}:
-            raise ValueError("must be 1 (gray) or 3 (color)")
-        return int(channels)
-
-    @property
-    def monitor_split(self) -> Literal["validation", "test"]:
-        """The split that is measured and drawn while training."""
-        return "validation" if self.holdout > 0 else "test"
-
-    def rate_for(self, batch_size: int) -> float:
-        """The learning rate for a batch size: proportional to it (Goyal et al. 2017) if a base is given."""
-        if self.base_batch_size is None:
-            return self.learning_rate
-        return self.learning_rate * batch_size / self.base_batch_size
-
-    def to_json(self) -> str:
-        """Indented JSON that `read` turns into the same config."""
-        return self.model_dump_json(indent=2) + "\n"
-
-    @classmethod
-    def with_recipe(cls, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """The changes, behind the settings that come with the choices among them."""
-        chosen = {f"{name}={value}" for name, value in changes.items()}
-        recipes = (recipe for choice, recipe in cls.recipes.items() if choice in chosen)
-        return {name: value for part in (*recipes, changes) for name, value in part.items()}
-
-    def updated(self, changes: Mapping[str, Any]) -> Self:
-        """A copy with some settings changed, validated.
-
-        Raises:
-            UserError: a setting is unknown (with the closest name) or its value is wrong.
-        """
-        return validated(type(self), {**self.model_dump(), **checked_names(type(self), changes)})
-
-
-def differences(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
-    """The settings that differ, by name: (before, after)."""
-    old, new = before.model_dump(), after.model_dump()
-    # What training takes from the data is no difference to settings that leave it open
-    every = dict.fromkeys([*old, *new])
-    names = [name for name in every if name not in FROM_DATA or None not in (old.get(name), new.get(name))]
-    return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
-
-
-def checked_names(kind: type[Config], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of `changes` whose names are all settings of `kind`; else a UserError with the closest name.
-
-    Settings with names of earlier versions get those of this one.
-    """
-    changes = {RENAMED.get(name, name): value for name, value in changes.items()}
-    for name in changes:
-        if name not in kind.model_fields:
-            raise UserError(
-                f"unknown setting {name!r}{hint(name, kind.model_fields, SHORT)}; "
-                f"`genssl train {kind.model_fields['method'].default} --dry-run` lists them"
-            )
-    return changes
-
-
-def validated(kind: type[AnyConfig], values: Mapping[str, Any]) -> AnyConfig:
-    """A config from its settings, else a UserError with every problem in one line."""
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        raise UserError("; ".join(describe_invalid(problem) for problem in error.errors())) from error
-
-
-class VAEConfig(Config):
+class VAEConfig(LabeledConfig):
     """The course's variational autoencoder (IFT6135, assignment 3) and what makes it good."""
 
     method: Literal["vae"] = "vae"
@@ -169,18 +37,15 @@ class VAEConfig(Config):
     decoder_variance: Literal["unit", "learned"] = "unit"  # learned: one shared variance (sigma-VAE)
     mixture_components: Annotated[int, Field(ge=0, le=10_000)] = 10  # of the mixture; 0: none
     conditional: bool = False  # the networks are given the class of an image
-    num_classes: PositiveInt | None = None  # of a conditional VAE; that of the data, once training starts
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.image_size % 16:
             raise ValueError("image_size must be a multiple of 16: the encoder halves it four times")
-        if self.num_classes is not None and not self.conditional:
-            raise ValueError("num_classes is for conditional=true")
         return self
 
 
-class UNetConfig(Config):
+class UNetConfig(LabeledConfig):
     """What the methods with a U-Net share."""
 
     # How the networks for CPUs were trained (docs/ddpm.md, "Networks for a CPU")
@@ -195,14 +60,11 @@ class UNetConfig(Config):
 
     network: Literal["tiny", "compact", "small", "base"] = "small"  # about 1, 3, 10, 36 million parameters
     conditional: bool = False  # the network is given the class of an image
-    num_classes: PositiveInt | None = None  # of a conditional network; that of the data, once training starts
 
     @model_validator(mode="after")
     def _network_fits(self) -> Self:
         if self.image_size % 8:
             raise ValueError("image_size must be a multiple of 8: the network halves it up to three times")
-        if self.num_classes is not None and not self.conditional:
-            raise ValueError("num_classes is for conditional=true")
         return self
 
 
@@ -248,7 +110,7 @@ class FlowConfig(UNetConfig):
     features_t: Share = 0.05  # time at which features are taken; 0: the image, 1: noise
 
 
-class EncoderConfig(Config):
+class EncoderConfig(LabeledConfig):
     """What the methods with an encoder of images share."""
 
     data: str = "cifar10"
@@ -296,7 +158,6 @@ class ClassifierConfig(EncoderConfig):
 
     label_smoothing: Fraction = 0.0  # share of the target that is spread over all classes
     crop_padding: Annotated[int, Field(ge=0, le=LARGEST)] = 4  # black pixels around an image, before its crop
-    num_classes: PositiveInt | None = None  # that of the data, once training starts
 
     needs_labels: ClassVar[bool] = True
     views: ClassVar[str] = "supervised"
@@ -312,12 +173,14 @@ class SelfSupervisedConfig(EncoderConfig):
     learning_rate: PositiveFloat = 0.03
     base_batch_size: PositiveInt | None = 256
     knn_every: NonNegativeInt = 5
+    online_probe: bool = False  # also train a linear classifier on the features, without changing them
 
     projector_dim: PositiveInt = 2048  # of its output
     projector_hidden: PositiveInt = 2048  # of its layers before
     projector_layers: Annotated[int, Field(gt=0, le=100)] = 2
 
     crop_scale: Annotated[float, Field(gt=0, le=1)] = 0.2  # smallest share of the area that a view shows
+    view_size: Annotated[int, Field(ge=8, le=MOST)] | None = None  # pixels a side of a view; the image's
     jitter: Share = 0.8  # probability of the next four, in an order of their own for each image
     brightness: Share = 0.4  # factors from 1 - this to 1 + this
     contrast: Share = 0.4

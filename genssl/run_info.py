@@ -11,7 +11,7 @@ from genssl import files, paths
 from genssl.errors import FAILED_RUN, UserError, parse_json
 
 if TYPE_CHECKING:
-    from genssl.config import Config
+    from genssl.settings import Config
 
 MODEL, CONFIG = paths.MODEL, paths.CONFIG
 STATE = "state.safetensors"

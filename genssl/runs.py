@@ -11,9 +11,9 @@ from typing import Any
 
 from genssl import config as configs
 from genssl import files, hub, paths, run_info
-from genssl.config import Config
 from genssl.data.registry import short_name
 from genssl.errors import FAILED_RUN, UserError
+from genssl.settings import Config
 
 
 def known(method: str | None = None, *, arms: bool = False) -> list[run_info.RunInfo]:

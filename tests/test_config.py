@@ -5,8 +5,9 @@ import pytest
 from genssl import config as configs
 from genssl import run_info, runs
 from genssl.commands._options import parse_settings
-from genssl.config import Config, VAEConfig, differences
+from genssl.config import VAEConfig
 from genssl.errors import UserError
+from genssl.settings import RENAMED, Config, differences
 
 
 def test_json_round_trip() -> None:
@@ -106,7 +107,7 @@ def test_defaults_are_the_courses() -> None:
 def old_names(config: Config) -> str:
     """The config's JSON as earlier versions wrote it."""
     text = config.to_json()
-    for old, new in configs.RENAMED.items():
+    for old, new in RENAMED.items():
         assert f'"{new}"' in text
         text = text.replace(f'"{new}"', f'"{old}"')
     return text

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from genssl.config import Config
 from genssl.models import build
 from genssl.models.method import Method
 from genssl.runtime import Randomness, normal
+from genssl.settings import Config
 
 from .conftest import call
 

@@ -23,8 +23,8 @@ from genssl.errors import FAILED_RUN, UserError, printable
 from genssl.eval.result import flatten
 
 if TYPE_CHECKING:
-    from genssl.config import Config
     from genssl.eval.result import EvalResult
+    from genssl.settings import Config
     from genssl.training.events import EpochEnded, Event, Listener, Started, TrainingProgress
     from genssl.training.options import Options
 

@@ -288,7 +288,7 @@ def parse_repeated_settings(settings: list[str]) -> dict[str, list[Any]]:
     Raises:
         UserError: a text has no `=`.
     """
-    from genssl.config import RENAMED, SHORT
+    from genssl.settings import RENAMED, SHORT
 
     parsed: dict[str, list[Any]] = {}
     for setting in settings:

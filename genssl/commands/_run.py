@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from genssl.config import Config
     from genssl.data.registry import Shape
     from genssl.data.split import Split
     from genssl.eval.feature_cache import FeatureSpace
     from genssl.eval.result import EvalResult
     from genssl.models.method import Method
     from genssl.run_info import RunInfo
+    from genssl.settings import Config
 
 
 @dataclass(frozen=True)

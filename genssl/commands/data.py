@@ -16,8 +16,8 @@ from genssl.errors import UserError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from genssl.config import Config
     from genssl.data.split import Split
+    from genssl.settings import Config
 
 DATA = "svhn, svhn-extra, cifar10, synthetic, a path, hf:OWNER/NAME, or NAME-remix."
 data_app = typer.Typer(no_args_is_help=True, help="Data sets.")

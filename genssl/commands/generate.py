@@ -16,8 +16,8 @@ from genssl.environment import launched_rank
 from genssl.errors import UserError
 
 if TYPE_CHECKING:
-    from genssl.config import Config
     from genssl.data.split import Split
+    from genssl.settings import Config
 
 MOST_LEVELS = 10_000
 MOST = 10_000  # images in a picture

@@ -25,8 +25,8 @@ from genssl.errors import UserError
 from genssl.paths import LONGEST_STUDY
 
 if TYPE_CHECKING:
-    from genssl.config import Config
     from genssl.eval.result import EvalResult
+    from genssl.settings import Config
     from genssl.studies.results import Arm
 
 # Options that change one setting: each value that they are given is an arm

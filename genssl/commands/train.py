@@ -12,7 +12,7 @@ from genssl.errors import UserError
 from genssl.run_info import progress_of
 
 if TYPE_CHECKING:
-    from genssl.config import Config
+    from genssl.settings import Config
     from genssl.training.options import Options
 
 SHIPPED = Path("shipped")  # the value of --config for the settings of the shipped weights

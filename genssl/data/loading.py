@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genssl.config import Config
 from genssl.data import cache
 from genssl.data.cache import Arrays, LazyArray, Progress
 from genssl.data.registry import (
@@ -33,6 +32,7 @@ from genssl.data.subset import limit_split, remix, train_validation_split, with_
 from genssl.errors import UserError, printable
 from genssl.files import tensor_digest
 from genssl.pixels import is_gray
+from genssl.settings import Config
 
 
 def load(

@@ -43,4 +43,4 @@ class BarlowTwins(Siamese):
         """Two views -> "loss"."""
         # The correlations are over the global batch: those of a process's shard would be noisier
         z1, z2 = self.embed_all(*views)
-        return {"loss": barlow_twins_loss(z1, z2, self.lambd)}
+        return self.with_probe({"loss": barlow_twins_loss(z1, z2, self.lambd)}, draws)

@@ -6,7 +6,6 @@ from genssl.config import (
     BarlowTwinsConfig,
     BYOLConfig,
     ClassifierConfig,
-    Config,
     DDPMConfig,
     DSSLConfig,
     FlowConfig,
@@ -29,6 +28,7 @@ from genssl.models.simsiam import SimSiam
 from genssl.models.vae import VAE
 from genssl.models.vicreg import VICReg
 from genssl.runtime import seed_of
+from genssl.settings import Config
 
 # name -> (config class, method class); a new method is one more line
 METHODS: dict[str, tuple[type[Config], type[Method]]] = {

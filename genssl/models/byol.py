@@ -72,7 +72,8 @@ class BYOL(Predicting):
         """Two views -> "loss", in [-1, 1]."""
         x1, x2 = views
         p1, p2 = self.predictor(self.embed(x1)), self.predictor(self.embed(x2))
-        return {"loss": simsiam_loss(p1=p1, p2=p2, z1=self.target(x1), z2=self.target(x2))}
+        loss = simsiam_loss(p1=p1, p2=p2, z1=self.target(x1), z2=self.target(x2))
+        return self.with_probe({"loss": loss}, draws)
 
     def tau_at(self, progress: float) -> float:
         """tau when the share `progress` of the run is done: 1 - (1 - tau) (cos(pi progress) + 1) / 2."""

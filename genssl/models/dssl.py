@@ -59,11 +59,12 @@ class DSSL(Predicting):
         heavy_z2, heavy_p2 = self(heavy_2)
         # The baseline that the paper improves on: heavy views as if they were standard ones
         if self.naive:
-            return {"loss": simsiam_loss(p1=heavy_p1, p2=heavy_p2, z1=heavy_z1, z2=heavy_z2)}
+            loss = simsiam_loss(p1=heavy_p1, p2=heavy_p2, z1=heavy_z1, z2=heavy_z2)
+            return self.with_probe({"loss": loss}, draws)
         # Four separate forwards: heavy and standard views have different statistics, and a batch norm that
         # saw both would tell them apart
         z1, p1 = self(x1)
         z2, p2 = self(x2)
         standard = {"p1": p1, "p2": p2, "z1": z1, "z2": z2}
         heavy = {"heavy_p1": heavy_p1, "heavy_p2": heavy_p2, "heavy_z1": heavy_z1, "heavy_z2": heavy_z2}
-        return directional_loss(**standard, **heavy, beta=self.beta)
+        return self.with_probe(directional_loss(**standard, **heavy, beta=self.beta), draws)

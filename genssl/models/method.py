@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genssl.config import Config
 from genssl.runtime import Randomness
+from genssl.settings import Config
 
 if TYPE_CHECKING:
     from genssl.models.diffusion import NoiseSchedule, Prediction, StepCallback
@@ -239,6 +239,17 @@ class CanClassify(Protocol):
 
     def classify(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> unnormalized log-probabilities of the classes, logits (B, classes)."""
+        ...
+
+
+@runtime_checkable
+class HasProbe(Protocol):
+    """May train a linear classifier on its features along the way."""
+
+    probe: nn.Linear | None
+
+    def probe_logits(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> logits (B, classes), of a method whose probe is not None."""
         ...
 
 

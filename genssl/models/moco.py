@@ -84,7 +84,7 @@ class MoCo(Siamese):
         loss = info_nce_loss(self.embed(x1), keys, self.queue.clone(), self.temperature)
         if self.training:
             self._enqueue(keys)
-        return {"loss": loss}
+        return self.with_probe({"loss": loss}, draws)
 
     @torch.no_grad()
     def _enqueue(self, keys: Tensor) -> None:

@@ -42,6 +42,7 @@ class Encoder(Backbone):
         channels: of the images.
         blocks: number of blocks in each stage: (2, 2, 2, 2) is ResNet-18.
         bottleneck: blocks of three convolutions with four times the channels at their ends, as in ResNet-50.
+        stem_stride: 2 halves height and width in the first convolution, for a quarter of the work.
 
     Examples:
         >>> encoder = Encoder(width=4)
@@ -49,7 +50,10 @@ class Encoder(Backbone):
         (32, torch.Size([2, 32]))
     """
 
-    stages = 4
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential  # as many of them as there are stages
 
     def __init__(
         self,
@@ -58,20 +62,20 @@ class Encoder(Backbone):
         blocks: tuple[int, ...] = (2, 2, 2, 2),
         *,
         bottleneck: bool = False,
+        stem_stride: int = 1,
     ) -> None:
         super().__init__()
         # Here: torchvision takes seconds to import
         from torchvision.models.resnet import BasicBlock, Bottleneck
 
         block = Bottleneck if bottleneck else BasicBlock
-        self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(channels, width, 3, stem_stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        stages, self.dim = [], width
+        self.stages, self.dim = len(blocks), width
         for i, count in enumerate(blocks):
             planes, stride = width * 2**i, 1 if i == 0 else 2
-            stages.append(_stage(block, self.dim, planes, stride, count))
+            self.add_module(f"layer{i + 1}", _stage(block, self.dim, planes, stride, count))
             self.dim = planes * block.expansion
-        self.layer1, self.layer2, self.layer3, self.layer4 = stages
         # Fan-out He initialization (He et al. 2015), and the residual branch of each block zero at the start
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -81,15 +85,15 @@ class Encoder(Backbone):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, dim), the mean over places of the last stage."""
-        return self.maps(images)[-1].mean((2, 3))  # (B, dim, H/8, W/8) -> (B, dim)
+        return self.maps(images)[-1].mean((2, 3))  # (B, dim, h, w) -> (B, dim)
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """The output of each stage, from (B, width, H, W) to (B, dim, H/8, W/8)."""
+        """The output of each stage, (B, width, H, W) first, and then half as high and wide each time."""
         # No max pooling after the stem: 32x32 images would be 8x8 before the first stage
         x = F.relu(self.bn1(self.conv1(images)))  # (B, width, H, W)
         maps = []
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = stage(x)
+        for i in range(self.stages):
+            x = self.get_submodule(f"layer{i + 1}")(x)
             maps.append(x)
         return maps
 

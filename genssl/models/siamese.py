@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from genssl import distributed
 from genssl.config import SelfSupervisedConfig
+from genssl.models.losses import cross_entropy
 from genssl.models.method import Method, chosen_blocks, pixel_features
 from genssl.models.resnet import Backbone, build_encoder, mlp
 
@@ -25,13 +26,30 @@ class Siamese(Method):
         self.encoder = encoder
         self.projector: nn.Module = mlp([encoder.dim, *projector_sizes], norm_last=norm_last)
         self.projector_dim = projector_sizes[-1]
+        self.probe: nn.Linear | None = None
+        self._features: Tensor | None = None  # of the last view embedded, for the probe
 
     @classmethod
     def from_config(cls, config: SelfSupervisedConfig) -> Self:
         """The method of a config: its encoder, its projector, and what `settings_of` gives."""
         hidden = [config.projector_hidden] * (config.projector_layers - 1)
         encoder = build_encoder(config.encoder, config.channels, config.image_size)
-        return cls(encoder, [*hidden, config.projector_dim], **cls.settings_of(config))
+        method = cls(encoder, [*hidden, config.projector_dim], **cls.settings_of(config))
+        if config.online_probe:
+            method.add_probe(config.num_classes or 2)
+        return method
+
+    def add_probe(self, classes: int) -> None:
+        """Train a linear classifier on the features along the way, which learns and changes nothing else.
+
+        The online evaluation of lightly and solo-learn: how well a linear layer reads the classes from the
+        features meanwhile, in training mode and of augmented views. It has the optimizer and the learning
+        rate of the rest.
+        """
+        self.classes = classes
+        # From zero, not from random numbers: whatever is initialized afterwards stays the same
+        self.probe = nn.utils.skip_init(nn.Linear, self.encoder.dim, classes)
+        nn.init.zeros_(self.probe.weight), nn.init.zeros_(self.probe.bias)
 
     @classmethod
     def settings_of(cls, config: Any) -> dict[str, Any]:
@@ -50,8 +68,34 @@ class Siamese(Method):
 
     def embed(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> the projector's output (B, projector_dim)."""
-        output: Tensor = self.projector(self.encoder(images))
+        features = self.encoder(images)
+        self._features = None if self.probe is None else features.detach()
+        output: Tensor = self.projector(features)
         return output
+
+    def with_probe(self, losses: dict[str, Tensor], draws: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The losses, and with a probe its cross-entropy and accuracy for the last view that was embedded.
+
+        Args:
+            losses: of the method.
+            draws: "labels", (B,) int64, with a probe.
+        """
+        if self.probe is None or self._features is None:
+            return losses
+        # Features without gradient: the encoder learns nothing from the labels
+        features, self._features = self._features, None
+        logits, labels = self.probe(features), draws["labels"]
+        error = cross_entropy(logits, labels).mean()
+        # Plus zero: the gradient of the probe's loss, and the value of the method's own
+        loss = losses["loss"] + (error - error.detach())
+        accuracy = (logits.argmax(1) == labels).float().mean()
+        return {**losses, "loss": loss, "probe_loss": error.detach(), "probe_accuracy": accuracy}
+
+    def probe_logits(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> the probe's logits (B, classes); for a method with a probe."""
+        assert self.probe is not None
+        logits: Tensor = self.probe(self.encoder(images))
+        return logits
 
     def embed_all(self, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
         """The outputs of two views for the images of all processes, (count B, projector_dim), with gradients.

@@ -45,4 +45,4 @@ class SimCLR(Siamese):
         """Two views -> "loss"."""
         # The negatives are the outputs of the global batch: those of a process's shard would be fewer
         z1, z2 = self.embed_all(*views)
-        return {"loss": nt_xent_loss(z1, z2, self.temperature)}
+        return self.with_probe({"loss": nt_xent_loss(z1, z2, self.temperature)}, draws)

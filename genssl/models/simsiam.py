@@ -37,4 +37,4 @@ class SimSiam(Predicting):
     def loss(self, views: tuple[Tensor, ...], draws: dict[str, Tensor]) -> dict[str, Tensor]:
         """The symmetric loss of two views: "loss", in [-1, 1]."""
         z1, z2, p1, p2 = self(*views)
-        return {"loss": simsiam_loss(p1=p1, p2=p2, z1=z1, z2=z2)}
+        return self.with_probe({"loss": simsiam_loss(p1=p1, p2=p2, z1=z1, z2=z2)}, draws)

@@ -53,4 +53,4 @@ class VICReg(Siamese):
         """Two views -> "loss" and its three terms before weighting."""
         # Variance and covariance are statistics of the global batch, not of a process's shard
         z1, z2 = self.embed_all(*views)
-        return vicreg_loss(z1, z2, *self.weights)
+        return self.with_probe(vicreg_loss(z1, z2, *self.weights), draws)

@@ -11,9 +11,9 @@ from typing import Any
 
 from genssl import checkpoint, files, paths, run_info, runs
 from genssl import config as configs
-from genssl.config import Config, differences
 from genssl.errors import FAILED_RUN, INTERRUPTED, TERMINATED, UserError
 from genssl.eval.result import EvalResult
+from genssl.settings import Config, differences
 from genssl.studies.results import Arm, ArmRuns
 from genssl.training.events import Listener, Note
 from genssl.training.options import Options

@@ -12,6 +12,7 @@ from genssl.eval.noise_sweep import BANK, higher_levels, network_calls
 from genssl.models.ddpm import FAST_STEPS
 from genssl.paths import LONGEST_STUDY
 from genssl.runs import run_name
+from genssl.settings import Config
 from genssl.studies import measures
 from genssl.studies.ablate import arm_name
 from genssl.studies.plan import Cost, Size, Step, evaluation
@@ -86,7 +87,7 @@ class Part:
         return words
 
     @property
-    def config(self) -> configs.Config:
+    def config(self) -> Config:
         """The settings of its baseline."""
         return configs.make(self.method, {**self.settings, "data": self.data})
 

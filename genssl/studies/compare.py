@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 from genssl import figures, files
-from genssl.config import Config, differences
 from genssl.errors import UserError
 from genssl.eval.feature_cache import FeatureSpace
 from genssl.eval.fidelity import Settings, fidelity
@@ -20,6 +19,7 @@ from genssl.eval.sample import sample
 from genssl.paths import is_writable_run
 from genssl.run_info import RunInfo, progress_of
 from genssl.runtime import choose_device, describe
+from genssl.settings import Config, differences
 from genssl.studies.figures import (
     ImagePanel,
     draw_changes,

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from genssl import checkpoint, figures, files, run_info
-from genssl.config import Config
 from genssl.data.loader import place
 from genssl.data.registry import locate
 from genssl.data.split import Split
@@ -27,6 +26,7 @@ from genssl.paths import is_writable_run
 from genssl.pixels import to_model
 from genssl.run_info import RunInfo
 from genssl.runtime import describe, measuring
+from genssl.settings import Config
 from genssl.studies.results import (
     BY_EPOCH,
     KNN,

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
-from genssl.config import Config
 from genssl.data.augment.views import choose_views
 from genssl.data.loader import make_loader
 from genssl.data.split import Split
 from genssl.models.build import build
 from genssl.models.method import count_parameters
 from genssl.runtime import choose_device, describe
+from genssl.settings import Config
 from genssl.training.events import Listener, silent
 from genssl.training.loop import Training
 from genssl.training.options import Options

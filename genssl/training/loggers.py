@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from genssl import figures, files
-from genssl.config import Config
 from genssl.errors import FAILED_RUN, UserError
+from genssl.settings import Config
 from genssl.training.events import Listener, Note
 from genssl.training.options import LoggerName, missing_logger
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from genssl import distributed
-from genssl.config import Config
 from genssl.data.augment.views import Views
 from genssl.data.loader import Loader
 from genssl.data.split import Split
 from genssl.errors import UserError, parse_json
 from genssl.models.method import Method
 from genssl.runtime import autocast, choose_precision, epoch_permutation, generator
+from genssl.settings import Config
 from genssl.training.ddp import check_batch_divides, convert_batch_norm, wrap_ddp
 from genssl.training.optim import EMA, Guard, build_optimizer, optimizer_step, set_lr
 from genssl.training.splits import without_labels

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from genssl import distributed
-from genssl.config import Config
 from genssl.data.augment.views import Views
 from genssl.data.split import Split
 from genssl.features import FeatureFunction, extract
@@ -16,9 +15,10 @@ from genssl.metrics.collapse import output_scale, output_std, rankme
 from genssl.metrics.knn import knn_predict
 from genssl.metrics.sharpness import SHARPNESS, mean_sharpness
 from genssl.models.build import build
-from genssl.models.method import CanClassify, CanSample, Method
+from genssl.models.method import CanClassify, CanSample, HasProbe, Method
 from genssl.pixels import to_model
 from genssl.runtime import chunks, generator, generators, measuring
+from genssl.settings import Config
 
 LOSS_IMAGES = 1024  # held-out images that a loss is the mean of
 PREVIEW_IMAGES = 32
@@ -135,11 +135,14 @@ class Monitor:
         """
         if not isinstance(method, CanClassify) or not self._is_labeled():
             return {}
-        method.eval()
+        return {f"{self.config.monitor_split}_accuracy": self._right(method.eval().classify)}
+
+    def _right(self, logits_of: FeatureFunction) -> float:
+        """The share of all held-out images whose class has the largest logit."""
         held_out = cast(Split, self.held_out)
-        logits = extract(method.classify, held_out.images, CHUNK, device=self.device)
+        logits = extract(logits_of, held_out.images, CHUNK, device=self.device)
         right = logits.argmax(1) == cast(Tensor, held_out.labels).to(self.device)
-        return {f"{self.config.monitor_split}_accuracy": float(right.float().mean())}
+        return float(right.float().mean())
 
     def overfitting(self, method: Method, history: Sequence[Mapping[str, Any]]) -> str | None:
         """A warning where a generative method's held-out loss has risen above its train loss; else None.
@@ -181,10 +184,17 @@ class Monitor:
 
     @measuring()
     def knn(self, method: Method) -> dict[str, float]:
-        """knn_accuracy of up to 2,000 held-out images among up to 10,000 training images, by features."""
+        """knn_accuracy of up to 2,000 held-out images among up to 10,000 training images, by features.
+
+        With an online probe also its accuracy on all held-out images, test_ or validation_probe_accuracy.
+        """
         if not self._is_labeled():
             return {}
-        return {"knn_accuracy": self._accuracy(method.eval().features)}
+        values = {"knn_accuracy": self._accuracy(method.eval().features)}
+        if isinstance(method, HasProbe) and method.probe is not None:
+            name = f"{self.config.monitor_split}_probe_accuracy"
+            values[name] = self._right(method.probe_logits)
+        return values
 
     def data_statistics(self, method: Method) -> dict[str, float]:
         """train_sharpness of up to 1,024 training images, to compare with a method's samples."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from genssl.config import Config, differences
 from genssl.errors import UserError, hint
+from genssl.settings import Config, differences
 
 if TYPE_CHECKING:
     import torch

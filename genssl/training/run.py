@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from genssl import checkpoint, distributed, figures, run_info, runs
-from genssl.config import Config, EncoderConfig
+from genssl.config import EncoderConfig
 from genssl.data.augment.views import choose_views, held_out_views
 from genssl.data.loader import Loader, make_loader
 from genssl.data.registry import absolute, describe_flips, locate, short_name
@@ -20,6 +20,7 @@ from genssl.models.build import build
 from genssl.models.method import count_parameters
 from genssl.run_info import epochs_of, progress_of
 from genssl.runtime import choose_device, describe, generator
+from genssl.settings import Config
 from genssl.training.events import EpochEnded, Listener, Note, Started, TrainingProgress, silent
 from genssl.training.loggers import Loggers
 from genssl.training.loop import LossMeter, Step, Training

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from genssl import checkpoint, config, distributed, environment, figures, files, run_info
-from genssl.config import Config
 from genssl.data.registry import absolute
 from genssl.errors import FAILED_RUN, UserError
 from genssl.models.method import Method
 from genssl.runtime import describe
+from genssl.settings import Config
 
 EVALUATIONS = "eval"
 OLD = 3600.0  # seconds after which nobody is writing a file any more

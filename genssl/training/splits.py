@@ -2,17 +2,16 @@
 
 from collections.abc import Iterable
 
-from genssl.config import Config
 from genssl.data.loading import RunPart, load_for_run
 from genssl.data.split import Split
 from genssl.errors import UserError
+from genssl.settings import Config
 from genssl.training.events import Listener, Loading
 
 
 def with_classes_of(config: Config, train: Split) -> Config:
     """The settings, with the number of classes of the data for a method that is trained on classes."""
-    asks = config.needs_labels or getattr(config, "conditional", False)
-    if not asks or getattr(config, "num_classes", None) is not None:
+    if not config.uses_labels or getattr(config, "num_classes", None) is not None:
         return config
     if train.labels is None:
         raise UserError(without_labels(config.data, config))
@@ -23,7 +22,8 @@ def without_labels(name: str, config: Config) -> str:
     """The message for data without labels and a method that needs them."""
     if config.needs_labels:
         return f"{name} has no labels, and a {config.method} learns them; choose data in folders of classes"
-    return f"{name} has no labels, and conditional=true needs them; leave it away"
+    choice = "online_probe" if getattr(config, "online_probe", False) else "conditional"
+    return f"{name} has no labels, and {choice}=true needs them; leave it away"
 
 
 def load_splits(config: Config, listener: Listener, other: RunPart = "test") -> tuple[Split, Split]:

@@ -9,6 +9,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from genssl import config as configs
 from genssl import run_info
+from genssl.settings import differences
 
 from ..conftest import SMALL, call
 
@@ -38,7 +39,7 @@ def test_the_run_knows_its_classes(run: Path) -> None:
     assert (settings["conditional"], settings["num_classes"]) == (True, 10)
     # the settings as they were typed are those of this run
     asked = configs.read((run / "config.json").read_text(), "config.json").updated({"num_classes": None})
-    assert configs.differences(asked, info.config) == {}
+    assert differences(asked, info.config) == {}
 
 
 def test_samples_of_one_class_and_of_all(run: Path, tmp_path: Path) -> None:

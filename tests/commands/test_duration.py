@@ -10,9 +10,9 @@ import pytest
 
 from genssl import config as configs
 from genssl.commands import _console
-from genssl.config import Config
 from genssl.environment import record_arguments
 from genssl.errors import FAILED_RUN, UserError
+from genssl.settings import Config
 from genssl.training import estimate
 from genssl.training.options import Options
 

@@ -33,6 +33,25 @@ def test_crop_agrees_with_pillow(height: int, width: int) -> None:
         assert np.abs(found.permute(1, 2, 0).numpy() - peer).max() <= 1.001
 
 
+@pytest.mark.parametrize(("height", "width"), SIZES)
+@pytest.mark.parametrize("size", [5, 20, 24, 47])
+def test_crop_to_another_size_agrees_with_pillow(height: int, width: int, size: int) -> None:
+    images, boxes = photos(60, height, width), boxes_of(60, height, width)
+    flips = torch.arange(60) % 2 == 0
+    result = resized_crop(images, boxes, flips, size).transpose(0, 1)
+    assert result.shape == (60, 3, size, size)
+    result = torch.where(flips[:, None, None, None], result.flip(3), result)
+    for image, (top, left, h, w), found in zip(images, boxes.int().tolist(), result, strict=True):
+        cut = Image.fromarray(image.permute(1, 2, 0).numpy()).crop((left, top, left + w, top + h))
+        peer = np.array(cut.resize((size, size), Image.Resampling.BILINEAR))
+        assert np.abs(found.permute(1, 2, 0).numpy() - peer).max() <= 1.001
+
+
+def test_the_images_own_size_changes_nothing() -> None:
+    images, boxes = photos(20), boxes_of(20)
+    assert torch.equal(resized_crop(images, boxes, size=32), resized_crop(images, boxes))
+
+
 def test_the_whole_image_is_itself_and_flips_mirror() -> None:
     images = photos(4, 24, 40)
     whole = torch.tensor([0.0, 0, 24, 40]).expand(4, -1)

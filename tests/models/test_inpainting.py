@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from genssl.config import Config, DDPMConfig, FlowConfig
+from genssl.config import DDPMConfig, FlowConfig
 from genssl.models import unet
 from genssl.models.build import build
 from genssl.models.diffusion import StepCallback, linear_schedule
@@ -17,6 +17,7 @@ from genssl.models.method import CanInpaint
 from genssl.models.samplers import jump_path, quadratic_times, repaint
 from genssl.models.unet import Layout
 from genssl.runtime import generator, generators
+from genssl.settings import Config
 
 VARIANCE, CORRELATION, KNOWN = 0.25, 0.8, 0.5
 COVARIANCE = VARIANCE * torch.tensor([[1, CORRELATION], [CORRELATION, 1]], dtype=torch.float64)

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from genssl.config import Config, SimSiamConfig
+from genssl.config import SimSiamConfig
 from genssl.run_info import RunInfo
+from genssl.settings import Config
 from genssl.studies.results import Arm, ArmRuns, Findings, Measured
 
 EPOCHS = 4

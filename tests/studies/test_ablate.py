@@ -16,12 +16,13 @@ from typer.testing import CliRunner, Result
 from genssl import checkpoint, files, run_info
 from genssl.cli import Program
 from genssl.commands import study as study_module
-from genssl.config import Config, DDPMConfig, VAEConfig
+from genssl.config import DDPMConfig, VAEConfig
 from genssl.data import loading as load_module
 from genssl.data import torchvision_sets
 from genssl.errors import FAILED_RUN, INTERRUPTED, UserError
 from genssl.eval.result import EvalResult
 from genssl.run_info import RunInfo
+from genssl.settings import Config
 from genssl.studies import ablate as study
 from genssl.studies import compare, measures
 from genssl.studies.results import KNN, Arm, ArmRuns, Findings, Measured, is_resolved, over_seeds, verdict

@@ -11,12 +11,13 @@ import torch
 from PIL import Image, ImageFont
 
 from genssl import checkpoint, paths, run_info
-from genssl.config import Config, SimSiamConfig, VAEConfig
+from genssl.config import SimSiamConfig, VAEConfig
 from genssl.eval import fidelity_features
 from genssl.eval.feature_cache import FeatureSpace
 from genssl.eval.result import EvalResult
 from genssl.models.build import build
 from genssl.run_info import RunInfo
+from genssl.settings import Config
 from genssl.studies import compare as compare_module
 from genssl.studies.figures import ImagePanel, side_by_side
 from genssl.studies.measures import Trained

@@ -9,13 +9,14 @@ from PIL import Image
 from safetensors import safe_open
 
 from genssl import checkpoint, figures, run_info
-from genssl.config import Config, SimSiamConfig
+from genssl.config import SimSiamConfig
 from genssl.data import loading as load_module
 from genssl.data.augment.views import choose_views
 from genssl.data.loading import load_for_run
 from genssl.data.subset import train_validation_split
 from genssl.metrics.knn import knn_predict
 from genssl.pixels import to_model
+from genssl.settings import Config
 from genssl.training import run
 from genssl.training.events import Started
 from genssl.training.monitor import Monitor

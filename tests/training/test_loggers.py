@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from genssl import run_info
-from genssl.config import Config, VAEConfig
+from genssl.config import VAEConfig
 from genssl.errors import FAILED_RUN, WRONG_INPUT, UserError
+from genssl.settings import Config
 from genssl.training import loggers, run
 from genssl.training.events import Event, Note
 from genssl.training.loop import Step

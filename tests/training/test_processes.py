@@ -19,6 +19,7 @@ from genssl.features import extract
 from genssl.models.build import build
 from genssl.models.losses import barlow_twins_loss, nt_xent_loss, simsiam_loss, vicreg_loss
 from genssl.models.method import Method
+from genssl.settings import Config
 from genssl.training.ddp import GlobalBatchNorm, check_batch_divides, convert_batch_norm
 from genssl.training.loop import Training
 from genssl.training.monitor import Monitor
@@ -49,7 +50,7 @@ def split(n: int = 27) -> Split:
     return Split(images, torch.arange(n) % 3, ("a", "b", "c"), "noise", "train", "")
 
 
-def small(method: str) -> configs.Config:
+def small(method: str) -> Config:
     changes: dict[str, Any] = {"epochs": 2, "batch_size": 8, "precision": "fp32", "gradient_clip": 0.5}
     if method in SELF_SUPERVISED:
         changes |= {"encoder": "small", "projector_hidden": 16, "projector_dim": 8, "learning_rate": 0.01}

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from genssl import checkpoint, run_info
-from genssl.config import Config, DDPMConfig, VAEConfig
+from genssl.config import DDPMConfig, VAEConfig
 from genssl.data.augment import views
 from genssl.data.loading import load
 from genssl.errors import FAILED_RUN, UserError
@@ -24,6 +24,7 @@ from genssl.models.build import build
 from genssl.models.method import Method
 from genssl.report import load as load_report
 from genssl.report import page
+from genssl.settings import Config
 from genssl.training import loop, run
 from genssl.training.events import EpochEnded, Event, Note, Started, TrainingProgress
 from genssl.training.monitor import Monitor, overfitting_warning

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from genssl import checkpoint, run_info
 from genssl import config as configs
-from genssl.config import Config
 from genssl.data.augment.views import choose_views
 from genssl.errors import UserError
 from genssl.eval.knn_eval import knn_eval
@@ -28,6 +27,7 @@ from genssl.models.method import Method
 from genssl.models.siamese import Siamese
 from genssl.pixels import to_model
 from genssl.runtime import generator
+from genssl.settings import Config
 from genssl.training import loop, monitor, run
 from genssl.training.events import EpochEnded, Event, Note, silent
 from genssl.training.options import Options

@@ -5,10 +5,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from genssl.config import Config
 from genssl.models.method import Method
 from genssl.pixels import to_model
 from genssl.runtime import Randomness, normal, uniform
+from genssl.settings import Config
 
 
 class ToyConfig(Config):

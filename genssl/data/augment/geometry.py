@@ -50,19 +50,23 @@ def _uniform_integer(chance: Tensor, largest: Tensor) -> Tensor:
     return (chance * (largest + 1)).floor()
 
 
-def resized_crop(images: Tensor, boxes: Tensor, flips: Tensor | None = None) -> Tensor:
-    """Cut a box out of each image, resize it bilinearly to the image's own size, and mirror some.
+def resized_crop(
+    images: Tensor, boxes: Tensor, flips: Tensor | None = None, size: int | None = None
+) -> Tensor:
+    """Cut a box out of each image, resize it bilinearly, and mirror some.
 
-    Bilinear resizing is a product with one matrix for the rows and one for the columns, each with at most two
-    entries in a row; mirroring reverses the order of the columns.
+    Bilinear resizing is a product with one matrix for the rows and one for the columns; mirroring reverses
+    the order of the columns.
 
     Args:
         images: (N, C, H, W), any real type.
         boxes: (N, 4) top, left, height, width, within the image.
         flips: (N,) bool, or None for none.
+        size: S, pixels a side of the results; None: the image's own height and width.
 
     Returns:
-        float32 (C, N, H, W), in the units of `images`: planes, which is how colors are computed fast.
+        float32 (C, N, H, W), or (C, N, S, S), in the units of `images`: planes, which is how colors are
+        computed fast.
 
     Examples:
         >>> images = torch.arange(16.0).view(1, 1, 4, 4)
@@ -72,31 +76,37 @@ def resized_crop(images: Tensor, boxes: Tensor, flips: Tensor | None = None) -> 
     """
     _, channels, height, width = images.shape
     top, left, h, w = boxes.unbind(1)
-    # Bilinear weights are products: R (N, H, H) image (N, H, W) C^T (N, W, W)
-    rows = interpolation(top, h, height)
-    columns = interpolation(left, w, width, flips)
-    wide = torch.bmm(images.float().flatten(1, 2), columns.mT)  # (N, C H, W)
+    # Bilinear weights are products: R (N, S, H) image (N, H, W) C^T (N, W, S)
+    rows = interpolation(top, h, height, size=size)
+    columns = interpolation(left, w, width, flips, size)
+    wide = torch.bmm(images.float().flatten(1, 2), columns.mT)  # (N, C H, S)
     planes = wide.unflatten(1, (channels, height)).unbind(1)
     return torch.stack([torch.bmm(rows, plane) for plane in planes])
 
 
-def interpolation(start: Tensor, length: Tensor, size: int, flips: Tensor | None = None) -> Tensor:
-    """The matrices that stretch `length` pixels from `start` on to all `size` pixels.
+def interpolation(
+    start: Tensor, length: Tensor, side: int, flips: Tensor | None = None, size: int | None = None
+) -> Tensor:
+    """The matrices that take `length` of an image's `side` pixels, from `start` on, to `size` pixels.
 
     Pixel o of the result reads the image at x(o) = start + (o + 1/2) length / size - 1/2, since pixel centers
-    lie at halves; pixel i of the image has the weight max(0, 1 - |x(o) - i|).
+    lie at halves; pixel i of the image has the weight max(0, 1 - |x(o) - i|). Where the result is smaller
+    than the crop, the weights reach as much farther, so that every pixel of the crop counts (as in Pillow).
 
     Args:
         start: (N,).
         length: (N,).
-        size: S.
+        side: W.
         flips: (N,) bool; those run from the last pixel to the first.
+        size: S; that of the image when None.
 
     Returns:
-        (N, S, S), rows sum to 1.
+        (N, S, W), rows sum to 1.
     """
-    pixels = torch.arange(size, dtype=start.dtype, device=start.device)
-    inside = (pixels + 0.5) * (length / size)[:, None] - 0.5
+    pixels = torch.arange(side, dtype=start.dtype, device=start.device)
+    if size is not None and size != side:
+        return _resampling(start, length, pixels, flips, size)
+    inside = (pixels + 0.5) * (length / side)[:, None] - 0.5
     # Clamped to the outermost centers of the crop: where it is enlarged, the first and last x(o) lie beyond
     # them, and would mix in pixels from outside the crop
     inside = inside.clamp_(min=0).minimum((length - 1)[:, None])
@@ -104,3 +114,17 @@ def interpolation(start: Tensor, length: Tensor, size: int, flips: Tensor | None
         inside = torch.where(flips[:, None], inside.flip(1), inside)
     x = inside + start[:, None]
     return (1 - (x[:, :, None] - pixels).abs_()).clamp_(min=0)
+
+
+def _resampling(start: Tensor, length: Tensor, pixels: Tensor, flips: Tensor | None, size: int) -> Tensor:
+    """`interpolation` to another number of pixels than the image has: (N, size, W)."""
+    scale = (length / size)[:, None]
+    inside = (torch.arange(size, dtype=start.dtype, device=start.device) + 0.5) * scale - 0.5
+    if flips is not None:
+        inside = torch.where(flips[:, None], inside.flip(1), inside)
+    distance = (start[:, None] + inside)[:, :, None] - pixels
+    weights = (1 - distance.abs_() / scale.clamp(min=1)[:, :, None]).clamp_(min=0)
+    # Pixels outside the crop do not count, and the others count as much more
+    is_inside = (pixels >= start[:, None]) & (pixels < (start + length)[:, None])
+    weights = weights * is_inside[:, None, :]
+    return weights / weights.sum(2, keepdim=True)

@@ -5,12 +5,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from genssl.config import ClassifierConfig, Config, DSSLConfig, SelfSupervisedConfig
+from genssl.config import ClassifierConfig, DSSLConfig, SelfSupervisedConfig
 from genssl.data.augment import color, geometry, randaugment
 from genssl.data.registry import allows_flips
 from genssl.errors import UserError
 from genssl.pixels import BIN_WIDTH, HALF, to_model
 from genssl.runtime import Randomness, uniform
+from genssl.settings import Config
 
 
 class Views(Protocol):
@@ -123,7 +124,8 @@ VIEWS = 2
 class Standard:
     """Two views of each image: crop and flip, color jitter, grayscale, blur (Chen and He 2021, appendix D).
 
-    All chances are uniform in [0, 1) and drawn for every image, whatever the config switches off.
+    Their side S is the image's own, or `view_size`. All chances are uniform in [0, 1) and drawn for every
+    image, whatever the config switches off.
     """
 
     names: tuple[str, ...] = ("view 1", "view 2")
@@ -146,19 +148,20 @@ class Standard:
         return dict(zip(sizes, chances.split(list(sizes.values()), 2), strict=True))
 
     def __call__(self, images: Tensor, draws: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """uint8 (B, C, H, W) -> two views, each float32 (B, C, H, W) in the model's range."""
+        """uint8 (B, C, H, W) -> two views, each float32 (B, C, S, S) in the model's range."""
         # bf16 has 8 significant bits, and would round the pixels
         with torch.autocast(images.device.type, enabled=False):
             first, second = _to_model(self.planes(images, draws)).chunk(VIEWS)
         return first, second
 
     def planes(self, images: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        """uint8 (B, C, H, W) -> float32 (C, 2 B, H, W) in [0, 1], all first views before all second ones."""
+        """uint8 (B, C, H, W) -> float32 (C, 2 B, S, S) in [0, 1], all first views before all second ones."""
         chances = {name: chance.transpose(0, 1).flatten(0, 1) for name, chance in draws.items()}
         height, width = images.shape[2:]
         boxes = geometry.crop_boxes(chances["crop"], height, width, self.config.crop_scale)
         flips = chances["flip"][:, 0] < 0.5 if self.flips else None
-        planes = geometry.resized_crop(images.repeat(VIEWS, 1, 1, 1), boxes, flips).mul_(1 / 255)
+        crops = geometry.resized_crop(images.repeat(VIEWS, 1, 1, 1), boxes, flips, self.config.view_size)
+        planes = crops.mul_(1 / 255)
         return self._change_colors(planes, chances)
 
     def _change_colors(self, planes: Tensor, chances: dict[str, Tensor]) -> Tensor:
