@@ -60,6 +60,7 @@ class UNetConfig(LabeledConfig):
 
     network: Literal["tiny", "compact", "small", "base"] = "small"  # about 1, 3, 10, 36 million parameters
     conditional: bool = False  # the network is given the class of an image
+    dropout: Fraction = 0.0  # share of the features in each block that training sets to zero
 
     @model_validator(mode="after")
     def _network_fits(self) -> Self:

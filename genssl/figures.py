@@ -36,6 +36,7 @@ UNITS = {
     "output_scale": "deviation of an output",
     "learning_rate": "learning rate",
     "bits_per_dim": "bits/dim",
+    "probe_loss": "nats per image",
 }
 COLLAPSED_COLOR = "tab:red"
 # Of held-out images, whose split the name does not say

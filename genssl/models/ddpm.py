@@ -26,7 +26,14 @@ from genssl.models.diffusion import (
     x_start_and_epsilon,
     zero_terminal_snr,
 )
-from genssl.models.guidance import GUIDANCE, model_of, random_labels, shows_class, training_model
+from genssl.models.guidance import (
+    GUIDANCE,
+    dropout_draws,
+    model_of,
+    random_labels,
+    shows_class,
+    training_model,
+)
 from genssl.models.method import Method, chosen_blocks, pixel_features
 from genssl.models.samplers import (
     INPAINT_STEPS,
@@ -39,7 +46,7 @@ from genssl.models.samplers import (
     repaint,
     unipc,
 )
-from genssl.models.unet import LAYOUTS, UNet
+from genssl.models.unet import LAYOUTS, Dropout, UNet
 from genssl.runtime import Randomness, normal, step_noise
 
 Sampler = Literal["dpm++", "ddim", "ancestral", "heun", "unipc"]
@@ -65,6 +72,7 @@ class DDPM(Method):
         prediction: what the network predicts, see `x_start_and_epsilon`.
         weighting: of an image's loss by its noise, see `loss_weights`.
         timestep_sampling: how training draws times, see `t_sample`.
+        dropout: share of the features in each block of the network that training sets to zero.
 
     Examples:
         >>> from genssl.models.unet import Layout
@@ -89,6 +97,7 @@ class DDPM(Method):
         prediction: Prediction = "epsilon",
         weighting: Weighting = "simple",
         timestep_sampling: TimestepSampling = "uniform",
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.schedule = schedule
@@ -100,7 +109,7 @@ class DDPM(Method):
         self.units = dict.fromkeys(names, f"{error} of the {TARGETS[prediction]}")
         self.features_t = features_t
         self.classes, self.prediction = classes, prediction
-        self.weighting, self.timestep_sampling = weighting, timestep_sampling
+        self.weighting, self.timestep_sampling, self.dropout = weighting, timestep_sampling, dropout
 
     @classmethod
     def from_config(cls, config: DDPMConfig) -> Self:
@@ -116,7 +125,7 @@ class DDPM(Method):
         return cls(
             schedule, network, config.image_size, config.channels, config.loss, config.features_t,
             classes=config.num_classes or 0, prediction=config.prediction, weighting=config.weighting,
-            timestep_sampling=config.timestep_sampling,
+            timestep_sampling=config.timestep_sampling, dropout=config.dropout,
         )  # fmt: skip
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
@@ -138,12 +147,15 @@ class DDPM(Method):
         return (f"{what} (alpha-bar {signal:.1e}), {advice}",)
 
     def draws(self, n: int, generator: Randomness) -> dict[str, Tensor]:
-        """The times, (n,) int64, the noise, (n, C, H, W), and whether the class is shown, (n,) bool."""
+        """The times, (n,) int64, the noise, (n, C, H, W), and whether the class is shown, (n,) bool.
+
+        With dropout also what is kept, see `dropout_draws`.
+        """
         t = t_sample(self.schedule.timesteps, n, generator, self.timestep_sampling)
         draws = {"t": t, "noise": normal((n, *self.shape), generator)}
         if self.classes:
             draws["shows_class"] = shows_class(n, generator)
-        return draws
+        return draws | dropout_draws(self.network, self.dropout, n, self.shape[1], generator)
 
     def loss(self, views: tuple[Tensor, ...], draws: dict[str, Tensor]) -> dict[str, Tensor]:
         """The simplified objective (equation 14), and its part in each third of the times.
@@ -155,9 +167,11 @@ class DDPM(Method):
         # weights of the variational bound (L_simple) favors the noisier times, and gives better samples
         (x_start,) = views
         t = draws["t"]
+        # Held-out images are looked at with the whole network
+        dropout = Dropout(draws["kept"], self.dropout) if self.dropout > 0 and self.training else None
         losses = p_losses_per_image(
-            training_model(self.network, self.classes, draws), self.schedule, x_start, t, draws["noise"],
-            self.loss_kind, prediction=self.prediction, weighting=self.weighting,
+            training_model(self.network, self.classes, draws, dropout), self.schedule, x_start, t,
+            draws["noise"], self.loss_kind, prediction=self.prediction, weighting=self.weighting,
         )  # (B,)  # fmt: skip
         terms = {"loss": losses.mean()}
         for name, (first, end) in zip(LEVELS, thirds(self.schedule.timesteps), strict=True):

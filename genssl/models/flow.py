@@ -15,10 +15,17 @@ from torch import Tensor
 
 from genssl.config import FlowConfig
 from genssl.models.diffusion import StepCallback
-from genssl.models.guidance import GUIDANCE, model_of, random_labels, shows_class, training_model
+from genssl.models.guidance import (
+    GUIDANCE,
+    dropout_draws,
+    model_of,
+    random_labels,
+    shows_class,
+    training_model,
+)
 from genssl.models.method import Method, chosen_blocks, pixel_features
 from genssl.models.samplers import INPAINT_STEPS, JUMP_LENGTH, RESAMPLINGS, jump_path
-from genssl.models.unet import LAYOUTS, UNet
+from genssl.models.unet import LAYOUTS, Dropout, UNet
 from genssl.runtime import Randomness, normal, step_noise, uniform
 
 Field = Callable[[Tensor, Tensor], Tensor]
@@ -40,6 +47,7 @@ class Flow(Method):
         classes: number of classes of a class-conditional network; 0: unconditional.
         timestep_sampling: times of training drawn from a "logit_normal" distribution, or "uniform".
         features_t: the time at which `features` looks at an image, in [0, 1].
+        dropout: share of the features in each block of the network that training sets to zero.
 
     Examples:
         >>> from genssl.models.unet import Layout
@@ -59,11 +67,13 @@ class Flow(Method):
         classes: int = 0,
         timestep_sampling: Literal["uniform", "logit_normal"] = "logit_normal",
         features_t: float = 0.05,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.network = network
         self.shape = (channels, image_size, image_size)
         self.classes, self.timestep_sampling, self.features_t = classes, timestep_sampling, features_t
+        self.dropout = dropout
         self.units = {"loss": "mean squared error of the velocity"}
 
     @classmethod
@@ -72,20 +82,25 @@ class Flow(Method):
         classes = config.num_classes or 0
         network = UNet(LAYOUTS[config.network], config.channels, classes)
         return cls(
-            network, config.image_size, config.channels, classes, config.timestep_sampling, config.features_t
-        )
+            network, config.image_size, config.channels, classes, config.timestep_sampling,
+            config.features_t, config.dropout,
+        )  # fmt: skip
 
     # Training
 
     def draws(self, n: int, generator: Randomness) -> dict[str, Tensor]:
-        """The times, (n,) in [0, 1], the noise, (n, C, H, W), and whether the class is shown, (n,) bool."""
+        """The times, (n,) in [0, 1], the noise, (n, C, H, W), and whether the class is shown, (n,) bool.
+
+        With dropout also what is kept, see `dropout_draws`.
+        """
         if self.timestep_sampling == "logit_normal":
             # Most times in the middle, where the velocity is hardest to tell (Esser et al. 2024, section 3.1)
             t = normal((n,), generator).sigmoid()
         else:
             t = uniform((n,), generator)
         draws = {"t": t, "noise": normal((n, *self.shape), generator)}
-        return draws | ({"shows_class": shows_class(n, generator)} if self.classes else {})
+        draws |= {"shows_class": shows_class(n, generator)} if self.classes else {}
+        return draws | dropout_draws(self.network, self.dropout, n, self.shape[1], generator)
 
     def loss(self, views: tuple[Tensor, ...], draws: dict[str, Tensor]) -> dict[str, Tensor]:
         """Conditional flow matching (Lipman et al. 2023, equation 23): the squared error of the velocity.
@@ -96,11 +111,14 @@ class Flow(Method):
         t, noise = draws["t"], draws["noise"]
         share = t.view(-1, 1, 1, 1)
         x = (1 - share) * x_start + share * noise
-        velocity = training_model(self._velocity, self.classes, draws)(x, t)
+        dropout = Dropout(draws["kept"], self.dropout) if self.dropout > 0 and self.training else None
+        velocity = training_model(self._velocity, self.classes, draws, dropout)(x, t)
         return {"loss": (velocity - (noise - x_start)).square().mean()}
 
-    def _velocity(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        velocity: Tensor = self.network(x, TIME_SCALE * t, labels)
+    def _velocity(
+        self, x: Tensor, t: Tensor, labels: Tensor | None = None, dropout: Dropout | None = None
+    ) -> Tensor:
+        velocity: Tensor = self.network(x, TIME_SCALE * t, labels, dropout)
         return velocity
 
     # Generation

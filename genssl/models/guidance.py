@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from genssl.models.unet import Dropout, UNet
 from genssl.runtime import Randomness, uniform
 
 GUIDANCE = 1.0  # w, where none is asked for
@@ -36,24 +37,32 @@ def shown_labels(classes: int, draws: dict[str, Tensor]) -> Tensor:
     return torch.where(draws["shows_class"], draws["labels"], classes)
 
 
-def training_model(model: ConditionalModel, classes: int, draws: dict[str, Tensor]) -> Model:
+def training_model(
+    model: ConditionalModel, classes: int, draws: dict[str, Tensor], dropout: Dropout | None = None
+) -> Model:
     """The model of a training step: given the class of each image that shows it, and none for the others.
 
     Args:
-        model: with classes, or without where `classes` is 0.
-        classes: their number; the label `classes` stands for no class.
+        model: (x (B, ...), t (B,), labels (B,) or None, dropout or None) -> prediction (B, ...).
+        classes: their number, or 0; the label `classes` stands for no class.
         draws: "labels" (B,) int64 and "shows_class" (B,) bool, where there are classes.
+        dropout: of this step.
 
     Examples:
         >>> draws = {"labels": torch.tensor([3, 4]), "shows_class": torch.tensor([True, False])}
-        >>> model = training_model(lambda x, t, labels: labels, 10, draws)
+        >>> model = training_model(lambda x, t, labels, dropout: labels, 10, draws)
         >>> model(torch.zeros(2, 8), torch.zeros(2))
         tensor([ 3, 10])
     """
-    if not classes:
+    if not classes and dropout is None:
         return model
-    labels = shown_labels(classes, draws)
-    return lambda x, t: model(x, t, labels)
+    labels = shown_labels(classes, draws) if classes else None
+    return lambda x, t: model(x, t, labels, dropout)
+
+
+def dropout_draws(network: UNet, p: float, n: int, side: int, generator: Randomness) -> dict[str, Tensor]:
+    """What dropout keeps of `n` images of `side` pixels, (n, `dropout_size`) bool; nothing where p is 0."""
+    return {"kept": uniform((n, network.dropout_size(side)), generator) >= p} if p > 0 else {}
 
 
 def random_labels(n: int, classes: int, generator: Randomness, device: torch.device) -> Tensor:

@@ -80,13 +80,19 @@ class UNet(nn.Module):
         # Last, so that a network without classes has the weights that it always had
         self.class_embedding = nn.Embedding(classes + 1, time_width) if classes else None
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, labels: Tensor | None = None, dropout: "Dropout | None" = None
+    ) -> Tensor:
         """The prediction for x (B, channels, H, W) at times t (B,): (B, channels, H, W) float32.
 
-        `labels`: (B,) int64 in [0, classes] of a network with classes; None: no class.
+        Args:
+            x: noisy images.
+            t: their times.
+            labels: (B,) int64 in [0, classes] of a network with classes; None: no class.
+            dropout: of a training step; None: no dropout.
         """
         time = self._condition(t, labels)
-        x = self._ascend(*self._descend(x, time), time)
+        x = self._ascend(*self._descend(x, time, dropout), time, dropout=dropout)
         prediction: Tensor = self.end(F.silu(self.end_norm(x)))
         prediction = F.pixel_shuffle(prediction, self.patch) if self.patch > 1 else prediction
         return prediction.float()
@@ -123,7 +129,17 @@ class UNet(nn.Module):
         condition: Tensor = time + self.class_embedding(labels)
         return condition
 
-    def _descend(self, x: Tensor, time: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def dropout_size(self, side: int) -> int:
+        """Number of values of an image of `side` pixels that dropout may set to zero, in all blocks."""
+        places = [((side // self.patch) >> level) ** 2 for level in range(len(self.layout.widths))]
+        blocks = zip(self.layout.widths, self.layout.blocks, places, strict=True)
+        # Down and up alike, and two more blocks in the middle
+        both_ways = 2 * sum(width * count * area for width, count, area in blocks)
+        return both_ways + 2 * self.layout.widths[-1] * places[-1]
+
+    def _descend(
+        self, x: Tensor, time: Tensor, dropout: "Dropout | None" = None
+    ) -> tuple[Tensor, list[Tensor]]:
         """From images through the middle; its output, and the skips from fine to coarse."""
         # Space to depth: the same numbers on a quarter of the places, where a convolution costs a quarter
         x = F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x
@@ -132,12 +148,18 @@ class UNet(nn.Module):
         for level, stage in enumerate(self.down_stages):
             if level > 0:
                 x = self.downs[level - 1](x)
-            x = stage(x, time)
+            x = stage(x, time, dropout=dropout)
             skips.append(x)
-        return self.middle_block(self.middle_stage(x, time), time), skips
+        middle: Tensor = self.middle_block(self.middle_stage(x, time, dropout=dropout), time, dropout)
+        return middle, skips
 
     def _ascend(
-        self, x: Tensor, skips: list[Tensor], time: Tensor, maps: list[Tensor] | None = None
+        self,
+        x: Tensor,
+        skips: list[Tensor],
+        time: Tensor,
+        maps: list[Tensor] | None = None,
+        dropout: "Dropout | None" = None,
     ) -> Tensor:
         """From the middle to the finest level; the output of each block is appended to `maps`."""
         # Back up: double the side, join the skip of the same level, and mix
@@ -145,7 +167,7 @@ class UNet(nn.Module):
             if level < len(skips) - 1:
                 x = self.ups[level](F.interpolate(x, scale_factor=2.0))
             x = self.merges[level](torch.cat([x, skips[level]], 1))
-            x = self.up_stages[level](x, time, maps)
+            x = self.up_stages[level](x, time, maps, dropout)
         return x
 
 
@@ -159,13 +181,19 @@ class Stage(nn.Module):
             Attention(width) if attention else nn.Identity() for _ in range(blocks)
         )
 
-    def forward(self, x: Tensor, time: Tensor, maps: list[Tensor] | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        time: Tensor,
+        maps: list[Tensor] | None = None,
+        dropout: "Dropout | None" = None,
+    ) -> Tensor:
         """(B, width, H, W) -> the same, given embedded times (B, time_width).
 
         The output of each block is appended to `maps`, where that is given.
         """
         for block, attention in zip(self.blocks, self.attentions, strict=True):
-            x = attention(block(x, time))
+            x = attention(block(x, time, dropout))
             if maps is not None:
                 maps.append(x)
         return x
@@ -174,7 +202,8 @@ class Stage(nn.Module):
 class ResidualBlock(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x)))))), the second norm scaled and shifted by the time.
 
-    The scale and shift are those of Dhariwal & Nichol 2021, section 4.3.
+    The scale and shift are those of Dhariwal & Nichol 2021, section 4.3. Dropout, if any, comes before the
+    second convolution, as in Ho et al. 2020.
     """
 
     def __init__(self, width: int, time_width: int) -> None:
@@ -185,13 +214,43 @@ class ResidualBlock(nn.Module):
         self.norm_2 = group_norm(width)
         self.conv_2 = zeroed(nn.Conv2d(width, width, 3, padding=1))
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, dropout: "Dropout | None" = None) -> Tensor:
         """(B, width, H, W) -> the same, given embedded times (B, time_width)."""
         # (1 + scale) and shift per channel: the only way in which the block learns how noisy its input is
         hidden = self.norm_2(self.conv_1(F.silu(self.norm_1(x))))
         scale, shift = self.scale_shift(time)[:, :, None, None].to(hidden.dtype).chunk(2, 1)
-        change: Tensor = self.conv_2(F.silu(torch.addcmul(shift, hidden, 1 + scale)))
+        hidden = F.silu(torch.addcmul(shift, hidden, 1 + scale))
+        change: Tensor = self.conv_2(hidden if dropout is None else dropout(hidden))
         return x + change
+
+
+class Dropout:
+    """Sets values of one training step's features to zero, each with the same probability.
+
+    What is kept is drawn beforehand, for all blocks in a row: a network draws no random numbers, so that a
+    step can be repeated, compiled, and divided among processes.
+
+    Args:
+        kept: bool (B, `UNet.dropout_size`), false for the values that become zero.
+        p: the probability of that; what is kept is divided by 1 - p, so that means stay the same.
+
+    Examples:
+        >>> dropout = Dropout(torch.tensor([[True, False, True, True]]), p=0.5)
+        >>> dropout(torch.ones(1, 2, 1, 1)).flatten(), dropout(torch.ones(1, 1, 1, 2)).flatten()
+        (tensor([2., 0.]), tensor([2., 2.]))
+    """
+
+    def __init__(self, kept: Tensor, p: float) -> None:
+        self.kept, self.scale = kept, 1 / (1 - p)
+        self.used = 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same, by the next C H W values of `kept`."""
+        first, self.used = self.used, self.used + x[0].numel()
+        # Beside each other in memory as those of x: (B, H, W, C)
+        kept = self.kept[:, first : self.used].unflatten(1, (*x.shape[2:], x.shape[1])).permute(0, 3, 1, 2)
+        scaled: Tensor = x * (kept * self.scale).to(x.dtype)
+        return scaled
 
 
 class Attention(nn.Module):

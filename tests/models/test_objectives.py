@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 
+from genssl.config import make
+from genssl.models.build import build
 from genssl.models.diffusion import (
     Prediction,
     linear_schedule,
@@ -91,3 +93,24 @@ def test_times_of_the_logit_normal_distribution() -> None:
         shares.append(expected)
     assert sum(shares) == pytest.approx(1)
     assert probability_of_times(timesteps, 0, 250, "uniform") == 0.25
+
+
+@pytest.mark.parametrize("method", ["ddpm", "flow"])
+def test_dropout_is_for_training_alone(method: str, miniature_unet: None) -> None:
+    base = {"data": "synthetic", "image_size": 16, "network": "small"}
+    plain, dropping = (build(make(method, {**base, "dropout": p})) for p in (0.0, 0.3))
+    with torch.no_grad():
+        for one, other in zip(plain.parameters(), dropping.parameters(), strict=True):
+            one.add_(0.05 * torch.randn(one.shape, generator=generator(0, "moved")))
+            other.copy_(one)
+    images = torch.rand(4, 3, 16, 16, generator=generator(0, "test")) * 2 - 1
+    draws = dropping.draws(4, generator(0, "method"))
+    fewer = plain.draws(4, generator(0, "method"))
+    # What else is drawn stays as it was
+    assert set(draws) - set(fewer) == {"kept"}
+    assert all(torch.equal(value, draws[name]) for name, value in fewer.items())
+    expected = plain.loss((images,), fewer)["loss"]
+    assert not torch.equal(dropping.train().loss((images,), draws)["loss"], expected)
+    assert torch.equal(
+        dropping.eval().loss((images,), draws)["loss"], plain.eval().loss((images,), fewer)["loss"]
+    )

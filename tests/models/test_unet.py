@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genssl.models.unet import LAYOUTS, Layout, ResidualBlock, UNet, sinusoids
+from genssl.models.unet import LAYOUTS, Dropout, Layout, ResidualBlock, UNet, sinusoids
 from genssl.runtime import generator
 
 SMALLEST = Layout((16, 32), (1, 2), (True, False))
@@ -133,3 +133,45 @@ def test_the_output_depends_on_the_time() -> None:
     x, _ = images()
     first, second = (network(x, torch.full((3,), t)) for t in (10, 500))
     assert (first - second).abs().max() > 1e-3
+
+
+def kept(network: UNet, n: int, side: int, p: float) -> Tensor:
+    return torch.rand(n, network.dropout_size(side), generator=generator(0, "kept")) >= p
+
+
+@pytest.mark.parametrize("layout", [SMALLEST, Layout((16, 32), (1, 2), (True, False), patch=2)])
+def test_dropout_uses_each_draw_once(layout: Layout) -> None:
+    network = awake(layout)
+    x, t = images(2, 16)
+    dropout = Dropout(kept(network, 2, 16, 0.1), 0.1)
+    changed = network(x, t, dropout=dropout)
+    assert dropout.used == network.dropout_size(16)
+    assert not torch.equal(changed, network(x, t))
+    # Nothing dropped, and nothing scaled: the network itself
+    torch.testing.assert_close(network(x, t, dropout=Dropout(kept(network, 2, 16, 0.0), 0.0)), network(x, t))
+
+
+def test_a_block_drops_before_its_second_convolution() -> None:
+    torch.manual_seed(0)
+    block = ResidualBlock(16, 8)
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    x, time = torch.randn(2, 16, 4, 4), torch.randn(2, 8)
+    mask = torch.rand(2, 16 * 4 * 4) >= 0.25
+    seen: list[Tensor] = []
+    hook = block.conv_2.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    block(x, time), block(x, time, Dropout(mask, 0.25))
+    hook.remove()
+    plain, dropped = seen
+    # The draws are in the order of (height, width, channel)
+    zeros = ~mask.view(2, 4, 4, 16).permute(0, 3, 1, 2)
+    assert (dropped[zeros] == 0).all()
+    torch.testing.assert_close(dropped[~zeros], plain[~zeros] / 0.75)
+
+
+def test_dropout_keeps_the_mean() -> None:
+    # 40,000 draws of 1.25 with probability 0.8, else 0: their mean has the standard error 0.5 / 200
+    x = torch.ones(100, 4, 10, 10)
+    mean = Dropout(torch.rand(100, 400, generator=generator(0, "kept")) >= 0.2, 0.2)(x).mean()
+    assert abs(float(mean) - 1) < 4 * 0.5 / 200

@@ -209,13 +209,18 @@ def test_a_killed_run_resumes_to_the_same_end(
     assert without_time(tmp_path / "whole") == without_time(tmp_path / "cut")
 
 
-@pytest.mark.parametrize("at", [3, 5])
+@pytest.mark.parametrize(("at", "dropout"), [(3, 0.0), (5, 0.1)])
 def test_a_killed_ddpm_run_ends_with_the_same_average(
-    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, miniature_unet: None, at: int
+    digits: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    miniature_unet: None,
+    at: int,
+    dropout: float,
 ) -> None:
     settled = DDPMConfig(
         data=str(digits), image_size=16, network="small", batch_size=40, epochs=2, sample_every=1,
-        timesteps=20, features_t=2,
+        timesteps=20, features_t=2, dropout=dropout,
     )  # fmt: skip
     assert settled.ema_decay is not None
     train(settled, tmp_path / "whole")
