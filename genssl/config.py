@@ -23,7 +23,7 @@ from genssl.settings import (
 )
 
 NOT_KNOWN = "this version does not know; update genssl if a newer one wrote it, else correct it"
-ENCODERS = ("resnet18", "resnet34", "resnet50", "small")
+ENCODERS = ("resnet18", "resnet34", "resnet50", "small", "compact")
 TIMM = "timm:"  # before the name of any network of timm
 
 
@@ -111,6 +111,20 @@ class FlowConfig(UNetConfig):
     features_t: Share = 0.05  # time at which features are taken; 0: the image, 1: noise
 
 
+# Adam in small batches learns more in few steps than the papers' recipes (docs/simsiam.md)
+SMALL_BATCHES: Mapping[str, Any] = {
+    "batch_size": 64,
+    "optimizer": "adam",
+    "learning_rate": 1e-3,
+    "base_batch_size": None,
+    "weight_decay": 0.0,
+    "warmup_epochs": 0.0,
+}
+# Views of fewer pixels, and heads for fewer features: more images in the same time
+SMALL_VIEWS: Mapping[str, Any] = {**SMALL_BATCHES, "view_size": 20}
+SMALL_HEADS: Mapping[str, Any] = {"projector_dim": 512, "projector_hidden": 512, "predictor_hidden": 128}
+
+
 class EncoderConfig(LabeledConfig):
     """What the methods with an encoder of images share."""
 
@@ -120,16 +134,14 @@ class EncoderConfig(LabeledConfig):
     weight_decay: NonNegativeFloat = 5e-4
     schedule: Literal["constant", "cosine"] = "cosine"
 
-    encoder: str = "resnet18"  # resnet18, resnet34, resnet50, small (a quarter as wide as 18), or timm:NAME
+    # resnet18, resnet34, resnet50, small (a quarter as wide as 18), compact (for CPUs), or timm:NAME
+    encoder: str = "resnet18"
     flip: Literal["auto", "on", "off"] = "auto"  # auto: off for digits and letters
-    on_a_cpu: ClassVar[Mapping[str, Any]] = {"encoder": "small"}
-    # Adam in small batches learns more in few steps than the papers' recipes (docs/simsiam.md)
+    on_a_cpu: ClassVar[Mapping[str, Any]] = {"encoder": "compact"}
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "encoder=small": {
-            "batch_size": 64, "optimizer": "adam", "learning_rate": 1e-3, "base_batch_size": None,
-            "weight_decay": 0.0, "warmup_epochs": 0.0,
-        }
-    }  # fmt: skip
+        "encoder=small": SMALL_BATCHES,
+        "encoder=compact": SMALL_BATCHES,
+    }
 
     @field_validator("encoder")
     @classmethod
@@ -191,6 +203,10 @@ class SelfSupervisedConfig(EncoderConfig):
     blur: Share = 0.0  # probability
 
     views: ClassVar[str] = "standard"
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "encoder=small": SMALL_BATCHES,
+        "encoder=compact": SMALL_VIEWS,
+    }
 
 
 class _SiameseConfig(SelfSupervisedConfig):
@@ -201,6 +217,11 @@ class _SiameseConfig(SelfSupervisedConfig):
     predictor: Literal["mlp", "identity", "fixed"] = "mlp"  # fixed: an MLP that keeps its initial weights
     predictor_hidden: PositiveInt = 512
     fix_predictor_lr: bool = True  # keep the predictor's learning rate out of the schedule
+
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "encoder=small": SMALL_BATCHES,
+        "encoder=compact": {**SMALL_VIEWS, **SMALL_HEADS},
+    }
 
 
 class SimSiamConfig(_SiameseConfig):

@@ -147,6 +147,13 @@ def test_a_network_brings_its_recipe_where_nothing_else_is_said() -> None:
         small = configs.make(method, {"encoder": "small"})
         assert (small.optimizer, small.learning_rate, small.base_batch_size) == ("adam", 1e-3, None), method
         assert (small.weight_decay, small.warmup_epochs) == (0, 0), method
+    # Views and heads go with the encoder where a method has them, and only there
+    views = {
+        method: configs.make(method, {"encoder": "compact"}).model_dump() for method in ("simclr", "simsiam")
+    }
+    assert [values["view_size"] for values in views.values()] == [20, 20]
+    assert (views["simclr"]["projector_dim"], views["simsiam"]["projector_dim"]) == (128, 512)
+    assert configs.make("classifier", {"encoder": "compact"}).optimizer == "adam"
     # as DSSL was before its authors' recipe was its default
     dssl = configs.make("dssl", {"encoder": "small"})
     assert isinstance(dssl, configs.DSSLConfig)

@@ -11,9 +11,17 @@ from torch import Tensor, nn
 from genssl.config import TIMM
 from genssl.errors import UserError, hint
 
-# Channels of the first stage, and blocks in each of the four stages
-WIDTHS = {"resnet18": 64, "resnet34": 64, "resnet50": 64, "small": 16}
-BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3), "small": (2, 2, 2, 2)}
+# Channels of the first stage, blocks in each stage, and the stride of the stem
+WIDTHS = {"resnet18": 64, "resnet34": 64, "resnet50": 64, "small": 16, "compact": 24}
+BLOCKS = {
+    "resnet18": (2, 2, 2, 2),
+    "resnet34": (3, 4, 6, 3),
+    "resnet50": (3, 4, 6, 3),
+    "small": (2, 2, 2, 2),
+    # What learns most on a CPU in the same time (docs/simsiam.md)
+    "compact": (1, 1, 1),
+}
+STEM_STRIDES = {"compact": 2}
 
 
 class Backbone(nn.Module):
@@ -173,7 +181,8 @@ def build_encoder(name: str, channels: int, image_size: int) -> Backbone:
     """
     if name.startswith(TIMM):
         return TimmEncoder(name.removeprefix(TIMM), channels, image_size)
-    return Encoder(WIDTHS[name], channels, BLOCKS[name], bottleneck=name == "resnet50")
+    shape: dict[str, Any] = {"bottleneck": name == "resnet50", "stem_stride": STEM_STRIDES.get(name, 1)}
+    return Encoder(WIDTHS[name], channels, BLOCKS[name], **shape)
 
 
 def mlp(sizes: Sequence[int], *, norm_last: bool = False) -> nn.Sequential:

@@ -33,7 +33,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
 
     def pace(config: Any, options: Options, listen: Any) -> estimate.Pace:
         found.append(config)
-        small = "compact" in vars(config).values() or "small" in [getattr(config, "encoder", None)]
+        small = "compact" in vars(config).values()
         return estimate.Pace(100.0 if small else 10.0, config.limit or 73_257)
 
     monkeypatch.setattr(estimate, "pace", pace)
@@ -63,7 +63,7 @@ def test_the_smaller_command_of_a_study_is_for_all_its_arms(capsys: pytest.Captu
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("expected: about ")
     assert first.endswith("for these 2 trainings")
-    assert "genssl ablate simsiam --no-stopgrad --base encoder=small --epochs" in second
+    assert "genssl ablate simsiam --no-stopgrad --base encoder=compact --epochs" in second
     assert second.endswith("--epochs 10 --limit 2550")
 
 

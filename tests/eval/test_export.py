@@ -57,6 +57,11 @@ def test_a_missing_tensor_does_not_load(tmp_path: Path) -> None:
         loaded(state, tmp_path / "e.safetensors")
 
 
+def test_three_stages_are_refused() -> None:
+    with pytest.raises(UserError, match="have four stages, and this encoder 3; export it with --format onnx"):
+        torchvision_state(awake("simsiam", encoder="compact"))
+
+
 @pytest.mark.parametrize("method", ["vae", "ddpm"])
 def test_what_is_no_encoder_is_refused(method: str) -> None:
     with pytest.raises(UserError, match=f"no network of a {method}'s kind; export it with --format onnx"):

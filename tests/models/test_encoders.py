@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torchvision import models
 from torchvision.models import ResNet
+from torchvision.models.resnet import BasicBlock
 
 from genssl import config as configs
 from genssl import distributed
@@ -101,6 +102,25 @@ def test_the_small_encoder_is_a_quarter_as_wide() -> None:
     for name, weight in large.named_parameters():
         divided = [size // 4 if place < 2 and size > 3 else size for place, size in enumerate(weight.shape)]
         assert list(small.get_parameter(name).shape) == divided, name
+
+
+def test_the_compact_encoder_is_torchvisions_with_three_stages_and_a_stride_in_the_stem() -> None:
+    encoder = awake(build_encoder("compact", 3, 16))
+    twin = ResNet(BasicBlock, [1, 1, 1, 1])
+    twin.conv1, twin.bn1 = nn.Conv2d(3, 24, 3, 2, padding=1, bias=False), nn.BatchNorm2d(24)
+    # A quarter of the way to the widths 24, 48 and 96, and then no fourth stage
+    twin.inplanes = 24
+    twin.layer1, twin.layer2, twin.layer3 = (
+        twin._make_layer(BasicBlock, planes, 1, stride) for planes, stride in ((24, 1), (48, 2), (96, 2))
+    )
+    twin.maxpool = twin.layer4 = twin.fc = nn.Identity()
+    assert list(twin.state_dict()) == list(encoder.state_dict())
+    twin.load_state_dict(encoder.state_dict())
+    x = images(2, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.eval()(x), twin.eval()(x), rtol=1e-4, atol=1e-4)
+    assert encoder.dim == 96
+    assert [tuple(m.shape[1:]) for m in encoder.maps(x)] == [(24, 8, 8), (48, 4, 4), (96, 2, 2)]
 
 
 def test_parameters_are_counted() -> None:
@@ -199,7 +219,9 @@ def test_norms_that_several_processes_cannot_share_are_refused(monkeypatch: pyte
 
 @pytest.mark.parametrize("name", ["resnet19", "timm:", "", "Timm:resnet10t"])
 def test_an_unknown_encoder_is_refused_with_those_that_there_are(name: str) -> None:
-    with pytest.raises(UserError, match="encoder must be resnet18, resnet34, resnet50, small, or timm:NAME"):
+    with pytest.raises(
+        UserError, match="encoder must be resnet18, resnet34, resnet50, small, compact, or timm:NAME"
+    ):
         configs.make("simsiam", {"encoder": name})
 
 
