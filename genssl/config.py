@@ -120,9 +120,8 @@ SMALL_BATCHES: Mapping[str, Any] = {
     "weight_decay": 0.0,
     "warmup_epochs": 0.0,
 }
-# Views of fewer pixels, and heads for fewer features: more images in the same time
-SMALL_VIEWS: Mapping[str, Any] = {**SMALL_BATCHES, "view_size": 20}
-SMALL_HEADS: Mapping[str, Any] = {"projector_dim": 512, "projector_hidden": 512, "predictor_hidden": 128}
+# And views of fewer pixels, and narrower heads: more images in the same time
+SMALL_VIEWS: Mapping[str, Any] = {**SMALL_BATCHES, "view_size": 16, "projector_hidden": 512}
 
 
 class EncoderConfig(LabeledConfig):
@@ -220,7 +219,7 @@ class _SiameseConfig(SelfSupervisedConfig):
 
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "encoder=small": SMALL_BATCHES,
-        "encoder=compact": {**SMALL_VIEWS, **SMALL_HEADS},
+        "encoder=compact": {**SMALL_VIEWS, "projector_dim": 512, "predictor_hidden": 128},
     }
 
 
@@ -256,6 +255,10 @@ class BYOLConfig(SelfSupervisedConfig):
     """Bootstrap your own latent (Grill et al. 2020), sizes and rate as in lightly's benchmark on CIFAR-10."""
 
     method: Literal["byol"] = "byol"
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "encoder=small": SMALL_BATCHES,
+        "encoder=compact": {**SMALL_VIEWS, "predictor_hidden": 512},
+    }
 
     learning_rate: PositiveFloat = 0.12
     projector_dim: PositiveInt = 256
@@ -298,6 +301,10 @@ class BarlowTwinsConfig(SelfSupervisedConfig):
     """Barlow Twins (Zbontar et al. 2021), sizes and rate as in lightly's benchmark on CIFAR-10."""
 
     method: Literal["barlow_twins"] = "barlow_twins"
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "encoder=small": SMALL_BATCHES,
+        "encoder=compact": {**SMALL_VIEWS, "projector_dim": 512},
+    }
 
     learning_rate: PositiveFloat = 0.12
     lambd: NonNegativeFloat = 5e-3  # weight of the correlations between different outputs
@@ -311,6 +318,10 @@ class VICRegConfig(SelfSupervisedConfig):
     """
 
     method: Literal["vicreg"] = "vicreg"
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "encoder=small": SMALL_BATCHES,
+        "encoder=compact": {**SMALL_VIEWS, "projector_dim": 512},
+    }
 
     optimizer: Optimizer = "lars"
     learning_rate: PositiveFloat = 0.3

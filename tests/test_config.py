@@ -151,8 +151,9 @@ def test_a_network_brings_its_recipe_where_nothing_else_is_said() -> None:
     views = {
         method: configs.make(method, {"encoder": "compact"}).model_dump() for method in ("simclr", "simsiam")
     }
-    assert [values["view_size"] for values in views.values()] == [20, 20]
+    assert [values["view_size"] for values in views.values()] == [16, 16]
     assert (views["simclr"]["projector_dim"], views["simsiam"]["projector_dim"]) == (128, 512)
+    assert [values["projector_hidden"] for values in views.values()] == [512, 512]
     assert configs.make("classifier", {"encoder": "compact"}).optimizer == "adam"
     # as DSSL was before its authors' recipe was its default
     dssl = configs.make("dssl", {"encoder": "small"})

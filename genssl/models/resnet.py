@@ -12,7 +12,7 @@ from genssl.config import TIMM
 from genssl.errors import UserError, hint
 
 # Channels of the first stage, blocks in each stage, and the stride of the stem
-WIDTHS = {"resnet18": 64, "resnet34": 64, "resnet50": 64, "small": 16, "compact": 24}
+WIDTHS = {"resnet18": 64, "resnet34": 64, "resnet50": 64, "small": 16, "compact": 32}
 BLOCKS = {
     "resnet18": (2, 2, 2, 2),
     "resnet34": (3, 4, 6, 3),

@@ -107,11 +107,11 @@ def test_the_small_encoder_is_a_quarter_as_wide() -> None:
 def test_the_compact_encoder_is_torchvisions_with_three_stages_and_a_stride_in_the_stem() -> None:
     encoder = awake(build_encoder("compact", 3, 16))
     twin = ResNet(BasicBlock, [1, 1, 1, 1])
-    twin.conv1, twin.bn1 = nn.Conv2d(3, 24, 3, 2, padding=1, bias=False), nn.BatchNorm2d(24)
-    # A quarter of the way to the widths 24, 48 and 96, and then no fourth stage
-    twin.inplanes = 24
+    twin.conv1, twin.bn1 = nn.Conv2d(3, 32, 3, 2, padding=1, bias=False), nn.BatchNorm2d(32)
+    # Three stages of half the widths, and no fourth
+    twin.inplanes = 32
     twin.layer1, twin.layer2, twin.layer3 = (
-        twin._make_layer(BasicBlock, planes, 1, stride) for planes, stride in ((24, 1), (48, 2), (96, 2))
+        twin._make_layer(BasicBlock, planes, 1, stride) for planes, stride in ((32, 1), (64, 2), (128, 2))
     )
     twin.maxpool = twin.layer4 = twin.fc = nn.Identity()
     assert list(twin.state_dict()) == list(encoder.state_dict())
@@ -119,8 +119,8 @@ def test_the_compact_encoder_is_torchvisions_with_three_stages_and_a_stride_in_t
     x = images(2, 16)
     with torch.no_grad():
         torch.testing.assert_close(encoder.eval()(x), twin.eval()(x), rtol=1e-4, atol=1e-4)
-    assert encoder.dim == 96
-    assert [tuple(m.shape[1:]) for m in encoder.maps(x)] == [(24, 8, 8), (48, 4, 4), (96, 2, 2)]
+    assert encoder.dim == 128
+    assert [tuple(m.shape[1:]) for m in encoder.maps(x)] == [(32, 8, 8), (64, 4, 4), (128, 2, 2)]
 
 
 def test_parameters_are_counted() -> None:
