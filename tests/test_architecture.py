@@ -14,19 +14,20 @@ EDGES = {name: targets for name, targets in structure.graph(MODULES).items() if 
 
 # A unit imports from lower levels only; the same table stands in docs/design.md
 LEVELS = {
-    8: {"api", "cli"},
-    7: {"commands"},
-    6: {"studies"},
-    5: {"training", "eval", "export", "report"},
-    4: {"runs", "checkpoint"},
-    3: {"data", "models", "metrics", "figures", "features", "run_info"},
-    2: {"config", "runtime", "distributed", "files", "hub", "pixels"},
+    9: {"api", "cli"},
+    8: {"commands"},
+    7: {"studies"},
+    6: {"training", "eval", "export", "report"},
+    5: {"runs", "checkpoint"},
+    4: {"data", "models", "metrics", "figures", "features", "run_info"},
+    3: {"config", "runtime", "distributed", "files", "hub", "pixels"},
+    2: {"settings"},
     1: {"errors", "paths", "environment"},
 }
 LEVEL_OF = {unit: level for level, units in LEVELS.items() for unit in units}
 METHODS = {"vae", "ddpm", "simsiam", "dssl", "byol", "barlow_twins", "vicreg", "simclr", "moco"}
 MOST_LINES = 500
-MOST_MODULES = 151
+MOST_MODULES = 152
 MOST_SINGLE_IMPORTERS = 54
 # To fall to 0: what is left of the first edition's words
 MOST_BANNED, MOST_BANNED_HELP = 3, 0

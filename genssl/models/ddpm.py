@@ -149,7 +149,7 @@ class DDPM(Method):
     def draws(self, n: int, generator: Randomness) -> dict[str, Tensor]:
         """The times, (n,) int64, the noise, (n, C, H, W), and whether the class is shown, (n,) bool.
 
-        With dropout also what is kept, see `dropout_draws`.
+        With dropout also its mask, see `dropout_draws`.
         """
         t = t_sample(self.schedule.timesteps, n, generator, self.timestep_sampling)
         draws = {"t": t, "noise": normal((n, *self.shape), generator)}
@@ -168,7 +168,7 @@ class DDPM(Method):
         (x_start,) = views
         t = draws["t"]
         # Held-out images are looked at with the whole network
-        dropout = Dropout(draws["kept"], self.dropout) if self.dropout > 0 and self.training else None
+        dropout = Dropout(draws["dropout_mask"], self.dropout) if self.dropout > 0 and self.training else None
         losses = p_losses_per_image(
             training_model(self.network, self.classes, draws, dropout), self.schedule, x_start, t,
             draws["noise"], self.loss_kind, prediction=self.prediction, weighting=self.weighting,

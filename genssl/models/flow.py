@@ -91,7 +91,7 @@ class Flow(Method):
     def draws(self, n: int, generator: Randomness) -> dict[str, Tensor]:
         """The times, (n,) in [0, 1], the noise, (n, C, H, W), and whether the class is shown, (n,) bool.
 
-        With dropout also what is kept, see `dropout_draws`.
+        With dropout also its mask, see `dropout_draws`.
         """
         if self.timestep_sampling == "logit_normal":
             # Most times in the middle, where the velocity is hardest to tell (Esser et al. 2024, section 3.1)
@@ -111,7 +111,7 @@ class Flow(Method):
         t, noise = draws["t"], draws["noise"]
         share = t.view(-1, 1, 1, 1)
         x = (1 - share) * x_start + share * noise
-        dropout = Dropout(draws["kept"], self.dropout) if self.dropout > 0 and self.training else None
+        dropout = Dropout(draws["dropout_mask"], self.dropout) if self.dropout > 0 and self.training else None
         velocity = training_model(self._velocity, self.classes, draws, dropout)(x, t)
         return {"loss": (velocity - (noise - x_start)).square().mean()}
 

@@ -61,8 +61,8 @@ def training_model(
 
 
 def dropout_draws(network: UNet, p: float, n: int, side: int, generator: Randomness) -> dict[str, Tensor]:
-    """What dropout keeps of `n` images of `side` pixels, (n, `dropout_size`) bool; nothing where p is 0."""
-    return {"kept": uniform((n, network.dropout_size(side)), generator) >= p} if p > 0 else {}
+    """The mask of `Dropout` for `n` images of `side` pixels, (n, size) bool; nothing where p is 0."""
+    return {"dropout_mask": uniform((n, network.dropout_size(side)), generator) >= p} if p > 0 else {}
 
 
 def random_labels(n: int, classes: int, generator: Randomness, device: torch.device) -> Tensor:

@@ -227,12 +227,12 @@ class ResidualBlock(nn.Module):
 class Dropout:
     """Sets values of one training step's features to zero, each with the same probability.
 
-    What is kept is drawn beforehand, for all blocks in a row: a network draws no random numbers, so that a
+    The mask is drawn beforehand, for all blocks in a row: a network draws no random numbers, so that a
     step can be repeated, compiled, and divided among processes.
 
     Args:
-        kept: bool (B, `UNet.dropout_size`), false for the values that become zero.
-        p: the probability of that; what is kept is divided by 1 - p, so that means stay the same.
+        mask: bool (B, `UNet.dropout_size`), false for the values that become zero.
+        p: the probability of that; the other values are divided by 1 - p, so that means stay the same.
 
     Examples:
         >>> dropout = Dropout(torch.tensor([[True, False, True, True]]), p=0.5)
@@ -240,16 +240,16 @@ class Dropout:
         (tensor([2., 0.]), tensor([2., 2.]))
     """
 
-    def __init__(self, kept: Tensor, p: float) -> None:
-        self.kept, self.scale = kept, 1 / (1 - p)
+    def __init__(self, mask: Tensor, p: float) -> None:
+        self.mask, self.scale = mask, 1 / (1 - p)
         self.used = 0
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same, by the next C H W values of `kept`."""
+        """(B, C, H, W) -> the same, by the next C H W values of the mask."""
         first, self.used = self.used, self.used + x[0].numel()
         # Beside each other in memory as those of x: (B, H, W, C)
-        kept = self.kept[:, first : self.used].unflatten(1, (*x.shape[2:], x.shape[1])).permute(0, 3, 1, 2)
-        scaled: Tensor = x * (kept * self.scale).to(x.dtype)
+        mask = self.mask[:, first : self.used].unflatten(1, (*x.shape[2:], x.shape[1])).permute(0, 3, 1, 2)
+        scaled: Tensor = x * (mask * self.scale).to(x.dtype)
         return scaled
 
 

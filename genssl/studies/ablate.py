@@ -13,7 +13,7 @@ from genssl import checkpoint, files, paths, run_info, runs
 from genssl import config as configs
 from genssl.errors import FAILED_RUN, INTERRUPTED, TERMINATED, UserError
 from genssl.eval.result import EvalResult
-from genssl.settings import Config, differences
+from genssl.settings import FROM_DATA, Config, differences
 from genssl.studies.results import Arm, ArmRuns
 from genssl.training.events import Listener, Note
 from genssl.training.options import Options
@@ -63,8 +63,8 @@ def arms_of(baseline: Config, named: Mapping[str, Sequence[Any]], *settings: Map
 
 
 def own_settings(kind: type[Config]) -> list[str]:
-    """The settings that a method has beyond those of every method."""
-    return [name for name in kind.model_fields if name not in Config.model_fields]
+    """The settings that a method has beyond those of every method, and that the data do not decide."""
+    return [name for name in kind.model_fields if name not in {*Config.model_fields, *FROM_DATA}]
 
 
 def untrained(baseline: Config, arms: Sequence[Arm], seeds: int) -> list[Config]:

@@ -146,6 +146,8 @@ class _Planner:
         """The settings of a part at the assignment's length."""
         kind = configs.config_class(_method(name))
         cheap = kind.with_recipe(kind.on_a_cpu) if self.small and self.asked.budget is not None else {}
+        # A question is about the projector's width: it stays the assignment's
+        cheap = {name: value for name, value in cheap.items() if name != "projector_dim"}
         return {"epochs": FULL_EPOCHS[TRIALS[name][0]], "seed": self.asked.seed, **cheap}
 
     def _try(self) -> tuple[dict[str, float], dict[str, int]]:

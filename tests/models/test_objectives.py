@@ -107,7 +107,7 @@ def test_dropout_is_for_training_alone(method: str, miniature_unet: None) -> Non
     draws = dropping.draws(4, generator(0, "method"))
     fewer = plain.draws(4, generator(0, "method"))
     # What else is drawn stays as it was
-    assert set(draws) - set(fewer) == {"kept"}
+    assert set(draws) - set(fewer) == {"dropout_mask"}
     assert all(torch.equal(value, draws[name]) for name, value in fewer.items())
     expected = plain.loss((images,), fewer)["loss"]
     assert not torch.equal(dropping.train().loss((images,), draws)["loss"], expected)

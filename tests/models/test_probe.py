@@ -111,3 +111,11 @@ def test_what_a_probe_cannot_do_is_said(tmp_path: Path) -> None:
     refused = call(*TRAINING, "--data", tmp_path / "images", "--set", "online_probe=true")
     assert refused.exit_code == 2
     assert "has no labels, and online_probe=true needs them; leave it away" in refused.stderr
+
+
+def test_a_step_with_a_probe_is_one_graph() -> None:
+    method = tiny(SimSiam, predictor_hidden=6)
+    method.add_probe(3)
+    compiled = torch.compile(method.loss, fullgraph=True, backend="eager")
+    ours, theirs = (loss(views(), {"labels": LABELS}) for loss in (compiled, method.loss))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

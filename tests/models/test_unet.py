@@ -135,20 +135,22 @@ def test_the_output_depends_on_the_time() -> None:
     assert (first - second).abs().max() > 1e-3
 
 
-def kept(network: UNet, n: int, side: int, p: float) -> Tensor:
-    return torch.rand(n, network.dropout_size(side), generator=generator(0, "kept")) >= p
+def mask_of(network: UNet, n: int, side: int, p: float) -> Tensor:
+    return torch.rand(n, network.dropout_size(side), generator=generator(0, "mask")) >= p
 
 
 @pytest.mark.parametrize("layout", [SMALLEST, Layout((16, 32), (1, 2), (True, False), patch=2)])
 def test_dropout_uses_each_draw_once(layout: Layout) -> None:
     network = awake(layout)
     x, t = images(2, 16)
-    dropout = Dropout(kept(network, 2, 16, 0.1), 0.1)
+    dropout = Dropout(mask_of(network, 2, 16, 0.1), 0.1)
     changed = network(x, t, dropout=dropout)
     assert dropout.used == network.dropout_size(16)
     assert not torch.equal(changed, network(x, t))
     # Nothing dropped, and nothing scaled: the network itself
-    torch.testing.assert_close(network(x, t, dropout=Dropout(kept(network, 2, 16, 0.0), 0.0)), network(x, t))
+    torch.testing.assert_close(
+        network(x, t, dropout=Dropout(mask_of(network, 2, 16, 0.0), 0.0)), network(x, t)
+    )
 
 
 def test_a_block_drops_before_its_second_convolution() -> None:
@@ -173,5 +175,5 @@ def test_a_block_drops_before_its_second_convolution() -> None:
 def test_dropout_keeps_the_mean() -> None:
     # 40,000 draws of 1.25 with probability 0.8, else 0: their mean has the standard error 0.5 / 200
     x = torch.ones(100, 4, 10, 10)
-    mean = Dropout(torch.rand(100, 400, generator=generator(0, "kept")) >= 0.2, 0.2)(x).mean()
+    mean = Dropout(torch.rand(100, 400, generator=generator(0, "mask")) >= 0.2, 0.2)(x).mean()
     assert abs(float(mean) - 1) < 4 * 0.5 / 200
