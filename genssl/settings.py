@@ -127,7 +127,12 @@ class Config(BaseModel):
         Raises:
             UserError: a setting is unknown (with the closest name) or its value is wrong.
         """
-        return validated(type(self), {**self.model_dump(), **checked_names(type(self), changes)})
+        changes = checked_names(type(self), changes)
+        values = {**self.model_dump(), **changes}
+        # Without a choice that needs labels, the number of classes that came with them goes, too
+        if not self.needs_labels and not any(values.get(name) for name in USES_LABELS):
+            values = {name: value for name, value in values.items() if name not in FROM_DATA - {*changes}}
+        return validated(type(self), values)
 
 
 def differences(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
@@ -170,6 +175,6 @@ class LabeledConfig(Config):
     @model_validator(mode="after")
     def _has_use_for_classes(self) -> Self:
         if self.num_classes is not None and not self.uses_labels:
-            choice = next(name for name in USES_LABELS if name in type(self).model_fields)
-            raise ValueError(f"num_classes is for {choice}=true")
+            choices = " or ".join(f"{name}=true" for name in USES_LABELS if name in type(self).model_fields)
+            raise ValueError(f"num_classes is for {choices or 'a method with classes'}")
         return self

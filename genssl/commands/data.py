@@ -178,6 +178,7 @@ def _config(method: str, settings: list[str]) -> "Config":
 def _views_picture(split: "Split", config: "Config", seed: int, header: str) -> "Image":
     """Rows of an image and its views, a few images a row."""
     import torch
+    import torch.nn.functional as F
 
     from genssl import figures
     from genssl.data.augment.views import choose_views
@@ -186,6 +187,8 @@ def _views_picture(split: "Split", config: "Config", seed: int, header: str) -> 
 
     choice = choose_views(config, split.classes)
     seen = choice(split.images, choice.draws(len(split), generator(seed, "views")))
+    # Views of fewer pixels are shown as large as the images
+    seen = tuple(F.interpolate(view, split.images.shape[2:]) for view in seen)
     echo(f"each row repeats: image, {', '.join(choice.names)}")
     cells = torch.stack([to_model(split.images), *seen], 1)  # (N, 1 + views, C, H, W)
     columns = cells.shape[1] * (4 if len(split) >= 4 else 1)

@@ -9,6 +9,8 @@ from genssl.commands._console import progress
 from genssl.commands._options import Common, with_options
 from genssl.commands._run import find_run, open_evaluation
 
+MOST_STEPS, MOST_RESAMPLINGS = 100_000, 1_000
+
 
 def register(app: typer.Typer) -> None:
     """Add the command of this group."""
@@ -30,13 +32,16 @@ def inpaint(
     n: Annotated[int, typer.Option("-n", min=1, help="Number of test images.")] = 8,
     completions: Annotated[int, typer.Option(min=1, help="Completions of each image.")] = 4,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps from noise to the image; default: 50.")
+        int | None, typer.Option(min=1, max=MOST_STEPS, help="Steps from noise to the image; default: 50.")
     ] = None,
     jump_length: Annotated[
         int | None, typer.Option(min=1, help="Steps that a jump goes back to more noise; default: 5.")
     ] = None,
     resamplings: Annotated[
-        int | None, typer.Option(min=1, help="Times that each level is reached; 1: no jumps; default: 5.")
+        int | None,
+        typer.Option(
+            min=1, max=MOST_RESAMPLINGS, help="Times that each level is reached; 1: no jumps; default: 5."
+        ),
     ] = None,
     class_label: Annotated[
         str | None,

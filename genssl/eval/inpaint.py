@@ -69,7 +69,9 @@ def _read_levels(path: Path, size: int) -> np.ndarray:
                 width, height = image.size
                 raise UserError(f"the mask {path} has {width}x{height} pixels, and the images {size}x{size}")
             return np.array(image.convert("L"))
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except (
+        UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError,
+    ) as error:  # fmt: skip
         raise UserError(f"cannot read the mask {path} as a PNG ({error}); write it again") from error
 
 
@@ -204,7 +206,7 @@ def _measures(originals: Tensor, filled: Tensor, mask: Tensor) -> dict[str, Any]
         **({} if exact else {"psnr_outside_db": float(psnr(outside).mean())}),
         "psnr_inside_db": float(inside.mean()),
         "psnr_inside_best_db": float(inside.view(filled.shape[:2]).amax(1).mean()),
-        "std_inside": float(filled[..., mask].var(1, correction=0).mean().sqrt()),
+        "std_inside": float(filled[..., mask].var(1).mean().sqrt()) if filled.shape[1] > 1 else None,
     }
 
 

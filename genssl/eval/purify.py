@@ -52,7 +52,8 @@ NOTES = (
     "the attack on the classifier alone knows nothing of the purification; the one on the whole pipeline "
     "follows gradients through a few-step surrogate of it, averaged over draws of its noise (Lee and Kim "
     "2023). Accuracy under both is an upper bound: more steps and draws find more",
-    "worst: right after either attack",
+    "worst: right after either attack; best: the level where it is highest, chosen by these images, so that "
+    "other images give somewhat less",
 )
 
 
@@ -192,7 +193,7 @@ def purify(
         plain = {kind: _classify(pipeline, x) == labels for kind, x in (("clean", v), ("attacked", attacked))}
         rows = [_measure(pipeline, v, attacked, labels, t_prime, count) for t_prime in levels]
         undefended = {kind: Share(int(hits.sum()), len(v)) for kind, hits in plain.items()}
-        best = max(rows, key=lambda row: row.shares["worst"].right)
+        best = best_level(rows)
         values = _values(settings, name, undefended, rows)
         values["seconds"] = round(time.perf_counter() - start, 3)
         picture = _draw_examples(method, pipeline, split, attacked, best)
@@ -326,7 +327,7 @@ def _values(
         shares = [level.shares[kind].values(kind) for kind in (*KINDS, "worst")]
         row: dict[str, Any] = {"t_prime": level.t_prime, "noise_to_signal": level.noise_to_signal}
         rows.append({name: value for part in (row, *shares) for name, value in part.items()})
-    best = max(rows, key=lambda row: row["worst"])
+    best = best_level(levels)
     return {
         "finding": finding(undefended, levels),
         "images": undefended["clean"].n,
@@ -341,9 +342,14 @@ def _values(
         "defense_steps": settings.defense_steps,
         "clean": undefended["clean"].values("accuracy"),
         "attacked": undefended["attacked"].values("accuracy"),
-        "best": {"t_prime": best["t_prime"], "worst": best["worst"]},
+        "best": {"t_prime": best.t_prime, "worst": best.shares["worst"].accuracy},
         "levels": rows,
     }
+
+
+def best_level(levels: Sequence[Level]) -> Level:
+    """The level at which most images are right after either attack; the first of several."""
+    return max(levels, key=lambda level: level.shares["worst"].right)
 
 
 def finding(undefended: Mapping[str, Share], levels: Sequence[Level]) -> str:
@@ -353,7 +359,7 @@ def finding(undefended: Mapping[str, Share], levels: Sequence[Level]) -> str:
         undefended: "clean" and "attacked" images, by the classifier alone.
         levels: one or more; the sentence is on the one that is best under both attacks.
     """
-    best = max(levels, key=lambda level: level.shares["worst"].right)
+    best = best_level(levels)
     clean, transfer, full, worst = (best.shares[kind] for kind in (*KINDS, "worst"))
     attacked = undefended["attacked"]
     parts = [
@@ -369,16 +375,17 @@ def finding(undefended: Mapping[str, Share], levels: Sequence[Level]) -> str:
         parts.append(f"{where}: no help is shown")
     parts.append(_of_attacks(transfer, full))
     if _above(undefended["clean"], clean):
-        parts.append(f"of clean images {clean} are right there: it has a price")
+        parts.append(f"of clean images {clean} are right there: purification costs accuracy")
     else:
-        parts.append(f"of clean images {clean} are right there: no price is shown")
+        parts.append(f"of clean images {clean} are right there: no loss is shown")
     return "; ".join(parts)
 
 
 def _of_attacks(transfer: Share, full: Share) -> str:
-    """Whether the attack that knows nothing of the purification flatters it."""
+    """Whether the attack that knows nothing of the purification overstates what it is worth."""
     if _above(transfer, full):
-        return f"the attack on the classifier alone flatters: it leaves {transfer}, that on all of it {full}"
+        alone = f"the attack on the classifier alone overstates it: {transfer} are left"
+        return f"{alone}, by one on all of it {full}"
     if _above(full, transfer):
         return (
             f"the attack on the whole pipeline was too weak to count: it leaves {full}, that on the "

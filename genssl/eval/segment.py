@@ -145,7 +145,8 @@ def segment(
         for n in settings.labelled:
             matrices = [matrix for f, matrix in results if f.labelled == n and f.cell is None]
             dimensions = fitted[0].model.dimensions
-            rows.append({"what": name, "labelled": n, **_scores(matrices), "dimensions": dimensions})
+            sizes = {"dimensions": dimensions, "pixels_per_image": _pixels_per_image(problem, dimensions)}
+            rows.append({"what": name, "labelled": n, **_scores(matrices), **sizes})
             if n == settings.labelled[0]:
                 by_class[name] = torch.stack([intersection_over_union(m) for m in matrices]).nanmean(0)
     values = _values(method, problem, rows, by_class, by_cell)
@@ -198,6 +199,8 @@ def _problem(train: Split, test: Split, settings: SegmentSettings) -> _Problem:
             raise UserError(
                 f"no pixel of {len(few)} labelled images counts; raise --labelled, or mend the masks"
             )
+    if test.masks is None or not (test.masks != IGNORE).any():
+        raise UserError(f"no pixel of {len(test)} test images counts; take more images, or mend the masks")
     return _Problem(train, test, classes, order, settings)
 
 
@@ -312,12 +315,20 @@ def _labelled_pixels(
     rows = rows.to(problem.train.images.device)
     images, labels = problem.train.images[rows], problem.train.masks[rows].flatten(1).long()
     dimensions = encoder(to_model(images[:1])).shape[1]
-    most = max(1, KEPT // (len(rows) * dimensions))
-    if labels.shape[1] <= most:
+    most = _pixels_per_image(problem, dimensions)
+    if labels.shape[1] == most:
         return _features(encoder, images), labels
     source = generator(problem.settings.seed, "pixels", repeat)
-    places = uniform(labels.shape, source).argsort(1)[:, :most].to(labels.device)
+    # Those that do not count come last
+    chances = uniform(labels.shape, source).to(labels.device) + (labels == IGNORE)
+    places = chances.argsort(1)[:, :most]
     return _features(encoder, images, places), labels.gather(1, places)
+
+
+def _pixels_per_image(problem: _Problem, dimensions: int) -> int:
+    """How many pixels of each labelled image are learned from: all, or as many as fit into memory."""
+    height, width = problem.train.images.shape[2:]
+    return min(height * width, max(1, KEPT // (max(problem.settings.labelled) * dimensions)))
 
 
 def _confusions(encoder: SpatialEncoder, problem: _Problem, fitted: Sequence[_Fitted]) -> list[Tensor]:
@@ -399,14 +410,14 @@ def _notes(problem: _Problem) -> tuple[str, ...]:
         notes.append(f"std is the deviation over {settings.repeats} draws of images, the same for all rows")
     if classifiers == ClassifierSettings():
         notes.append(
-            f"{classifiers.members} classifiers of {classifiers.steps} steps are what a CPU can bear; "
+            f"{classifiers.members} classifiers of {classifiers.steps} steps were chosen for a CPU; "
             "Baranchuk et al. 2022 train 10: --members 10"
         )
     return tuple(notes)
 
 
 def _about_classes(problem: _Problem) -> tuple[str, ...]:
-    if problem.settings.classes == "all":
+    if problem.settings.classes == "all" and len(problem.classes) > 2:
         return ("ground_or_not_iou: of the same predictions, with all classes but ground as one",)
     if len(problem.train.classes) < 2:
         return ()
@@ -455,8 +466,9 @@ def _bars(method: Method, problem: _Problem, rows: Sequence[Mapping[str, Any]]) 
         )  # fmt: skip
     axis.set_yticks([i + 0.4 - height / 2 for i in range(len(names))], names)
     axis.invert_yaxis()
-    draws = f"{problem.settings.repeats} draws"
-    axis.set(xlabel=f"mean IoU over {len(problem.classes)} classes (%), mean and deviation of {draws}")
+    repeats = problem.settings.repeats
+    draws = f", mean and deviation of {repeats} draws" if repeats > 1 else ""
+    axis.set(xlabel=f"mean IoU over {len(problem.classes)} classes (%){draws}")
     axis.legend(frameon=False)
     figure.suptitle(header_of(method, f"{len(problem.test)} {problem.test.name} test images"))
     return figure

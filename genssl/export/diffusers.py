@@ -123,8 +123,9 @@ class GensslPipeline(DiffusionPipeline):
                 raise ValueError("this network has no classes")
             return None
         if labels is None:
-            device = "cpu" if generator is None else generator.device
-            labels = torch.randint(classes, (count,), generator=generator, device=device)
+            first = generator[0] if isinstance(generator, list) else generator
+            device = "cpu" if first is None else first.device
+            labels = torch.randint(classes, (count,), generator=first, device=device)
         return torch.as_tensor(labels, device=self._execution_device).expand(count)
 
     def _set_timesteps(self, steps, device):
@@ -132,6 +133,10 @@ class GensslPipeline(DiffusionPipeline):
             # Equal steps from noise at 1 to the image at 0
             self.scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), device=device)
         else:
+            total = self.scheduler.config.num_train_timesteps
+            if type(self.scheduler).__name__ == "DDIMScheduler" and total % steps:
+                # Its step back is total // steps, which is then not the distance of its times
+                raise ValueError(f"num_inference_steps must divide {total} for DDIM, not be {steps}")
             self.scheduler.set_timesteps(steps, device=device)
 
     def _predict(self, x, t, labels, scale):
@@ -142,6 +147,8 @@ class GensslPipeline(DiffusionPipeline):
         return scale * shown + (1 - scale) * hidden
 
     def _converted(self, x, output_type):
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"output_type must be pil, np, pt or latent, not {output_type}")
         if output_type == "latent":
             return x
         pixels = ((x.float() + 1) * 128).floor().clamp(0, 255)

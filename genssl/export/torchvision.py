@@ -51,7 +51,7 @@ def torchvision_state(method: Method) -> dict[str, Tensor]:
             f"torchvision has no network of a {method.config.method}'s kind; export it with --format onnx"
         )
     state: dict[str, Tensor] = encoder.state_dict()
-    if "layer4.0.conv1.weight" not in state:
+    if encoder.stages != 4:
         raise UserError(
             f"torchvision's ResNets have four stages, and this encoder {encoder.stages}; "
             "export it with --format onnx"

@@ -20,7 +20,7 @@ SMALLEST_STD = 1e-6  # of a channel; one that does not vary stays as it is
 
 @dataclass(frozen=True)
 class ClassifierSettings:
-    """How the ensemble is trained; the defaults are what a CPU can bear.
+    """How the ensemble is trained; the defaults are for a CPU.
 
     Attributes:
         members: number of classifiers; 10 in Baranchuk et al. 2022.

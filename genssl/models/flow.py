@@ -100,7 +100,11 @@ class Flow(Method):
             t = uniform((n,), generator)
         draws = {"t": t, "noise": normal((n, *self.shape), generator)}
         draws |= {"shows_class": shows_class(n, generator)} if self.classes else {}
-        return draws | dropout_draws(self.network, self.dropout, n, self.shape[1], generator)
+        return (
+            draws | dropout_draws(self.network, self.dropout, n, self.shape[1], generator)
+            if self.training
+            else draws
+        )
 
     def loss(self, views: tuple[Tensor, ...], draws: dict[str, Tensor]) -> dict[str, Tensor]:
         """Conditional flow matching (Lipman et al. 2023, equation 23): the squared error of the velocity.
@@ -118,7 +122,8 @@ class Flow(Method):
     def _velocity(
         self, x: Tensor, t: Tensor, labels: Tensor | None = None, dropout: Dropout | None = None
     ) -> Tensor:
-        velocity: Tensor = self.network(x, TIME_SCALE * t, labels, dropout)
+        extra = () if dropout is None else (dropout,)
+        velocity: Tensor = self.network(x, TIME_SCALE * t, labels, *extra)
         return velocity
 
     # Generation
@@ -195,7 +200,7 @@ class Flow(Method):
         """Images (B, C, H, W) carried to t = t' / 1,000 and back by Euler's steps; see `CanPurify`."""
         t = t_prime / LEVELS
         x = (1 - t) * images + t * normal(images.shape, generator, images.device)
-        x = follow(self._field(None, None), x, steps or CALLS, heun=False, start=t)
+        x = follow(self._field(None, None), x, min(steps or CALLS, t_prime), heun=False, start=t)
         return x if surrogate else x.clamp(-1, 1)
 
     def _field(self, labels: Tensor | None, guidance: float | None) -> Field:

@@ -12,7 +12,8 @@ GUIDANCE = 1.0  # w, where none is asked for
 LABEL_DROPOUT = 0.1  # share of images that are shown without their class (Ho & Salimans 2022, section 4)
 
 Model = Callable[[Tensor, Tensor], Tensor]  # (x (B, ...), t (B,)) -> prediction (B, ...)
-# The same with the class of each image, (B,) int64, as the third argument; None: no class
+# The same with the class of each image, (B,) int64, or None, as the third argument, and in training with the
+# dropout of the step as the fourth
 ConditionalModel = Callable[..., Tensor]
 
 
@@ -57,6 +58,8 @@ def training_model(
     if not classes and dropout is None:
         return model
     labels = shown_labels(classes, draws) if classes else None
+    if dropout is None:
+        return lambda x, t: model(x, t, labels)
     return lambda x, t: model(x, t, labels, dropout)
 
 

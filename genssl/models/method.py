@@ -57,7 +57,11 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Optimizer groups. A group may set `fix_lr`: True to stay out of the schedule."""
+        """Optimizer groups. A group may set `fix_lr`: True to stay out of the schedule.
+
+        `is_probe`: True is for what learns from the method and is no part of it: LARS and clipping leave it
+        out, so that it changes nothing else.
+        """
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
     def after_step(self, progress: float) -> None:

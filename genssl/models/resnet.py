@@ -96,9 +96,12 @@ class Encoder(Backbone):
         return self.maps(images)[-1].mean((2, 3))  # (B, dim, h, w) -> (B, dim)
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """The output of each stage, (B, width, H, W) first, and then half as high and wide each time."""
+        """The output of each stage, from fine to coarse, each half as high and wide as the one before.
+
+        The first has the size of the images divided by `stem_stride`.
+        """
         # No max pooling after the stem: 32x32 images would be 8x8 before the first stage
-        x = F.relu(self.bn1(self.conv1(images)))  # (B, width, H, W)
+        x = F.relu(self.bn1(self.conv1(images)))  # (B, width, h, w)
         maps = []
         for i in range(self.stages):
             x = self.get_submodule(f"layer{i + 1}")(x)
@@ -122,12 +125,13 @@ class TimmEncoder(Backbone):
         name: as in `timm.list_models()`.
         channels: of the images.
         image_size: pixels a side.
+        view_size: pixels a side of the views that it is trained on; those of the images when None.
 
     Raises:
         UserError: timm is not installed, has no such network, or the network takes no images of this size.
     """
 
-    def __init__(self, name: str, channels: int, image_size: int) -> None:
+    def __init__(self, name: str, channels: int, image_size: int, view_size: int | None = None) -> None:
         super().__init__()
         try:
             import timm
@@ -141,16 +145,17 @@ class TimmEncoder(Backbone):
         # Transformers have as many position embeddings as patches
         fixed = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
         size: dict[str, Any] = {"img_size": image_size} if fixed else {}
-        images = torch.zeros(1, channels, image_size, image_size)
         try:
             self.network = timm.create_model(name, num_classes=0, in_chans=channels, **size).eval()
-            with torch.no_grad():
-                self.dim = self.network(images).flatten(1).shape[1]
+            for side in {image_size, view_size or image_size}:
+                with torch.no_grad():
+                    self.dim = self.network(torch.zeros(1, channels, side, side)).flatten(1).shape[1]
         except (RuntimeError, AssertionError, ValueError, TypeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            sides = f"{image_size}x{image_size} pixels"
+            sides += f" and views of {view_size}x{view_size}" if view_size not in {None, image_size} else ""
             raise UserError(
-                f"timm's {name} takes no images of {image_size}x{image_size} pixels ({reason}); "
-                "choose another network"
+                f"timm's {name} takes no images of {sides} ({reason}); choose another network"
             ) from error
         self._make_deterministic()
         self.network.train()
@@ -169,7 +174,7 @@ class TimmEncoder(Backbone):
         return features.flatten(1)
 
 
-def build_encoder(name: str, channels: int, image_size: int) -> Backbone:
+def build_encoder(name: str, channels: int, image_size: int, view_size: int | None = None) -> Backbone:
     """The encoder of a config: one of this module's ResNets, or "timm:NAME".
 
     Raises:
@@ -180,7 +185,7 @@ def build_encoder(name: str, channels: int, image_size: int) -> Backbone:
         torch.Size([2, 128])
     """
     if name.startswith(TIMM):
-        return TimmEncoder(name.removeprefix(TIMM), channels, image_size)
+        return TimmEncoder(name.removeprefix(TIMM), channels, image_size, view_size)
     shape: dict[str, Any] = {"bottleneck": name == "resnet50", "stem_stride": STEM_STRIDES.get(name, 1)}
     return Encoder(WIDTHS[name], channels, BLOCKS[name], **shape)
 

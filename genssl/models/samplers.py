@@ -344,7 +344,7 @@ def _corrector(level_prev: Level | None, level: Level, level_next: Level) -> tup
     phi_2 = phi_1 / -h - 1
     b_1 = phi_2 / phi_1
     b_2 = 2 * (phi_2 / -h - 0.5) / phi_1
-    # [1 1; r 1] (w_prev, w_next) = (b_1, b_2); slope above is -(x_0_prev - x_0) / r
+    # [1 1; r 1] (w_prev, w_next) = (b_1, b_2); slope above is (x_0_prev - x_0) / r
     weight_prev = (b_1 - b_2) / (1 - r)
     return weight_prev, b_1 - weight_prev
 
@@ -425,7 +425,10 @@ def jump_path(steps: int, jump_length: int, resamplings: int) -> list[int]:
             f"steps, jump length and resamplings must be 1 or more, not {steps}, {jump_length}, {resamplings}"
         )
     if resamplings > 1 and jump_length >= steps:
-        raise ValueError(f"a jump of {jump_length} steps needs more than {jump_length} steps, not {steps}")
+        raise ValueError(
+            f"a jump of {jump_length} steps needs more than {jump_length} steps, not {steps}; "
+            "jump less far, or resample once"
+        )
     left = dict.fromkeys(range(steps - 1, jump_length - 1, -jump_length), resamplings - 1)
     path = [0]
     while path[-1] < steps:

@@ -1,7 +1,7 @@
 """What the self-supervised methods share: an encoder whose features are kept, a projector, a predictor."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 from torch import Tensor, nn
 
@@ -33,7 +33,7 @@ class Siamese(Method):
     def from_config(cls, config: SelfSupervisedConfig) -> Self:
         """The method of a config: its encoder, its projector, and what `settings_of` gives."""
         hidden = [config.projector_hidden] * (config.projector_layers - 1)
-        encoder = build_encoder(config.encoder, config.channels, config.image_size)
+        encoder = build_encoder(config.encoder, config.channels, config.image_size, config.view_size)
         method = cls(encoder, [*hidden, config.projector_dim], **cls.settings_of(config))
         if config.online_probe:
             method.add_probe(config.num_classes or 2)
@@ -44,7 +44,7 @@ class Siamese(Method):
 
         The online evaluation of lightly and solo-learn: how well a linear layer reads the classes from the
         features meanwhile, in training mode and of augmented views. It has the optimizer and the learning
-        rate of the rest.
+        rate of the rest, but LARS does not adapt its rate, and no clipping counts its gradient.
         """
         self.classes = classes
         # From zero, not from random numbers: whatever is initialized afterwards stays the same
@@ -57,28 +57,34 @@ class Siamese(Method):
         return {}
 
     def remarks(self) -> tuple[str, ...]:
-        """Whether a short run is mostly warm-up."""
-        warmup, epochs = self.config.warmup_epochs, self.config.epochs
-        if 2 * warmup <= epochs:
-            return ()
-        return (
-            f"the learning rate rises during {min(warmup, epochs):g} of {epochs} epochs; "
-            "--set warmup_epochs=N shortens that",
-        )
+        """Whether a short run is mostly warm-up, and whether views are far smaller than images, or larger."""
+        config, remarks = cast(SelfSupervisedConfig, self.config), []
+        if 2 * config.warmup_epochs > config.epochs:
+            remarks.append(
+                f"the learning rate rises during {min(config.warmup_epochs, config.epochs):g} of "
+                f"{config.epochs} epochs; --set warmup_epochs=N shortens that"
+            )
+        size = config.view_size or config.image_size
+        if not config.image_size / 2 <= size <= config.image_size:
+            remarks.append(
+                f"views have {size} pixels a side, and images, of which features are taken, "
+                f"{config.image_size}; --set view_size=N brings them nearer to each other"
+            )
+        return tuple(remarks)
 
     def embed(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> the projector's output (B, projector_dim)."""
         features = self.encoder(images)
-        self._features = None if self.probe is None else features.detach()
+        self._features = features.detach() if self.probe is not None and self.training else None
         output: Tensor = self.projector(features)
         return output
 
     def with_probe(self, losses: dict[str, Tensor], draws: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The losses, and with a probe its cross-entropy and accuracy for the last view that was embedded.
+        """The losses, and in training with a probe its cross-entropy and accuracy for the last view embedded.
 
         Args:
             losses: of the method.
-            draws: "labels", (B,) int64, with a probe.
+            draws: "labels", (B,) int64, in training with a probe.
         """
         if self.probe is None or self._features is None:
             return losses
@@ -140,6 +146,14 @@ class Siamese(Method):
         chosen = chosen_blocks(blocks, self.spatial_blocks)
         return pixel_features([maps[block] for block in chosen], images.shape[2:])
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Everything that learns; a probe in a group of its own."""
+        if self.probe is None:
+            return super().parameter_groups()
+        probe = list(self.probe.parameters())
+        rest = [p for p in self.parameters() if p.requires_grad and not any(p is q for q in probe)]
+        return [{"params": rest}, {"params": probe, "is_probe": True}]
+
     def outputs(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, projector_dim), what may collapse."""
         return self.embed(images)
@@ -198,4 +212,4 @@ class Predicting(Siamese):
         # By identity: == compares tensors entry by entry
         ids = {id(p) for p in predictor}
         rest = [p for p in groups[0]["params"] if id(p) not in ids]
-        return [{"params": rest}, {"params": predictor, "fix_lr": True}]
+        return [{"params": rest}, {"params": predictor, "fix_lr": True}, *groups[1:]]

@@ -249,7 +249,8 @@ class Dropout:
         first, self.used = self.used, self.used + x[0].numel()
         # Beside each other in memory as those of x: (B, H, W, C)
         mask = self.mask[:, first : self.used].unflatten(1, (*x.shape[2:], x.shape[1])).permute(0, 3, 1, 2)
-        scaled: Tensor = x * (mask * self.scale).to(x.dtype)
+        # The mask first: a product with a number is rounded once, and 1 / (1 - p) itself is not
+        scaled: Tensor = (x * mask.to(x.dtype)) * self.scale
         return scaled
 
 

@@ -36,6 +36,7 @@ TRIALS = {
 USUAL = {"vae": REFERENCE, "ddpm": 165.0, "simsiam": 250.0}
 SAME_LENGTH = {"byol": "simsiam"}  # they are compared
 KNN_LOOKS = 3  # at the accuracy of a SimSiam that has a budget: each takes as long as many steps
+WIDTHS = ("projector_dim", "predictor_hidden")  # that a question is about, and what fits it
 TITLE = "IFT6135, assignment 3"
 MANY = 10_000  # samples whose fidelity is measured on a GPU
 
@@ -146,8 +147,9 @@ class _Planner:
         """The settings of a part at the assignment's length."""
         kind = configs.config_class(_method(name))
         cheap = kind.with_recipe(kind.on_a_cpu) if self.small and self.asked.budget is not None else {}
-        # A question is about the projector's width: it stays the assignment's
-        cheap = {name: value for name, value in cheap.items() if name != "projector_dim"}
+        # The widths that questions are about stay the assignment's, whatever a small encoder's recipe has
+        widths = {name: kind.model_fields[name].default for name in WIDTHS if name in cheap}
+        cheap = {**cheap, **widths}
         return {"epochs": FULL_EPOCHS[TRIALS[name][0]], "seed": self.asked.seed, **cheap}
 
     def _try(self) -> tuple[dict[str, float], dict[str, int]]:

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 from PIL import Image
@@ -168,8 +169,9 @@ class MlflowLogger:
         uri = os.environ.get("MLFLOW_TRACKING_URI")
         if not uri:
             local.mkdir(exist_ok=True)
-        self.address = uri or f"sqlite:///{(local / 'mlflow.db').as_posix()}"
-        self._client = imported("mlflow").MlflowClient(tracking_uri=self.address)
+        database = f"sqlite:///{(local / 'mlflow.db').as_posix()}"
+        self.address = without_password(uri) if uri else database
+        self._client = imported("mlflow").MlflowClient(tracking_uri=uri or database)
         self._run = self._session.identifier or self._create(folder.name, config, None if uri else local)
         self._client.update_run(self._run, status="RUNNING")
 
@@ -257,8 +259,10 @@ class Loggers:
             try:
                 self._open[name] = LOGGERS[name](folder, history, config)
             except UserError:
+                self.close(finished=False)
                 raise
             except Exception as error:  # of the libraries, each with types of its own
+                self.close(finished=False)
                 raise UserError(
                     f"--logger {name} did not start: {_reason(error)}; {ADVICE[name]}", FAILED_RUN
                 ) from error
@@ -318,6 +322,17 @@ def tag_of(name: str, split: str = "test") -> str:
         return f"{TAGS[name]}/{split}" if is_held_out else TAGS[name]
     prefix = f"{split}_"
     return f"{name.removeprefix(prefix)}/{split}" if name.startswith(prefix) else f"{name}/train"
+
+
+def without_password(uri: str) -> str:
+    """An address as it may be shown: without a user's name and password.
+
+    Examples:
+        >>> without_password("https://me:secret@example.org/path")
+        'https://example.org/path'
+    """
+    parts = urlsplit(uri)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def imported(name: LoggerName, module: str | None = None) -> Any:

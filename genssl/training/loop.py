@@ -165,7 +165,8 @@ class Training:
         return losses
 
     def _update(self, loss: Tensor) -> None:
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        groups = [group for group in self.optimizer.param_groups if not group.get("is_probe")]
+        parameters = [p for group in groups for p in group["params"]]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         # The flag for a non-finite step stays on the device: asking for it here would wait for the device
         self.guard.check(loss, norm, self.step)

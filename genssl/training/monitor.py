@@ -105,8 +105,12 @@ class Monitor:
 
     @measuring()
     def held_out_losses(self, method: Method) -> dict[str, float]:
-        """The losses on held-out images, as test_<name> or validation_<name>."""
-        if self.images is None:
+        """The losses on held-out images, as test_<name> or validation_<name>.
+
+        Nothing where the method needs labels that they have not.
+        """
+        needs_labels = method.classes > 0 and not isinstance(method, HasProbe)
+        if self.images is None or (needs_labels and self.labels is None):
             return {}
         method.eval()
         totals: dict[str, Tensor] = {}
@@ -137,10 +141,10 @@ class Monitor:
             return {}
         return {f"{self.config.monitor_split}_accuracy": self._right(method.eval().classify)}
 
-    def _right(self, logits_of: FeatureFunction) -> float:
-        """The share of all held-out images whose class has the largest logit."""
+    def _right(self, logits_of: FeatureFunction, *, sharded: bool = False) -> float:
+        """The share of all held-out images whose class has the largest logit; sharded: by all processes."""
         held_out = cast(Split, self.held_out)
-        logits = extract(logits_of, held_out.images, CHUNK, device=self.device)
+        logits = extract(logits_of, held_out.images, CHUNK, sharded=sharded, device=self.device)
         right = logits.argmax(1) == cast(Tensor, held_out.labels).to(self.device)
         return float(right.float().mean())
 
@@ -193,7 +197,7 @@ class Monitor:
         values = {"knn_accuracy": self._accuracy(method.eval().features)}
         if isinstance(method, HasProbe) and method.probe is not None:
             name = f"{self.config.monitor_split}_probe_accuracy"
-            values[name] = self._right(method.probe_logits)
+            values[name] = self._right(method.probe_logits, sharded=True)
         return values
 
     def data_statistics(self, method: Method) -> dict[str, float]:

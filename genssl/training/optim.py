@@ -38,7 +38,8 @@ class LARS(torch.optim.Optimizer):
 
     v <- momentum v + r (g + decay w) and w <- w - lr v, with r = trust |w| / (|g| + decay |w|): a step
     changes every layer by about the same share. r is 1 where w or g is all zero. Biases and the scales of
-    norms, which have one axis, have r = 1 and no decay, as in the self-supervised methods that use LARS.
+    norms, which have one axis, have r = 1 and no decay, as in the self-supervised methods that use LARS; so
+    has a group with `is_probe`, whose weights start at zero.
 
     Args:
         groups: parameters, as for torch's optimizers.
@@ -81,8 +82,8 @@ class LARS(torch.optim.Optimizer):
 
 
 def _adapted(w: Tensor, g: Tensor, group: dict[str, Any]) -> Tensor:
-    """r (g + decay w), or g for parameters of one axis or none."""
-    if w.ndim <= 1:
+    """r (g + decay w), or g for parameters of one axis or none, and for a probe."""
+    if w.ndim <= 1 or group.get("is_probe"):
         return g
     norm_w, norm_g = torch.linalg.vector_norm(w), torch.linalg.vector_norm(g)
     r = group["trust"] * norm_w / (norm_g + group["weight_decay"] * norm_w)

@@ -213,6 +213,10 @@ def test_data_preview_and_list(digits: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     native_grid(Image.open(tmp_path / "p.png"), 3, 3)
     assert "synthetic" in call("data", "list").stdout
+    smaller = ("--views", "simsiam", "--set", "view_size=16", "--out", tmp_path / "views.png")
+    result = call("data", "preview", digits, "-n", 3, *smaller)
+    assert result.exit_code == 0, result.output
+    native_grid(Image.open(tmp_path / "views.png"), 3, 3)
 
 
 def test_data_export_writes_the_very_pixels(digits: Path, tmp_path: Path) -> None:

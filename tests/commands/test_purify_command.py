@@ -351,9 +351,9 @@ def level(t_prime: int, clean: int, transfer: int, full: int, worst: int) -> Lev
 @pytest.mark.parametrize(
     ("attacked", "rows", "parts"),
     [
-        (2, (90, 80, 30, 30), ("purification helps", "flatters", "no price is shown")),
-        (2, (50, 40, 35, 5), ("no help is shown", "no difference is shown", "it has a price")),
-        (60, (90, 20, 70, 18), ("purification harms", "too weak to count", "no price is shown")),
+        (2, (90, 80, 30, 30), ("purification helps", "overstates it", "no loss is shown")),
+        (2, (50, 40, 35, 5), ("no help is shown", "no difference is shown", "purification costs accuracy")),
+        (60, (90, 20, 70, 18), ("purification harms", "too weak to count", "no loss is shown")),
     ],
 )
 def test_the_sentence_says_what_the_numbers_show(

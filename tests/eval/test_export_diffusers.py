@@ -89,6 +89,14 @@ def test_its_scheduler_draws_our_samples(name: str) -> None:
     options: dict[str, Any] = {"class_labels": labels, "guidance_scale": 2.5} if name in GUIDED else {}
     options |= {"num_inference_steps": STEPS, "latents": x, "batch_size": 3}
     close(ours, pipeline(**options, output_type="latent").images)
+    if isinstance(method, DDPM):
+        with pytest.raises(ValueError, match="must divide 25 for DDIM, not be 10"):
+            pipeline(**{**options, "num_inference_steps": 10})
+    with pytest.raises(ValueError, match="output_type must be pil, np, pt or latent, not numpy"):
+        pipeline(**options, output_type="numpy")
+    if labels is not None:
+        each = [torch.Generator().manual_seed(i) for i in range(3)]
+        pipeline(batch_size=3, num_inference_steps=STEPS, generator=each, output_type="np")
     drawn = pipeline(**options, output_type="np").images
     bytes_of_ours = to_bytes(ours).permute(0, 2, 3, 1)
     difference = (torch.from_numpy(drawn) * 255).round().long() - bytes_of_ours.long()

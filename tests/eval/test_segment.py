@@ -142,6 +142,24 @@ def test_ignored_pixels_are_neither_learned_nor_counted() -> None:
     assert evaluate(train=half_wrong(TRAIN), test=half_wrong(TEST)).values["mean_iou"] > 0.99
 
 
+def test_pixels_are_drawn_among_those_that_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    masks = torch.full_like(TRAIN.images[:, 0], IGNORE)
+    masks[:, 3, ::2] = 1
+    masks[:, 4, ::2] = 2
+    train = replace(TRAIN, masks=masks)
+    monkeypatch.setattr(module, "KEPT", 3 * 27 * 16)
+    problem = module._problem(train, TEST, SegmentSettings(labelled=(3,), classes="all"))
+    _, labels = module._labelled_pixels(neighborhoods, problem, problem.draws[0], 0)
+    assert labels.shape == (3, 16)
+    assert not (labels == IGNORE).any()
+
+
+def test_test_images_of_which_nothing_counts_are_refused() -> None:
+    nothing = replace(TEST, masks=torch.full_like(TEST.images[:, 0], IGNORE))
+    with pytest.raises(UserError, match="no pixel of 5 test images counts"):
+        evaluate(test=nothing)
+
+
 def test_colors_are_of_classes() -> None:
     masks = torch.tensor([[[0, 1, 11, IGNORE]]])
     found = colored(masks)[0, :, 0].T.tolist()

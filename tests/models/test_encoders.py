@@ -199,6 +199,13 @@ def test_what_timm_has_not_is_said_in_a_line(encoder: str, said: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_transformer_for_one_size_takes_no_smaller_views() -> None:
+    import_peer("timm")
+    settings = {"encoder": "timm:vit_tiny_patch16_224", "view_size": 16}
+    with pytest.raises(UserError, match="takes no images of 32x32 pixels and views of 16x16"):
+        build(configs.make("simsiam", settings))
+
+
 def test_without_timm_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UserError, match=r"needs timm; pip install 'genssl\[features\]'"):

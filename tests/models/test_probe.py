@@ -12,14 +12,21 @@ from safetensors.torch import load_file
 
 from genssl import config as configs
 from genssl import run_info
+from genssl.data.augment.views import choose_views
 from genssl.errors import UserError
 from genssl.models.barlow_twins import BarlowTwins
+from genssl.models.build import build
 from genssl.models.byol import BYOL
 from genssl.models.dssl import DSSL
 from genssl.models.moco import MoCo
 from genssl.models.simclr import SimCLR
 from genssl.models.simsiam import SimSiam
 from genssl.models.vicreg import VICReg
+from genssl.runtime import generator
+from genssl.training.events import silent
+from genssl.training.loop import Training
+from genssl.training.optim import _adapted
+from genssl.training.splits import load_splits
 
 from ..conftest import call
 from .siamese_data import linear, tiny, views
@@ -111,6 +118,48 @@ def test_what_a_probe_cannot_do_is_said(tmp_path: Path) -> None:
     refused = call(*TRAINING, "--data", tmp_path / "images", "--set", "online_probe=true")
     assert refused.exit_code == 2
     assert "has no labels, and online_probe=true needs them; leave it away" in refused.stderr
+
+
+def test_a_probe_is_for_training_alone() -> None:
+    method = tiny(SimSiam, predictor_hidden=6).eval()
+    method.add_probe(3)
+    # Test images may have no labels, and views of them are not what the probe is measured on
+    assert set(method.loss(views(), {})) == {"loss"}
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "lars"])
+def test_neither_clipping_nor_lars_counts_a_probe(optimizer: str, digits: Path) -> None:
+    weights = []
+    for has_probe in (False, True):
+        config = configs.make(
+            "simsiam",
+            {
+                "encoder": "small", "projector_dim": 8, "projector_hidden": 8, "predictor_hidden": 4,
+                "optimizer": optimizer, "gradient_clip": 0.1, "batch_size": 8, "epochs": 1, "limit": 24,
+                "data": str(digits), "image_size": 16, "online_probe": has_probe,
+                "num_classes": 10 if has_probe else None,
+            },
+        )  # fmt: skip
+        train, _ = load_splits(config, silent)
+        training = Training(build(config), choose_views(config, train.classes), train, config)
+        list(training.steps())
+        weights.append(training.method.state_dict())
+    plain, probed = weights
+    assert all(torch.equal(value, probed[name]) for name, value in plain.items())
+    assert probed["probe.weight"].any()
+
+
+def test_lars_takes_a_probe_as_it_is() -> None:
+    # In proportion to its length, which is zero at first, it would hardly move
+    w, g = torch.full((3, 4), 1e-6), torch.randn(3, 4, generator=generator(0, "test"))
+    group = {"trust": 1e-3, "weight_decay": 0.1, "clip": False, "lr": 1.0}
+    assert torch.equal(_adapted(w, g, {**group, "is_probe": True}), g)
+    assert float(_adapted(w, g, group).abs().max()) < 1e-6
+
+
+def test_without_the_probe_its_number_of_classes_goes_too() -> None:
+    probed = configs.make("simsiam", {"online_probe": True, "num_classes": 10})
+    assert probed.updated({"online_probe": False}).model_dump()["num_classes"] is None
 
 
 def test_a_step_with_a_probe_is_one_graph() -> None:

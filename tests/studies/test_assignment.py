@@ -144,6 +144,9 @@ def test_a_budget_makes_everything_smaller_and_says_so(digits: Path, monkeypatch
     train = next(step.arguments for step in plan.steps if step.trains == "ddpm")
     for name, value in DDPMConfig.with_recipe(DDPMConfig.on_a_cpu).items():
         assert f"{name}={value}" in train
+    # A projector of 2048 is what 4096 is compared with
+    wider = next(step.arguments for step in plan.steps if "--proj-dim" in step.arguments)
+    assert {"encoder=compact", "projector_dim=2048", "predictor_hidden=512"} <= set(wider)
     trainings = sum(step.cost.planned_seconds for step in plan.steps if step.cost and step.cost.has_clock)
     assert trainings <= TRAINED * 1.2 + 1e-6  # the rest is for measuring
     assert plan.budget == pytest.approx(1.2)

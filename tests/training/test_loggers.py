@@ -220,6 +220,10 @@ def test_the_variables_of_the_services_are_theirs(
     assert told(calls, "init")[0][0] == "course"
     assert told(calls, "client") == [["http://example.org:5000"]]
     assert told(calls, "experiment") == [["homework", None]]  # the server knows where files go
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@example.org:5000")
+    events = train(config(digits, epochs=1), tmp_path / "other", loggers=("mlflow",))
+    assert told(calls, "client")[-1] == ["http://me:secret@example.org:5000"]
+    assert "mlflow: http://example.org:5000" in notes(events)
     assert not (tmp_path / "run" / "mlflow").exists()
 
 
@@ -245,6 +249,29 @@ def test_a_service_that_refuses_is_said_before_the_first_step(
         train(config(digits), tmp_path / "run", loggers=("wandb",))
     assert caught.value.code == FAILED_RUN
     assert not (tmp_path / "run" / run_info.HISTORY).exists()
+
+
+def test_where_one_service_refuses_those_before_it_are_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[bool] = []
+
+    class Fine:
+        address = "here"
+
+        def __init__(self, *_: object) -> None: ...
+
+        def close(self, *, finished: bool) -> None:
+            closed.append(finished)
+
+    class Refusing(Fine):
+        def __init__(self, *_: object) -> None:
+            raise OSError("no")
+
+    monkeypatch.setattr(loggers, "LOGGERS", {"wandb": Fine, "mlflow": Refusing})
+    with pytest.raises(UserError, match="mlflow did not start: no"):
+        loggers.Loggers(lambda _: None).start(("wandb", "mlflow"), tmp_path, [], config(tmp_path))
+    assert closed == [False]
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])

@@ -27,7 +27,7 @@ class Views(Protocol):
         ...
 
     def __call__(self, images: Tensor, draws: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """uint8 (B, C, H, W) -> views, each float (B, C, H, W) in the model's range."""
+        """uint8 (B, C, H, W) -> views, each float (B, C, h, w) in the model's range."""
         ...
 
 
@@ -205,7 +205,7 @@ class Directional:
         return standard | {"heavy": uniform((n, VIEWS, self.config.heavy_operations, 2), generator)}
 
     def __call__(self, images: Tensor, draws: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """uint8 (B, C, H, W) -> v1, v2, h1, h2: each float32 (B, C, H, W) in the model's range."""
+        """uint8 (B, C, H, W) -> v1, v2, h1, h2: each float32 (B, C, S, S) in the model's range."""
         with torch.autocast(images.device.type, enabled=False):
             planes = self.standard.planes(images, draws)
             which, sign = draws["heavy"].transpose(0, 1).flatten(0, 1).unbind(2)  # (2 B, K)
