@@ -17,6 +17,7 @@ FAILED_RUN = 1
 LOST_PROCESS = 75  # of a process that ends because another one of the run has
 INTERRUPTED = 130
 TERMINATED = 143
+FEW = 3  # names in a message
 DEEPEST = 100  # lists and objects in one another, in JSON
 LONGEST, LONGEST_WORD = 1500, 300  # characters of a line
 MOST_DIGITS = 300  # of a whole number: a float holds up to 308
@@ -41,6 +42,17 @@ def hint(name: str, known: Mapping[str, Any], short: Mapping[str, str] | None = 
     """
     close = [short[name]] if short and name in short else difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def first_few(names: Sequence[str], what: str = "") -> str:
+    """The first three of some names for a message, and how many more there are.
+
+    Examples:
+        >>> first_few(["a", "b", "c", "d", "e"]), first_few(["a", "b"]), first_few("abcd", "classes")
+        ('a, b, c and 2 more', 'a, b', 'a, b, c and 1 more classes')
+    """
+    more = len(names) - FEW
+    return ", ".join(names[:FEW]) + (f" and {more:,} more {what}".rstrip() if more > 0 else "")
 
 
 def describe_invalid(problem: Mapping[str, Any]) -> str:

@@ -62,6 +62,18 @@ def to_channels(images: Tensor, channels: int) -> Tensor:
     return (luma >> 16).to(torch.uint8)
 
 
+def with_channels(images: Tensor, channels: int) -> Tensor:
+    """Images (N, C, H, W) in the model's range with 1 or 3 channels, converted in whole bytes if need be.
+
+    Examples:
+        >>> with_channels(torch.zeros(2, 3, 8, 8), channels=1).shape
+        torch.Size([2, 1, 8, 8])
+    """
+    if images.shape[1] == channels:
+        return images
+    return to_model(to_channels(to_bytes(images), channels))
+
+
 def is_gray(images: Tensor) -> bool:
     """Whether the channels of all images (N, C, H, W) are equal.
 

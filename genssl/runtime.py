@@ -278,7 +278,25 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-Tick = Callable[[int, int], None]
+Tick = Callable[[int, int], None]  # called with how much is done, and how much there is
+
+
+class Counter:
+    """Counts what is done of a total, and reports the progress.
+
+    Examples:
+        >>> count = Counter(10, tick=print)
+        >>> count.add(4)
+        4 10
+    """
+
+    def __init__(self, total: int, tick: Tick) -> None:
+        self.total, self._tick, self.done = total, tick, 0
+
+    def add(self, n: int = 1) -> None:
+        """Count `n` more; what is beyond the total is not reported."""
+        self.done += n
+        self._tick(min(self.done, self.total), self.total)
 
 
 def epoch_permutation(seed: int, epoch: int, n: int, device: torch.device | str = "cpu") -> Tensor:

@@ -32,10 +32,9 @@ from genssl.data.layout import Layout, lay_out
 from genssl.data.registry import ARCHIVES, Shape
 from genssl.data.split import Split
 from genssl.data.subset import select_rows
-from genssl.errors import UserError, printable
+from genssl.errors import UserError, first_few, printable
 from genssl.runtime import generator
 
-NAMED = 3  # bad files that a message names
 PERIOD = 250  # files between two reports of progress
 DARK = 64  # of 255, below which no pixel of any image is taken for what was meant
 
@@ -308,7 +307,7 @@ def _odd(decoded: _Decoded) -> Iterator[str]:
     if decoded.uniform:
         yield (
             f"{len(decoded.uniform):,} of {n:,} images are of one color, as drawings on a transparent ground "
-            f"may be that are laid over white: {_shown(sorted(decoded.uniform))}"
+            f"may be that are laid over white: {first_few(sorted(decoded.uniform))}"
         )
     if decoded.brightest < DARK:
         yield (
@@ -374,12 +373,7 @@ def _bad(path: Path, bad: Mapping[str, str], total: int) -> str:
 
 
 def _some(reasons: Mapping[str, str]) -> str:
-    return _shown([f"{name} ({reason})" for name, reason in sorted(reasons.items())])
-
-
-def _shown(texts: list[str]) -> str:
-    more = len(texts) - NAMED
-    return ", ".join(texts[:NAMED]) + (f" and {more:,} more" if more > 0 else "")
+    return first_few([f"{name} ({reason})" for name, reason in sorted(reasons.items())])
 
 
 def _left_out(bad: Mapping[str, str], layout: Layout, total: int) -> Iterator[str]:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from genssl.errors import UserError
+from genssl.errors import UserError, first_few
 
 Components = tuple[str, ...]
 Names = dict[str, Components]
@@ -45,7 +45,6 @@ TOGETHER = re.compile(
 BORDERS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[^\W\d_])(?=\d)|(?<=\d)(?=[^\W\d_])|[\W_]+")
 # White space at the end of a name, also as `printable` spells it out
 TRAILING = re.compile(r"(\s|\\x(09|0a|0d|a0|3000|200b|feff))+$")
-NAMED = 3  # folders that a message names
 
 
 @dataclass
@@ -165,14 +164,14 @@ def _parts(paths: Names, notes: list[str]) -> dict[str, Names]:
         sets.setdefault(part.rest, {}).setdefault(part.kind, []).append(folder)
     complete = [kinds for kinds in sets.values() if _is_complete(kinds)]
     if len(complete) > 1:
-        some = _some([name for kinds in complete for names in kinds.values() for name in names])
+        some = first_few([name for kinds in complete for names in kinds.values() for name in names])
         raise UserError(f"several sets of parts lie side by side ({some}); name the folder of one of them")
     if not complete:
         return _without_parts(paths, named, folders, notes)
     train, test = _sides(complete[0], named)
     plain = {name.lower() for name in (*train, *test)} == {"train", "test"}
     if not plain:
-        notes.append(f"the train part is {_some(train)}, the test part is {_some(test)}")
+        notes.append(f"the train part is {first_few(train)}, the test part is {first_few(test)}")
     _mention_others(paths, {*train, *test}, notes)
     return {"train": _within(paths, train), "test": _within(paths, test)}
 
@@ -208,15 +207,16 @@ def _without_parts(
         return {"all": paths}
     if labeled and all(exact.get(folder) == "train" for folder in labeled):
         _mention_others(paths, set(labeled), notes)
-        notes.append(f"there is no test part, so a part of {_some(labeled)} is held out")
+        notes.append(f"there is no test part, so a part of {first_few(labeled)} is held out")
         return {"all": _within(paths, labeled)}
     asked = [folder for folder in labeled if folder in exact]
     if not asked and len(labeled) > 1:
         _mention_others(paths, set(labeled), notes)
         return {"all": {name: path for name, path in paths.items() if path[0] not in unlabeled}}
+    others = [folder for folder in folders if folder not in (asked or unlabeled)]
     raise UserError(
-        f"is {_some(asked or unlabeled)} a part or a class? beside it there is "
-        f"{_some([folder for folder in folders if folder not in (asked or unlabeled)]) or 'nothing else'}; "
+        f"is {first_few(asked or unlabeled)} a part or a class? beside it there is "
+        f"{first_few(others) or 'nothing else'}; "
         "give train/<class>/* and test/<class>/* for parts, or rename a class (such as class_train)"
     )
 
@@ -226,12 +226,7 @@ def _mention_others(paths: Names, used: set[str], notes: list[str]) -> None:
     others = Counter(path[0] for path in paths.values() if len(path) > 1 and path[0] not in used)
     if others:
         listed = [f"{folder} ({n:,} images)" for folder, n in sorted(others.items())]
-        notes.append(f"left out, being neither train nor test: {_some(listed)}")
-
-
-def _some(names: list[str]) -> str:
-    more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more:,} more" if more > 0 else "")
+        notes.append(f"left out, being neither train nor test: {first_few(listed)}")
 
 
 def _within(paths: Names, folders: list[str]) -> Names:
@@ -265,15 +260,15 @@ def _refuse_parts_inside(group: Names) -> None:
     held_out = next((kinds[kind] for kind in HELD_OUT if kind in kinds), None)
     if "train" in kinds and held_out is not None:
         raise UserError(
-            f"{kinds['train']} and {held_out} lie inside {_some(sorted(inside))}; name one of these folders, "
-            "or give train/<class>/* and test/<class>/*"
+            f"{kinds['train']} and {held_out} lie inside {first_few(sorted(inside))}; name one of these "
+            "folders, or give train/<class>/* and test/<class>/*"
         )
     common = set.intersection(*inside.values()) if len(inside) > 1 else set()
     common = {folder for folder in common if not _says_nothing(folder)}
     if len(common) > 1 or (common and all(folders == common for folders in inside.values())):
         raise UserError(
-            f"{_some(sorted(inside))} have the same folders inside ({_some(sorted(common))}): are they parts "
-            "or classes? rename parts to train and test; move the images of a class up into its folder"
+            f"{first_few(sorted(inside))} have the same folders inside ({first_few(sorted(common))}): are "
+            "they parts or classes? rename parts to train and test; move the images of a class up into its folder"
         )
 
 
@@ -308,7 +303,7 @@ def _similar_classes(groups: dict[str, Names], labeled: dict[str, dict[str, str 
     # Capitals and small letters are classes of their own
     similar = [labels for labels in by_case.values() if len(labels) > 1 and len(labels[0]) > 1]
     if similar:
-        shown = _some([" and ".join(labels) for labels in similar])
+        shown = first_few([" and ".join(labels) for labels in similar])
         notes.append(f"classes that differ by case only: {shown}; rename them to make them one")
     return notes
 
@@ -321,7 +316,7 @@ def _drop_foreign_classes(labeled: dict[str, dict[str, str | None]], notes: list
     if known and known.isdisjoint(foreign):
         labeled["test"] = dict.fromkeys(test)
         if foreign:
-            notes.append(f"the test part has no labels: no class of train is called {_some(foreign)}")
+            notes.append(f"the test part has no labels: no class of train is called {first_few(foreign)}")
 
 
 def _sorted(group: dict[str, str | None], rank: dict[str, int]) -> list[tuple[str, int | None]]:

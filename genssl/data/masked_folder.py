@@ -15,12 +15,11 @@ from genssl.data.fit import Fit
 from genssl.data.image_folder import data_name, hold_out
 from genssl.data.registry import PARTS, Part, Shape
 from genssl.data.split import Split
-from genssl.errors import UserError
+from genssl.errors import UserError, first_few
 from genssl.files import tensor_digest
 from genssl.pixels import IGNORE, to_channels
 
 NAME = re.compile(r"(?:(train|test)/)?(images|masks)/(.+)\.[^./]+")
-NAMED = 3  # files that a message names
 INTEGERS = ("1", "L", "P", "I", "I;16")  # modes of images that hold one number per pixel
 LAYOUT = "give images/NAME.* and masks/NAME.png, with the number of a class at each pixel"
 Pair = dict[str, tuple[str, bytes]]  # "images" and "masks": name and content
@@ -100,8 +99,7 @@ def _require_both(path: Path, pairs: Mapping[str, Pair]) -> None:
     for kind, other in (("images", "mask"), ("masks", "image")):
         alone = sorted(pair[kind][0] for pair in pairs.values() if set(pair) == {kind})
         if alone:
-            more = len(alone) - NAMED
-            shown = ", ".join(alone[:NAMED]) + (f" and {more:,} more" if more > 0 else "")
+            shown = first_few(alone)
             raise UserError(
                 f"in {path} {len(alone):,} {kind} have no {other} of the same name: {shown}; {LAYOUT}"
             )

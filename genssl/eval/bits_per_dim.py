@@ -17,12 +17,11 @@ from genssl.data.rows import read_slice
 from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.eval.result import EvalResult, check_size, require_ability
-from genssl.eval.sample import Tick
 from genssl.models.diffusion import Variance
 from genssl.models.method import CanDenoise, HasFlow, Method
 from genssl.models.vlb import bound_terms, prior_kl
 from genssl.pixels import BIN_WIDTH, to_model
-from genssl.runtime import chunks, generators, measuring, step_noise, uniform
+from genssl.runtime import Tick, chunks, generators, measuring, step_noise, uniform
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,16 +13,15 @@ from genssl.data.cache import cache_folder
 from genssl.data.loader import fits
 from genssl.data.rows import read_slice
 from genssl.data.split import Split
-from genssl.errors import FAILED_RUN, UserError
+from genssl.errors import FAILED_RUN, UserError, first_few
 from genssl.eval.result import check_size
 from genssl.features import extract
 from genssl.files import read_tensors, write_tensors
 from genssl.models.build import build
 from genssl.models.method import Method
-from genssl.pixels import to_bytes, to_channels, to_model
+from genssl.pixels import with_channels
 from genssl.runtime import Tick
 
-NAMED = 3  # classes that a message names
 Encoder = Callable[[Tensor], Tensor]  # images (B, C, H, W) in the model's range -> (B, D)
 
 
@@ -36,9 +35,7 @@ def encoder_of(method: Method) -> Encoder:
     channels = method.config.channels
 
     def encode(images: Tensor) -> Tensor:
-        if images.shape[1] != channels:
-            images = to_model(to_channels(to_bytes(images), channels))
-        return method.features(images)
+        return method.features(with_channels(images, channels))
 
     return encode
 
@@ -114,15 +111,11 @@ def _check_classes(train: Split, labels: Tensor, test_labels: Tensor) -> None:
         )
     unknown = [train.classes[label] for label in test_labels.unique().tolist() if label not in known]
     if unknown:
+        missing = first_few(unknown, "classes")
         raise UserError(
-            f"none of the {len(train)} train images of {train.name} shows {_some(unknown)}, and "
-            "test images do; raise --limit or choose another --data"
+            f"none of the {len(train)} train images of {train.name} shows {missing}, and test images do; "
+            "raise --limit or choose another --data"
         )
-
-
-def _some(names: list[str]) -> str:
-    more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more:,} more classes" if more > 0 else "")
 
 
 FORMAT = "1"  # of the cache

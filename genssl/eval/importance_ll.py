@@ -12,11 +12,10 @@ from genssl.data.rows import read_slice
 from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.eval.result import EvalResult, check_size, require_ability
-from genssl.eval.sample import Tick
 from genssl.metrics.latents import bound_by_samples, effective_sample_size
 from genssl.models.method import HasLikelihood, Method
 from genssl.pixels import bits_per_dim, to_model
-from genssl.runtime import chunks, generators, measuring, to_float64, uniform
+from genssl.runtime import Tick, chunks, generators, measuring, to_float64, uniform
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

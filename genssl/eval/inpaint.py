@@ -13,14 +13,14 @@ from torch import Tensor
 from genssl import figures
 from genssl.data.split import Split
 from genssl.errors import UserError
-from genssl.eval.reconstruct import Counter
+from genssl.eval.reconstruct import StepCounter
 from genssl.eval.result import EvalResult, check_size, header_of, require_ability
-from genssl.eval.sample import ALL, Tick, class_names, counting_calls, labels_of
+from genssl.eval.sample import ALL, class_names, counting_calls, labels_of
 from genssl.metrics.reconstruction import mean_squared_error, psnr
 from genssl.models.method import CanInpaint, Method
 from genssl.models.samplers import JUMP_LENGTH, RESAMPLINGS, jump_path
 from genssl.pixels import to_model
-from genssl.runtime import chunks, generator, measuring
+from genssl.runtime import Tick, chunks, generator, measuring
 
 WHITE = 128  # gray level from which a pixel of a mask is white
 TRUE_LABEL, NO_CLASS = "true label", "none"
@@ -182,7 +182,7 @@ def _complete(
     filled = []
     try:
         path = jump_path(how["steps"], how["jump_length"], how["resamplings"])
-        count = Counter((len(path) - 1) * len(images), tick)
+        count = StepCounter((len(path) - 1) * len(images), tick)
         with counting_calls(method) as calls:
             for rows in batches:
                 noise = [

@@ -9,12 +9,11 @@ from genssl import figures
 from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.eval.result import EvalResult, check_size, header_of, require_ability
-from genssl.eval.sample import Tick
 from genssl.models.diffusion import Predictor, StepCallback, extract, predict_x_start, q_sample
 from genssl.models.method import CanDenoise, CanInterpolate, Method
 from genssl.models.samplers import ddim, ddim_invert
 from genssl.pixels import to_model
-from genssl.runtime import chunks, generators, measuring, normal
+from genssl.runtime import Tick, chunks, generators, measuring, normal
 
 if TYPE_CHECKING:
     from PIL.Image import Image

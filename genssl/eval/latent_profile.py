@@ -10,11 +10,10 @@ from genssl.data.rows import read_slice
 from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.eval.result import EvalResult, check_size, require_ability
-from genssl.eval.sample import Tick
 from genssl.metrics.latents import Profile, active_units, class_profile
 from genssl.models.method import HasLatents, Method
 from genssl.pixels import to_model
-from genssl.runtime import chunks, measuring
+from genssl.runtime import Tick, chunks, measuring
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

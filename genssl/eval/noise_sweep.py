@@ -16,15 +16,14 @@ from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.eval.feature_cache import PIXELS, FeatureSpace, cached_features
 from genssl.eval.noise_figure import Curves, Rows, describe_half, draw_sweep
-from genssl.eval.reconstruct import Counter, Reverse, Snapshots, check_level
+from genssl.eval.reconstruct import Reverse, Snapshots, StepCounter, check_level
 from genssl.eval.result import EvalResult, check_size, require_ability
-from genssl.eval.sample import Tick
 from genssl.metrics.knn import knn_predict
 from genssl.metrics.reconstruction import Crossing, half_crossing, is_top1_match, mean_squared_error, psnr
 from genssl.models.ddpm import FAST_STEPS, Sampler
 from genssl.models.method import CanDenoise, Method
 from genssl.pixels import to_model
-from genssl.runtime import chunks, generator, generators, measuring
+from genssl.runtime import Tick, chunks, generator, generators, measuring
 
 NEIGHBORS = 200
 BANK = 5000  # training images that vote for a class, at most
@@ -325,7 +324,7 @@ def sweep(
         bank_split = bank_split.take(BANK, seed)
     retrieval = make_retrieval(split, space, bank_split, batch_size, tick, diffusion.device)
     most = [*levels, *higher_levels(levels[-1], until)]
-    count = Counter(network_calls(most, len(query_index), sampler, steps), tick)
+    count = StepCounter(network_calls(most, len(query_index), sampler, steps), tick)
 
     def measure(level: int) -> dict[str, Tensor]:
         reverse = Reverse(diffusion, sampler, steps_at(level, sampler, steps))
@@ -417,7 +416,7 @@ def _shown(levels: Sequence[int]) -> list[int]:
     return [levels[i * (len(levels) - 1) // max(count - 1, 1)] for i in range(count)]
 
 
-def _rows(diffusion: CanDenoise, image: Tensor, levels: Sequence[int], seed: int, count: Counter) -> Rows:
+def _rows(diffusion: CanDenoise, image: Tensor, levels: Sequence[int], seed: int, count: StepCounter) -> Rows:
     """One image, uint8 (1, C, H, W), through all steps of the reverse process from each level."""
     reverse, rows, titles = Reverse(diffusion, "ancestral"), [], []
     for level in _shown(levels):
@@ -439,7 +438,7 @@ def _measure(
     level: int,
     seed: int,
     batch_size: int,
-    count: Counter,
+    count: StepCounter,
 ) -> dict[str, Tensor]:
     """The measurements of all queries at one level, (Q,) each on the CPU."""
     parts = []

@@ -17,7 +17,7 @@ from genssl.metrics.attacks import Attack, pgd, wilson_interval
 from genssl.models.losses import cross_entropy
 from genssl.models.method import CanClassify, CanPurify, Method
 from genssl.pixels import to_bytes, to_model
-from genssl.runtime import Tick, chunks, generator, measuring
+from genssl.runtime import Counter, Tick, chunks, generator, measuring
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -185,7 +185,7 @@ def purify(
     model, target = check(method, classifier, split, settings)
     levels = settings.t_primes or default_levels(model)
     pipeline, start = Pipeline(model, target, settings), time.perf_counter()
-    count = _Counter(_calls(len(split), levels, settings), tick)
+    count = Counter(_calls(len(split), levels, settings), tick)
     # Gradients are needed: float32 products without the inference mode
     with measuring(), torch.inference_mode(False), torch.no_grad():
         v, labels = split.images.float() / BRIGHTEST, cast(Tensor, split.labels)
@@ -257,19 +257,9 @@ def _calls(n: int, levels: Sequence[int], settings: Settings) -> int:
     return n * total
 
 
-class _Counter:
-    """Counts network evaluations, and reports the progress."""
-
-    def __init__(self, total: int, tick: Tick) -> None:
-        self.total, self._tick, self.done = total, tick, 0
-
-    def add(self, calls: int) -> None:
-        self.done += calls
-        self._tick(min(self.done, self.total), self.total)
-
-    def step(self, calls: int, _done: int, _total: int) -> None:
-        """Count a step of an attack."""
-        self.add(calls)
+def _count_step(count: Counter, calls: int, _done: int, _total: int) -> None:
+    """Count a step of an attack."""
+    count.add(calls)
 
 
 def _batches(n: int, size: int) -> Iterator[range]:
@@ -291,7 +281,7 @@ def _attack_classifier(pipeline: Pipeline, v: Tensor, labels: Tensor) -> Iterato
 
 
 def _measure(
-    pipeline: Pipeline, v: Tensor, transferred: Tensor, labels: Tensor, t_prime: int, count: _Counter
+    pipeline: Pipeline, v: Tensor, transferred: Tensor, labels: Tensor, t_prime: int, count: Counter
 ) -> Level:
     """What the defense at t' makes of images (N, C, H, W), of transferred attacks, and of its own."""
     settings = pipeline.settings
@@ -304,7 +294,14 @@ def _measure(
         calls = BACKWARD * settings.eot_draws * min(settings.surrogate_steps, t_prime) * len(rows)
         start = pipeline.noise(rows, "start", t_prime)
         attacked.append(
-            pgd(losses, v[chosen], full, start, draws=settings.eot_draws, tick=partial(count.step, calls))
+            pgd(
+                losses,
+                v[chosen],
+                full,
+                start,
+                draws=settings.eot_draws,
+                tick=partial(_count_step, count, calls),
+            )
         )
         for kind, x in (("clean", v[chosen]), ("transfer", transferred[chosen]), ("full", attacked[-1])):
             # The same noise for the three of an image, and none that the attack has seen

@@ -11,13 +11,12 @@ from genssl.data.rows import read_slice
 from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.eval.result import EvalResult, check_size, header_of, require_ability
-from genssl.eval.sample import Tick
 from genssl.metrics.reconstruction import mean_squared_error, psnr
 from genssl.models.ddpm import FAST_STEPS, Sampler
 from genssl.models.diffusion import StepCallback, q_sample
 from genssl.models.method import CanDenoise, CanReconstruct, Method
 from genssl.pixels import to_model
-from genssl.runtime import chunks, generators, measuring, normal
+from genssl.runtime import Counter, Tick, chunks, generators, measuring, normal
 
 UNITS = {"psnr_db": "dB", "noised_psnr_db": "dB", "t_prime": "noising steps", "seconds": "s"}
 
@@ -109,16 +108,12 @@ class Reverse:
             raise UserError(f"cannot denoise from t' = {t_prime}: {error}") from error
 
 
-class Counter:
-    """Counts network evaluations, images times steps, and reports the progress."""
-
-    def __init__(self, total: int, tick: Tick) -> None:
-        self.total, self._tick, self.done = total, tick, 0
+class StepCounter(Counter):
+    """Counts network evaluations, images times steps, as the callback of a sampler."""
 
     def __call__(self, _: int, x: Tensor) -> None:
         """Count one step of the images x."""
-        self.done += len(x)
-        self._tick(self.done, self.total)
+        self.add(len(x))
 
 
 class Snapshots:
@@ -149,7 +144,7 @@ def _trajectories(
     seed: int,
     batch_size: int,
     snapshots: int,
-    count: "Counter",
+    count: "StepCounter",
 ) -> tuple[Tensor, list[int]]:
     """Each image, noised, at some steps of the reverse process, and restored: (N, columns, C, H, W).
 
@@ -210,7 +205,7 @@ def reconstruct_from(
     images = split.take(n, seed).images.to(diffusion.device)
     reverse = Reverse(diffusion, sampler, steps)
     calls = reverse.steps_from(t_prime)
-    count = Counter(calls * len(images), tick)
+    count = StepCounter(calls * len(images), tick)
     shown, left = _trajectories(reverse, images, t_prime, seed, batch_size, snapshots, count)
     before, after = (mean_squared_error(shown[:, column], shown[:, 0]) for column in (1, -1))
     values = {

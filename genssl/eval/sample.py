@@ -16,9 +16,7 @@ from genssl.eval.result import EvalResult, header_of
 from genssl.metrics.sharpness import SHARPNESS, mean_sharpness
 from genssl.models.method import CanSample, Method
 from genssl.pixels import to_bytes
-from genssl.runtime import chunks, generators, measuring
-
-Tick = Callable[[int, int], None]  # images done, images in all
+from genssl.runtime import Tick, chunks, generators, measuring
 
 SNAPSHOTS = 10  # of a trajectory
 SHOWN = 20  # class names in a message

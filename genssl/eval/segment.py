@@ -25,8 +25,8 @@ from genssl.metrics.segmentation import (
     pixel_confusion,
 )
 from genssl.models.method import HasSpatialFeatures, Method
-from genssl.pixels import IGNORE, to_bytes, to_channels, to_model
-from genssl.runtime import Tick, chunks, generator, measuring, normal, uniform
+from genssl.pixels import IGNORE, to_channels, to_model, with_channels
+from genssl.runtime import Counter, Tick, chunks, generator, measuring, normal, uniform
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -134,7 +134,7 @@ def segment(
     problem = _problem(train, test, settings)
     encoders, cells = _encoders(method, beside or {}, problem), _cells(method, problem)
     total = len(encoders) * len(settings.labelled) * settings.repeats + len(cells)
-    count = _Count(total, tick)
+    count = Counter(total, tick)
     rows, by_class, by_cell = list[dict[str, Any]](), dict[str, Tensor](), list[dict[str, Any]]()
     for name, encoder in encoders.items():
         fitted = _fit(encoder, problem, [] if rows else cells, count)
@@ -161,17 +161,6 @@ def segment(
         values, drawn, _notes(problem), name="segment", title="Segmentation",
         headline=("mean_iou", "std", "labelled"), units={"seconds": "s"},
     )  # fmt: skip
-
-
-class _Count:
-    """Reports each ensemble that is trained."""
-
-    def __init__(self, total: int, tick: Tick) -> None:
-        self.done, self.total, self.tick = 0, total, tick
-
-    def __call__(self) -> None:
-        self.done += 1
-        self.tick(self.done, self.total)
 
 
 def _problem(train: Split, test: Split, settings: SegmentSettings) -> _Problem:
@@ -236,9 +225,8 @@ def _encoder(
     noise = normal((channels, size, size), generator(seed, "eval"))
 
     def encode(images: Tensor) -> Tensor:
-        if images.shape[1] != channels:
-            images = to_model(to_channels(to_bytes(images), channels))
         try:
+            images = with_channels(images, channels)
             return spatial.spatial_features(images, noise.to(images.device), blocks=blocks, times=times)
         except ValueError as error:
             raise UserError(f"this {method.config.method} has no such features: {error}") from error
@@ -287,9 +275,7 @@ def _features(encoder: SpatialEncoder, images: Tensor, places: Tensor | None = N
     return torch.cat(portions)
 
 
-def _fit(
-    encoder: SpatialEncoder, problem: _Problem, cells: Sequence[_Cell], count: Callable[[], None]
-) -> list[_Fitted]:
+def _fit(encoder: SpatialEncoder, problem: _Problem, cells: Sequence[_Cell], count: Counter) -> list[_Fitted]:
     """The ensembles of one kind of features: of each draw and number of images, then of each cell."""
     fitted, labelled = list[_Fitted](), problem.settings.labelled
     for repeat, rows in enumerate(problem.draws):
@@ -303,7 +289,7 @@ def _fit(
                 problem.settings.classifiers, seed=problem.settings.seed, draw=repeat,
             )  # fmt: skip
             fitted.append(_Fitted(n, repeat, model, channels, cell))
-            count()
+            count.add()
     return fitted
 
 
