@@ -268,7 +268,8 @@ def _refuse_parts_inside(group: Names) -> None:
     if len(common) > 1 or (common and all(folders == common for folders in inside.values())):
         raise UserError(
             f"{first_few(sorted(inside))} have the same folders inside ({first_few(sorted(common))}): are "
-            "they parts or classes? rename parts to train and test; move the images of a class up into its folder"
+            "they parts or classes? rename parts to train and test; move the images of a class up into its "
+            "folder"
         )
 
 
