@@ -44,14 +44,15 @@ def training_model(
     """The model of a training step: given the class of each image that shows it, and none for the others.
 
     Args:
-        model: (x (B, ...), t (B,), labels (B,) or None, dropout or None) -> prediction (B, ...).
+        model: (x (B, ...), t (B,), labels (B,) or None) -> prediction (B, ...); with dropout as a fourth
+            argument, if there is one.
         classes: their number, or 0; the label `classes` stands for no class.
         draws: "labels" (B,) int64 and "shows_class" (B,) bool, where there are classes.
         dropout: of this step.
 
     Examples:
         >>> draws = {"labels": torch.tensor([3, 4]), "shows_class": torch.tensor([True, False])}
-        >>> model = training_model(lambda x, t, labels, dropout: labels, 10, draws)
+        >>> model = training_model(lambda x, t, labels: labels, 10, draws)
         >>> model(torch.zeros(2, 8), torch.zeros(2))
         tensor([ 3, 10])
     """
@@ -64,7 +65,14 @@ def training_model(
 
 
 def dropout_draws(network: UNet, p: float, n: int, side: int, generator: Randomness) -> dict[str, Tensor]:
-    """The mask of `Dropout` for `n` images of `side` pixels, (n, size) bool; nothing where p is 0."""
+    """The mask of `Dropout` for `n` images of `side` pixels, (n, size) bool; nothing where p is 0.
+
+    Examples:
+        >>> from genssl.models.unet import Layout
+        >>> network = UNet(Layout((16, 32), (1, 1), (False, False)))
+        >>> dropout_draws(network, 0.1, n=2, side=8, generator=torch.Generator())["dropout_mask"].shape
+        torch.Size([2, 4096])
+    """
     return {"dropout_mask": uniform((n, network.dropout_size(side)), generator) >= p} if p > 0 else {}
 
 
