@@ -110,7 +110,7 @@ def _diffusers(loaded: LoadedRun, out: Path | None) -> dict[str, Any]:
     files.write_json(folder / PIPELINE, provenance)
     weights = folder / evaluation.WEIGHTS
     files.write_tensors(weights, evaluation.diffusers_state(loaded.method), {"format": "pt", **provenance})
-    code = evaluation.LOAD.format(folder=str(folder))
+    code = evaluation.loading_code(loaded.info.config, str(folder))
     readme = evaluation.diffusers_readme(loaded.info, folder.name)
     # The last is model_index.json, without which the folder does not load
     for name, content in ({"README.md": readme} | contents).items():

@@ -14,6 +14,7 @@ from genssl.models import unet
 from genssl.models.method import CanDenoise, HasFlow, Method
 from genssl.models.unet import UNet
 from genssl.run_info import RunInfo, progress_of
+from genssl.settings import Config
 
 OLDEST = "0.35.0"  # of the versions of diffusers that this was tested with
 PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "x": "sample"}  # their names there
@@ -168,12 +169,13 @@ The folder holds its own code, which needs torch and diffusers alone.
 ```python
 {code}```
 """
+STEPS = 50  # network calls per image, in the code that is shown
 LOAD = """\
 from diffusers import DiffusionPipeline
 
 folder = {folder!r}
 pipeline = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
-images = pipeline(batch_size=16, num_inference_steps=50).images  # a list of PIL images
+images = pipeline(batch_size=16, num_inference_steps={steps}).images  # a list of PIL images
 """
 
 
@@ -217,11 +219,21 @@ def diffusers_files(method: Method) -> dict[str, str | dict[str, Any]]:
     }  # fmt: skip
 
 
+def loading_code(config: Config, folder: str) -> str:
+    """The lines of Python that load the folder and draw a few images, in at most STEPS steps.
+
+    DDIM there goes back by whole multiples: the steps divide those of the process.
+    """
+    total = getattr(config, "timesteps", STEPS)
+    steps = max(n for n in range(1, STEPS + 1) if total % n == 0)
+    return LOAD.format(folder=folder, steps=steps)
+
+
 def diffusers_readme(info: RunInfo, name: str) -> str:
     """The README.md of the folder, whose name this is."""
     config = info.config
     return README.format(
-        name=name, method=config.method, data=config.data, code=LOAD.format(folder=name),
+        name=name, method=config.method, data=config.data, code=loading_code(config, name),
         epochs=progress_of(info.epochs_trained, config.epochs),
     )  # fmt: skip
 

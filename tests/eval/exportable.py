@@ -12,7 +12,7 @@ from genssl.runtime import generator
 SMALL: dict[str, dict[str, object]] = {
     "simsiam": {"encoder": "small", "projector_dim": 8, "projector_hidden": 8, "predictor_hidden": 4},
     "vae": {"width": 8, "z_dim": 6, "mixture_components": 2},
-    "ddpm": {"network": "tiny", "timesteps": 50, "scale_betas": True, "features_t": 5},
+    "ddpm": {"network": "tiny", "timesteps": 40, "scale_betas": True, "features_t": 5},
     "flow": {"network": "tiny"},
 }
 
