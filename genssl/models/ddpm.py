@@ -155,11 +155,9 @@ class DDPM(Method):
         draws = {"t": t, "noise": normal((n, *self.shape), generator)}
         if self.classes:
             draws["shows_class"] = shows_class(n, generator)
-        return (
-            draws | dropout_draws(self.network, self.dropout, n, self.shape[1], generator)
-            if self.training
-            else draws
-        )
+        if self.training:
+            draws |= dropout_draws(self.network, self.dropout, n, self.shape[1], generator)
+        return draws
 
     def loss(self, views: tuple[Tensor, ...], draws: dict[str, Tensor]) -> dict[str, Tensor]:
         """The simplified objective (equation 14), and its part in each third of the times.

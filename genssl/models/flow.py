@@ -100,11 +100,9 @@ class Flow(Method):
             t = uniform((n,), generator)
         draws = {"t": t, "noise": normal((n, *self.shape), generator)}
         draws |= {"shows_class": shows_class(n, generator)} if self.classes else {}
-        return (
-            draws | dropout_draws(self.network, self.dropout, n, self.shape[1], generator)
-            if self.training
-            else draws
-        )
+        if self.training:
+            draws |= dropout_draws(self.network, self.dropout, n, self.shape[1], generator)
+        return draws
 
     def loss(self, views: tuple[Tensor, ...], draws: dict[str, Tensor]) -> dict[str, Tensor]:
         """Conditional flow matching (Lipman et al. 2023, equation 23): the squared error of the velocity.
