@@ -203,7 +203,7 @@ class SelfSupervisedConfig(EncoderConfig):
 
     views: ClassVar[str] = "standard"
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "encoder=small": SMALL_BATCHES,
+        **EncoderConfig.recipes,
         "encoder=compact": SMALL_VIEWS,
     }
 
@@ -218,7 +218,7 @@ class _SiameseConfig(SelfSupervisedConfig):
     fix_predictor_lr: bool = True  # keep the predictor's learning rate out of the schedule
 
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "encoder=small": SMALL_BATCHES,
+        **EncoderConfig.recipes,
         "encoder=compact": {**SMALL_VIEWS, "projector_dim": 512, "predictor_hidden": 128},
     }
 
@@ -256,7 +256,7 @@ class BYOLConfig(SelfSupervisedConfig):
 
     method: Literal["byol"] = "byol"
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "encoder=small": SMALL_BATCHES,
+        **EncoderConfig.recipes,
         "encoder=compact": {**SMALL_VIEWS, "predictor_hidden": 512},
     }
 
@@ -302,7 +302,7 @@ class BarlowTwinsConfig(SelfSupervisedConfig):
 
     method: Literal["barlow_twins"] = "barlow_twins"
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "encoder=small": SMALL_BATCHES,
+        **EncoderConfig.recipes,
         "encoder=compact": {**SMALL_VIEWS, "projector_dim": 512},
     }
 
@@ -319,7 +319,7 @@ class VICRegConfig(SelfSupervisedConfig):
 
     method: Literal["vicreg"] = "vicreg"
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "encoder=small": SMALL_BATCHES,
+        **EncoderConfig.recipes,
         "encoder=compact": {**SMALL_VIEWS, "projector_dim": 512},
     }
 
