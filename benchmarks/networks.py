@@ -48,6 +48,7 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "tiny, v": {"network": "tiny", **RECIPE, **V},
     "compact, epsilon": {"network": "compact"},
     "compact, v": {"network": "compact", **V},
+    "compact, v, cosine": {"network": "compact", **V, "beta_schedule": "cosine"},
     "compact, v, min-SNR": {"network": "compact", **V, "weighting": "min_snr"},
     "compact, v, rate 4e-4": {"network": "compact", **V, "learning_rate": 4e-4},
     "compact, v, batch 32": {"network": "compact", **V, "batch_size": 32},

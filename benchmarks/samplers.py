@@ -2,8 +2,9 @@
 
 `python -m benchmarks.samplers [REF ...] [-n 512] [--only SAMPLER ...]` draws the same number of samples from
 the same noise with every sampler of a run and growing numbers of steps, and measures the Frechet distance to
-real test images in the default features, beside that of training images. It writes docs/results/samplers.json
-after every row, and takes what is there already as done.
+real test images in the default features, beside that of training images. `--guidance 0` asks the network once
+per call, without guidance. It writes docs/results/samplers.json after every row, and takes what is there
+already as done.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from genssl.runtime import choose_device, describe
 RESULT = Path("docs/results/samplers.json")
 STEPS = {
     "dpm++": (5, 10, 20, 40), "unipc": (5, 10, 20, 40), "heun": (5, 10, 20), "ddim": (10, 20, 50),
-    "ancestral": (50, 1000), "euler": (10, 20, 40),
+    "ancestral": (50, 100), "euler": (10, 20, 40),
 }  # fmt: skip
 BATCH = 256
 NEIGHBORS = 5
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("references", nargs="*", default=["ddpm", "flow"], help="generative runs")
     parser.add_argument("-n", type=int, default=512, help="samples of each")
     parser.add_argument("--only", nargs="*", default=list(STEPS), help="samplers")
+    parser.add_argument("--guidance", type=float, help="w; default: that of the method")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=RESULT)
     asked = parser.parse_args()
@@ -52,6 +54,8 @@ def main() -> None:
     for reference in asked.references:
         folder = runs.find(reference)
         method, digest = checkpoint.load(folder, device), run_info.inspect(folder).digest
+        w = getattr(method, "guidance", None) if asked.guidance is None else asked.guidance
+        guidance = {"guidance": w} if method.classes else {}
         real, train = (
             load(method.config.data, part).take(asked.n, 0).to(device) for part in ("test", "train")
         )
@@ -59,17 +63,16 @@ def main() -> None:
         floor = frechet_distance(features, cached_features(space, train, BATCH, lambda *_: None))
         about = {"run": folder.name, "weights_sha256": digest, "n": asked.n, "device": describe(device)}
         for sampler, steps in plans(method.sample, asked.only):
-            if any(row.items() >= (about | {"sampler": sampler, "steps": steps}).items() for row in rows):
+            options = {"sampler": sampler, "steps": steps, **guidance}
+            if any(row.items() >= (about | options).items() for row in rows):
                 continue
             start = time.perf_counter()
-            options = {"sampler": sampler, "steps": steps}
             outcome, images = sample(
                 method, asked.n, seed=0, batch_size=BATCH, tick=lambda *_: None, options=options
             )
             seconds = time.perf_counter() - start
-            row: dict[str, Any] = {"sampler": sampler, "steps": steps, "calls": outcome.values["nfe"]}
-            row |= {"guidance": outcome.values.get("guidance"), "seconds": round(seconds, 2)}
-            rows.append({**about, **row, "train_fd": floor, **measured(features, images.to(device), space)})
+            row = {"calls": outcome.values["nfe"], "seconds": round(seconds, 2), "train_fd": floor}
+            rows.append({**about, **options, **row, **measured(features, images.to(device), space)})
             print({name: rows[-1][name] for name in ("run", "sampler", "calls", "seconds", "fd")}, flush=True)
             files.write_json(asked.out, content(rows))
 

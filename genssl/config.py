@@ -286,14 +286,18 @@ class SimCLRConfig(SelfSupervisedConfig):
 class MoCoConfig(SelfSupervisedConfig):
     """MoCo v2 (Chen, Fan et al. 2020), with the recipe of its authors' notebook for CIFAR-10.
 
-    Of `moco_cifar10_demo` are batch, base rate, weight decay, queue, momentum and temperature.
+    Of `moco_cifar10_demo` are batch, base rate, weight decay, queue, momentum, temperature and groups.
     """
 
     method: Literal["moco"] = "moco"
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        choice: {**recipe, "key_groups": 4} for choice, recipe in SelfSupervisedConfig.recipes.items()
+    }
 
     projector_dim: PositiveInt = 128
     queue_size: Annotated[int, Field(gt=0, le=2**20)] = 4096  # keys of earlier batches
     key_momentum: Share = 0.99  # share of the key network that a step keeps
+    key_groups: PositiveInt = 8  # of a batch, which the key network's batch norms see one at a time
     temperature: PositiveFloat = 0.1
 
 

@@ -2,13 +2,14 @@
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from genssl import distributed
 from genssl.config import MoCoConfig
+from genssl.errors import UserError
 from genssl.models.losses import info_nce_loss, unit
 from genssl.models.resnet import Backbone
 from genssl.models.siamese import Siamese
@@ -17,10 +18,10 @@ from genssl.models.siamese import Siamese
 class MoCo(Siamese):
     """Momentum contrast (He et al. 2020) with the head of its second version (Chen, Fan et al. 2020).
 
-    The negatives are all of earlier batches, so that a batch norm which saw the batch of the keys would mark
-    the one key of this batch (section 3.3: the network "cheats"). The paper shuffles the images over GPUs,
-    which changes nothing where statistics are over the global batch. Here the key network uses a moving
-    average of the query network's statistics, as its weights are one (EMAN, Cai et al. 2021).
+    The negatives are all of earlier batches, so that a query and its key, normalized by statistics of the
+    same images, could be matched by these (section 3.3: the network "cheats"). The paper normalizes keys on
+    each GPU by the images there, after a shuffle. Here the key network normalizes groups of the batch one
+    after the other, and a query sees the whole batch. Batches are shuffled already.
 
     Args:
         encoder: the backbone of the query network.
@@ -28,6 +29,8 @@ class MoCo(Siamese):
         queue_size: number of keys of earlier batches.
         momentum: share of the key network that a step keeps.
         temperature: of the softmax over the keys.
+        key_groups: groups of a batch, for the key network's batch norms; fewer where they would be of less
+            than two images.
 
     Examples:
         >>> from genssl.models.resnet import Encoder
@@ -48,33 +51,49 @@ class MoCo(Siamese):
         queue_size: int = 4096,
         momentum: float = 0.99,
         temperature: float = 0.1,
+        key_groups: int = 8,
     ) -> None:
         super().__init__(encoder, projector_sizes)
-        self.momentum, self.temperature = momentum, temperature
+        self.momentum, self.temperature, self.key_groups = momentum, temperature, key_groups
         self.key_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
         self.key_projector = copy.deepcopy(self.projector).requires_grad_(False)
         self.register_buffer("queue", unit(torch.randn(queue_size, self.projector_dim)))
-        self.train()
 
     @classmethod
     def settings_of(cls, config: MoCoConfig) -> dict[str, Any]:
-        """The queue, the key network's momentum and the temperature."""
+        """The queue, the key network's momentum and groups, and the temperature."""
         return {
             "queue_size": config.queue_size,
             "momentum": config.key_momentum,
             "temperature": config.temperature,
+            "key_groups": config.key_groups,
         }
-
-    def train(self, mode: bool = True) -> Self:
-        """As any module, but the key network always uses its averaged statistics."""
-        super().train(mode)
-        self.key_encoder.eval(), self.key_projector.eval()
-        return self
 
     @torch.no_grad()
     def keys(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> the key network's output (B, projector_dim), rows of length 1, without gradient."""
-        return unit(self.key_projector(self.key_encoder(images)))
+        """(B, C, H, W) -> the key network's output (B, projector_dim), rows of length 1, without gradient.
+
+        Raises:
+            UserError: the images of a process are no multiple of the groups.
+        """
+        groups = self._groups(len(images)) if self.training else 1
+        # Image i is in group i mod groups: of several processes, each has the same share of a group
+        parts = [self.key_projector(self.key_encoder(images[i::groups])) for i in range(groups)]
+        outputs = parts[0].new_empty(len(images), self.projector_dim)
+        for i, part in enumerate(parts):
+            outputs[i::groups] = part
+        return unit(outputs)
+
+    def _groups(self, images: int) -> int:
+        """Groups of a batch of which this process has so many images: at least two images in each."""
+        processes = distributed.world_size()
+        groups = max(1, min(self.key_groups, images * processes // 2))
+        if processes > 1 and images % groups:
+            raise UserError(
+                f"{images} images of each process make no {groups} equal groups of keys; use a batch that "
+                f"{groups * processes} divides, or --set key_groups=1"
+            )
+        return groups
 
     def loss(self, views: tuple[Tensor, ...], draws: dict[str, Tensor]) -> dict[str, Tensor]:
         """Two views -> "loss": queries of the first, keys of the second."""
@@ -94,9 +113,8 @@ class MoCo(Siamese):
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        """Move the key network's weights and statistics towards the query network's."""
-        pairs = ((self.key_encoder, self.encoder), (self.key_projector, self.projector))
-        averages = [t for key, _ in pairs for t in key.state_dict().values() if t.is_floating_point()]
-        current = [t for _, query in pairs for t in query.state_dict().values() if t.is_floating_point()]
+        """Move the key network's weights towards the query network's; its statistics are its own."""
+        averages: list[Tensor] = [*self.key_encoder.parameters(), *self.key_projector.parameters()]
+        current: list[Tensor] = [*self.encoder.parameters(), *self.projector.parameters()]
         # key <- momentum key + (1 - momentum) query
         torch._foreach_lerp_(averages, current, 1 - self.momentum)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from genssl.config import MoCoConfig
 from genssl.data.split import Split
+from genssl.errors import UserError
 from genssl.models.build import build
 from genssl.models.losses import info_nce_loss
 from genssl.models.moco import MoCo
@@ -33,10 +34,9 @@ def training(config: MoCoConfig, method: Any = None) -> Training:
     return Training(method or build(config), ToyViews(), split, config)
 
 
-def floats(method: Any, names: tuple[str, ...]) -> list[Tensor]:
-    """Weights and statistics, as float64 copies."""
-    tensors = [t for name in names for t in getattr(method, name).state_dict().values()]
-    return [t.double().clone() for t in tensors if t.is_floating_point()]
+def weights(method: Any, names: tuple[str, ...]) -> list[Tensor]:
+    """Copies in float64."""
+    return [p.detach().double().clone() for name in names for p in getattr(method, name).parameters()]
 
 
 def test_the_loss_is_that_of_queries_keys_and_queue() -> None:
@@ -51,7 +51,7 @@ def test_the_loss_is_that_of_queries_keys_and_queue() -> None:
 
 
 def test_the_order_of_the_images_does_not_matter() -> None:
-    method = tiny(MoCo, queue_size=7)
+    method = tiny(MoCo, queue_size=7, key_groups=1)
     (x1, x2), rows = views(), torch.tensor([3, 0, 5, 1, 4, 2])
     other = copy.deepcopy(method)
     expected, found = method.loss((x1, x2), {}), other.loss((x1[rows], x2[rows]), {})
@@ -92,27 +92,60 @@ def test_a_look_at_the_loss_leaves_the_queue_alone() -> None:
 
 
 def test_the_key_network_is_the_moving_average_of_the_query_network() -> None:
-    """Of its weights and of its statistics: xi_K = sum_k theta_k (1 - m) m^(K - k), and theta_0 m^K."""
+    """xi_K = sum_k theta_k (1 - m) m^(K - k), and theta_0 m^K."""
     loop = training(settings(key_momentum=0.8))
     query, key = (tuple(pair[i] for pair in PAIRS) for i in (0, 1))
-    seen = [floats(loop.method, query)]
-    assert all(torch.equal(a, b) for a, b in zip(seen[0], floats(loop.method, key), strict=True))
+    seen = [weights(loop.method, query)]
+    assert all(torch.equal(a, b) for a, b in zip(seen[0], weights(loop.method, key), strict=True))
     for _ in loop.steps():
-        seen.append(floats(loop.method, query))
+        seen.append(weights(loop.method, query))
     steps = len(seen) - 1
     shares = [0.8**steps] + [0.2 * 0.8 ** (steps - k) for k in range(1, steps + 1)]
-    for place, found in enumerate(floats(loop.method, key)):
-        expected = sum(share * theta[place] for share, theta in zip(shares, seen, strict=True))
+    for position, value in enumerate(weights(loop.method, key)):
+        expected = sum(share * theta[position] for share, theta in zip(shares, seen, strict=True))
         assert isinstance(expected, Tensor)
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_key_does_not_depend_on_the_rest_of_its_batch() -> None:
-    """Else the network could tell the keys of this batch from those of earlier ones (section 3.3)."""
-    method = tiny(MoCo, queue_size=7).train()
+def key_of(method: MoCo, images: Tensor) -> Tensor:
+    """The outputs of the key network, by the statistics of all these images."""
+    outputs: Tensor = method.key_projector(method.key_encoder(images)).detach()
+    return outputs / outputs.norm(dim=1, keepdim=True)
+
+
+def test_keys_are_normalized_by_the_images_of_their_group() -> None:
+    method = tiny(MoCo, queue_size=7, key_groups=3).train()
+    x, _ = views()  # six images: 0 and 3, 1 and 4, 2 and 5
+    keys = method.keys(x)
+    for first in range(3):
+        pair = [first, first + 3]
+        torch.testing.assert_close(keys[pair], key_of(method, x[pair]))
+    other = x.clone()
+    other[[1, 4]] = -x[[1, 4]]
+    changed = (method.keys(other) - keys).abs().amax(1) > 1e-3
+    assert changed.tolist() == [False, True, False, False, True, False]
+
+
+@pytest.mark.parametrize(("asked", "used"), [(1, 1), (2, 2), (3, 3), (8, 3)])
+def test_a_group_has_two_images_or_more(asked: int, used: int) -> None:
+    method = tiny(MoCo, queue_size=7, key_groups=asked).train()
     x, _ = views()
+    torch.testing.assert_close(method.keys(x)[::used], key_of(method, x[::used]))
+
+
+def test_a_look_at_keys_uses_the_averaged_statistics() -> None:
+    method = tiny(MoCo, queue_size=7)
+    x, _ = views()
+    method.train().keys(x)
+    method.eval()
     torch.testing.assert_close(method.keys(x)[:2], method.keys(x[:2]))
-    assert not torch.allclose(method.embed(x)[:2], method.embed(x[:2]), atol=1e-3)  # as a query does
+
+
+def test_unequal_groups_in_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = tiny(MoCo, queue_size=7, key_groups=4).train()
+    monkeypatch.setattr("genssl.distributed.world_size", lambda: 2)
+    with pytest.raises(UserError, match=r"6 images of each process make no 4 equal groups .* 8 divides"):
+        method.keys(views()[0])
 
 
 def test_no_gradient_reaches_the_key_network() -> None:
