@@ -110,7 +110,8 @@ def test_the_key_network_is_the_moving_average_of_the_query_network() -> None:
 def key_of(method: MoCo, images: Tensor) -> Tensor:
     """The outputs of the key network, by the statistics of all these images."""
     outputs: Tensor = method.key_projector(method.key_encoder(images)).detach()
-    return outputs / outputs.norm(dim=1, keepdim=True)
+    lengths: Tensor = outputs.norm(dim=1, keepdim=True)
+    return outputs / lengths
 
 
 def test_keys_are_normalized_by_the_images_of_their_group() -> None:
