@@ -1,5 +1,6 @@
 """Every hyperparameter: one frozen pydantic model per method. No torch."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -24,6 +25,7 @@ from genssl.settings import (
 
 NOT_KNOWN = "this version does not know; update genssl if a newer one wrote it, else correct it"
 ENCODERS = ("resnet18", "resnet34", "resnet50", "small", "compact")
+LEAST_LOG_SIGNAL = -690.0  # of alpha-bar: smaller numbers are 0 in double precision
 TIMM = "timm:"  # before the name of any network of timm
 
 
@@ -97,9 +99,23 @@ class DDPMConfig(UNetConfig):
             raise ValueError(
                 "zero_terminal_snr needs prediction=v or prediction=x: pure noise has no epsilon to learn"
             )
+        if self.zero_terminal_snr and (self.timesteps < 2 or self._log_signal() < LEAST_LOG_SIGNAL):
+            raise ValueError(
+                "zero_terminal_snr needs 2 timesteps or more, before the last of which something of an image "
+                "is left; use more timesteps or a lower beta_end"
+            )
         if self.scale_betas and self.beta_end * 1000 / self.timesteps >= 1:
             raise ValueError("scale_betas takes beta_end to 1 or beyond with so few timesteps; use more")
         return self
+
+    def _log_signal(self) -> float:
+        """log(alpha-bar) after the last step of linear betas; cosine ones end well within range."""
+        if self.beta_schedule == "cosine":
+            return 0.0
+        scale = 1000 / self.timesteps if self.scale_betas else 1.0
+        rise = (self.beta_end - self.beta_start) / max(1, self.timesteps - 1)
+        betas = (min(scale * (self.beta_start + rise * i), 0.999) for i in range(self.timesteps))
+        return sum(math.log1p(-beta) for beta in betas)
 
 
 class FlowConfig(UNetConfig):

@@ -1,6 +1,7 @@
 """`ablate`, `compare`."""
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -81,8 +82,10 @@ def ablate(
     guidance: Annotated[
         list[float] | None,
         typer.Option(
+            min=-1,
+            max=1000,
             help="Guidance w to sample a class-conditional run with, without training; repeatable. Measures "
-            "quality, variety and class."
+            "quality, variety and class.",
         ),
     ] = None,
     n: Annotated[
@@ -174,6 +177,8 @@ def ablate(
 
 def _guidance(reference: str, values: list[float], n: int | None, common: Common) -> None:
     """Sample a run with each w, and measure; see `guidance_sweep`."""
+    if not all(map(math.isfinite, values)):
+        raise UserError("--guidance takes numbers from -1 to 1000")
     source = open_samples(reference, None, common)
     if source.loaded is None:
         raise UserError(f"{reference} is a folder of samples; --guidance takes a run that generates them")

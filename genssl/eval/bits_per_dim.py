@@ -36,10 +36,10 @@ VISIBLE = (
     "x_T still shows the image: the prior's term is {:.2g} bits/dim; more timesteps, or training with "
     "--set scale_betas=true, make it vanish"
 )
-FLOW_STEPS = 50  # of Heun's method
+FLOW_STEPS = 100  # of Heun's method
 HUTCHINSON = (
     "{} steps of Heun's method; one dequantization and one estimate of the divergence per image, and the "
-    "standard error includes both"
+    "standard error includes both, but not the error of the steps: twice as many show it"
 )
 TERMS = ("prior_bits_per_dim", "denoising_bits_per_dim", "decoder_bits_per_dim")
 UNITS = dict.fromkeys(("bits_per_dim", "standard_error", *TERMS), "bits/dim")

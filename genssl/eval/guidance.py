@@ -65,6 +65,8 @@ def guidance_sweep(
         raise UserError(f"{train.name} has no labels to read classes by; choose another --data")
     if len(train.classes) != method.classes:
         raise UserError(f"{train.name} has {len(train.classes)} classes, the run {method.classes}")
+    if method.class_names and method.class_names != train.classes:
+        raise UserError(f"the classes of {train.name} have other names than the run's; choose another --data")
     settings = replace(settings, device=method.device)
     bank, real_features = (
         cached_features(space, split, settings.batch_size, tick, method.device) for split in (train, real)

@@ -9,7 +9,7 @@ from genssl import figures
 from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.eval.result import EvalResult, check_size, header_of, require_ability
-from genssl.models.diffusion import Predictor, StepCallback, extract, predict_x_start, q_sample
+from genssl.models.diffusion import Predictor, StepCallback, predict_x_start, q_sample
 from genssl.models.method import CanDenoise, CanInterpolate, Method
 from genssl.models.samplers import ddim, ddim_invert
 from genssl.pixels import to_model
@@ -209,25 +209,27 @@ def _deterministic(
     latents = []
     for batch in chunks(len(ends), batch_size):
         callback = _progress_callback(tick, batch, nfe, total)
-        latents.append(ddim_invert(model, diffusion.schedule, ends[batch], nfe, t, callback=callback))
+        latents.append(
+            ddim_invert(model, diffusion.schedule, ends[batch], nfe, t, prediction="x", callback=callback)
+        )
     z = torch.cat(latents).flatten(1)
     circle = spherical_path(z[0::2], z[1::2], steps).transpose(0, 1)  # (rows, steps, D)
     points = circle.reshape(rows * steps, *ends.shape[1:])
     decoded = []
     for batch in chunks(len(points), batch_size):
         callback = _progress_callback(tick, batch, nfe, total, len(ends))
-        decoded.append(ddim(model, diffusion.schedule, points[batch], nfe, t, callback=callback))
+        decoded.append(
+            ddim(model, diffusion.schedule, points[batch], nfe, t, prediction="x", callback=callback)
+        )
     return torch.cat(decoded).view(rows, steps, *ends.shape[1:])
 
 
 def _clipped(diffusion: CanDenoise) -> Predictor:
-    """The predicted noise, recomputed from the predicted image clamped to [-1, 1]."""
+    """The predicted image clamped to [-1, 1]; an x_t without any image in it tells the noise by it, too."""
 
     def model(x: Tensor, t: Tensor) -> Tensor:
         output = diffusion.network(x, t)
-        x_start = predict_x_start(diffusion.schedule, x, t, output, diffusion.prediction).clamp(-1, 1)
-        signal = extract(diffusion.schedule.sqrt_alphas_cumprod, t, x)
-        return (x - signal * x_start) / extract(diffusion.schedule.sqrt_one_minus_alphas_cumprod, t, x)
+        return predict_x_start(diffusion.schedule, x, t, output, diffusion.prediction).clamp(-1, 1)
 
     return model
 

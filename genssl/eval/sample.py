@@ -14,14 +14,18 @@ from genssl import figures
 from genssl.errors import UserError
 from genssl.eval.result import EvalResult, header_of
 from genssl.metrics.sharpness import SHARPNESS, mean_sharpness
-from genssl.models.method import CanSample, Method
+from genssl.models.method import CanDenoise, CanSample, Method
 from genssl.pixels import to_bytes
 from genssl.runtime import Tick, chunks, generators, measuring
 
 SNAPSHOTS = 10  # of a trajectory
 SHOWN = 20  # class names in a message
 FOLLOWED = 8  # images whose trajectory is drawn
-UNITS = {"nfe": "network evaluations per image", "seconds": "s", "sharpness": "squared gray levels"}
+UNITS = {
+    "nfe": "network calls per image, each of which evaluates it with and without its class under guidance",
+    "seconds": "s",
+    "sharpness": "squared gray levels",
+}
 FACTOR = 2.0  # between the sharpness of samples and of training images, above which there is a note
 # Fewer samples get no note: of 16 rendered digits, 2.7 % of draws differ by more than the factor from all of
 # them by chance; of 64 none of 5,000
@@ -281,7 +285,7 @@ def trajectory(method: Method, *, seed: int, options: Mapping[str, Any]) -> Eval
     if "callback" not in inspect.signature(sample).parameters:
         raise UserError(f"a {method.config.method} samples in one step; --trajectory needs a diffusion model")
     states: list[Tensor] = []
-    left: list[int] = []  # noising steps
+    left: list[int] = []  # noising steps of a DDPM, steps of a flow
 
     def callback(t: int, x: Tensor) -> None:
         states.append(to_bytes(x).cpu())  # bytes: a thousand steps of eight images are 25 MB
@@ -289,10 +293,11 @@ def trajectory(method: Method, *, seed: int, options: Mapping[str, Any]) -> Eval
 
     followed = range(FOLLOWED)
     arguments = _with_labels(method, options, followed)
-    sample(FOLLOWED, generators(seed, "sample", followed), **arguments, callback=callback)
+    with counting_calls(method) as calls:
+        sample(FOLLOWED, generators(seed, "sample", followed), **arguments, callback=callback)
     indices = torch.linspace(0, len(states) - 1, min(SNAPSHOTS, len(states))).round().int().tolist()
     rows = torch.stack([states[i] for i in indices], 1).flatten(0, 1)
-    how = _in_words({**_how(method, options), "seed": seed, "nfe": len(states)})
+    how = _in_words({**_how(method, options), "seed": seed, "nfe": calls[0]})
     header = header_of(method, f"{FOLLOWED} samples on their way from noise, {how}")
-    titles = [f"t' = {left[i]}" for i in indices]
+    titles = [f"t' = {left[i]}" if isinstance(method, CanDenoise) else f"{left[i]} left" for i in indices]
     return EvalResult({}, {"trajectory": figures.titled_grid(rows, header, len(indices), titles)})

@@ -143,7 +143,10 @@ class DDPM(Method):
         if signal < VISIBLE:
             return ()
         what = f"{self.schedule.timesteps} steps with these betas end with visible signal"
-        advice = "sampling starts from none; --set scale_betas=true or zero_terminal_snr=true mends it"
+        advice = (
+            "sampling starts from none; --set scale_betas=true mends it, or prediction=v with "
+            "zero_terminal_snr=true"
+        )
         return (f"{what} (alpha-bar {signal:.1e}), {advice}",)
 
     def draws(self, n: int, generator: Randomness) -> dict[str, Tensor]:

@@ -376,7 +376,8 @@ def loss_weights(snr: Tensor, prediction: Prediction, weighting: Weighting) -> T
 
     "simple" weighs the errors of whatever is predicted alike. "min_snr" weighs errors of x_0 by
     min(SNR, 5) (Hang et al. 2023, equation 6): a squared error of epsilon is SNR times as large, and one of
-    v SNR + 1 times, so their weights are divided by that.
+    v SNR + 1 times, so their weights are divided by that. Pure noise (SNR = 0) keeps the weight 1: sampling
+    begins there.
 
     Examples:
         >>> loss_weights(torch.tensor([1.0, 10.0, 100.0]), "epsilon", "min_snr")
@@ -386,7 +387,7 @@ def loss_weights(snr: Tensor, prediction: Prediction, weighting: Weighting) -> T
         return torch.ones_like(snr)
     # Weighing x_0 by the full SNR is "simple" for epsilon: nearly clean images would count for all, though
     # there is little to learn from them
-    weights = snr.clamp(max=MIN_SNR_GAMMA)
+    weights = torch.where(snr > 0, snr.clamp(max=MIN_SNR_GAMMA), 1.0)
     match prediction:
         case "epsilon":
             return weights / snr

@@ -132,6 +132,16 @@ def resumed(config: Config, changes: Mapping[str, Any]) -> Config:
     return longer
 
 
+def prolonging(before: Config, config: Config) -> str:
+    """What more epochs change, in words: a schedule over the whole run begins to fall later."""
+    text = f"{config.epochs} epochs instead of {before.epochs}"
+    schedules = {"the learning rate": config.schedule, "tau": getattr(config, "tau_schedule", "constant")}
+    falling = [name for name, kind in schedules.items() if kind != "constant"]
+    if not falling:
+        return text
+    return f"{text}: the schedule of {' and of '.join(falling)} is now over all of them, and goes back"
+
+
 def refuse_changes(config: Config, changes: Mapping[str, Any]) -> None:
     """Refuse to resume a run of `config` with other settings.
 

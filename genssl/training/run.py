@@ -17,7 +17,7 @@ from genssl.data.split import Split
 from genssl.environment import restart_count
 from genssl.errors import FAILED_RUN, Echo, UserError, explain
 from genssl.models.build import build
-from genssl.models.method import count_parameters
+from genssl.models.method import Method, count_parameters
 from genssl.run_info import epochs_of, progress_of
 from genssl.runtime import choose_device, describe, generator
 from genssl.settings import Config
@@ -30,6 +30,7 @@ from genssl.training.options import (
     checked_loggers,
     compiler_problem,
     continuing,
+    prolonging,
     resumed,
     should_compile,
 )
@@ -125,29 +126,19 @@ def _resume(
             listener(Note(f"{path} is complete: all {config.epochs} epochs are done, nothing is left to do"))
             return path
         if config.epochs > before.epochs:
-            listener(Note(_prolonging(before, config)))
-        run = _prepare(config, options, device, listener, run_info.data_path(path))
-        if distributed.is_main_process() and config.epochs > before.epochs:
-            folder.write_config(config)
+            listener(Note(prolonging(before, config)))
+        run = _prepare(config, options, device, listener, run_info.data_path(path), is_new=False)
         if not distributed.is_main_process():
             distributed.broadcast("")  # a state that cannot be read is said once, by the first process
         run.restore(folder)
         if not distributed.is_main_process():
             return follow(run.training, run.monitor)
+        if config.epochs > before.epochs:
+            folder.write_config(config)
         distributed.broadcast("")
         return run.train(folder)
     finally:
         folder.release()
-
-
-def _prolonging(before: Config, config: Config) -> str:
-    """What more epochs change: a schedule that falls over the whole run begins to fall later."""
-    text = f"{config.epochs} epochs instead of {before.epochs}"
-    if config.schedule == "constant":
-        return text
-    return (
-        f"{text}: the {config.schedule} schedule of the learning rate is now over all of them, and it rises"
-    )
 
 
 def _prepare(
@@ -156,6 +147,8 @@ def _prepare(
     device: torch.device,
     listener: Listener,
     recorded: str | None = None,
+    *,
+    is_new: bool = True,
 ) -> "RunInProgress":
     """Load the data and build the method; `recorded` is `run_info.data_path` of a run that is resumed."""
     checked_loggers(options.loggers)
@@ -163,7 +156,8 @@ def _prepare(
     train, held_out = load_splits(located, listener, config.monitor_split)
     config = with_classes_of(config, train)
     loader = make_loader(train, device, options.resident_limit)
-    return RunInProgress(config, options, listener, loader, held_out, recorded or absolute(config.data))
+    source = recorded or absolute(config.data)
+    return RunInProgress(config, options, listener, loader, held_out, source, is_new=is_new)
 
 
 def follow(training: Training, monitor: Monitor) -> Path:
@@ -189,6 +183,13 @@ def follow(training: Training, monitor: Monitor) -> Path:
     return folder
 
 
+def _initialize(method: Method, source: Path, listener: Listener) -> None:
+    """Take the weights of another run, and say which differ; a resumed run has its own."""
+    if left := checkpoint.initialize(method, source):
+        names = f"{', '.join(left[:NAMED])}{', ...' * (len(left) > NAMED)}"
+        listener(Note(f"{len(left)} weights differ in name or shape, and were not taken: {names}"))
+
+
 class RunInProgress:
     """One run in progress, in one of the processes that train it."""
 
@@ -202,14 +203,15 @@ class RunInProgress:
         train: Loader,
         held_out: Split,
         data_path: str | None = None,
+        *,
+        is_new: bool = True,
     ) -> None:
         self.config, self.options, self.listener = config, options, listener
         self.data_path, self.monitor_digest = data_path, held_out.digest
         views = choose_views(config, train.split.classes)
         method = build(config).to(train.device)
-        if config.init is not None and (left := checkpoint.initialize(method, Path(config.init))):
-            names = f"{', '.join(left[:NAMED])}{', ...' * (len(left) > NAMED)}"
-            listener(Note(f"{len(left)} weights differ in name or shape, and were not taken: {names}"))
+        if is_new and config.init is not None:
+            _initialize(method, Path(config.init), listener)
         self.training = Training(method, views, train, config)
         if should_compile(options, train.device, self.training.total_steps):
             self._compile(train.device)

@@ -145,6 +145,10 @@ def test_guidance_is_swept_without_training(run: Path, tmp_path: Path) -> None:
     assert [row["w"] for row in values["guidance"]] == [0, 2]
     assert values["samples"] == 24
     assert (tmp_path / "sweep.png").exists()
+    for value in ("nan", -5):
+        result = call("ablate", run, "--guidance", value, "-n", 24)
+        assert result.exit_code == 2
+        assert "guidance" in result.stderr
     result = call("ablate", run, "--guidance", 0, "--epochs", 3)
     assert result.exit_code == 2
     assert "--guidance trains nothing" in result.stderr

@@ -65,6 +65,17 @@ def test_a_trajectory_has_a_row_an_image(ddpm_run: Path, tmp_path: Path) -> None
     native_grid(Image.open(tmp_path / "g-trajectory.png"), 8, 10, 16)
 
 
+@pytest.mark.parametrize(("sampler", "calls"), [("heun", 11), ("ddim", 6)])
+def test_a_trajectory_says_how_often_the_network_was_called(
+    ddpm_run: Path, tmp_path: Path, sampler: str, calls: int
+) -> None:
+    options = ["--sampler", sampler, "--steps", 6, "--trajectory"]
+    assert call("sample", ddpm_run, "-n", 1, *options, "--out", tmp_path / "g.png").exit_code == 0
+    for name in ("g.png", "g-trajectory.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert f"{calls} network calls per image" in picture.info["Description"]
+
+
 def test_reconstruct_from_a_noise_level(ddpm_run: Path, tmp_path: Path) -> None:
     found = json_of("reconstruct", ddpm_run, "--t-prime", 12, "-n", 3, "--out", tmp_path / "r.png")
     assert found["images"] == 3

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from genssl.config import DDPMConfig, VAEConfig
+from genssl.config import DDPMConfig, FlowConfig, VAEConfig
 from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.eval.bits_per_dim import Strata, bits_per_dim
@@ -194,3 +194,29 @@ def test_what_cannot_be_bounded_is_refused() -> None:
     for t_samples in (0, -1, 100):
         with pytest.raises(UserError, match="from 1 to 99"):
             run(ddpm(), split(2), t_samples)
+
+
+class UniformFlow(Method):
+    """Knows that every value in [-1, 1] is as likely as any other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.0))
+        self.config = FlowConfig(image_size=8)
+        self.seen: list[Tensor] = []
+
+    def log_likelihood_of_flow(self, x: Tensor, steps: int, generator: Any = None) -> Tensor:
+        self.seen.append(x)
+        return torch.full((len(x),), -math.log(2) * x[0].numel())
+
+
+def test_a_flow_of_uniform_density_needs_eight_bits() -> None:
+    method, data = UniformFlow(), split(40, noisy=True)
+    values = run(method, data).values
+    assert values["bits_per_dim"] == pytest.approx(8, abs=1e-6)
+    # the place of a value within the bin of its byte is uniform: its mean 1/2, its variance 1/12
+    place = torch.cat(method.seen).double().add(1).mul(128) - data.images
+    assert ((place > -1e-4) & (place < 1 + 1e-4)).all()
+    n = place.numel()
+    assert abs(float(place.mean()) - 0.5) < 4 / math.sqrt(12 * n)
+    assert float(place.var()) == pytest.approx(1 / 12, rel=0.05)

@@ -95,6 +95,10 @@ def test_what_cannot_be_swept_is_refused() -> None:
         sweep([0], train=unlabeled)
     with pytest.raises(UserError, match="2 classes, the run 3"):
         sweep([0], train=split("train", 200, CLASSES[:2]))
+    renamed = Copies()
+    renamed.class_names = ("0", "1", "2")
+    with pytest.raises(UserError, match="have other names than the run's"):
+        sweep([0], renamed)
     plain = Copies()
     plain.classes = 0
     with pytest.raises(UserError, match="trained without classes"):

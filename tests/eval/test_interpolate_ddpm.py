@@ -17,7 +17,13 @@ from genssl.eval.result import EvalResult
 from genssl.figures import PADDING
 from genssl.models.build import build
 from genssl.models.ddpm import DDPM
-from genssl.models.diffusion import NoiseSchedule, extract, linear_schedule, predict_x_start
+from genssl.models.diffusion import (
+    NoiseSchedule,
+    extract,
+    linear_schedule,
+    predict_x_start,
+    zero_terminal_snr,
+)
 from genssl.models.method import Method
 from genssl.pixels import to_bytes, to_model
 from genssl.runtime import generator
@@ -159,11 +165,33 @@ def test_what_the_network_finds_out_of_range_is_clipped() -> None:
     method = ddpm()
     t = torch.tensor([0, 20, 199])
     x = 2 * torch.randn(3, 3, SIDE, SIDE, generator=generator(1, "test"))
-    found, kept = (
-        predict_x_start(method.schedule, x, t, model(x, t)) for model in (method.network, _clipped(method))
-    )
-    assert found.abs().max() > 1.5
-    torch.testing.assert_close(kept, found.clamp(-1, 1), rtol=0, atol=2e-5)
+    x_start = predict_x_start(method.schedule, x, t, method.network(x, t))
+    assert x_start.abs().max() > 1.5
+    torch.testing.assert_close(_clipped(method)(x, t), x_start.clamp(-1, 1), rtol=0, atol=2e-5)
+
+
+class Mean(nn.Module):
+    """Predicts v of the mean image: x_0 = 0 whatever it sees, so that v = alpha epsilon = alpha x / sigma."""
+
+    def __init__(self, schedule: NoiseSchedule) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.0))
+        self.schedule = schedule
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        ratio = self.schedule.sqrt_alphas_cumprod / self.schedule.sqrt_one_minus_alphas_cumprod
+        return extract(ratio, t, x) * x
+
+
+def test_paths_through_noise_without_any_signal_are_images() -> None:
+    schedule = zero_terminal_snr(linear_schedule(200, scaled=True))
+    network: Any = Mean(schedule)
+    method = DDPM(schedule, network, image_size=SIDE, prediction="v")
+    method.config = DDPMConfig(image_size=SIDE, timesteps=200, features_t=0, prediction="v")
+    values = run(method, split()).values
+    assert all(math.isfinite(values[name]) for name in ("round_trip_rmse", "mean_step_rmse"))
+    # all decode to the mean image, up to the noise left at t = 0
+    assert values["round_trip_rmse"] == pytest.approx(STD, rel=0.2)
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,9 @@ def test_the_config_builds_its_schedule_and_network() -> None:
     assert (cosine.loss_kind, cosine.shape) == ("mse", (3, 16, 16))
 
 
+ZERO_TERMINAL = {"zero_terminal_snr": True, "prediction": "v"}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -182,6 +185,8 @@ def test_the_config_builds_its_schedule_and_network() -> None:
         ({"beta_start": 0.03}, "beta_start 0.03 must not exceed beta_end 0.02"),
         ({"beta_end": 1.0}, "beta_end must be less than 1"),
         ({"timesteps": 20, "features_t": 1, "scale_betas": True}, "scale_betas takes beta_end to 1"),
+        ({**ZERO_TERMINAL, "beta_end": 0.99}, "something of an image is left"),
+        ({**ZERO_TERMINAL, "timesteps": 1, "features_t": 0}, "needs 2 timesteps or more"),
         ({"network": "large"}, "network must be 'tiny', 'compact', 'small' or 'base'"),
     ],
 )

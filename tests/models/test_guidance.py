@@ -63,6 +63,18 @@ def test_a_network_without_classes_has_the_weights_that_it_always_had() -> None:
     assert all(torch.equal(value, shared[name]) for name, value in plain.state_dict().items())
 
 
+def test_an_unconditional_ddpm_begins_and_draws_as_before_there_were_classes() -> None:
+    """The numbers of the first edition: another order of draws, or one more, changes them."""
+    ddpm = build(DDPMConfig(network="tiny", timesteps=20, features_t=3, image_size=16))
+    first = next(ddpm.parameters()).detach().flatten()[:3]
+    torch.testing.assert_close(first, torch.tensor([-0.0771, -0.14478, 0.01232]), rtol=0, atol=1e-5)
+    draws = ddpm.draws(4, generator(0, "test"))
+    assert draws["t"].tolist() == [18, 1, 6, 2]
+    noise = torch.tensor([-1.60099, 0.11634, 1.15498, -0.70834])
+    torch.testing.assert_close(draws["noise"][:, 0, 0, 0], noise, rtol=0, atol=1e-4)
+    assert set(draws) == {"t", "noise"}
+
+
 def test_one_class_in_ten_is_hidden_and_the_others_reach_the_network(tiny: DDPMConfig) -> None:
     ddpm = build(tiny)
     assert isinstance(ddpm, DDPM)

@@ -63,6 +63,13 @@ def test_min_snr_weighs_the_error_of_the_image_whatever_is_predicted(prediction:
     assert (loss_weights(snr, prediction, "simple") == 1).all()
 
 
+@pytest.mark.parametrize("prediction", ["v", "x"])
+def test_pure_noise_is_learned_from_too(prediction: Prediction) -> None:
+    """Sampling begins there with zero_terminal_snr, and min(SNR, 5) would be 0."""
+    snr = torch.tensor([0.0, 1.0])
+    assert loss_weights(snr, prediction, "min_snr").tolist() == [1.0, 0.5 if prediction == "v" else 1.0]
+
+
 def test_zero_terminal_snr_is_that_of_the_paper() -> None:
     """Lin et al. 2024, algorithm 1, written with cumulative products."""
     roots = (1 - SCHEDULE.betas.double()).cumprod(0).sqrt()

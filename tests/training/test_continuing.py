@@ -1,5 +1,6 @@
 """More epochs for a finished run, and runs that start from the weights of another."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,12 +8,12 @@ import torch
 from safetensors.torch import load_file
 
 from genssl import run_info
-from genssl.config import SimSiamConfig, VAEConfig
+from genssl.config import BYOLConfig, SimSiamConfig, VAEConfig
 from genssl.errors import UserError
 from genssl.models.build import build
 from genssl.training import run
 from genssl.training.events import Event, Note
-from genssl.training.options import Options
+from genssl.training.options import Options, prolonging
 
 from ..conftest import call
 
@@ -51,7 +52,27 @@ def test_the_change_of_a_schedule_is_said(digits: Path, tmp_path: Path) -> None:
     events: list[Event] = []
     run.resume(tmp_path / "run", {"epochs": 4}, CPU, events.append)
     notes = [event.text for event in events if isinstance(event, Note)]
-    assert any("the cosine schedule of the learning rate is now over all of them" in note for note in notes)
+    assert any("the schedule of the learning rate is now over all of them" in note for note in notes)
+
+
+def test_the_schedule_of_a_target_network_is_a_schedule() -> None:
+    before = BYOLConfig(epochs=2, schedule="constant")
+    note = prolonging(before, before.updated({"epochs": 3}))
+    assert note == "3 epochs instead of 2: the schedule of tau is now over all of them, and goes back"
+    steady = before.updated({"tau_schedule": "constant"})
+    assert prolonging(steady, steady.updated({"epochs": 3})) == "3 epochs instead of 2"
+
+
+def test_a_prolongation_that_fails_leaves_the_settings_alone(digits: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(digits, data)
+    start(vae(data), tmp_path / "run")
+    before = (tmp_path / "run" / run_info.CONFIG).read_text()
+    for image in sorted(data.rglob("*.png"))[::5]:
+        image.unlink()
+    with pytest.raises(UserError, match="not what"):
+        run.resume(tmp_path / "run", {"epochs": 5}, CPU)
+    assert (tmp_path / "run" / run_info.CONFIG).read_text() == before
 
 
 def test_fewer_epochs_and_other_settings_are_refused(digits: Path, tmp_path: Path) -> None:
@@ -76,6 +97,16 @@ def test_a_run_starts_from_the_weights_of_another(digits: Path, tmp_path: Path) 
     assert all(torch.allclose(first[name], second[name], atol=1e-8) for name in trained)
     initial = build(vae(digits)).state_dict()
     assert not all(torch.allclose(first[name], initial[name], atol=1e-8) for name in trained)
+
+
+def test_a_resumed_run_needs_no_weights_of_another(digits: Path, tmp_path: Path) -> None:
+    start(vae(digits), tmp_path / "first")
+    start(vae(digits, epochs=1, init=str(tmp_path / "first"), z_dim=5), tmp_path / "second")
+    shutil.rmtree(tmp_path / "first")
+    events: list[Event] = []
+    run.resume(tmp_path / "second", {"epochs": 2}, CPU, events.append)
+    assert run_info.inspect(tmp_path / "second").epoch == 2
+    assert not any("not taken" in event.text for event in events if isinstance(event, Note))
 
 
 def test_what_does_not_fit_is_named(digits: Path, tmp_path: Path) -> None:
