@@ -2,9 +2,10 @@
 
 `python -m benchmarks.networks --minutes 60 [--only NAME ...]` trains each candidate for as many epochs as fit
 into the minutes, by its measured pace, so that a falling learning rate ends with the run; draws 512 samples,
-and writes their Frechet distance and the share that is read to docs/results/networks.json, after every
-candidate. `--speed` measures a training step of the networks in turn instead, and writes
-docs/results/networks-speed.json. Run nothing beside it, and choose the threads by OMP_NUM_THREADS.
+and writes their Frechet distance and the share that is read (not with `--unread`, for which no readers are
+trained) to docs/results/networks.json, after every candidate. `--speed` measures a training step of the
+networks in turn instead, and writes docs/results/networks-speed.json. Run nothing beside it, and choose the
+threads by OMP_NUM_THREADS.
 """
 
 import argparse
@@ -69,6 +70,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0, help="of each training")
     parser.add_argument("--only", nargs="*", choices=list(CANDIDATES), default=list(CANDIDATES))
     parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--unread", action="store_true")
     parser.add_argument("--speed", action="store_true")
     asked = parser.parse_args()
     if asked.speed:
@@ -76,7 +78,8 @@ def main() -> None:
         return
     rows: list[dict[str, Any]] = json.loads(asked.out.read_text())["rows"] if asked.out.exists() else []
     done = {(row["candidate"], row["minutes"]) for row in rows}
-    networks = {reader.name: trained(reader, load("synthetic", "train"), 4) for reader in READERS}
+    readers = () if asked.unread else READERS
+    networks = {reader.name: trained(reader, load("synthetic", "train"), 4) for reader in readers}
     for name in asked.only:
         if (name, asked.minutes) in done:
             continue
@@ -106,7 +109,8 @@ def candidate(
     real = load("synthetic", "test").take(SAMPLES, 0)
     space = default_features(CPU)
     features = cached_features(space, real, BATCH, lambda *_: None)
-    read = {key: value["0.8"]["share"] for key, value in shares(networks, images).items()}
+    shares_read = shares(networks, images) if networks else {}
+    read = {name: share["0.8"]["share"] for name, share in shares_read.items()}
     about = {"parameters": count_parameters(method)[0], "epochs": epochs, "seconds": round(seconds, 1)}
     return {**settings, **about, **measured(features, images, space), "read": read}
 
