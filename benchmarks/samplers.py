@@ -31,8 +31,8 @@ from genssl.runtime import choose_device, describe
 
 RESULT = Path("docs/results/samplers.json")
 STEPS = {
-    "dpm++": (5, 10, 20, 40), "unipc": (5, 10, 20, 40), "heun": (5, 10, 20), "ddim": (10, 20, 50),
-    "ancestral": (50, 100), "euler": (10, 20, 40),
+    "dpm++": (5, 10, 20, 40), "unipc": (5, 10, 20), "heun": (5, 10), "ddim": (10, 20, 50),
+    "ancestral": (50,), "euler": (10, 20, 40),
 }  # fmt: skip
 BATCH = 256
 NEIGHBORS = 5

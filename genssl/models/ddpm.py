@@ -54,7 +54,7 @@ DETERMINISTIC = {"dpm++": dpm_solver_pp, "heun": heun, "unipc": unipc}
 TARGETS = {"epsilon": "noise", "v": "v", "x": "image"}
 FAST_STEPS = 20
 VISIBLE = 1e-3  # alpha-bar at the last time above which an image shows through the noise
-SPATIAL_TIMES = (50, 150, 250)  # of 1,000 (Baranchuk et al. 2022, section 4)
+SPATIAL_TIMES = (50, 150, 250)  # of 1,000 with linear betas (Baranchuk et al. 2022, section 4)
 LEVELS = ("low", "mid", "high")  # thirds of the times, by noise
 
 
@@ -352,8 +352,14 @@ class DDPM(Method):
 
     @property
     def spatial_times(self) -> tuple[float, ...]:
-        """50, 150 and 250 of 1,000 (Baranchuk et al. 2022); the same shares of other numbers of times."""
-        return tuple(dict.fromkeys(t * self.schedule.timesteps // 1000 for t in SPATIAL_TIMES))
+        """The times as noisy as 50, 150 and 250 of 1,000 with linear betas (Baranchuk et al. 2022)."""
+        paper = linear_schedule().log_alphas_cumprod
+        return tuple(dict.fromkeys(self._time_of(paper[t]) for t in SPATIAL_TIMES))
+
+    def _time_of(self, log_alpha_cumprod: float) -> int:
+        """The time whose noise is nearest to this level."""
+        levels = self.schedule.log_alphas_cumprod
+        return min(range(len(levels)), key=lambda t: abs(levels[t] - log_alpha_cumprod))
 
     def spatial_features(
         self,

@@ -95,7 +95,7 @@ def test_blocks_and_times_are_the_parts_of_the_whole_in_their_order(method: Meth
 def test_a_ddpm_looks_at_images_with_one_noise_and_the_paper_s_share_of_it(method: Method) -> None:
     assert isinstance(method, DDPM)
     model, x = spatial(method), images(2)
-    assert model.spatial_times == (5, 15, 25)  # 50, 150, 250 of 1,000
+    assert model.spatial_times == (16, 48, 79)  # as noisy as 50, 150, 250 of 1,000: the betas are the same
     seen = outputs_of(method.network)
     found = model.spatial_features(x, NOISE, times=[15])
     t = torch.tensor([15, 15])
@@ -120,6 +120,20 @@ def test_a_flow_looks_at_points_of_the_line_to_the_noise(method: Method) -> None
     method.network(0.75 * x + 0.25 * NOISE, torch.full((2,), 250.0))
     up = [F.interpolate(m, (SIDE, SIDE), mode="bilinear") for m in seen]
     torch.testing.assert_close(found, torch.cat(up, 1))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"beta_schedule": "cosine"}, {"timesteps": 400, "scale_betas": True}, {"timesteps": 400}]
+)
+def test_the_default_times_are_as_noisy_whatever_the_schedule(changes: dict[str, Any]) -> None:
+    paper, ddpm = build(DDPMConfig(network="tiny")), build(DDPMConfig(network="tiny", **changes))
+    assert isinstance(paper, DDPM)
+    assert isinstance(ddpm, DDPM)
+    assert paper.spatial_times == (50, 150, 250)
+    for t, time in zip((50, 150, 250), ddpm.spatial_times, strict=True):
+        signal, expected = ddpm.schedule.alphas_cumprod[int(time)], paper.schedule.alphas_cumprod[t]
+        # half a step of 400
+        assert float(signal) == pytest.approx(float(expected), abs=0.005)
 
 
 def test_the_default_times_of_a_flow_have_the_noise_of_the_ddpm_s() -> None:
