@@ -198,9 +198,9 @@ def test_what_both_readers_read_is_what_was_measured() -> None:
     titles = {
         "rendered test digits": "rendered test digits",
         "the same, patches shuffled": "the same, patches shuffled: digits broken up",
-        "samples of flow": "shipped flow, Heun, 19 calls",
         "samples of ddpm": "shipped DDPM, DPM-Solver++, 20 calls",
         "samples of vae": "shipped VAE, N(0, I)",
+        "samples of flow": "shipped flow, Heun, 19 calls",
     }
     assert [row["images"] for row in measured["rows"]] == list(titles)
     rows = {row["images"]: row for row in measured["rows"]}
