@@ -111,7 +111,7 @@ def candidate(
     features = cached_features(space, real, BATCH, lambda *_: None)
     shares_read = shares(networks, images) if networks else {}
     read = {name: share["0.8"]["share"] for name, share in shares_read.items()}
-    about = {"parameters": count_parameters(method)[0], "epochs": epochs, "seconds": round(seconds, 1)}
+    about = {"parameters": count_parameters(method)[1], "epochs": epochs, "seconds": round(seconds, 1)}
     return {**settings, **about, **measured(features, images, space), "read": read}
 
 
