@@ -72,7 +72,10 @@ def main() -> None:
             )
             seconds = time.perf_counter() - start
             row = {"calls": outcome.values["nfe"], "seconds": round(seconds, 2), "train_fd": floor}
-            rows.append({**about, **options, **row, **measured(features, images.to(device), space)})
+            name = f"{folder.name} {sampler} {steps}"
+            rows.append(
+                {"name": name, **about, **options, **row, **measured(features, images.to(device), space)}
+            )
             print({name: rows[-1][name] for name in ("run", "sampler", "calls", "seconds", "fd")}, flush=True)
             files.write_json(asked.out, content(rows))
 
