@@ -71,11 +71,13 @@ def main() -> None:
                 method, asked.n, seed=0, batch_size=BATCH, tick=lambda *_: None, options=options
             )
             seconds = time.perf_counter() - start
-            row = {"calls": outcome.values["nfe"], "seconds": round(seconds, 2), "train_fd": floor}
-            name = f"{folder.name} {sampler} {steps}"
-            rows.append(
-                {"name": name, **about, **options, **row, **measured(features, images.to(device), space)}
-            )
+            row: dict[str, Any] = {
+                "calls": outcome.values["nfe"],
+                "seconds": round(seconds, 2),
+                "train_fd": floor,
+            }
+            row |= {"name": f"{folder.name} {sampler} {steps}"}
+            rows.append({**about, **options, **row, **measured(features, images.to(device), space)})
             print({name: rows[-1][name] for name in ("run", "sampler", "calls", "seconds", "fd")}, flush=True)
             files.write_json(asked.out, content(rows))
 

@@ -299,5 +299,7 @@ def trajectory(method: Method, *, seed: int, options: Mapping[str, Any]) -> Eval
     rows = torch.stack([states[i] for i in indices], 1).flatten(0, 1)
     how = _in_words({**_how(method, options), "seed": seed, "nfe": calls[0]})
     header = header_of(method, f"{FOLLOWED} samples on their way from noise, {how}")
-    titles = [f"t' = {left[i]}" if isinstance(method, CanDenoise) else f"{left[i]} left" for i in indices]
+    titles = [
+        f"t' = {left[i]}" if isinstance(method, CanDenoise) else f"{left[i]} steps left" for i in indices
+    ]
     return EvalResult({}, {"trajectory": figures.titled_grid(rows, header, len(indices), titles)})

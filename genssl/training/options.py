@@ -139,7 +139,8 @@ def prolonging(before: Config, config: Config) -> str:
     falling = [name for name, kind in schedules.items() if kind != "constant"]
     if not falling:
         return text
-    return f"{text}: the schedule of {' and of '.join(falling)} is now over all of them, and goes back"
+    names = " and of ".join(falling)
+    return f"{text}: the schedule of {names} is now over all of them, and goes on from an earlier value"
 
 
 def refuse_changes(config: Config, changes: Mapping[str, Any]) -> None:

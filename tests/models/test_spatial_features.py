@@ -92,7 +92,7 @@ def test_blocks_and_times_are_the_parts_of_the_whole_in_their_order(method: Meth
 
 @pytest.mark.parametrize("method", ["ddpm"], indirect=True)
 @torch.no_grad()
-def test_a_ddpm_looks_at_images_with_one_noise_and_the_paper_s_share_of_it(method: Method) -> None:
+def test_a_ddpm_looks_at_images_with_one_noise_at_the_levels_of_the_paper(method: Method) -> None:
     assert isinstance(method, DDPM)
     model, x = spatial(method), images(2)
     assert model.spatial_times == (16, 48, 79)  # as noisy as 50, 150, 250 of 1,000: the betas are the same
