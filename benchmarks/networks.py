@@ -43,6 +43,7 @@ CPU = torch.device("cpu")
 COMMON: dict[str, Any] = {"data": "synthetic", "conditional": True, "sample_every": 0}
 V: dict[str, Any] = {"prediction": "v", "loss": "mse"}
 RECIPE: dict[str, Any] = {"learning_rate": 8e-4, "schedule": "cosine", "warmup_epochs": 0.5}
+MIDDLE: dict[str, Any] = {"beta_schedule": "cosine", "timestep_sampling": "logit_normal"}
 # Networks under one recipe, and recipes for one network
 CANDIDATES: dict[str, dict[str, Any]] = {
     "tiny, epsilon": {"network": "tiny", **RECIPE},
@@ -50,6 +51,8 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "compact, epsilon": {"network": "compact"},
     "compact, v": {"network": "compact", **V},
     "compact, v, cosine": {"network": "compact", **V, "beta_schedule": "cosine"},
+    "compact, v, cosine, logit-normal": {"network": "compact", **V, **MIDDLE},
+    "tiny, v, cosine, logit-normal": {"network": "tiny", **RECIPE, **V, **MIDDLE},
     "compact, v, min-SNR": {"network": "compact", **V, "weighting": "min_snr"},
     "compact, v, rate 4e-4": {"network": "compact", **V, "learning_rate": 4e-4},
     "compact, v, batch 32": {"network": "compact", **V, "batch_size": 32},
@@ -68,6 +71,7 @@ def main() -> None:
     """Train and measure every candidate that is missing in the result."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.networks", description=__doc__)
     parser.add_argument("--minutes", type=float, default=60.0, help="of each training")
+    parser.add_argument("--epochs", type=int, help="instead of --minutes, for networks of one speed")
     parser.add_argument("--only", nargs="*", choices=list(CANDIDATES), default=list(CANDIDATES))
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--unread", action="store_true")
@@ -77,15 +81,15 @@ def main() -> None:
         speed()
         return
     rows: list[dict[str, Any]] = json.loads(asked.out.read_text())["rows"] if asked.out.exists() else []
-    done = {(row["candidate"], row["minutes"]) for row in rows}
+    length: dict[str, Any] = {"epochs": asked.epochs} if asked.epochs else {"minutes": asked.minutes}
     readers = () if asked.unread else READERS
     networks = {reader.name: trained(reader, load("synthetic", "train"), 4) for reader in readers}
     for name in asked.only:
-        if (name, asked.minutes) in done:
+        if any(row.items() >= ({"candidate": name} | length).items() for row in rows):
             continue
         with tempfile.TemporaryDirectory() as folder:
-            row = candidate(CANDIDATES[name], asked.minutes, Path(folder) / "run", networks)
-        rows.append({"candidate": name, "minutes": asked.minutes, **row})
+            row = candidate(CANDIDATES[name], asked.epochs, asked.minutes, Path(folder) / "run", networks)
+        rows.append({"candidate": name, **length, **row})
         print(json.dumps(rows[-1]), flush=True)
         command = shlex.join(["python", "-m", "benchmarks.networks", *sys.argv[1:]])
         about = {"device": describe(CPU), "threads": torch.get_num_threads(), "torch": torch.__version__}
@@ -93,13 +97,18 @@ def main() -> None:
 
 
 def candidate(
-    settings: dict[str, Any], minutes: float, folder: Path, networks: dict[str, nn.Module]
+    settings: dict[str, Any],
+    epochs: int | None,
+    minutes: float,
+    folder: Path,
+    networks: dict[str, nn.Module],
 ) -> dict[str, Any]:
-    """Train with these settings for about as many minutes, and measure."""
+    """Train with these settings for so many epochs, or about as many minutes, and measure."""
     config = configs.make("ddpm", COMMON | settings)
     options = Options(device="cpu", out=folder)
-    speed = pace(config, options)
-    epochs = max(1, int(60 * minutes * speed.images_per_second / speed.images))
+    if epochs is None:
+        speed = pace(config, options)
+        epochs = max(1, int(60 * minutes * speed.images_per_second / speed.images))
     start = time.perf_counter()
     run.start(config.updated({"epochs": epochs}), options)
     seconds = time.perf_counter() - start

@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from genssl import files, paths, run_info
@@ -35,6 +36,9 @@ def main() -> None:
     for pattern in KEPT:
         for file in asked.run.glob(pattern):
             shutil.copy(file, target / file.name)
+    for sheet in target.glob("*-over-epochs.png"):
+        # A third of the size, for pictures of 32 pixels that show how a training went
+        Image.open(sheet).convert("RGB").quantize(256).save(sheet, optimize=True)
     about = json.loads((asked.run / "environment.json").read_text(encoding="utf-8"))
     about["command"] = command(about["command"], target.name)
     files.write_json(target / "environment.json", about)
