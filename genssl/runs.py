@@ -13,7 +13,7 @@ from genssl import config as configs
 from genssl import files, hub, paths, run_info
 from genssl.data.registry import short_name
 from genssl.errors import FAILED_RUN, UserError
-from genssl.settings import Config
+from genssl.settings import Config, differences
 
 
 def known(method: str | None = None, *, arms: bool = False) -> list[run_info.RunInfo]:
@@ -296,16 +296,17 @@ def begun(
     same = [
         file
         for file in parent.glob(f"*/{run_info.CONFIG}")
-        if numbered.fullmatch(file.parent.name) and _read_config(file) == config
+        if numbered.fullmatch(file.parent.name) and _is_of(file, config)
     ]
     return max(same, key=lambda file: file.stat().st_mtime).parent if same else None
 
 
-def _read_config(file: Path) -> Config | None:
+def _is_of(file: Path, config: Config) -> bool:
+    """Whether a stored config is that of a run that these settings began, which may have read its classes."""
     try:
-        return run_info.read_config(file)
+        return not differences(config, run_info.read_config(file))
     except UserError:
-        return None
+        return False
 
 
 def check_free(out: Path) -> None:

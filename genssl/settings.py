@@ -70,7 +70,7 @@ class Config(BaseModel):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
     # What is measured and drawn while training
-    sample_every: NonNegativeInt = 5  # epochs between pictures; 0: none
+    sample_every: NonNegativeInt = 5  # epochs between pictures and held-out losses; 0: none
     knn_every: NonNegativeInt = 0  # epochs between nearest-neighbor accuracies of the features; 0: none
 
     needs_labels: ClassVar[bool] = False  # it learns them, whatever its settings
@@ -130,9 +130,8 @@ class Config(BaseModel):
         changes = checked_names(type(self), changes)
         values = {**self.model_dump(), **changes}
         # Without a choice that needs labels, the number of classes that came with them goes, too
-        if not self.needs_labels and not any(values.get(name) for name in USES_LABELS):
-            values = {name: value for name, value in values.items() if name not in FROM_DATA - {*changes}}
-        return validated(type(self), values)
+        changed = validated(type(self), {name: values[name] for name in values if name not in FROM_DATA})
+        return validated(type(self), values) if changed.uses_labels or FROM_DATA & {*changes} else changed
 
 
 def differences(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -135,6 +136,29 @@ def test_a_run_of_an_earlier_version_is_the_begun_one(
     (damaged / run_info.CONFIG).write_text("{")
     assert runs.begun(config) == folder
     assert runs.begun(config.updated({"seed": 1})) is None
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [("classifier", {}), ("vae", {"conditional": True}), ("simsiam", {"online_probe": True})],
+)
+def test_the_classes_that_training_has_read_are_no_other_settings(
+    method: str, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GENSSL_CHECKPOINTS", str(tmp_path))
+    config = configs.make(method, {"data": "synthetic", **settings})
+    folder, _ = runs.new_folder(config)
+    (folder / run_info.CONFIG).write_text(config.updated({"num_classes": 10}).to_json())
+    assert runs.begun(config) == folder
+    assert runs.begun(config.updated({"num_classes": 9})) is None
+
+
+@pytest.mark.parametrize("no", [False, "false", "off", 0])
+def test_the_number_of_classes_goes_with_the_choice_that_needs_it(no: object) -> None:
+    config = configs.make("ddpm", {"conditional": "true", "num_classes": 10})
+    assert config.updated({"conditional": no}) == configs.make("ddpm", {})
+    with pytest.raises(UserError, match="num_classes is for conditional=true"):
+        config.updated({"conditional": no, "num_classes": 10})
 
 
 def test_a_network_brings_its_recipe_where_nothing_else_is_said() -> None:

@@ -414,7 +414,8 @@ def _smaller(configs: Sequence["Config"], options: "Options", option: str, liste
     changes = {name: value for name, value in first.on_a_cpu.items() if getattr(first, name) != value}
     trial = pace(first.updated(first.with_recipe(changes)), options, listen)
     length = fit(trial.images_per_second, trial.images, first.epochs, SMALLER / len(configs))
-    words = ["genssl", *_without(arguments(), {"--epochs", "--limit", "--batch-size"})]
+    keys = {*changes, "epochs", "limit", "batch_size"}
+    words = ["genssl", *_without(arguments(), {"--epochs", "--limit", "--batch-size"}, option, keys)]
     for name, value in changes.items():
         words += [option, f"{name}={'none' if value is None else value}"]
     words += ["--epochs", str(length.epochs)]
@@ -423,15 +424,20 @@ def _smaller(configs: Sequence["Config"], options: "Options", option: str, liste
     return f"smaller, about {readable_seconds(length.seconds * len(configs))}: {shlex.join(words)}"
 
 
-def _without(words: Iterable[str], options: set[str]) -> list[str]:
-    """A command line without some of its options and their values."""
+def _without(words: Iterable[str], options: set[str], setting: str, keys: set[str]) -> list[str]:
+    """A command line without some options and their values, and without some keys of `setting` KEY=VALUE."""
+    from genssl.settings import RENAMED, SHORT
+
     remaining: list[str] = []
-    skip = False
-    for word in words:
-        if skip:
-            skip = False
-        elif word in options:
-            skip = True
-        elif word.split("=")[0] not in options:
+    left = list(words)
+    while left:
+        word = left.pop(0)
+        name, equals, value = word.partition("=")
+        if name not in {*options, setting}:
             remaining.append(word)
+            continue
+        value = value if equals else left.pop(0)
+        key = value.partition("=")[0].strip()
+        if name == setting and (SHORT | RENAMED).get(key, key) not in keys:
+            remaining += [name, value]
     return remaining

@@ -355,10 +355,17 @@ class SampleSource:
     def _undivided(self) -> "Split | None":
         """All real images, where they have no parts and nothing was trained on them."""
         from genssl.data.loading import load_undivided
+        from genssl.data.subset import with_channels
 
         if self.loaded is not None and base_name(self.data) == base_name(self.training_data):
             return None
-        return load_undivided(self.data, image_size=self.image_size, skip_bad=self.skip_bad)
+        # As the run reads its own images
+        config = None if self.loaded is None else self.loaded.info.config
+        ways: dict[str, Any] = {}
+        if config is not None:
+            ways = {"fit": config.fit, "zip_encoding": config.zip_encoding}
+        split = load_undivided(self.data, image_size=self.image_size, skip_bad=self.skip_bad, **ways)
+        return None if split is None else with_channels(split, COLOR if config is None else config.channels)
 
     def _read(self, data: str, split: RunSplitName) -> "Split":
         if self.loaded is not None:

@@ -98,7 +98,7 @@ def data_preview(
     if settings and views is None:
         raise UserError("--set is for the settings of a method's views; name the method with --views")
     picture_path = _outputs.target(Path("preview.png"), "preview", out).picture
-    config = _config(views, settings or []) if views else None
+    config = _config(views, data, settings or []) if views else None
     from genssl import figures, files
 
     images = read_split(data, split, image_size, seed, skip_bad, fit=fit, zip_encoding=zip_encoding)
@@ -169,10 +169,11 @@ def cache_clear(
     echo(f"removed {len(removed)} of the cache {cache.cache_folder()}, {size:,.1f} MB")
 
 
-def _config(method: str, settings: list[str]) -> "Config":
+def _config(method: str, data: str, settings: list[str]) -> "Config":
     from genssl import config as configs
 
-    return configs.make(method, _options.parse_settings(settings))
+    # With the data, on which it depends whether images are flipped
+    return configs.make(method, {"data": data, **_options.parse_settings(settings)})
 
 
 def _views_picture(split: "Split", config: "Config", seed: int, header: str) -> "Image":

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 runs_app = typer.Typer(no_args_is_help=True, help="Trained runs.")
 NO_WEIGHTS = "no weights yet, damaged, or a link elsewhere"
 Runs = Annotated[list[str], typer.Argument(metavar="REF...", help="Names or paths of runs, or methods.")]
+Folders = Annotated[list[str], typer.Argument(metavar="REF...", help="Names or paths of runs.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -123,7 +124,7 @@ def _differing(records: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
 
 
 @runs_app.command("remove")
-def runs_remove(references: Runs, yes: _options.Yes = False) -> None:
+def runs_remove(references: Folders, yes: _options.Yes = False) -> None:
     """Delete runs with all their files; a terminal is asked first."""
     from genssl import runs
 

@@ -47,7 +47,9 @@ def train(
     timesteps: Annotated[int | None, typer.Option(help="Number of diffusion steps (DDPM).")] = None,
     seed: _options.TrainingSeed = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
-    sample_every: Annotated[int | None, typer.Option(help="Epochs between sample grids; 0: none.")] = None,
+    sample_every: Annotated[
+        int | None, typer.Option(help="Epochs between pictures and held-out losses; 0: none.")
+    ] = None,
     knn_every: _options.KnnEvery = None,
     skip_bad: Annotated[bool | None, typer.Option("--skip-bad", help="Skip unreadable files.")] = None,
     zip_encoding: _options.ZipEncoding = None,
@@ -196,6 +198,7 @@ def _with_remix(config: "Config") -> "Config":
 def _resolve(method: str | None, file: Path | None, changes: dict[str, Any]) -> "Config":
     from genssl import config as configs
     from genssl import paths, run_info
+    from genssl.settings import FROM_DATA
 
     if file is not None:
         if file == SHIPPED and not file.exists() and method is not None:
@@ -206,6 +209,9 @@ def _resolve(method: str | None, file: Path | None, changes: dict[str, Any]) -> 
         saved = run_info.read_config(file)
         if method is not None and configs.config_class(method) is not type(saved):
             raise UserError(f"{file} is the config of a {saved.method}, not of a {method}; name one of them")
+        if changes.get("data", saved.data) != saved.data:
+            # Other data have their own number of classes
+            changes = dict.fromkeys(FROM_DATA & saved.model_dump().keys()) | changes
         return saved.updated(changes)
     if method is None:
         raise UserError(f"which method? known: {', '.join(sorted(configs.methods()))}")

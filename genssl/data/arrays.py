@@ -15,7 +15,7 @@ from genssl.data import cache
 from genssl.data.cache import Arrays, LazyArray, Progress
 from genssl.data.decode import Bytes, from_pixels
 from genssl.data.fit import Fit
-from genssl.data.image_folder import data_name
+from genssl.data.image_folder import DataWarning, data_name
 from genssl.data.layout import PARTS, natural
 from genssl.data.registry import Shape, short_name
 from genssl.data.split import Split
@@ -165,21 +165,23 @@ def _by_part(path: Path, arrays: Sequence[Stored]) -> dict[str, dict[str, Stored
     return parts
 
 
-def _choose_parts(path: Path, parts: dict[str, dict[str, Stored]]) -> dict[str, dict[str, Stored]]:
-    """Train and test, the validation part where there is no test; else a single part, which is all."""
+def _choose_parts(
+    path: Path, parts: dict[str, dict[str, Stored]]
+) -> tuple[dict[str, dict[str, Stored]], list[str]]:
+    """Train and test, the validation part where there is no test; else a single part, which is all.
+
+    Behind them notes on what is left out.
+    """
     held_out = "test" if "test" in parts else "validation"
     if len(parts) == 1:
-        return {"all": next(iter(parts.values()))}
+        return {"all": next(iter(parts.values()))}, []
     if not {"train", held_out} <= set(parts):
         raise UserError(
             f"{path} has images for {' and '.join(sorted(parts))}; give train and test, or one part"
         )
     unused = [str(pair["images"]) for part, pair in parts.items() if part not in {"train", held_out}]
-    if unused:
-        warnings.warn(
-            f"{', '.join(unused)} in {path} is left out: train and {held_out} are used", stacklevel=4
-        )
-    return {"train": parts["train"], "test": parts[held_out]}
+    notes = [f"{', '.join(unused)} is left out: train and {held_out} are used"] if unused else []
+    return {"train": parts["train"], "test": parts[held_out]}, notes
 
 
 def _pixels(array: Stored) -> Callable[[npt.NDArray[Any]], Bytes]:
@@ -284,7 +286,7 @@ def read(
             do not fit each other, or there are Python objects.
     """
     squares = Fit(image_size, fit)
-    parts = _choose_parts(path, _by_part(path, _stored(path)))
+    parts, notes = _choose_parts(path, _by_part(path, _stored(path)))
     labels = {
         part: _label_values(pair["labels"], pair["images"].shape[0])
         for part, pair in parts.items()
@@ -295,7 +297,7 @@ def read(
         part: _squares(pair["images"], squares, f"reading {path.name}", progress)
         for part, pair in parts.items()
     }
-    return store(key, path, images, numbers, classes, squares)
+    return store(key, path, images, numbers, classes, squares, notes)
 
 
 def _squares(array: Stored, fit: Fit, what: str, progress: Progress | None) -> LazyArray:
@@ -333,16 +335,28 @@ def store(
     labels: Mapping[str, npt.NDArray[np.int64]],
     classes: tuple[str, ...],
     fit: Fit,
+    notes: Sequence[str],
 ) -> dict[str, Split]:
-    """Write each part to the cache, or to memory without a key; a warning where cropping leaves much out."""
+    """Write each part to the cache, or to memory without a key, with notes on what is left out.
+
+    They are warnings, too, with another where cropping leaves much out.
+    """
     name = data_name(path) if isinstance(path, Path) else short_name(path)
     source = str(path.resolve()) if isinstance(path, Path) else path
     splits, total, cropped = {}, 0, 0
     for part, rows in images.items():
         arrays: Arrays = {"images": rows} | ({"labels": labels[part]} if part in labels else {})
-        splits[part] = cache.store(key, part, arrays, classes, name, source=source)
+        splits[part] = cache.store(
+            key, part, arrays, classes, name, source=source, notes=lambda: [*_cropped(fit), *notes]
+        )
         total, cropped = total + fit.images, cropped + fit.cropped
     fit.images, fit.cropped = total, cropped
-    if notice := fit.notice(source):
-        warnings.warn(notice, stacklevel=3)
+    for note in [*_cropped(fit), *notes]:
+        warnings.warn(f"{source}: {note}", DataWarning, stacklevel=3)
     return splits
+
+
+def _cropped(fit: Fit) -> list[str]:
+    """The note on what cropping has left out, if it is much."""
+    notice = fit.notice()
+    return [] if notice is None else [notice]

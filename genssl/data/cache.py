@@ -266,7 +266,9 @@ def write_split(path: Path, split: "Split", source: str = "") -> None:
     optional = {"labels": split.labels, "masks": split.masks}
     tensors = {"images": split.images} | {name: t for name, t in optional.items() if t is not None}
     arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
-    write_arrays(path, arrays, split.classes, split.name, split.part, split.digest, source, notes=split.notes)
+    write_arrays(
+        path, arrays, split.classes, split.name, split.part, split.digest, source, lambda: split.notes
+    )
 
 
 def write_arrays(
@@ -277,9 +279,11 @@ def write_arrays(
     part: str,
     digest: str | None = None,
     source: str = "",
-    notes: Sequence[str] = (),
+    notes: Callable[[], Sequence[str]] = tuple,
 ) -> None:
     """Write an entry with about PIECE bytes in memory; the digest is that of the content if None.
+
+    `notes` is asked when all images have been read.
 
     Raises:
         OSError: the folder cannot be written, or the disk is full.
@@ -301,7 +305,7 @@ def write_arrays(
             "part": part,
             "classes": list(classes),
             "source": source,
-            "notes": list(notes),
+            "notes": list(notes()),
             "digest": digest or content.hexdigest(),
             "shape": list(arrays["images"].shape),
             "bytes": {kind: (temporary / f"{kind}.npy").stat().st_size for kind in (*sorted(arrays), SUMS)},
@@ -329,6 +333,7 @@ def store(
     name: str,
     digest: str | None = None,
     source: str = "",
+    notes: Callable[[], Sequence[str]] = tuple,
 ) -> "Split":
     """Write an entry and return it, memory-mapped; in memory without a key, or where it cannot be."""
     import numpy as np
@@ -340,12 +345,15 @@ def store(
     if key:
         path = split_path(key, part)
         with contextlib.suppress(OSError):  # load_or_build warns, when it cannot write either
-            write_arrays(path, arrays, classes, name, part, digest, source)
+            write_arrays(path, arrays, classes, name, part, digest, source, notes)
         if split := read_split(path):
             return split
     whole = {kind: torch.from_numpy(np.concatenate([*_pieces(array)])) for kind, array in arrays.items()}
     digest = digest or tensor_digest(whole)
-    return Split(whole["images"], whole.get("labels"), tuple(classes), name, part, digest, whole.get("masks"))
+    return Split(
+        whole["images"], whole.get("labels"), tuple(classes), name, part, digest, whole.get("masks"),
+        tuple(notes()),
+    )  # fmt: skip
 
 
 def _write_npy(

@@ -50,11 +50,11 @@ class Fit:
             return image
         return image.resize((self.size, self.size), self.resampling)
 
-    def notice(self, source: str = "") -> str | None:
+    def notice(self) -> str | None:
         """What cropping left out, for the user; None: never more than a third."""
         if not self.cropped:
             return None
         return (
-            f"the center square leaves out more than a third of {self.cropped:,} of {self.images:,} images"
-            f"{source and f' in {source}'}; --fit pad or --fit stretch shows the whole of them"
+            f"the center square leaves out more than a third of {self.cropped:,} of {self.images:,} images; "
+            "--fit pad or --fit stretch shows the whole of them"
         )

@@ -4,7 +4,6 @@ import importlib.util
 import json
 import os
 import re
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -85,13 +84,13 @@ def read(
     Raises:
         UserError: pyarrow is missing; files are damaged or missing; there is no column of images, or several.
     """
-    groups = {"all": [path]} if path.is_file() else _group(path)
+    groups, notes = ({"all": [path]}, []) if path.is_file() else _group(path)
     tables = {part: _table(path, files) for part, files in groups.items()}
-    return _convert(key, path, tables, Fit(image_size, fit), skip_bad, progress)
+    return _convert(key, path, tables, Fit(image_size, fit), skip_bad, progress, notes)
 
 
-def _group(path: Path) -> dict[str, list[Path]]:
-    """The files of each part.
+def _group(path: Path) -> tuple[dict[str, list[Path]], list[str]]:
+    """The files of each part, and notes on what is left out.
 
     Raises:
         UserError: a file of a part is missing, or the files are of several data sets.
@@ -126,8 +125,11 @@ def _require_all(path: Path, split: str, files: Sequence[Path]) -> None:
         )
 
 
-def _choose(splits: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Of splits by their names, train and test, or validation where there is no test; else all as one."""
+def _choose(splits: Mapping[str, Any], source: str) -> tuple[dict[str, Any], list[str]]:
+    """Of splits by their names, train and test, or validation where there is no test; else all as one.
+
+    Behind them notes on what is left out.
+    """
     parts: dict[str, str] = {}
     for name in splits:
         if part := _part(name):
@@ -141,9 +143,8 @@ def _choose(splits: Mapping[str, Any], source: str) -> dict[str, Any]:
         chosen = {"all": splits[next(iter(used))]}
     else:
         raise UserError(f"{source} has the splits {', '.join(splits)}, and none is called train; name a file")
-    if unused := [name for name in splits if name not in used]:
-        warnings.warn(f"of {source} these splits are left out: {', '.join(unused)}", stacklevel=4)
-    return chosen
+    unused = [name for name in splits if name not in used]
+    return chosen, [f"these splits are left out: {', '.join(unused)}"] if unused else []
 
 
 def _table(path: Path, files: Sequence[Path]) -> Table:
@@ -246,8 +247,9 @@ def _convert(
     fit: Fit,
     skip_bad: bool,
     progress: Progress | None,
+    notes: Sequence[str],
 ) -> dict[str, Split]:
-    images, labels = {}, {}
+    images, labels, left_out = {}, {}, list(notes)
     first = next(iter(tables.values()))
     label, names = label_column(first)
     for part, table in tables.items():
@@ -258,6 +260,9 @@ def _convert(
         bad = _bad_rows(table, column, values, fit) if skip_bad else {}
         if len(bad) == table.n:
             raise UserError(f"{table.name} has no usable image among {table.n:,} rows; name another file")
+        if bad:
+            some = ", ".join(f"row {i:,} ({reason})" for i, reason in [*bad.items()][:3])
+            left_out.append(f"{len(bad):,} of {table.n:,} rows in {table.name} are left out: {some}")
         rows = partial(_rows, table, column, values, bad, fit)
         images[part] = in_turn(rows, table.n - len(bad), fit, f"reading {table.name}", progress)
         if values is not None:
@@ -268,7 +273,7 @@ def _convert(
         numbers, classes = number_labels(labels)
     else:
         numbers, classes = labels, names
-    return store(key, path, images, numbers, classes, fit)
+    return store(key, path, images, numbers, classes, fit, left_out)
 
 
 def _rows(
@@ -301,9 +306,6 @@ def _bad_rows(table: Table, column: str, values: Sequence[Any] | None, fit: Fit)
             _image(cell, replace(fit))
         except BadImage as error:
             bad[i] = str(error)
-    if bad:
-        some = ", ".join(f"row {i:,} ({reason})" for i, reason in [*bad.items()][:3])
-        warnings.warn(f"{len(bad):,} of {table.n:,} rows in {table.name} are left out: {some}", stacklevel=4)
     return bad
 
 
@@ -331,9 +333,9 @@ def read_hub(
             f"bring its {SUFFIX} files here and use --data FOLDER, or --data synthetic",
             FAILED_RUN,
         ) from error
-    chosen = _choose(dict(splits), data)
+    chosen, notes = _choose(dict(splits), data)
     tables = {part: _hub_table(datasets, data, split) for part, split in chosen.items()}
-    return _convert(key, data, tables, Fit(image_size, fit), skip_bad, progress)
+    return _convert(key, data, tables, Fit(image_size, fit), skip_bad, progress, notes)
 
 
 def _config(datasets: Any, name: str) -> str | None:

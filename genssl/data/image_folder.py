@@ -346,7 +346,7 @@ def _write(
         entry = folder / f"{task.key}-{name}"
         with _writing():
             source = printable(str(task.path.resolve()))
-            cache.write_arrays(entry, arrays, classes, task.name, name, source=source, notes=notes)
+            cache.write_arrays(entry, arrays, classes, task.name, name, source=source, notes=lambda: notes)
         split = cache.read_split(entry)
         if split is None:
             raise Unwritable(f"{entry} cannot be read back")

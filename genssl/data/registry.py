@@ -1,6 +1,7 @@
 """What --data may be called: known data sources, paths, and remixes of both; and what is cached. No torch."""
 
 import difflib
+import hashlib
 import os
 import re
 from collections.abc import Callable
@@ -154,9 +155,16 @@ def hub_name(data: str) -> tuple[str, str | None]:
 
 
 def hub_key(data: str, *options: object) -> str:
-    """The cache key of a data set of the hub."""
+    """The cache key of a data set of the hub.
+
+    Examples:
+        >>> hub_key("hf:owner/cifar-100", 32) == hub_key("hf:owner/cifar/100", 32)
+        False
+    """
     hub_name(data)
-    return "-".join(["hf", *data.removeprefix(HUB).split("/"), *map(str, options)])
+    # OWNER, NAME and CONFIG may have dashes of their own
+    exact = hashlib.sha256(data.encode()).hexdigest()[:8]
+    return "-".join(["hf", *data.removeprefix(HUB).split("/"), exact, *map(str, options)])
 
 
 def path_of(data: str) -> Path:

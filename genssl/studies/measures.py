@@ -239,7 +239,11 @@ def measured(folder: Path, device: torch.device, listen: Listener) -> Measured:
 def unmeasured(folders: Iterable[Path], device: torch.device) -> list[Config]:
     """The settings of those runs of which not every number is kept: `measured` will need their data."""
     infos = map(run_info.inspect, folders)
-    return [info.config for info in infos if not set(MEASURES) <= set(_read_kept(info, device)["measures"])]
+    return [
+        info.config.updated({"data": locate(info.config.data, run_info.data_path(info.folder))})
+        for info in infos
+        if not set(MEASURES) <= set(_read_kept(info, device)["measures"])
+    ]
 
 
 def measure(

@@ -44,7 +44,8 @@ class Clock:
         self._images += images
 
     def restart_window(self) -> None:
-        """Measure the speed from here on."""
+        """Measure the speed from here on; until there is something to measure, it is that of before."""
+        self.images_per_second()
         self._window, self._images = time.perf_counter(), 0
 
     def images_per_second(self) -> float:

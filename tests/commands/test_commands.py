@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 import genssl
 from genssl import checkpoint, files, paths, run_info
 from genssl.cli import Program, app
+from genssl.commands import data as data_module
+from genssl.data.augment.views import Standard, choose_views
 from genssl.data.loading import load
 from genssl.eval import importance_ll as evaluation
 from genssl.metrics.sharpness import mean_sharpness
@@ -219,6 +221,13 @@ def test_data_preview_and_list(digits: Path, tmp_path: Path) -> None:
     native_grid(Image.open(tmp_path / "views.png"), 3, 3)
 
 
+@pytest.mark.parametrize(("data", "flips"), [("svhn", False), ("cifar10", True)])
+def test_views_are_shown_as_training_sees_them(data: str, flips: bool) -> None:
+    views = choose_views(data_module._config("simsiam", data, []), tuple("0123456789"))
+    assert isinstance(views, Standard)
+    assert views.flips == flips
+
+
 def test_data_export_writes_the_very_pixels(digits: Path, tmp_path: Path) -> None:
     result = call("data", "export", digits, "--out", tmp_path / "real", "-n", 7)
     assert result.exit_code == 0, result.output
@@ -409,6 +418,12 @@ def test_train_takes_the_settings_of_the_weights_that_ship(
     config = run_info.inspect(tmp_path / "run").config
     shipped = run_info.inspect(paths.shipped_root() / "vae").config
     assert config == shipped.updated({"data": str(digits), "epochs": 1})
+    # Of data with another number of classes
+    two = tmp_path / "two"
+    shutil.copytree(digits, two, ignore=shutil.ignore_patterns(*"23456789"))
+    changes = ["--set", "network=tiny", "--data", two, "--dry-run", "--device", "cpu"]
+    result = call("train", "ddpm", "--config", "shipped", *changes)
+    assert result.exit_code == 0, result.output
     assert "no such config file: shipped" in call("train", "--config", "shipped").stderr
     assert "no such config file" in call("train", "byol", "--config", "shipped").stderr
 

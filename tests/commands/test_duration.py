@@ -57,6 +57,16 @@ def test_the_total_comes_first_and_a_smaller_command_beside_it(capsys: pytest.Ca
 
 
 @pytest.mark.usefixtures("tried")
+def test_the_smaller_command_names_every_setting_once(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--set network=base", "--set=bs=32", "--set epochs=70", "--set lr=0.1", "--seed=3", "--yes"]
+    settings = {"epochs": 70, "network": "base", "batch_size": 32, "learning_rate": 0.1, "seed": 3}
+    confirm(" ".join(["train ddpm", *given]), [configs.make("ddpm", settings)])
+    second = capsys.readouterr().err.splitlines()[1]
+    kept = "genssl train ddpm --set lr=0.1 --seed=3 --yes --set network=compact --epochs"
+    assert kept in second
+
+
+@pytest.mark.usefixtures("tried")
 def test_the_smaller_command_of_a_study_is_for_all_its_arms(capsys: pytest.CaptureFixture[str]) -> None:
     arms = [configs.make("simsiam", {"stop_gradient": stop}) for stop in (True, False)]
     confirm("ablate simsiam --no-stopgrad", arms, option="--base")

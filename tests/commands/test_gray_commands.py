@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from genssl import checkpoint, run_info
+from genssl.commands._run import SampleSource, feature_space, load_run
 from genssl.data import loading as load_module
 from genssl.data.loading import load
 from genssl.export import onnx
@@ -270,3 +271,27 @@ def test_other_numbers_are_refused_in_one_line(value: str, gray: Path) -> None:
         assert result.exit_code == 2
         (line,) = result.output.splitlines()
         assert line == f"genssl: channels must be 1 (gray) or 3 (color) (got '{value}')"
+
+
+def test_images_without_parts_are_read_as_the_run_reads_its_own(gray: Path, tmp_path: Path) -> None:
+    shape = np.random.default_rng(0).integers(0, 255, (12, 48, 16, 3), np.uint8)
+    for i, pixels in enumerate(shape):
+        (tmp_path / "tall").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "tall" / f"{i}.png")
+    run = tmp_path / "run"
+    ways = [*METHODS["vae"], "--fit", "pad", "--channels", 1, "--epochs", 1, "--device", "cpu"]
+    result = call("train", "vae", "--data", gray, *ways, "--out", run)
+    assert result.exit_code == 0, result.output
+    cpu = torch.device("cpu")
+    loaded = load_run(str(run), None, "cpu")
+    space, _ = feature_space("pixels", 32, "cpu")
+    source = SampleSource(
+        loaded, None, cpu, space, 32, str(tmp_path / "tall"), str(gray), None, 0, skip_bad=False
+    )
+    real = source.real("test", 4, 0)
+    assert real.images.shape == (4, 1, 32, 32)
+    # White beside the tall images, not their center
+    assert (real.images[..., 0] == 255).all()
+    found = json_of("fidelity", run, "--data", tmp_path / "tall", "-n", 8, "-k", 2, "--features", "pixels",
+                    "--no-memorization", "--device", "cpu")  # fmt: skip
+    assert found["real_images"] == 8

@@ -1,6 +1,7 @@
 """Images from .npz and .npy files, against the arrays themselves and the same images as files."""
 
 import io
+import re
 import warnings
 import zipfile
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from genssl.data.decode import decode
 from genssl.data.loading import load, read_unlabeled
+from genssl.data.registry import PARTS
 from genssl.errors import UserError
 
 RANDOM = np.random.default_rng(0)
@@ -69,8 +71,24 @@ def test_parts_by_name(tmp_path: Path) -> None:
         (("images", IMAGES[..., 0]), ("labels", LABELS[:, None]))
     }  # fmt: skip
     data = save(tmp_path / "medical.npz", **medical)
-    with pytest.warns(UserWarning, match="val_images .* left out"):
+    left_out = "val_images .* is left out: train and test are used"
+    with pytest.warns(UserWarning, match=left_out):
         assert len(load(data, "test", image_size=8)) == 12
+    # Also where the data come from the cache, silently
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (note,) = load(data, "test", image_size=8).notes
+    assert re.match(left_out, note)
+
+
+def test_notes_say_what_cropping_left_out(tmp_path: Path) -> None:
+    wide = np.zeros((10, 8, 20, 3), np.uint8)
+    data = save(tmp_path / "wide.npz", x_train=wide, x_test=wide[:4])
+    with pytest.warns(UserWarning, match="more than a third of 14 of 14 images"):
+        load(data, "train", image_size=8)
+    (train,), (test,) = (load(data, part, image_size=8).notes for part in PARTS)
+    assert "more than a third of 10 of 10 images" in train
+    assert "more than a third of 4 of 4 images" in test
 
 
 @pytest.mark.parametrize(

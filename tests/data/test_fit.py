@@ -55,12 +55,12 @@ def test_the_crop_says_when_it_cuts_off_more_than_a_third(size: tuple[int, int],
     fit = Fit(8)
     fit(halves(*size))
     fit(halves(8, 8))
-    assert (fit.notice("x") is not None) is noted
-    assert not noted or "more than a third of 1 of 2 images" in str(fit.notice("x"))
+    assert (fit.notice() is not None) is noted
+    assert not noted or "more than a third of 1 of 2 images" in str(fit.notice())
     for shape in ("pad", "stretch"):
         other = Fit(8, shape)
         other(halves(*size))
-        assert other.notice("x") is None
+        assert other.notice() is None
 
 
 def test_an_unknown_way_is_refused() -> None:

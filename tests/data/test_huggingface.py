@@ -99,6 +99,7 @@ def test_bad_rows(tmp_path: Path, picture: Picture) -> None:
         load(path, "train")
     with pytest.warns(UserWarning, match="3 of 5 rows .* left out: row 1 "):
         train = load(path, "train", skip_bad=True)
+    assert "3 of 5 rows" in train.notes[0]
     test = load(path, "test", skip_bad=True)
     assert torch.equal(
         torch.cat([train.images, test.images]).sum(), expected(picture, range(4))[[0, 3]].sum()

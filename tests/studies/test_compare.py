@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
@@ -20,6 +21,7 @@ from genssl.eval.result import EvalResult
 from genssl.models.build import build
 from genssl.run_info import RunInfo
 from genssl.studies import compare as study
+from genssl.studies.measures import unmeasured
 from genssl.studies.results import Findings, Measured
 from genssl.training import run
 from genssl.training.events import Event, Note
@@ -99,6 +101,21 @@ def test_data_that_cannot_be_had_end_it_before_anything_is_measured(
         study.compare(folders, "cpu", events.append)
     assert [event for event in events if isinstance(event, Note)] == []
     assert not (folders[0] / "eval").exists()
+
+
+def test_a_run_finds_its_data_from_another_folder(
+    trained: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = run_info.inspect(trained / "vae-digits").config.updated({"data": digits.name, "sample_every": 0})
+    monkeypatch.setattr(RunFolder, "write_curves", lambda *_: None)
+    monkeypatch.chdir(digits.parent)
+    folder = run.start(config, Options(device="cpu", out=tmp_path / "here"))
+    # A folder of the same name that holds nothing
+    (tmp_path / "elsewhere" / digits.name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (measured,) = unmeasured([folder], torch.device("cpu"))
+    assert Path(measured.data) == digits
+    study.compare([folder, trained / "vae-digits"], "cpu", lambda _: None)
 
 
 @pytest.mark.usefixtures("pair")

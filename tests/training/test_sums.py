@@ -1,8 +1,11 @@
-"""The means of an epoch's losses."""
+"""The means of an epoch's losses, and its speed."""
+
+import time
 
 import torch
 
 from genssl.training.loop import LossMeter
+from genssl.training.signals import Clock
 
 YES, NO = torch.tensor(True), torch.tensor(False)
 
@@ -36,3 +39,11 @@ def test_an_epoch_continues_from_its_middle() -> None:
     continued.add({"loss": torch.tensor(5.0)}, 8, YES)
     assert continued.means() == whole.means() == {"loss": 3.5}
     assert continued.totals.keys() == {"loss"}
+
+
+def test_the_speed_of_an_epoch_that_ends_with_the_warm_steps_is_measured() -> None:
+    clock = Clock()
+    time.sleep(0.01)
+    clock.add_step(10)
+    clock.restart_window()
+    assert 0 < clock.images_per_second() <= 1_000
