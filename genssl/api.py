@@ -72,10 +72,9 @@ class Run:
         """The run of a REF: a path, a run's name, or a method's name (its newest run, finished ones first).
 
         Raises:
-            UserError: there is none.
+            UserError: there is none, or it is a model file without its folder.
         """
-        path = runs.find(str(reference))
-        return cls(path if path.is_dir() else path.parent)
+        return cls(runs.find_folder(str(reference)))
 
     @property
     def info(self) -> run_info.RunInfo:

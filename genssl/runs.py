@@ -206,9 +206,18 @@ def find_several(references: Sequence[str]) -> list[Path]:
 
 def _run_folder(reference: str) -> Path:
     arm = paths.parents(arms=True)[-1] / reference
-    path = arm if (arm / run_info.MODEL).exists() else find(reference)
+    return arm if (arm / run_info.MODEL).exists() else find_folder(reference)
+
+
+def find_folder(reference: str) -> Path:
+    """`find`, for what needs more of a run than its weights.
+
+    Raises:
+        UserError: as in `find`, or it is a model file without its folder.
+    """
+    path = find(reference)
     if path.is_file() and path.name != run_info.MODEL:
-        raise UserError(f"{path} is a file; compare needs its run folder, with {run_info.MODEL} in it")
+        raise UserError(f"{path} is a file; name its run folder, with {run_info.MODEL} in it")
     return path if path.is_dir() else path.parent
 
 

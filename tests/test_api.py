@@ -1,6 +1,7 @@
 """genssl.train, evaluate and Run: what the commands do, from Python."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -55,6 +56,16 @@ def test_a_run_tells_its_settings_numbers_and_samples(vae: genssl.Run) -> None:
     assert vae.sample(2).shape == (2, 3, 32, 32)
     assert vae.features(torch.zeros(2, 3, 32, 32)).shape == (2, 8)
     assert genssl.Run.find(vae.path) == vae == genssl.Run.find(vae.path / run_info.MODEL)
+
+
+def test_a_model_file_of_another_name_stands_for_no_run(vae: genssl.Run, tmp_path: Path) -> None:
+    other = shutil.copytree(vae.path, tmp_path / "run") / "other.safetensors"
+    shutil.copy(vae.path / run_info.MODEL, other)
+    with pytest.raises(UserError, match="name its run folder"):
+        genssl.Run.find(other)
+    for command in (["push", other, "someone/x", "--dry-run"], ["report", other]):
+        result = CliRunner().invoke(cli.app, [str(word) for word in command])
+        assert (result.exit_code, "name its run folder" in result.stderr) == (2, True)
 
 
 def test_callbacks_are_told_every_event(

@@ -178,8 +178,7 @@ def push(
     from genssl.export.card import model_card
 
     name = hub.name_of(name)
-    path = runs.find(run)
-    folder = path if path.is_dir() else path.parent
+    folder = runs.find_folder(run)
     card = model_card(folder, name)
     if dry_run:
         print(card)

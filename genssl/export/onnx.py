@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from genssl.errors import FAILED_RUN, UserError
 from genssl.export.torchvision import RANGE
+from genssl.models.flow import TIME_SCALE, Flow
 from genssl.models.method import CanDenoise, CanInterpolate, HasLatents, Method
 from genssl.pixels import to_bytes, to_model
 from genssl.runtime import generator
@@ -67,6 +68,19 @@ class Decoder(nn.Module):
         return to_bytes(mean), mean
 
 
+class Velocity(nn.Module):
+    """Noisy images x (B, C, H, W), times t (B,) in [0, 1] and labels (B,), if any -> velocity, shape of x."""
+
+    def __init__(self, method: Flow) -> None:
+        super().__init__()
+        self.network = method.network
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """As above."""
+        velocity: Tensor = self.network(x, TIME_SCALE * t, labels)
+        return velocity
+
+
 @dataclass(frozen=True)
 class Graph:
     """A graph to export.
@@ -110,13 +124,27 @@ def graphs(method: Method) -> dict[str, Graph]:
         }
     if isinstance(method, CanDenoise):
         t = torch.randint(method.schedule.timesteps, (CHECKED,), generator=source)
-        x = {"x": torch.randn(shape, generator=source), "t": t}
-        metadata = {
-            "x": f"noisy; clean is {RANGE}",
-            "alphas_cumprod": json.dumps(method.schedule.alphas_cumprod.tolist()),
-        }
+        x = {"x": torch.randn(shape, generator=source), "t": t, **_labels(method)}
+        alphas_cumprod = {"alphas_cumprod": json.dumps(method.schedule.alphas_cumprod.tolist())}
+        metadata = _of_noisy(method) | alphas_cumprod
         return {"network": Graph(method.network, x, (method.prediction,), metadata)}
-    return {"encoder": Graph(Features(method), images, ("features",), {})}
+    encoder = Graph(Features(method), images, ("features",), {})
+    if isinstance(method, Flow):
+        x = {"x": torch.randn(shape, generator=source), "t": torch.rand(CHECKED, generator=source)}
+        network = Graph(Velocity(method), x | _labels(method), ("velocity",), _of_noisy(method))
+        return {"network": network, "encoder": encoder}
+    return {"encoder": encoder}
+
+
+def _labels(method: Method) -> dict[str, Tensor]:
+    """The third input of a network with classes."""
+    return {"labels": torch.arange(CHECKED) % (method.classes + 1)} if method.classes else {}
+
+
+def _of_noisy(method: Method) -> dict[str, str]:
+    """What the inputs of a network of noisy images mean."""
+    labels = {"labels": f"a class, or {method.classes} for none"} if method.classes else {}
+    return {"x": f"noisy; clean is {RANGE}", **labels}
 
 
 def require_packages() -> None:
@@ -174,7 +202,13 @@ def check(content: bytes, graph: Graph) -> dict[str, Any]:
     """
     runtime = importlib.import_module("onnxruntime")
     session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    arrays = session.run(list(graph.outputs), {name: rows.numpy() for name, rows in graph.inputs.items()})
+    try:
+        arrays = session.run(list(graph.outputs), {name: rows.numpy() for name, rows in graph.inputs.items()})
+    except Exception as error:  # of onnxruntime, whose types are its own
+        line = str(error).splitlines()[0]
+        raise UserError(
+            f"the exported graph does not run ({line}); try another version of torch", FAILED_RUN
+        ) from error
     outputs = dict(zip(graph.outputs, map(torch.from_numpy, arrays), strict=True))
     with torch.inference_mode():
         expected = graph.module(*graph.inputs.values())

@@ -342,7 +342,7 @@ class DDPM(Method):
 
     def features_at(self, images: Tensor, level: int) -> Tensor:
         """`features` at another zero-based time, in [0, T)."""
-        t = torch.full((len(images),), level, device=images.device)
+        t = torch.full(images.shape[:1], level, device=images.device)
         return self.network.middle(extract(self.schedule.sqrt_alphas_cumprod, t, images) * images, t)
 
     @property

@@ -215,7 +215,9 @@ class Flow(Method):
 
         Each image stands for x_t at `features_t` by its mean, (1 - t) x: nothing is drawn.
         """
-        t = torch.full((len(images),), self.features_t, device=images.device)
+        t = images.new_full(
+            images.shape[:1], self.features_t
+        )  # len() would fix the batch of an exported graph
         return self.network.middle((1 - self.features_t) * images, TIME_SCALE * t)
 
     @property

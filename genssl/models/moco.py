@@ -16,7 +16,9 @@ from genssl.models.siamese import Siamese
 
 
 class MoCo(Siamese):
-    """Momentum contrast (He et al. 2020) with the head of its second version (Chen, Fan et al. 2020).
+    """Momentum contrast (He et al. 2020) with two layers in its head (MoCo v2: Chen, Fan et al. 2020).
+
+    The authors' head has no batch norm before its ReLU; this one has, as the other methods' heads here.
 
     The negatives are all of earlier batches, so that a query and its key, normalized by statistics of the
     same images, could be matched by these (section 3.3: the network "cheats"). The paper normalizes keys on

@@ -239,7 +239,8 @@ def _of_whole(slot: Whole, facts: Facts) -> tuple[ReportFigure, set[Path]]:
 def _of_run(slot: OfRun, contents: Contents) -> tuple[ReportFigure, set[Path]]:
     for run in ranked(contents.runs, slot.method):
         file = run.folder / (_newest_picture(run, slot.evaluation) if slot.command else slot.picture)
-        alt = f"Figure {slot.number}: {slot.title}, of the run {run.name}"
+        label = FURTHER_LABEL if slot.number is None else f"Figure {slot.number}"
+        alt = f"{label}: {slot.title}, of the run {run.name}"
         if not (pictures := embed(file, alt, contents.problems)):
             continue
         result = next((item for item in of_run(run) if slot.command and item.name == file.stem), None)

@@ -10,6 +10,7 @@ from typing import Any
 from genssl import files, run_info
 from genssl.data.registry import short_name
 from genssl.errors import UserError
+from genssl.hub import download, is_hub
 from genssl.paths import ABOUT, ARMS, LABEL, REPORT, is_shipped, is_writable_run, runs_root, shipped_root
 from genssl.run_info import CONFIG, ENVIRONMENT, HISTORY, MODEL, RunInfo, State, progress_of
 
@@ -314,7 +315,9 @@ def ranked(runs: Sequence[Run], method: str) -> list[Run]:
 
 
 def _add(reference: str, contents: Contents) -> None:
-    path = Path(reference)
+    path = download(reference) if is_hub(reference) else Path(reference)
+    if path.is_file() and path.name != MODEL:
+        raise UserError(f"{path} is a file; name its run folder, with {MODEL} in it")
     for folder in (
         runs_root() / reference,
         runs_root() / ARMS / reference,

@@ -16,6 +16,8 @@ COLUMNS = {  # in this order, where a side has them
     "knn_accuracy_full": "kNN accuracy",
     "linear_test_accuracy": "linear, test",
     "linear_train_accuracy": "linear, train",
+    "test_accuracy": "test accuracy",
+    "validation_accuracy": "validation accuracy",
     "output_std": "output std",
     "rankme": "rank",
     "output_scale": "scale",

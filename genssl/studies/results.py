@@ -3,7 +3,7 @@
 import itertools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 # Settings that change what the loss is, or over what it is averaged: losses across them do not compare
 REDEFINING = {
-    "method", "data", "holdout", "image_size", "decoder_variance", "loss",
+    "method", "data", "holdout", "image_size", "decoder_variance", "loss", "label_smoothing",
+    "prediction", "weighting", "timestep_sampling", "zero_terminal_snr",
     "timesteps", "beta_schedule", "beta_start", "beta_end", "scale_betas",
     "temperature", "queue_size", "naive", "beta", "lambd", "invariance", "variance", "covariance",
-    "crop_scale", "flip", "jitter", "brightness", "contrast", "saturation", "hue", "grayscale", "blur",
-    "heavy_operations", "heavy_magnitude",
+    "crop_scale", "view_size", "flip", "jitter", "brightness", "contrast", "saturation", "hue", "grayscale",
+    "blur", "heavy_operations", "heavy_magnitude",
 }  # fmt: skip
 # Losses that sum over pairs of outputs, whose chance correlations depend on the batch, or over its negatives
 SUMMED = {"barlow_twins", "vicreg", "simclr"}
@@ -159,14 +160,21 @@ REMARKS = {
     LINEAR_TRAIN: "last epoch of the probe",
 }
 # The numbers a verdict is about: of the first group that both sides have, every one that they have
-HEADLINES = ((KNN, LINEAR), ("bits_per_dim",), ("test_loss",), ("validation_loss",), ("loss",))
+HEADLINES = (
+    (KNN, LINEAR), ("bits_per_dim",), ("test_accuracy",), ("validation_accuracy",), ("test_loss",),
+    ("validation_loss",), ("loss",),
+)  # fmt: skip
 LOSSES = {"loss", "test_loss", "validation_loss"}
-ACCURACIES = {KNN: "kNN accuracy", LINEAR: "linear accuracy"}  # shares; a difference is in percentage points
+ACCURACIES = {  # shares; a difference is in percentage points
+    KNN: "kNN accuracy", LINEAR: "linear accuracy", "test_accuracy": "test accuracy",
+    "validation_accuracy": "validation accuracy",
+}  # fmt: skip
 TIMES = {
     "training": "training_seconds",
     "sampling": "sampling_seconds",
     "ancestral sampling": "ancestral_seconds",
 }
+SPEED = "images_per_second"  # of training
 # Times closer than this ratio are not told apart: the machine of docs/scaling.md varies by a fifth in speed,
 # so that the same work takes up to 1 / (1 - 1/5) times as long
 ALIKE = 1.25
@@ -177,6 +185,7 @@ TIMED = {
     "ancestral sampling": 0.0,
 }  # seconds: what is shorter is start-up more than work
 OTHER_DATA = {"data", "skip_bad"}  # settings that make accuracies incomparable
+OTHER_PIXELS = OTHER_DATA | {"image_size", "channels", "fit"}  # and these bits per dimension
 
 
 def verdict(arm: ArmRuns, baseline: ArmRuns) -> str:
@@ -195,8 +204,14 @@ def verdict(arm: ArmRuns, baseline: ArmRuns) -> str:
         return "; ".join(["the baseline failed: nothing to compare with", *_collapse(arm)])
     parts = [_compare(name, theirs[name], ours[name], arm) for name in headlines] + _collapse(arm)
     if {run.device for run in arm.runs} == {run.device for run in baseline.runs}:
-        parts += [_pace(what, theirs[name], ours[name]) for what, name in TIMES.items() if name in shared]
-    return "; ".join(part for part in parts if part)
+        parts += _paces(arm, baseline)
+    return "; ".join(part for part in [*parts, _lengths(arm, baseline)] if part)
+
+
+def _lengths(arm: ArmRuns, baseline: ArmRuns) -> str:
+    """That one of them has trained for fewer epochs, as a time limit does to the slower one."""
+    ours, theirs = (statistics.fmean(run.info.epoch for run in side.runs) for side in (arm, baseline))
+    return "" if ours == theirs else f"{ours:.4g} epochs against {theirs:.4g}"
 
 
 def _value(name: str, number: Statistic) -> str:
@@ -239,7 +254,8 @@ def incomparable(name: str, arm: ArmRuns) -> str:
     """Why a number of an arm does not compare with the baseline's; empty where it does."""
     if name in LOSSES and arm.redefines():
         return "another loss"
-    return "other data" if name in ACCURACIES and OTHER_DATA & arm.arm.changes.keys() else ""
+    others = OTHER_PIXELS if name == "bits_per_dim" else OTHER_DATA if name in ACCURACIES else set()
+    return "other data" if others & arm.arm.changes.keys() else ""
 
 
 @dataclass(frozen=True)
@@ -328,9 +344,25 @@ def is_resolved(before: Statistic, after: Statistic) -> bool | None:
     return bool(difference > scipy.stats.norm.isf(LEVEL / 2) * error)
 
 
+def _paces(arm: ArmRuns, baseline: ArmRuns) -> Iterator[str]:
+    ours, theirs = arm.numbers(), baseline.numbers()
+    shared = ours.keys() & theirs.keys()
+    for what, name in TIMES.items():
+        if name not in shared or max(ours[name].mean, theirs[name].mean) < TIMED[what]:
+            continue
+        before, after = theirs[name], ours[name]
+        if what == "training" and SPEED in shared and _lengths(arm, baseline):
+            # A time limit ends fast and slow arms after the same seconds
+            before, after = (_seconds_per_image(side) for side in (baseline, arm))
+        yield _pace(what, before, after)
+
+
+def _seconds_per_image(side: ArmRuns) -> Statistic:
+    speeds = [run.findings.numbers[SPEED] for run in side.runs if SPEED in run.findings.numbers]
+    return over_seeds([1 / speed for speed in speeds])
+
+
 def _pace(what: str, before: Statistic, after: Statistic) -> str:
-    if max(before.mean, after.mean) < TIMED[what]:
-        return ""
     ratio = max(after.mean, 1e-9) / max(before.mean, 1e-9)
     if 1 / ALIKE < ratio < ALIKE or is_resolved(before, after) is False:
         return f"{what} about as fast"

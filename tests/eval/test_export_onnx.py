@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from genssl.errors import UserError
 from genssl.export import onnx
 from genssl.export.onnx import check, choose, require_packages, to_onnx
 from genssl.models.ddpm import DDPM
+from genssl.models.flow import Flow
 from genssl.models.method import Method
 from genssl.models.vae import VAE
 from genssl.pixels import to_bytes, to_model
@@ -93,6 +95,36 @@ def test_network_of_a_ddpm() -> None:
         agree(found.run(["epsilon"], {"x": x.numpy(), "t": t.numpy()})[0], ddpm.network(x, t))
     kept = json.loads(found.get_modelmeta().custom_metadata_map["alphas_cumprod"])
     torch.testing.assert_close(torch.tensor(kept), ddpm.schedule.alphas_cumprod)
+
+
+@pytest.mark.slow
+def test_network_of_classes_and_a_flow() -> None:
+    x, labels = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(5) % 4
+    ddpm = awake("ddpm", image_size=16, conditional=True, num_classes=3, prediction="v", loss="mse")
+    flow = awake("flow", image_size=16, conditional=True, num_classes=3)
+    assert isinstance(ddpm, DDPM)
+    assert isinstance(flow, Flow)
+    t = torch.arange(5)
+    inputs = {"x": x.numpy(), "t": t.numpy(), "labels": labels.numpy()}
+    agree(exported(ddpm, None).run(["v"], inputs)[0], ddpm.network(x, t, labels))
+    share = torch.linspace(0, 1, 5)
+    found = exported(flow, None)
+    agree(found.run(["velocity"], {**inputs, "t": share.numpy()})[0], flow.network(x, 1000 * share, labels))
+    assert "or 3 for none" in found.get_modelmeta().custom_metadata_map["labels"]
+    images = pixels(5, 16)
+    found = exported(flow, "encoder")
+    agree(found.run(["features"], {"images": images.numpy()})[0], flow.features(to_model(images)))
+
+
+@pytest.mark.slow
+def test_a_graph_that_does_not_run_is_one_line() -> None:
+    _, graph = choose(awake("vae", image_size=16), None)
+    for package in onnx.PACKAGES:
+        import_peer(package)
+    content = to_onnx(graph, {})
+    other = replace(graph, inputs={name: rows[:, :-1] for name, rows in graph.inputs.items()})
+    with pytest.raises(UserError, match="the exported graph does not run"):
+        check(content, other)
 
 
 @pytest.mark.slow

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from genssl import files
+from genssl.config import DDPMConfig
 from genssl.errors import UserError
 from genssl.models.diffusion import linear_schedule
 from genssl.report import load, page
@@ -40,7 +42,9 @@ def ablation(place: Path, method: str, arms: Changes, collapsed: tuple[int, ...]
         }
         for i, (changes, numbers) in enumerate(arms)
     ]
-    folder.numbers(place / "ablate.json", {"method": method, "data": "x/photos.tar", "rows": rows})
+    settings = DDPMConfig().model_dump() if method == "ddpm" else {}
+    about = {"method": method, "data": "x/photos.tar", "settings": settings}
+    folder.numbers(place / "ablate.json", {**about, "rows": rows})
     folder.picture(place / "ablate.png")
 
 
@@ -186,6 +190,47 @@ def test_an_answer_states_the_numbers(whole: Path, number: str, parts: list[str]
     text = text_of(whole, number)
     for part in parts:
         assert part in text, text
+
+
+def test_models_are_ranked_by_samples_that_were_measured_alike(whole: Path) -> None:
+    nearer = "DDPM's samples are nearer"
+    assert nearer in text_of(whole, "2.2 d")
+    for other in ({"samples": 64}, {"features_digest": "pixels"}, {"data_digest": "1"}):
+        folder.evaluation(whole / "ddpm", "fidelity", {**measures(40.0, 0.7, 205.0), **other})
+        assert "nearer" not in text_of(whole, "2.2 d")
+    # A comparison of the two measured both in one way
+    sides = [dict[str, Any](name=f"my-{name}", method=name, numbers={}) for name in ("vae", "ddpm")]
+    fidelity = [
+        {"run": f"my-{name}", **measures(distance, 0.5, 60.0)}
+        for name, distance in (("vae", 30.0), ("ddpm", 90.0))
+    ]
+    folder.numbers(whole / "j" / "compare.json", {"runs": sides, "fidelity": fidelity})
+    assert "VAE's samples are nearer to real images than the DDPM's: Frechet distance 30" in text_of(
+        whole, "2.2 d"
+    )
+
+
+def test_an_evaluation_on_training_images_or_of_other_weights_answers_nothing(whole: Path) -> None:
+    folder.evaluation(whole / "vae", "fidelity-train", {**measures(1.0, 0.4, 60.0), "part": "train"})
+    old = {**measures(2.0, 0.4, 60.0), "weights_sha256": "of before"}
+    folder.evaluation(whole / "vae", "fidelity-old", old)
+    assert "100 (95 to 105)" in text_of(whole, "1.3 d")
+
+
+def test_the_divergence_is_said_of_the_images_that_it_is_of(whole: Path) -> None:
+    records = files.read_records(whole / "vae" / "history.jsonl")
+    assert "nats per test image" in text_of(whole, "1.1")
+    for name, words in (("validation_", "per validation image"), ("", "per training image")):
+        renamed = [
+            {
+                (name + "kl" if key == "test_kl" else key): value
+                for key, value in record.items()
+                if key != "kl"
+            }
+            for record in records
+        ]
+        (whole / "vae" / "history.jsonl").write_text("".join(json.dumps(r) + "\n" for r in renamed))
+        assert words in text_of(whole, "1.1")
 
 
 def test_other_numbers_give_another_answer(whole: Path) -> None:

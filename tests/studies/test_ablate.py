@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +26,17 @@ from genssl.run_info import RunInfo
 from genssl.settings import Config
 from genssl.studies import ablate as study
 from genssl.studies import compare, measures
-from genssl.studies.results import KNN, Arm, ArmRuns, Findings, Measured, is_resolved, over_seeds, verdict
+from genssl.studies.results import (
+    KNN,
+    Arm,
+    ArmRuns,
+    Findings,
+    Measured,
+    is_resolved,
+    over_seeds,
+    rank,
+    verdict,
+)
 from genssl.training import loop, run, splits
 from genssl.training.events import Event, Note
 from genssl.training.options import Options
@@ -531,6 +542,42 @@ def test_a_verdict_is_computed_from_the_numbers() -> None:
     slower = arm_of("w", {"width": 64}, {"training_seconds": 120})  # within a machine's own noise
     assert verdict(slower, base) == "training about as fast"
     assert verdict(arm_of("w", {"width": 64}, {"training_seconds": 130}), base) == "training 1.3x slower"
+
+
+def test_a_time_limit_makes_no_arm_as_fast_as_another() -> None:
+    base = arm_of("baseline", {}, {"training_seconds": 300, "images_per_second": 100})
+    slow = arm_of("p", {"projector_dim": 4096}, {"training_seconds": 300, "images_per_second": 40})
+    info = replace(slow.runs[0].info, epoch=28)
+    limited = replace(slow, runs=[replace(slow.runs[0], info=info)])
+    assert verdict(limited, base) == "training 2.5x slower; 28 epochs against 70"
+
+
+@pytest.mark.parametrize(
+    ("numbers", "changes", "reason"),
+    [
+        ("test_loss", {"label_smoothing": 0.1}, "another loss"),
+        ("test_loss", {"timestep_sampling": "uniform"}, "another loss"),
+        ("loss", {"prediction": "v"}, "another loss"),
+        ("loss", {"view_size": 16}, "another loss"),
+        ("bits_per_dim", {"image_size": 16}, "other data"),
+        ("bits_per_dim", {"data": "cifar10"}, "other data"),
+        ("test_accuracy", {"data": "cifar10"}, "other data"),
+    ],
+)
+def test_what_does_not_compare_is_neither_judged_nor_ranked(
+    numbers: str, changes: dict[str, Any], reason: str
+) -> None:
+    base, arm = arm_of("baseline", {}, {numbers: 0.5}), arm_of("other", changes, {numbers: 0.75})
+    assert f"(not comparable: {reason})" in verdict(arm, base)
+    assert rank([base, arm], numbers)[1].remark == f"not comparable: {reason}"
+
+
+def test_a_classifier_is_judged_by_its_accuracy() -> None:
+    base = arm_of("baseline", {}, {"test_accuracy": 0.9, "test_loss": 0.3})
+    arm = arm_of("s", {"label_smoothing": 0.1}, {"test_accuracy": 0.93, "test_loss": 0.75})
+    expected = "test accuracy 90.0 % -> 93.0 % (+3.0 percentage points, not resolved: one seed)"
+    assert verdict(arm, base) == expected
+    assert [item.arm for item in rank([base, arm], "test_accuracy")] == ["s", "baseline"]
 
 
 def test_a_verdict_is_about_the_validation_loss_of_runs_with_a_holdout() -> None:

@@ -13,6 +13,7 @@ from genssl.report.format import is_number
 from genssl.report.load import Record
 
 IMPRECISE = 0.5  # precision below which recall says little: samples that are spread out cover everything
+LINEAR = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}  # the schedule of `_signal_left`
 TOO_MUCH_SIGNAL = 0.01  # share of the image left at t = T above which N(0, I) is no start
 
 
@@ -41,9 +42,10 @@ def bound(facts: Facts, language: Language) -> Iterator[str]:
             )
         else:
             yield language.choose(
-                f"Most of its denoising terms, {share}, comes from t = {times}: not details, structure.",
-                f"Le plus de ses termes de débruitage, {share}, vient de t = {times} : non les détails, mais "
-                "la structure.",
+                f"The largest part of its denoising terms, {share}, comes from t = {times}: not details, "
+                "structure.",
+                f"La plus grande part de ses termes de débruitage, {share}, vient de t = {times} : non les "
+                "détails, mais la structure.",
             )
 
 
@@ -91,7 +93,7 @@ def vae_beside_ddpm(facts: Facts, language: Language) -> Iterator[str]:
         ("frechet_distance", ("nearer to real images", "plus proches des images réelles")),
         ("recall", ("more varied", "plus variés")),
     ):
-        rows = {method: facts.measure(method, measure) for method in ("vae", "ddpm")}
+        rows = facts.measured_alike(("vae", "ddpm"), measure)
         known = {name: row for name, row in rows.items() if row is not None and is_number(row.get("low"))}
         if len(known) == 2:
             yield _better(known, measure, what, language)
@@ -138,7 +140,7 @@ def timesteps(facts: Facts, language: Language) -> Iterator[str]:
     arms = facts.ablation("ddpm", "timesteps")
     base = arms[0] if arms else None
     for arm in arms[1:]:
-        if base is not None and not arm.changes.get("scale_betas"):
+        if base is not None and arm.changes.keys() == {"timesteps"}:
             yield from _cost_of_steps(base, arm, language)
     study = facts.comparison("ddpm") if arms else None
     rows = study.values.get("fidelity") if study is not None else None
@@ -151,7 +153,8 @@ def timesteps(facts: Facts, language: Language) -> Iterator[str]:
     if len(measured) > 1:
         yield from _distances(measured, language)
     short = arm_with(arms, timesteps=500)
-    if short is not None and study is not None:
+    settings = facts.baseline_settings("ddpm", "timesteps")
+    if short is not None and study is not None and LINEAR.items() <= settings.items():
         yield from _signal_left(language)
 
 

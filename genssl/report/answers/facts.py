@@ -11,6 +11,7 @@ from genssl.report.format import is_number
 from genssl.report.load import Contents, Record, Run, Study, ranked
 
 NORMAL_95 = 1.96  # standard errors on each side of a 95 % interval
+WAY = ("samples", "real_images", "features_digest", "part", "data_digest")  # how samples were measured
 ACCURACY = ("knn_accuracy_full", "linear_test_accuracy")
 
 
@@ -111,23 +112,50 @@ class Facts:
         return next(iter(ranked(self.contents.runs, method)), None)
 
     def evaluation(self, method: str, name: str) -> Record | None:
-        """What an evaluation of that run wrote last, e.g. of "noise-levels"."""
+        """What an evaluation of that run wrote last, e.g. of "noise-levels", not on training images.
+
+        Of the weights that the run has now, rather than of earlier ones.
+        """
         run = self.run(method)
         if run is None:
             return None
         named = {stem: run.folder / "eval" / f"{stem}.json" for stem in run.evaluations}
-        same = [stem for stem in named if stem == name or stem.startswith(f"{name}-")]
-        newest = max(same, key=lambda stem: named[stem].stat().st_mtime_ns, default=None)
+        same = [
+            stem
+            for stem in named
+            if (stem == name or stem.startswith(f"{name}-")) and run.evaluations[stem].get("part") != "train"
+        ]
+        digest = run.info.digest if run.info is not None else None
+        current = [stem for stem in same if run.evaluations[stem].get("weights_sha256") == digest]
+        newest = max(current or same, key=lambda stem: named[stem].stat().st_mtime_ns, default=None)
         return run.evaluations[newest] if newest else None
 
     def measure(self, method: str, measure: str) -> Record | None:
         """A row of the fidelity of a run's samples."""
         return measure_of(self.evaluation(method, "fidelity"), measure)
 
+    def measured_alike(self, methods: Sequence[str], measure: str) -> dict[str, Record]:
+        """A row of the fidelity of each method's samples, all measured in one way; empty where they were not.
+
+        A comparison of the runs has measured them so; evaluations one by one may have.
+        """
+        found = {method: self.evaluation(method, "fidelity") for method in methods}
+        if (study := self.comparison(*methods)) is not None and (compared := _compared(study)):
+            found = {method: compared.get(method) for method in methods}
+        ways = {tuple(str((values or {}).get(key)) for key in WAY) for values in found.values()}
+        rows = {method: measure_of(values, measure) for method, values in found.items()}
+        return {method: row for method, row in rows.items() if row is not None} if len(ways) == 1 else {}
+
     def ablation(self, method: str, *settings: str) -> list[Arm]:
         """The arms of the newest ablation of these settings, the baseline first; empty without one."""
         study = self.whole_study("ablate", (method,), settings)
         return [Arm(row) for row in studies.arms(study)] if study is not None else []
+
+    def baseline_settings(self, method: str, *settings: str) -> Record:
+        """The settings of the baseline of that ablation; empty where they were not recorded."""
+        study = self.whole_study("ablate", (method,), settings)
+        recorded = study.values.get("settings") if study is not None else None
+        return recorded if isinstance(recorded, dict) else {}
 
     def comparison(self, *methods: str) -> Study | None:
         """The newest comparison of runs of exactly these methods."""
@@ -152,6 +180,17 @@ class Facts:
         return sorted(self.contents.studies, key=lambda study: study.written, reverse=True)
 
 
+def _compared(study: Study) -> dict[str, Record]:
+    """What a comparison says of the samples of each method."""
+    methods = {str(run.get("name")): str(run.get("method")) for run in _rows(study.values.get("runs"))}
+    rows = _rows(study.values.get("fidelity"))
+    return {methods[name]: row for row in rows if (name := str(row.get("run"))) in methods}
+
+
+def _rows(values: object) -> list[Record]:
+    return [row for row in values if isinstance(row, dict)] if isinstance(values, list) else []
+
+
 def measure_of(values: Record | None, measure: str) -> Record | None:
     """The row of a measure in what `fidelity` wrote."""
     rows = values.get("measures") if values is not None else None
@@ -169,3 +208,16 @@ def curve(run: Run | None, name: str) -> list[tuple[float, float]]:
     records = run.history if run is not None else []
     pairs = [(record.get("epoch"), record.get(name)) for record in records]
     return [(epoch, value) for epoch, value in pairs if is_number(epoch) and is_number(value)]  # type: ignore[misc]
+
+
+def held_out(run: Run | None, name: str) -> tuple[tuple[str, str], list[tuple[float, float]]]:
+    """The curve of a loss term on test images, else on validation images, else while training.
+
+    Before it whose images these are, in English and French.
+    """
+    for split, words in (
+        ("test_", ("test", "de test")), ("validation_", ("validation", "de validation")),
+    ):  # fmt: skip
+        if values := curve(run, split + name):
+            return words, values
+    return ("training", "d'entraînement"), curve(run, name)

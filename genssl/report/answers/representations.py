@@ -135,13 +135,14 @@ def heavy_augmentation(facts: Facts, language: Language) -> Iterator[str]:
         if directed is not None and naive is not None:
             yield from _directed(directed, naive, operations, language)
     collapsed = [arm for arm in arms if arm.collapsed]
+    trained = sum(len(arm.runs) for arm in arms)
     if collapsed:
         names = language.listed([arm.name for arm in collapsed])
         yield language.choose(f"Collapsed: {names}.", f"Effondrés : {names}.")
     else:
         yield language.choose(
-            f"None of these {len(arms)} runs collapsed at this length.",
-            f"Aucun de ces {len(arms)} entraînements ne s'est effondré à cette durée.",
+            f"None of these {trained} runs collapsed at this length.",
+            f"Aucun de ces {trained} entraînements ne s'est effondré à cette durée.",
         )
 
 
@@ -245,8 +246,10 @@ def asymmetry(facts: Facts, language: Language) -> Iterator[str]:
     needed = [name for name, is_needed, _, _ in outcomes if is_needed]
     if outcomes:
         yield language.choose(
-            f"Of the two asymmetries between the branches, these runs need {len(needed)}.",
-            f"Des deux asymétries entre les branches, ces entraînements en exigent {len(needed)}.",
+            f"Of the asymmetries between the branches, {len(outcomes)} of two tested, these runs need "
+            f"{len(needed)}.",
+            f"Des asymétries entre les branches, {len(outcomes)} sur deux mises à l'épreuve, ces "
+            f"entraînements en exigent {len(needed)}.",
         )
 
 

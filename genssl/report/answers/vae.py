@@ -6,7 +6,7 @@ Every function gives the sentences that the measured numbers support; none where
 import math
 from collections.abc import Iterator, Mapping
 
-from genssl.report.answers.facts import Facts, curve, measure_of
+from genssl.report.answers.facts import Facts, curve, held_out, measure_of
 from genssl.report.answers.language import Language
 from genssl.report.format import is_number
 from genssl.report.load import Record
@@ -21,16 +21,16 @@ FEW_WEIGHTS = 5  # effective importance samples below which the bound is loose
 def gaussian(facts: Facts, language: Language) -> Iterator[str]:
     """1.1: the divergence of q(z | x) from the prior."""
     run = facts.run("vae")
-    divergence = curve(run, "test_kl") or curve(run, "kl")
+    of, divergence = held_out(run, "kl")
     dimensions = run.config.get("z_dim") if run is not None else None
     if not divergence or not is_number(dimensions) or dimensions is None:
         return
     value = divergence[-1][1]
     yield language.choose(
-        f"At the end of training, KL(q(z|x) || N(0, I)) is {language.number(value)} nats per test image, "
+        f"At the end of training, KL(q(z|x) || N(0, I)) is {language.number(value)} nats per {of[0]} image, "
         f"{language.number(value / dimensions)} per latent dimension.",
-        f"À la fin de l'entraînement, KL(q(z|x) || N(0, I)) vaut {language.number(value)} nats par image de "
-        f"test, soit {language.number(value / dimensions)} par dimension latente.",
+        f"À la fin de l'entraînement, KL(q(z|x) || N(0, I)) vaut {language.number(value)} nats par image "
+        f"{of[1]}, soit {language.number(value / dimensions)} par dimension latente.",
     )
 
 
