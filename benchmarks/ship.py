@@ -2,6 +2,7 @@
 
 `python -m benchmarks.ship RUN [--name NAME]` copies what a reader needs into checkpoints/shipped/NAME, the
 weights in half precision: that changes samples by less than a byte, and there are four networks to carry.
+Where the run began with other weights (`--init`), the command that made those is kept beside its own.
 """
 
 import argparse
@@ -9,6 +10,7 @@ import json
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -31,6 +33,7 @@ def main() -> None:
     if not info.finished:
         raise SystemExit(f"{asked.run} is not finished")
     target = paths.shipped_root() / (asked.name or info.config.method)
+    before = first_weights(info.config.init)  # which may be those that are replaced
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     for pattern in KEPT:
@@ -41,11 +44,24 @@ def main() -> None:
         Image.open(sheet).convert("RGB").quantize(256).save(sheet, optimize=True)
     about = json.loads((asked.run / "environment.json").read_text(encoding="utf-8"))
     about["command"] = command(about["command"], target.name)
+    about |= {"init": before} if before else {}
     files.write_json(target / "environment.json", about)
     tensors, metadata = files.read_tensors(asked.run / run_info.MODEL)
     del metadata["sha256"]
+    config = info.config.updated({"init": None})  # a path of the machine where it was trained
+    files.write_text(target / run_info.CONFIG, config.to_json())
+    metadata["config"] = config.model_dump_json()
     weights = tensors if asked.full else {name: halved(tensor) for name, tensor in tensors.items()}
     files.write_tensors(target / run_info.MODEL, weights, metadata)
+
+
+def first_weights(init: str | None) -> dict[str, Any]:
+    """How the weights that a run began with were made: command, epochs and digest; empty without any."""
+    if init is None:
+        return {}
+    info = run_info.inspect(Path(init))
+    about = files.read_record(Path(init) / run_info.ENVIRONMENT)
+    return {"command": about["command"], "epochs": info.epoch, "weights_sha256": info.digest}
 
 
 def halved(tensor: Tensor) -> Tensor:

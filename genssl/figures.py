@@ -150,8 +150,9 @@ def titled_grid(
     sheet = grid(images, columns, magnification(images, columns))
     width = max(sheet.width, LEAST_WIDTH)
     lines = _wrapped(header, width - 2 * MARGIN)
-    font, cell = ImageFont.load_default(TITLE_SIZE), sheet.width / columns
-    shown = [titles[i % len(titles)] for i in range(columns)] if titles else []
+    drawn = drawn_names(tuple(titles))
+    font, cell = drawn.font(TITLE_SIZE), sheet.width / columns
+    shown = [drawn.names[i % len(titles)] for i in range(columns)] if titles else []
     if any(font.getlength(title) > cell for title in shown):
         shown = []
     top = MARGIN + LINE_HEIGHT * len(lines) + (TITLE_HEIGHT if shown else 0)

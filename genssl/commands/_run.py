@@ -54,20 +54,19 @@ class LoadedRun:
         from genssl.data.loader import place
         from genssl.data.subset import limit_split
 
-        config = self.info.config
-        if data and data != config.data and base_name(data) == base_name(config.data):
-            echo(
-                f"note: {data} and {config.data}, on which the run was trained, are split differently: "
-                f"images of the {split} split may be among its training images"
-            )
-        images = read_for_run(config, data or config.data, split, skip_bad)
+        images = read_for_run(self.info.config, data or self.info.config.data, split, skip_bad)
         note_other_content(self.info, data, images)
         return place(limit_split(images, limit, seed), self.device)
 
 
 def note_other_content(info: "RunInfo", data: str | None, split: "Split") -> None:
-    """Say so where a run's own data are not the images any more that it was trained on, or watched by."""
+    """Say so where data are split otherwise than a run's, or are not the images any more that it has seen."""
     config = info.config
+    if data and data != config.data and base_name(data) == base_name(config.data) and split.part != "train":
+        echo(
+            f"note: {data} and {config.data}, on which the run was trained, are split differently: "
+            f"images of the {split.part} split may be among its training images"
+        )
     # The limit is applied later to a train split from which nothing was held out
     is_cut = split.part == "train" and config.limit is not None and config.holdout == 0
     # Two processors render a digit alike but for the last bit of some pixels
@@ -477,7 +476,7 @@ def feature_space(
     Raises:
         UserError: the run is for images of another size, or weights are missing.
     """
-    from genssl.eval.feature_cache import PIXELS, FeatureSpace, encoder_of
+    from genssl.eval.feature_cache import PIXELS, space_of
 
     if reference == "pixels":
         return PIXELS, None
@@ -496,4 +495,4 @@ def feature_space(
             f"{loaded.info.name} takes images of {size} pixels, and these have {image_size}; "
             "choose other --features, or pixels"
         )
-    return FeatureSpace(loaded.info.name, encoder_of(loaded.method), loaded.info.digest), size
+    return space_of(loaded.info, loaded.method), size

@@ -82,13 +82,13 @@ def bits_per_dim(
     run: _options.Run,
     common: Common,
     t_samples: Annotated[
-        int | None, typer.Option(min=1, help="Stratified timesteps per image; default: all.")
+        int | None, typer.Option(min=1, help="Stratified timesteps per image (DDPM); default: all.")
     ] = None,
     variance: Annotated[
-        Literal["posterior", "large"], typer.Option(help="Variance of the reverse process.")
+        Literal["posterior", "large"], typer.Option(help="Variance of the reverse process (DDPM).")
     ] = "posterior",
 ) -> None:
-    """Measure the variational bound (VLB) of a DDPM on test images, term by term, in bits/dim."""
+    """Measure bits/dim on test images: a DDPM's variational bound (VLB) by terms, or a flow's likelihood."""
     work = open_evaluation(context, run, common)
     from genssl.eval import bits_per_dim as evaluation
 
@@ -299,7 +299,8 @@ def _sensitivity(
     if split == "test" and run is None:
         real = load_undivided(data, image_size=size or PIXELS_SIZE, skip_bad=common.skip_bad)
     real = real or read_split(data, split, size or PIXELS_SIZE, common.seed, common.skip_bad)
-    real = place(real.take(min(2 * n, len(real)) if n else None, common.seed), where)
+    # Shuffled, whatever the number: the halves of images in the order of their classes are not alike
+    real = place(real.take(len(real) if n is None else min(2 * n, len(real)), common.seed), where)
     with progress("measuring") as tick:
         result = sensitivity(real, space, common.batch_size, tick, where)
     details = {"device": describe(where), **origin(real)}

@@ -232,8 +232,11 @@ def interpolate(
     ] = None,
     t_prime: Annotated[int | None, typer.Option(help="Noising steps of both ends (DDPM).")] = None,
     nfe: Annotated[
-        int, typer.Option(min=1, help="Network evaluations (NFE) of ddim in each direction.")
-    ] = 50,
+        int | None,
+        typer.Option(
+            min=1, help="Network evaluations (NFE) of ddim in each direction; default: 50, or t' if less."
+        ),
+    ] = None,
 ) -> None:
     """Interpolate between images."""
     config = find_run(run, common.checkpoint)[1].config
@@ -244,8 +247,12 @@ def interpolate(
     diffusion = config.has_noise_levels
     _refuse(
         config.method,
-        {"--path": path, "--between": between} if diffusion else {"--method": method, "--t-prime": t_prime},
+        {"--path": path, "--between": between}
+        if diffusion
+        else {"--method": method, "--t-prime": t_prime, "--nfe": nfe},
     )
+    if method == "noise":
+        _refuse("run interpolated by --method noise", {"--nfe": nfe})
     work = open_evaluation(context, run, common)
     split = work.split("test", 2 * rows) if diffusion or between == "test" else None
     from genssl.eval import interpolate as evaluation

@@ -20,6 +20,7 @@ from genssl.files import read_tensors, write_tensors
 from genssl.models.build import build
 from genssl.models.method import Method
 from genssl.pixels import with_channels
+from genssl.run_info import RunInfo
 from genssl.runtime import Tick
 
 Encoder = Callable[[Tensor], Tensor]  # images (B, C, H, W) in the model's range -> (B, D)
@@ -137,6 +138,13 @@ class FeatureSpace:
 
 
 PIXELS = FeatureSpace("pixels", pixels)
+
+
+def space_of(info: RunInfo, method: Method) -> FeatureSpace:
+    """The features of a run."""
+    # Runs of equal weights may have other features: `features_t` says at which time a DDPM looks
+    digest = hashlib.sha256(f"{info.digest}|{info.config.to_json()}".encode()).hexdigest()
+    return FeatureSpace(info.name, encoder_of(method), digest)
 
 
 def cached_features(

@@ -27,6 +27,8 @@ UNITS = {
     "kernel_distance": "squared feature units",
     "sharpness": "squared gray levels",
 }
+LEAVE_ONE_OUT = 3  # training images below which none can be left out of the others
+UNBIASED = {"kernel_distance", "frechet_distance_infinity"}  # estimates that chance may take below 0
 SHARES = {"precision", "recall", "coverage", "authenticity"}  # from 0 to 1
 
 
@@ -154,7 +156,10 @@ def _with_interval(name: str, value: float, halves: Sequence[Mapping[str, float]
     if not halves:
         return Estimate(value)
     low, high = interval(value, torch.tensor([half[name] for half in halves], dtype=torch.float64))
-    return Estimate(value, max(0.0, low), min(1.0, high)) if name in SHARES else Estimate(value, low, high)
+    if name in SHARES:
+        high = min(1.0, high)
+    # The kernel distance and the extrapolated distance are estimates that may be below 0; the others cannot
+    return Estimate(value, low if name in UNBIASED else max(0.0, low), high)
 
 
 def interval(value: float, resampled: Tensor) -> tuple[float, float]:
@@ -310,6 +315,8 @@ def fidelity(
     values = _provenance(reference, generated, space, settings)
     values |= {"train_images": None if train is None else len(train)}
     values |= {f"{name}_images": len(pair[1]) for name, pair in references.items() if name == "other"}
+    if "train" in references:
+        values |= {"train_row_images": len(references["train"][1])}
     values |= {"kernel_deviation_over_subsets": deviation, "measures": _table(estimates, rows)}
     notes = _notes(values, real, settings, "train" in rows)
     return EvalResult(
@@ -332,7 +339,7 @@ def _beside_training_images(
     order = torch.randperm(len(train), generator=generator(settings.seed, "eval"))
     chosen = order[: len(generated)]
     images = train.select(chosen).images
-    if not settings.memorization:
+    if not settings.memorization or len(train) < LEAVE_ONE_OUT:
         return generated, sample_set(images, space, settings, tick), None
     device = generated.features.device
     bank = cached_features(space, train, settings.batch_size, tick, device)
@@ -421,13 +428,19 @@ def _notes(values: Mapping[str, Any], real: Split, settings: Settings, has_train
             f"too few real images: 2 x {others} give the row of other images, not 2 x {count}; "
             "its distances would be lower"
         )
+    in_row = values.get("train_row_images", count)
+    if in_row < count:
+        notes.append(
+            f"few training images: {in_row:,} give the row of training images, not {count:,}; with as many "
+            "its distances would be lower"
+        )
     if count < ENOUGH * dimensions:
         notes.append(
             f"warning: {count} samples for {dimensions} feature dimensions; below {ENOUGH} per dimension "
             f"({ENOUGH * dimensions:,}) much of the Frechet distance is bias: look at its excess over "
             "that of the other images, or at the extrapolated one"
         )
-    if settings.memorization and values["train_images"] is not None:
+    if settings.memorization and (values["train_images"] or 0) >= LEAVE_ONE_OUT:
         notes.append(
             "authenticity: the share of the samples that are farther from their nearest training image than "
             "that one is from its own nearest; a share clearly below that of the training images, each left "

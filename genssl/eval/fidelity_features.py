@@ -178,7 +178,7 @@ def pretrained_features(name: str, device: torch.device, tick: Tick) -> FeatureS
     network = network.to(device).eval().requires_grad_(False)
 
     def encode(images: Tensor) -> Tensor:
-        return torch.cat([network(prepare(chunk)) for chunk in images.split(CHUNK)])
+        return torch.cat([network(prepare(to_channels(chunk, 3))) for chunk in images.split(CHUNK)])
 
     return FeatureSpace(name, encode, file.sha256)
 

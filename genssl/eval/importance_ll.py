@@ -78,7 +78,8 @@ def importance_ll(method: Method, split: Split, k: int, *, seed: int, tick: Tick
 def _notes(model: HasLikelihood, values: dict[str, Any]) -> Iterator[str]:
     if model.likelihood_caveat is not None:
         yield model.likelihood_caveat
-    if values["effective_sample_size_median"] < FEW:
+    # Of K equal weights K are effective: a few of them say nothing of how uneven they are
+    if values["effective_sample_size_median"] < min(FEW, values["k"] / 2):
         yield STILL_CLIMBING
 
 

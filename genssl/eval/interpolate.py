@@ -103,6 +103,7 @@ def _ends(method: Method, latent_model: CanInterpolate, split: Split | None, row
 
 
 NoiseMethod = Literal["ddim", "noise"]
+NFE = 50  # of ddim each way, where none are asked for
 
 
 @measuring()
@@ -116,7 +117,7 @@ def interpolate_through_noise(
     batch_size: int,
     noise_method: NoiseMethod,
     t_prime: int | None,
-    nfe: int,
+    nfe: int | None,
     tick: Tick,
 ) -> EvalResult:
     """`rows` paths of `steps` images between images 0 and 1, 2 and 3, ... of the split.
@@ -132,7 +133,7 @@ def interpolate_through_noise(
             decoded (Song et al. 2021, section 5.3). "noise": both ends get one noise, a straight path
             between them is denoised by the ancestral process (Ho et al. 2020, section 4.4).
         t_prime: noising steps of the ends; all T for "ddim", T / 2 for "noise" when None.
-        nfe: network evaluations of "ddim" in each direction; "noise" takes t_prime.
+        nfe: network evaluations of "ddim" in each direction, NFE or t' if less when None; of "noise" t_prime.
         tick: called with the images done and in total, inverted ends included.
 
     Raises:
@@ -141,7 +142,7 @@ def interpolate_through_noise(
     diffusion = require_ability(method, CanDenoise, "interpolation through noise")
     check_size(method, split)
     _check_picture(split, rows, steps)
-    t_prime = _check_t_prime(diffusion, noise_method, t_prime, nfe)
+    t_prime, nfe = _check_t_prime(diffusion, noise_method, t_prime, nfe)
     ends = to_model(split.images[: 2 * rows].to(diffusion.device))
     if noise_method == "ddim":
         path = _deterministic(diffusion, ends, steps, nfe, t_prime - 1, batch_size, tick)
@@ -185,15 +186,19 @@ def _check_picture(split: Split, rows: int, steps: int) -> None:
         raise UserError(f"{rows} paths need {2 * rows} images, and the split has {len(split)}")
 
 
-def _check_t_prime(diffusion: CanDenoise, noise_method: NoiseMethod, t_prime: int | None, nfe: int) -> int:
+def _check_t_prime(
+    diffusion: CanDenoise, noise_method: NoiseMethod, t_prime: int | None, nfe: int | None
+) -> tuple[int, int]:
+    """t' and the network calls each way, with their defaults."""
     timesteps = diffusion.schedule.timesteps
     if t_prime is None:
         t_prime = timesteps if noise_method == "ddim" else max(1, timesteps // 2)
     if not 1 <= t_prime <= timesteps:
         raise UserError(f"--t-prime must be from 1 to {timesteps}, the steps of this run, not {t_prime}")
+    nfe = min(NFE, t_prime) if nfe is None else nfe
     if noise_method == "ddim" and not 1 <= nfe <= t_prime:
-        raise UserError(f"ddim takes from 1 to {t_prime} network calls at t' = {t_prime}, not {nfe}")
-    return t_prime
+        raise UserError(f"--nfe of ddim must be from 1 to {t_prime} at t' = {t_prime}, not {nfe}")
+    return t_prime, nfe
 
 
 def _deterministic(

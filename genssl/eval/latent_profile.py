@@ -46,7 +46,9 @@ def latent_profile(method: Method, split: Split, *, batch_size: int, tick: Tick)
         "active_units": active_units(means),
         "most_discriminative_dims": discriminative,
         "their_separation": [round(float(profile.separation[d]), 4) for d in discriminative],
-        "largest_peak_by_class": {name: _peak(profile, i) for i, name in enumerate(split.classes)},
+        "largest_peak_by_class": {
+            name: _peak(profile, i) for i, name in enumerate(split.classes) if profile.counts[i] > 0
+        },
     }
     return EvalResult(
         values, {"latent profile": draw_profile(profile, split.classes, discriminative)},
@@ -89,10 +91,12 @@ def draw_profile(profile: Profile, classes: tuple[str, ...], discriminative: lis
         axis.set_title(f"{name}  ({int(profile.counts[i])} images)", family=drawn.families)
     for axis in axes[len(shown) : -2]:
         axis.set_visible(False)
-    axes[-2].bar(dimensions, profile.stds.mean(0).tolist(), color=colors)
+    present = profile.counts > 0
+    axes[-2].bar(dimensions, profile.stds[present].mean(0).tolist(), color=colors)
     axes[-2].set(title="spread within a class (std, mean over classes)")
     axes[-1].bar(dimensions, profile.separation.tolist(), color=colors)
-    chance = (len(classes) - 1) / max(1.0, float(profile.counts.sum()) - len(classes))
+    number = int(present.sum())
+    chance = (number - 1) / max(1.0, float(profile.counts.sum()) - number)
     axes[-1].axhline(chance, color="0.3", linestyle="--", linewidth=1, label="if classes did not matter")
     axes[-1].set(title="how discriminative: variance between / within classes")
     axes[-1].legend(frameon=False)

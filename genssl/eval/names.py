@@ -11,6 +11,7 @@ from genssl.data.registry import SOURCES, base_name, is_hub, short_name
 USUAL_SWEEP = "16:256:16"  # the assignment's
 # Options that change the run, the place or the speed, or only add a figure
 UNNAMED = {"run", "checkpoint", "device", "batch_size", "out", "as_json", "trajectory", "yes"}
+SHORTENED = {"data", "features", "classifier"}  # whose values are references
 MASKS = {"box", "left"}  # of inpaint, that are no files
 LABELS = {"t_prime": "t", "t_samples": "times", "test_limit": "test", "sweep": ""}
 LONGEST = 150  # characters
@@ -45,6 +46,16 @@ def _kind(command: str, changed: Mapping[str, Any]) -> tuple[str, dict[str, Any]
     return command, rest
 
 
+def is_negative(value: object) -> bool:
+    """Whether this is a number below 0.
+
+    Examples:
+        >>> is_negative(-1.0), is_negative("-1")
+        (True, False)
+    """
+    return isinstance(value, int | float) and value < 0
+
+
 def _part(name: str, value: Any) -> str:
     """n16 for a number, ancestral for a word, augment or no-baselines for a flag."""
     if isinstance(value, bool):
@@ -52,11 +63,18 @@ def _part(name: str, value: Any) -> str:
     text = f"{value:g}" if isinstance(value, float) else str(value)
     if isinstance(value, list | tuple):
         text = "-".join(_short(str(item)) if name == "beside" else str(item) for item in value)
-    if name in {"data", "features", "classifier"} or (name == "mask" and text not in MASKS):
+    if name in SHORTENED or (name == "mask" and text not in MASKS):
         text = f"{name}-{_short(text)}"
     if name == "beside":
         text = f"beside-{text}"
-    clean = re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-.")
+    clean = re.sub(r"[^A-Za-z0-9_.]+", "-", text.replace("-", "minus", 1) if is_negative(value) else text)
+    clean = clean.strip("-.")
+    if (
+        isinstance(value, str)
+        and re.search(r"[^A-Za-z0-9_.,:+-]", value)
+        and name not in {*SHORTENED, "mask"}
+    ):
+        clean = f"{clean}-{_digest(value, 4)}".strip("-")  # other letters, which the name cannot show
     return LABELS.get(name, name.replace("_", "")) + clean if text[:1].isdigit() else clean
 
 

@@ -16,7 +16,7 @@ from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.eval.feature_cache import PIXELS, FeatureSpace, cached_features
 from genssl.eval.noise_figure import Curves, Rows, describe_half, draw_sweep
-from genssl.eval.reconstruct import Reverse, Snapshots, StepCounter, check_level
+from genssl.eval.reconstruct import Reverse, Snapshots, StepCounter, calls_of, check_level
 from genssl.eval.result import EvalResult, check_size, require_ability
 from genssl.metrics.knn import knn_predict
 from genssl.metrics.reconstruction import Crossing, half_crossing, is_top1_match, mean_squared_error, psnr
@@ -324,7 +324,8 @@ def sweep(
         bank_split = bank_split.take(BANK, seed)
     retrieval = make_retrieval(split, space, bank_split, batch_size, tick, diffusion.device)
     most = [*levels, *higher_levels(levels[-1], until)]
-    count = StepCounter(network_calls(most, len(query_index), sampler, steps), tick)
+    taken = len(query_index) * sum(steps_at(level, sampler, steps) for level in most) + sum(_shown(most))
+    count = StepCounter(taken, tick)
 
     def measure(level: int) -> dict[str, Tensor]:
         reverse = Reverse(diffusion, sampler, steps_at(level, sampler, steps))
@@ -334,7 +335,8 @@ def sweep(
     rows = _rows(diffusion, split.images[query_index[:1]].to(diffusion.device), levels, seed, count)
     curves = summarize(diffusion.schedule.snr.cpu(), retrieval, query_index, levels, measured, seed)
     used = [steps_at(level, sampler, steps) for level in levels]
-    values = {"sampler": sampler, **values_of(curves, measured, used), "network_calls": count.done}
+    calls = network_calls(levels, len(query_index), sampler, steps)
+    values = {"sampler": sampler, **values_of(curves, measured, used), "network_calls": calls}
     if space is not None:
         values |= {"features": space.name, "features_digest": space.digest}
     values["seconds"] = round(time.perf_counter() - start, 3)
@@ -383,8 +385,9 @@ def _measure_levels(
 def network_calls(
     levels: Sequence[int], queries: int, sampler: Sampler = "dpm++", steps: int | None = None
 ) -> int:
-    """Network evaluations of a sweep (images times steps), its figure included."""
-    return queries * sum(steps_at(level, sampler, steps) for level in levels) + sum(_shown(levels))
+    """Images that go through the network in a sweep, its figure included."""
+    calls = sum(calls_of(sampler, steps_at(level, sampler, steps)) for level in levels)
+    return queries * calls + sum(_shown(levels))
 
 
 def steps_at(level: int, sampler: Sampler, steps: int | None) -> int:

@@ -84,11 +84,13 @@ def probe(
     encoders: dict[str, Encoder] = {method.config.method: encoder_of(method)}
     encoders |= {name: encoder_of(other) for name, other in (beside or {}).items()}
     if baselines:
-        encoders[f"untrained {method.config.method}"] = untrained_copy(method, train.images.device).features
+        encoders[f"untrained {method.config.method}"] = untrained_copy(method, method.device).features
         encoders["raw pixels"] = pixels
     rows = []
     for i, (name, encoder) in enumerate(encoders.items()):
-        bank, queries = (extract_features(encoder, split, batch_size, _silent) for split in (train, test))
+        bank, queries = (
+            extract_features(encoder, split, batch_size, _silent, method.device) for split in (train, test)
+        )
         for fraction in settings.fractions:
             scores = _scores(bank, labels, queries, test_labels, fraction, len(train.classes), settings)
             rows.append({"what": name, "fraction": fraction, **scores, "dimensions": bank.shape[1]})

@@ -74,7 +74,7 @@ class Reverse:
     Attributes:
         diffusion: the diffusion model.
         sampler: "ancestral", "dpm++" or "ddim".
-        steps: network calls per image; None: all for "ancestral", 20 for the others, fewer where t' is less.
+        steps: of the sampler; None: all for "ancestral", 20 for the others, fewer where t' is less.
     """
 
     diffusion: CanDenoise
@@ -82,7 +82,7 @@ class Reverse:
     steps: int | None = None
 
     def steps_from(self, t_prime: int) -> int:
-        """Network calls per image from t'."""
+        """Steps from t'."""
         if self.steps is not None:
             return self.steps
         return t_prime if self.sampler == "ancestral" else min(FAST_STEPS, t_prime)
@@ -108,8 +108,18 @@ class Reverse:
             raise UserError(f"cannot denoise from t' = {t_prime}: {error}") from error
 
 
+def calls_of(sampler: Sampler, steps: int) -> int:
+    """Network calls per image: one a step, and in every step but the last of Heun's method another.
+
+    Examples:
+        >>> calls_of("dpm++", 5), calls_of("heun", 5)
+        (5, 9)
+    """
+    return 2 * steps - 1 if sampler == "heun" else steps
+
+
 class StepCounter(Counter):
-    """Counts network evaluations, images times steps, as the callback of a sampler."""
+    """Counts images times steps, as the callback of a sampler."""
 
     def __call__(self, _: int, x: Tensor) -> None:
         """Count one step of the images x."""
@@ -204,8 +214,9 @@ def reconstruct_from(
     start = time.perf_counter()
     images = split.take(n, seed).images.to(diffusion.device)
     reverse = Reverse(diffusion, sampler, steps)
-    calls = reverse.steps_from(t_prime)
-    count = StepCounter(calls * len(images), tick)
+    steps = reverse.steps_from(t_prime)
+    calls = calls_of(sampler, steps)
+    count = StepCounter(steps * len(images), tick)
     shown, left = _trajectories(reverse, images, t_prime, seed, batch_size, snapshots, count)
     before, after = (mean_squared_error(shown[:, column], shown[:, 0]) for column in (1, -1))
     values = {
@@ -213,8 +224,8 @@ def reconstruct_from(
         "t_prime": t_prime,
         "snr": float(diffusion.schedule.snr[t_prime - 1]),
         "sampler": sampler,
-        "steps": calls,
-        "network_calls": count.done,
+        "steps": steps,
+        "network_calls": calls * len(images),
         "mse": float(after.mean()),
         "psnr_db": float(psnr(after).mean()),
         "noised_mse": float(before.mean()),

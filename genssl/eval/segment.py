@@ -206,7 +206,7 @@ def _encoders(method: Method, beside: Mapping[str, Method], problem: _Problem) -
         for split in (problem.train, problem.test):
             check_size(other, split)
     blocks = None if settings.blocks is None else [block - 1 for block in settings.blocks]
-    untrained = untrained_copy(method, problem.train.images.device)
+    untrained = untrained_copy(method, method.device)
     networks = {name: method, f"untrained {name}": untrained}
     return {
         **{n: _encoder(m, settings.seed, blocks, settings.times) for n, m in networks.items()},

@@ -2,13 +2,17 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import typer
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -19,6 +23,8 @@ from genssl.commands import data as data_module
 from genssl.data.augment.views import Standard, choose_views
 from genssl.data.loading import load
 from genssl.eval import importance_ll as evaluation
+from genssl.eval.latent_profile import latent_profile
+from genssl.eval.result import EvalResult
 from genssl.metrics.sharpness import mean_sharpness
 from genssl.models.method import CanSample
 from genssl.training import run as run_module
@@ -166,6 +172,31 @@ def test_latent_profile(vae_run: Path) -> None:
     assert (found["images"], found["z_dim"]) == (120, 6)
     assert len(found["most_discriminative_dims"]) == 5
     assert (vae_run / "eval" / "latent-profile.png").exists()
+
+
+def test_a_latent_profile_is_of_the_classes_that_have_images(vae_run: Path) -> None:
+    vae, split = checkpoint.load(vae_run), load("synthetic", "test").take(12, 0)
+    more = replace(split, classes=(*split.classes, "none", "nothing"))
+    found = latent_profile(vae, more, batch_size=12, tick=lambda *_: None)
+    assert split.labels is not None
+    present = {split.classes[label] for label in split.labels}
+    assert found.values["largest_peak_by_class"].keys() == present
+    expected = latent_profile(vae, split, batch_size=12, tick=lambda *_: None)
+    assert heights(found) == heights(expected)
+
+
+def heights(profile: EvalResult) -> list[float]:
+    """The spread within a class of each dimension, as it is drawn."""
+    figure = profile.figures["latent profile"]
+    assert isinstance(figure, Figure)
+    return [bar.get_height() for bar in figure.axes[-2].patches if isinstance(bar, Rectangle)]
+
+
+def test_few_importance_samples_are_no_bad_weights() -> None:
+    values = {"effective_sample_size_median": 4.9, "k": 5}
+    model: Any = SimpleNamespace(likelihood_caveat=None)
+    assert list(evaluation._notes(model, values)) == []
+    assert len([*evaluation._notes(model, {**values, "k": 100})]) == 1
 
 
 def test_importance_ll(vae_run: Path) -> None:

@@ -115,9 +115,26 @@ def test_a_sweep_compares_in_the_default_features_and_goes_on_until_t_star(
 
 @pytest.mark.parametrize("method", ["ddim", "noise"])
 def test_interpolate_through_noise(ddpm_run: Path, tmp_path: Path, method: str) -> None:
-    chosen = ["--method", method, "--rows", 2, "--steps", 4, "--nfe", 5]
-    found = json_of("interpolate", ddpm_run, *chosen, "--out", tmp_path / "i.png")
-    assert (found["way"], found["rows"], found["steps"]) == (method, 2, 4)
+    chosen = ["--method", method, "--rows", 2, "--steps", 4]
+    # 50 calls of ddim by itself are as many as there are: 20 timesteps, or t'
+    for t_prime, calls in ((20, {"ddim": 40, "noise": 20}), (6, {"ddim": 12, "noise": 6})):
+        out = tmp_path / f"{t_prime}.png"
+        found = json_of("interpolate", ddpm_run, *chosen, "--t-prime", t_prime, "--out", out)
+        assert (found["way"], found["rows"], found["steps"]) == (method, 2, 4)
+        assert found["network_calls_per_image"] == calls[method]
+    result = call("interpolate", ddpm_run, *chosen, "--nfe", 50)
+    reason = {"ddim": "--nfe of ddim must be from 1 to 20", "noise": "--nfe is not for a run interpolated by"}
+    assert (result.exit_code, reason[method] in result.stderr) == (2, True)
+
+
+def test_calls_of_heuns_method_are_counted(ddpm_run: Path, tmp_path: Path) -> None:
+    ways = ["--sampler", "heun", "--steps", 4, "--out"]
+    found = json_of("reconstruct", ddpm_run, "--t-prime", 10, "-n", 2, *ways, tmp_path / "r.png")
+    assert (found["steps"], found["network_calls"]) == (4, 2 * 7)
+    sweep = ["--sweep", "5,10", "--queries", 3, "--limit", 20, "--features", "pixels"]
+    found = json_of("reconstruct", ddpm_run, *sweep, *ways, tmp_path / "s.png")
+    levels = [level["t_prime"] for level in found["levels"]]
+    assert found["network_calls"] == 3 * 7 * len(levels) + sum(levels)
 
 
 def test_bits_per_dim(ddpm_run: Path, tmp_path: Path) -> None:

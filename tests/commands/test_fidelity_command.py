@@ -271,6 +271,10 @@ def test_what_features_notice_of_disturbed_images(
     rows = found["disturbances"]
     assert isinstance(rows, list)
     assert [row["disturbance"] for row in rows[::3]][:2] == ["gray", "channels permuted"]
+    # All images are shuffled as well as some of them
+    every = ["fidelity", "--sensitivity", "--data", digits, "--split", "train", "--features", "pixels"]
+    whole, part = (json_of(*every, *more, "--out", f"{i}.png") for i, more in enumerate(([], ["-n", 60])))
+    assert whole["disturbances"] == part["disturbances"]
     assert Image.open(tmp_path / "sensitivity.png").width > 900
     of_run = json_of("fidelity", vae_run, "--sensitivity", "--split", "train", "-n", 40, "--out", "b.png")
     assert (of_run["features"], of_run["data"]) == ("genssl-1", found["data"])

@@ -1,7 +1,9 @@
 """Nothing is replaced that the same command line did not make, whatever --out names."""
 
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -213,6 +215,17 @@ def test_options_that_matter_are_in_the_name(run: Path) -> None:
 )
 def test_names(command: str, changed: dict[str, object], name: str) -> None:
     assert file_name(command, changed) == name
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [({"class_label": "猫"}, {"class_label": "狗"}), ({"class_label": "a/b"}, {"class_label": "a b"}),
+     ({"guidance": -1.0}, {"guidance": 1.0})],
+)  # fmt: skip
+def test_values_that_a_name_cannot_show_are_told_apart(one: dict[str, Any], other: dict[str, Any]) -> None:
+    first, second = (file_name("sample", {"n": 4, **changed}) for changed in (one, other))
+    assert first != second
+    assert re.fullmatch(r"[\w.-]+", first, re.ASCII)
 
 
 def test_data_of_one_name_are_told_apart_by_their_paths() -> None:

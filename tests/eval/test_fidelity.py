@@ -6,18 +6,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from genssl import files
+from genssl import checkpoint, files, run_info
+from genssl.config import DDPMConfig
 from genssl.data import cache
 from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.eval import feature_cache as kept
 from genssl.eval import fidelity as evaluation
-from genssl.eval.feature_cache import PIXELS, FeatureSpace, cached_features
+from genssl.eval.feature_cache import PIXELS, FeatureSpace, cached_features, space_of
 from genssl.eval.fidelity import SampleSet, Settings, draw_nearest_training, interval, measure
 from genssl.eval.result import EvalResult
 from genssl.metrics.fidelity import frechet_distance, kernel_distance, prdc
 from genssl.metrics.memorization import find_nearest_training, leave_one_out
 from genssl.metrics.sharpness import diversity, sharpness
+from genssl.models.build import build
 from genssl.runtime import generator
 
 from .blobs import SIZE, Projection, reference, silent, split
@@ -162,7 +164,7 @@ def test_intervals_hold_their_number_and_depend_on_the_seed_alone() -> None:
 def test_an_interval_is_as_wide_as_new_images_would_make_it() -> None:
     # Of a mean the deviation over halves is that of the mean, sigma / sqrt(N); and the interval of a normal
     # number is 2 x 1.96 deviations wide. 400 halves give that to 5 %; the bound is four times as wide
-    values = torch.randn(400, generator=generator(0, "test"))
+    values = 10 + torch.randn(400, generator=generator(0, "test"))
     whole = SampleSet(torch.randn(400, 2, generator=generator(1, "test")), values)
     found, _ = measure(whole, whole, Settings(neighbors=1, resamples=400), silent)
     number = found["sharpness"]
@@ -194,6 +196,38 @@ def test_warnings_of_too_few() -> None:
     assert any(
         "too few real images: 2 x 40 give the row of other images, not 2 x 60" in note for note in notes
     )
+
+
+def test_few_training_images_are_named() -> None:
+    few = replace(TRAIN, images=TRAIN.images[:20], labels=None)
+    found = evaluate(split("other", 40).images, train=few)
+    assert found.values["train_row_images"] == 20
+    assert any("20 give the row of training images, not 40" in note for note in found.notes)
+    assert not any("few training images" in note for note in evaluate(split("other", 40).images).notes)
+
+
+def test_two_training_images_have_no_authenticity() -> None:
+    found = evaluate(split("other", 40).images, train=replace(TRAIN, images=TRAIN.images[:2], labels=None))
+    assert "authenticity" not in rows_of(found)
+
+
+def test_what_cannot_be_negative_has_no_negative_interval() -> None:
+    halves = [{"density": 0.0, "kernel_distance": 0.0}, {"density": 1.0, "kernel_distance": 1.0}]
+    density, kernel = (evaluation._with_interval(name, 0.1, halves) for name in halves[0])
+    assert density.low == 0.0
+    assert kernel.low is not None
+    assert kernel.low < 0
+
+
+def test_features_of_equal_weights_and_other_settings_are_other_features(tmp_path: Path) -> None:
+    spaces = []
+    for time in (1, 9):
+        ddpm = build(DDPMConfig(network="tiny", timesteps=10, features_t=time)).eval()
+        checkpoint.save(ddpm, tmp_path / str(time), epoch=1, finished=True, metrics={})
+        spaces.append(space_of(run_info.inspect(tmp_path / str(time)), ddpm))
+    assert len({run_info.inspect(tmp_path / str(time)).digest for time in (1, 9)}) == 1
+    first, second = (cached_features(one, TEST.take(4, 0), 4, silent) for one in spaces)
+    assert not torch.equal(first, second)
 
 
 def test_training_images_are_not_compared_with_themselves() -> None:

@@ -315,6 +315,8 @@ def test_a_feature_space_reads_bytes_in_chunks(
     found = space.encode(images)
     assert (found.shape, found.dtype, found.requires_grad) == ((3, 2048), torch.float32, False)
     torch.testing.assert_close(found, network(features.inception_input(images)), rtol=1e-4, atol=1e-5)
+    gray = images[:, :1]
+    torch.testing.assert_close(space.encode(gray), space.encode(gray.expand(-1, 3, -1, -1)))
 
 
 def test_both_are_known_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,11 +139,11 @@ class Facts:
 
         A comparison of the runs has measured them so; evaluations one by one may have.
         """
-        found = {method: self.evaluation(method, "fidelity") for method in methods}
+        results = {method: self.evaluation(method, "fidelity") for method in methods}
         if (study := self.comparison(*methods)) is not None and (compared := _compared(study)):
-            found = {method: compared.get(method) for method in methods}
-        ways = {tuple(str((values or {}).get(key)) for key in WAY) for values in found.values()}
-        rows = {method: measure_of(values, measure) for method, values in found.items()}
+            results = {method: compared.get(method) for method in methods}
+        ways = {tuple(str((values or {}).get(key)) for key in WAY) for values in results.values()}
+        rows = {method: measure_of(values, measure) for method, values in results.items()}
         return {method: row for method, row in rows.items() if row is not None} if len(ways) == 1 else {}
 
     def ablation(self, method: str, *settings: str) -> list[Arm]:
