@@ -22,6 +22,7 @@ from genssl.eval.knn_eval import knn_eval
 from genssl.eval.latent_profile import latent_profile
 from genssl.eval.linear_eval import linear_eval
 from genssl.eval.noise_sweep import sweep
+from genssl.eval.probe import LabelFractions, probe
 from genssl.eval.reconstruct import reconstruct, reconstruct_from
 from genssl.eval.result import require_ability
 from genssl.eval.sample import sample
@@ -131,6 +132,11 @@ def run_knn(method: Method, train: Split, test: Split, **options: Any) -> object
     return knn_eval(method, train, test, batch_size=BATCH, tick=nothing, **options)
 
 
+def run_probe(method: Method, train: Split, test: Split) -> object:
+    settings = LabelFractions((1.0,), linear=ProbeSettings(epochs=1, batch_size=BATCH))
+    return probe(method, train, test, settings, baselines=True, batch_size=BATCH, tick=nothing)
+
+
 Evaluation = Callable[[Method, Split, Split], object]
 EVALUATIONS: dict[str, tuple[str, dict[str, object], Evaluation]] = {
     "features": ("simsiam", {}, lambda m, _, b: features(m, b, batch_size=BATCH, tick=nothing)),
@@ -143,6 +149,7 @@ EVALUATIONS: dict[str, tuple[str, dict[str, object], Evaluation]] = {
     "linear": ("simsiam", {}, lambda m, a, b: run_linear_eval(m, a, b, augment=False)),
     "linear, a share": ("simsiam", {}, lambda m, a, b: run_linear_eval(m, a.take(6), b, augment=False)),
     "linear, augmented": ("simsiam", {}, lambda m, a, b: run_linear_eval(m, a, b, augment=True)),
+    "probe": ("simsiam", {}, run_probe),
     "latents of the prior": ("vae", {}, lambda m, _, __: latents(m, None, "linear")),
     "latents of images": ("vae", {}, lambda m, _, b: latents(m, b, "spherical")),
     "mixture": ("vae", {"mixture_components": 2}, lambda m, a, _: run_mixture(m, a)),

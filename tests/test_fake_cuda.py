@@ -74,6 +74,8 @@ ONCE = SCHEDULE | {
     # what the splits hold, before the work
     "eval/feature_cache.py: _check_classes", "figures.py: one_of_each", "models/vae.py: VAE.has_mixture",
     "eval/noise_sweep.py: InstanceRetrieval.class_chance",
+    # which images are labelled, once a draw
+    "eval/probe.py: labelled_rows", "eval/probe.py: _scores", "eval/probe.py: probe",
     # whether features are finite, once a split
     "eval/feature_cache.py: extract_features", "files.py: write_tensors",
     # numbers; of fidelity for each random half, of the probe for each epoch

@@ -91,6 +91,8 @@ def probe(
         bank, queries = (
             extract_features(encoder, split, batch_size, _silent, method.device) for split in (train, test)
         )
+        # Raw pixels that do not fit on the device are classified on the host
+        queries, labels, test_labels = (part.to(bank.device) for part in (queries, labels, test_labels))
         for fraction in settings.fractions:
             scores = _scores(bank, labels, queries, test_labels, fraction, len(train.classes), settings)
             rows.append({"what": name, "fraction": fraction, **scores, "dimensions": bank.shape[1]})
