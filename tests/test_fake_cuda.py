@@ -75,7 +75,7 @@ ONCE = SCHEDULE | {
     "eval/feature_cache.py: _check_classes", "figures.py: one_of_each", "models/vae.py: VAE.has_mixture",
     "eval/noise_sweep.py: InstanceRetrieval.class_chance",
     # which images are labelled, once a draw
-    "eval/probe.py: labelled_rows", "eval/probe.py: _scores", "eval/probe.py: probe",
+    "eval/probe.py: _scores",
     # whether features are finite, once a split
     "eval/feature_cache.py: extract_features", "files.py: write_tensors",
     # numbers; of fidelity for each random half, of the probe for each epoch
@@ -102,10 +102,10 @@ ONCE = SCHEDULE | {
     "eval/reconstruct.py: Snapshots.__call__", "eval/reconstruct.py: _trajectories",
 }  # fmt: skip
 # Once a batch that takes as many passes as a sampler or a bound has steps; and which rows to take of a bank
-# that stays on the host
+# that stays on the host, and their labels
 A_BATCH = {
     "eval/sample.py: draw_samples", "eval/bits_per_dim.py: _in_bits", "models/vlb.py: decoder_std",
-    "metrics/knn.py: rows_of",
+    "metrics/knn.py: rows_of", "eval/probe.py: probe",
 }  # fmt: skip
 
 

@@ -143,7 +143,7 @@ def _scores(
     """Accuracies, the mean and the deviation over draws."""
     linear, neighbors, count = list[float](), list[float](), 0
     for draw in range(settings.draws if fraction < 1 else 1):
-        rows = labelled_rows(labels, fraction, settings.seed, draw).to(bank.device)
+        rows = labelled_rows(labels.cpu(), fraction, settings.seed, draw).to(bank.device)
         features, known, count = bank[rows], labels[rows], len(rows)
         fitted = linear_probe(
             features, known, queries, test_labels, classes, settings.linear, seed=settings.seed
