@@ -179,7 +179,7 @@ def test_the_command_shows_tables_and_notes(tmp_path: Path) -> None:
         (["vae", "vea"], "no run 'vea'"),
         (["vae", "ddpm"], "no finished ddpm run"),
         (["vae", "vae-digits-z", "--out", __file__], "is a file"),
-        (["vae", __file__], "is a file; compare needs its run folder"),
+        (["vae", __file__], "is a file; name its run folder"),
     ],
 )
 @pytest.mark.usefixtures("pair")
