@@ -69,11 +69,8 @@ def _part(name: str, value: Any) -> str:
         text = f"beside-{text}"
     clean = re.sub(r"[^A-Za-z0-9_.]+", "-", text.replace("-", "minus", 1) if is_negative(value) else text)
     clean = clean.strip("-.")
-    if (
-        isinstance(value, str)
-        and re.search(r"[^A-Za-z0-9_.,:+-]", value)
-        and name not in {*SHORTENED, "mask"}
-    ):
+    is_reference = name in {*SHORTENED, "mask"}
+    if isinstance(value, str) and not is_reference and re.search(r"[^A-Za-z0-9_.,:+-]", value):
         clean = f"{clean}-{_digest(value, 4)}".strip("-")  # other letters, which the name cannot show
     return LABELS.get(name, name.replace("_", "")) + clean if text[:1].isdigit() else clean
 

@@ -215,9 +215,8 @@ class Flow(Method):
 
         Each image stands for x_t at `features_t` by its mean, (1 - t) x: nothing is drawn.
         """
-        t = images.new_full(
-            images.shape[:1], self.features_t
-        )  # len() would fix the batch of an exported graph
+        # By its shape, not its len(), which would fix the batch size of an exported graph
+        t = images.new_full(images.shape[:1], self.features_t)
         return self.network.middle((1 - self.features_t) * images, TIME_SCALE * t)
 
     @property
