@@ -193,8 +193,7 @@ def _rows(values: object) -> list[Record]:
 
 def measure_of(values: Record | None, measure: str) -> Record | None:
     """The row of a measure in what `fidelity` wrote."""
-    rows = values.get("measures") if values is not None else None
-    rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    rows = _rows(values.get("measures")) if values is not None else []
     return next((row for row in rows if row.get("measure") == measure), None)
 
 
