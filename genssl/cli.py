@@ -59,6 +59,7 @@ RENAMED = {
     "--way": "--method",
     "--calls": "--nfe",
     "--go-on": "--auto-resume",
+    "--repeats": "--draws",
 }
 
 

@@ -3,6 +3,7 @@
 Started by torchrun, or by `genssl train --gpus`. In a single process everything here costs nothing.
 """
 
+import atexit
 import contextlib
 import gc
 import importlib
@@ -26,7 +27,14 @@ from genssl.errors import LOST_PROCESS, Echo, UserError
 # The process id of `genssl train --gpus`, which reports the loss of a process itself
 LAUNCHER = "GENSSL_LAUNCHER"
 WATCH_EVERY = 0.5  # seconds
-LOST = ("closed by peer", "connection reset", "connection refused", "broken pipe", "remote process")
+LOST = (
+    "closed by peer",
+    "connection reset",
+    "connection refused",
+    "broken pipe",
+    "remote process",
+    "timed out",
+)
 
 
 def world_size() -> int:
@@ -81,6 +89,15 @@ def shutdown() -> None:
     dist.destroy_process_group()
 
 
+def shutdown_at_exit(device: torch.device) -> None:
+    """Leave the other processes when this one ends, however it does.
+
+    One that uses NCCL just ends: after an error, leaving would wait for others that wait for this one.
+    """
+    if device.type != "cuda":
+        atexit.register(shutdown)
+
+
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
     """Join the other processes for as long as the context is open; inside of another one, nothing.
@@ -88,7 +105,8 @@ def process_group(device: torch.device) -> Iterator[None]:
     The method in training must not outlive the context (see `shutdown`): keep it in a function called
     inside. After an error the local variables of such functions are dropped here, from the traceback.
 
-    Where another process is lost, one that uses NCCL ends without leaving, which would wait for the lost one.
+    After an error, one that uses NCCL ends without leaving: that would wait for the others, which are lost or
+    wait for this one.
 
     Raises:
         UserError: another process was lost; said once for all of them. In others than the first one, and
@@ -105,9 +123,9 @@ def process_group(device: torch.device) -> Iterator[None]:
     except BaseException as error:
         if joined:
             traceback.clear_frames(error.__traceback__)
+            joined = device.type != "cuda"
         if not _is_loss(error):
             raise
-        joined = joined and device.type != "cuda"
         kind = UserError if is_main_process() and LAUNCHER not in os.environ else Echo
         message = "another process of this run has ended; `genssl train --resume RUN` continues it"
         raise kind(message, LOST_PROCESS) from error

@@ -20,6 +20,8 @@ TERMINATED = 143
 FEW = 3  # names in a message
 DEEPEST = 100  # lists and objects in one another, in JSON
 LONGEST, LONGEST_WORD = 1500, 300  # characters of a line
+# In the messages of devices and their libraries, where memory is full
+FULL = ("MPS backend out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 MOST_DIGITS = 300  # of a whole number: a float holds up to 308
 
 
@@ -128,7 +130,8 @@ def explain(error: BaseException) -> UserError | None:
         return error
     if isinstance(error, OSError):
         return _explain_os_error(error)
-    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+    is_full = type(error).__name__ == "OutOfMemoryError" or any(text in str(error) for text in FULL)
+    if is_full or isinstance(error, MemoryError):
         return UserError("out of memory; try a smaller --batch-size or model", FAILED_RUN)
     if "DefaultCPUAllocator: can't allocate memory" in str(error):
         return UserError("out of memory on the CPU; try a smaller --batch-size or model", FAILED_RUN)

@@ -12,7 +12,7 @@ from typing import Any
 from genssl import config as configs
 from genssl import files, hub, paths, run_info
 from genssl.data.registry import short_name
-from genssl.errors import FAILED_RUN, UserError
+from genssl.errors import FAILED_RUN, UserError, hint
 from genssl.settings import Config, differences
 
 
@@ -174,8 +174,13 @@ def find(reference: str, method: str | None = None, data: str | None = None) -> 
     """
     path = hub.download(reference) if hub.is_hub(reference) else _named(reference) or _newest(reference, data)
     if path is None:
-        newest = ", ".join(info.name for info in known()[-5:]) or "none yet"
-        raise UserError(f"no run {reference!r} in {paths.runs_root()}/ and no such path; runs: {newest}")
+        names = [info.name for info in known()]
+        guess = hint(reference, dict.fromkeys([*names, *configs.methods()]))
+        shipped = sorted(file.parent.name for file in paths.shipped_root().glob(f"*/{run_info.MODEL}"))
+        raise UserError(
+            f"no run {reference!r} in {paths.runs_root()}/ and no such path{guess}; name a run, a path, or a "
+            f"method whose weights ship ({', '.join(shipped)}); runs: {', '.join(names[-5:]) or 'none yet'}"
+        )
     if method is not None and (actual := run_info.inspect(path).config.method) != method:
         raise UserError(f"{path} holds a {actual}, and this needs a {method}; choose another --checkpoint")
     return path
@@ -263,10 +268,10 @@ def _newest(reference: str, data: str | None) -> Path | None:
         return shipped
     if best is not None:  # stopped within its first epoch
         return best.folder
-    hint = f"train one with `genssl train {method}`"
+    advice = f"train one with `genssl train {method}`"
     if unfinished := known(method):
-        hint += f", or name the unfinished {unfinished[-1].name}"
-    raise UserError(f"no finished {method} run in {paths.runs_root()}/; {hint}")
+        advice += f", or name the unfinished {unfinished[-1].name}"
+    raise UserError(f"no finished {method} run in {paths.runs_root()}/; {advice}")
 
 
 def _rank(info: run_info.RunInfo) -> tuple[bool, bool]:

@@ -198,9 +198,16 @@ def choose_device(name: str) -> torch.device:
 def _local(device: torch.device) -> torch.device:
     """The GPU of this process under torchrun, which starts one process per GPU: that of its local rank."""
     local_rank = os.environ.get("LOCAL_RANK")
-    if device.type != "cuda" or device.index is not None or local_rank is None:
+    if device.type != "cuda" or local_rank is None:
         return device
-    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if device.index is not None:
+        if processes > 1:
+            raise UserError(
+                f"{processes} processes were started, each for a GPU of its own; use --device cuda"
+            )
+        return device
+    gpus = torch.cuda.device_count()
     # Raised in every process, so that none waits for another
     if max(processes, int(local_rank) + 1) > gpus:
         raise UserError(f"{processes} processes were started for {gpus} GPUs; start one for each")

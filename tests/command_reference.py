@@ -18,29 +18,29 @@ A REF is a method (its newest finished run, else the weights that ship), a run's
 path. Every evaluation writes a picture and a JSON of its numbers beside the run, under a name with the
 options that matter (`eval/reconstruct-n4.png`); `--out` gets the picture alone. Nothing is replaced that the
 same command line did not make. `genssl --quiet COMMAND` shows no progress and no notes; tables, warnings and
-errors remain.
+errors remain. `genssl --checkpoints DIR COMMAND`, or the variable `GENSSL_CHECKPOINTS`, keeps runs in another
+folder.
 """
 
 
-def commands() -> Iterator[tuple[str, ...]]:
-    """Every command as it is typed, the members of groups after their group."""
-    program: Any = typer.main.get_command(app)
-    for name, command in program.commands.items():
-        members = getattr(command, "commands", None)
-        if members is None:
-            yield (name,)
+def commands(group: Any = None) -> Iterator[tuple[str, ...]]:
+    """Every command as it is typed, the members of groups, and of their groups, in place of their group."""
+    group = group or typer.main.get_command(app)
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from ((name, *words) for words in commands(command))
         else:
-            yield from ((name, member) for member in members)
+            yield (name,)
 
 
 def reference() -> str:
     """The page."""
     sections = [HEAD]
-    for words in commands():
+    for words in ((), *commands()):
         result = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "100", "TERMINAL_WIDTH": "100"})
         assert result.exit_code == 0, result.output
         usage = result.output.replace("Usage: root ", "Usage: genssl ").strip()
-        sections.append(f"## genssl {' '.join(words)}\n\n```\n{usage}\n```\n")
+        sections.append(f"## {' '.join(('genssl', *words))}\n\n```\n{usage}\n```\n")
     return "\n".join(sections)
 
 

@@ -23,11 +23,16 @@ from genssl.eval.latent_profile import latent_profile
 from genssl.eval.linear_eval import linear_eval
 from genssl.eval.noise_sweep import sweep
 from genssl.eval.probe import LabelFractions, probe
+from genssl.eval.purify import Settings as PurifySettings
+from genssl.eval.purify import purify
 from genssl.eval.reconstruct import reconstruct, reconstruct_from
 from genssl.eval.result import require_ability
 from genssl.eval.sample import sample
+from genssl.eval.segment import SegmentSettings, segment
 from genssl.eval.sensitivity import sensitivity
+from genssl.metrics.attacks import Attack
 from genssl.metrics.linear_probe import ProbeSettings
+from genssl.metrics.segmentation import ClassifierSettings
 from genssl.models.build import build
 from genssl.models.diffusion import Variance
 from genssl.models.method import HasFlow, Method
@@ -132,6 +137,20 @@ def run_knn(method: Method, train: Split, test: Split, **options: Any) -> object
     return knn_eval(method, train, test, batch_size=BATCH, tick=nothing, **options)
 
 
+def run_segment(method: Method, train: Split, test: Split) -> object:
+    train, test = (replace(split, masks=split.images[:, 0] % 3) for split in (train, test))
+    settings = SegmentSettings((2,), 1, classes="all", classifiers=ClassifierSettings(2, 2))
+    return segment(method, train, test, settings, tick=nothing)
+
+
+def run_purify(method: Method, test: Split) -> object:
+    classifier = built("classifier", method.device, num_classes=2).eval()
+    classifier.class_names = test.classes
+    attack = Attack(steps=1)
+    settings = PurifySettings(attack, 1, 1, 1, defense_steps=2, t_primes=(5,), batch_size=BATCH)
+    return purify(method, classifier, test, settings, name="classifier", tick=nothing)
+
+
 def run_probe(method: Method, train: Split, test: Split) -> object:
     settings = LabelFractions((1.0,), linear=ProbeSettings(epochs=1, batch_size=BATCH))
     return probe(method, train, test, settings, baselines=True, batch_size=BATCH, tick=nothing)
@@ -177,6 +196,8 @@ EVALUATIONS: dict[str, tuple[str, dict[str, object], Evaluation]] = {
     "monitor": ("simsiam", {"knn_every": 1, "sample_every": 1}, run_monitor),
     "monitor of a VAE": ("vae", {"knn_every": 1, "sample_every": 1}, run_monitor),
     "guidance": ("ddpm", {"conditional": True, "num_classes": 2}, run_guidance),
+    "segment": ("vae", {}, run_segment),
+    "purify": ("ddpm", {}, lambda m, _, b: run_purify(m, b)),
     "fidelity": ("vae", {}, lambda m, a, b: run_fidelity(m, a, b, genssl_1(m))),
     "fidelity in pixels": ("vae", {}, lambda m, a, b: run_fidelity(m, a, b, PIXELS)),
     "sensitivity": ("vae", {}, lambda m, a, _: run_sensitivity(m, a)),

@@ -26,7 +26,12 @@ def test_failures_of_the_disk_are_explained(number: int, words: str, code: int) 
 def test_out_of_memory_is_explained() -> None:
     import torch
 
-    for error in (torch.OutOfMemoryError("CUDA out of memory"), MemoryError()):
+    for error in (
+        torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
+        RuntimeError("MPS backend out of memory (MPS allocated: 17 GB)"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ):  # fmt: skip
         told = explain(error)
         assert told is not None
         assert "--batch-size" in str(told)

@@ -13,6 +13,7 @@ from genssl.data.augment.views import choose_views
 from genssl.data.loader import place
 from genssl.eval import fidelity as quality
 from genssl.eval import linear_eval as linear
+from genssl.eval import segment
 from genssl.features import extract
 from genssl.metrics import sharpness as sharp
 from genssl.models.build import METHODS
@@ -93,6 +94,9 @@ ONCE = SCHEDULE | {
     "eval/interpolate.py: interpolate_latents", "eval/interpolate.py: interpolate_through_noise",
     "eval/noise_sweep.py: sweep", "eval/noise_sweep.py: summarize", "eval/noise_sweep.py: _measure",
     "eval/inpaint.py: inpaint", "eval/inpaint.py: _measures", "eval/guidance.py: guidance_sweep",
+    "eval/segment.py: _problem", "eval/segment.py: _picture",
+    "metrics/segmentation.py: fit_pixel_classifiers",
+    "eval/purify.py: purify", "eval/purify.py: _measure", "eval/purify.py: _draw_examples",
     "models/vae.py: fit_mixture", "training/monitor.py: Monitor._accuracy",
     "training/monitor.py: Monitor.held_out_losses",
     # pictures, of a few images
@@ -101,12 +105,15 @@ ONCE = SCHEDULE | {
     "eval/sensitivity.py: sensitivity", "eval/noise_sweep.py: _rows",
     "eval/reconstruct.py: Snapshots.__call__", "eval/reconstruct.py: _trajectories",
 }  # fmt: skip
-# Once a batch that takes as many passes as a sampler or a bound has steps; and which rows to take of a bank
-# that stays on the host, and their labels
+# Once a batch that takes as many passes as a sampler or a bound has steps; counts of an image's pixels; and
+# which rows to take of a bank that stays on the host, and their labels
 A_BATCH = {
     "eval/sample.py: draw_samples", "eval/bits_per_dim.py: _in_bits", "models/vlb.py: decoder_std",
-    "metrics/knn.py: rows_of", "eval/probe.py: probe",
+    "metrics/knn.py: rows_of", "eval/probe.py: probe", "eval/segment.py: _confusions",
+    "metrics/segmentation.py: pixel_confusion",
 }  # fmt: skip
+# Images sent to the device at once; of purification all, whose attacks take many passes through each
+SENT = {"mixture": MIXTURE_BATCH, "purify": 16}
 
 
 @pytest.mark.parametrize("evaluation", EVALUATIONS)
@@ -117,7 +124,8 @@ def test_evaluations(
     name, changes, evaluate = EVALUATIONS[evaluation]
     method = built(name, CUDA, **changes).eval()
     monkeypatch.setenv("GENSSL_CACHE", str(tmp_path))
-    for module, name in ((linear, "CROPPED"), (sharp, "ROWS"), (monitor, "LOSS_IMAGES"), (monitor, "CHUNK")):
+    monitored = ((monitor, "LOSS_IMAGES"), (monitor, "CHUNK"))
+    for module, name in ((linear, "CROPPED"), (sharp, "ROWS"), (segment, "SHOWN"), *monitored):
         monkeypatch.setattr(module, name, BATCH)
     monkeypatch.setattr(quality, "SUBSETS", 3)
     counts = []
@@ -130,5 +138,6 @@ def test_evaluations(
         counts.append(Counter(reads.places))
     resident, streamed = counts
     assert set(resident | streamed) <= ONCE | A_BATCH
-    assert all(streamed[name] <= resident[name] for name in streamed.keys() - A_BATCH)
-    assert max(reads.sent, default=0) <= (MIXTURE_BATCH if evaluation == "mixture" else BATCH) * 3 * 32 * 32
+    counted = {"metrics/knn.py: confusion_matrix"} if evaluation == "segment" else set()  # a batch at a time
+    assert all(streamed[name] <= resident[name] for name in streamed.keys() - A_BATCH - counted)
+    assert max(reads.sent, default=0) <= SENT.get(evaluation, BATCH) * 3 * 32 * 32

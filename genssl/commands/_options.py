@@ -59,7 +59,9 @@ def checked_picture(out: Path | None) -> Path | None:
 Run = Annotated[
     str,
     typer.Argument(
-        metavar="REF", help="A method (its newest run, finished ones first), the name of a run, or a path."
+        metavar="REF",
+        help="A method (its newest finished run, else the weights that ship), a run's name, a path, or "
+        "hf:OWNER/NAME.",
     ),
 ]
 Checkpoint = Annotated[

@@ -6,6 +6,7 @@ folder, get a number. In eval/ of a run, the options that matter are part of the
 
 import io
 import json
+import math
 import re
 import shutil
 from collections.abc import Mapping
@@ -329,3 +330,12 @@ def _refuse_run_files(path: Path) -> None:
     if (of_run and load.is_run(folder)) or load.is_run(folder.parent):
         run = folder if load.is_run(folder) else folder.parent
         raise UserError(f"{path} is where the run {run.name} keeps its own files; choose another --out")
+
+
+def finite(value: Any) -> Any:
+    """The same JSON value with null in place of numbers that are not finite."""
+    if isinstance(value, dict):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

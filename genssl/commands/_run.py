@@ -1,10 +1,8 @@
 """The loaded run of a command, its data and samples; writing and printing of results."""
 
-import atexit
 import contextlib
 import io
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +12,7 @@ import typer
 
 from genssl.commands._console import collected, echo, progress, show_values
 from genssl.commands._options import Common, RealSplitName, RunSplitName, SplitName
-from genssl.commands._outputs import Target, evaluation_name, target_of_run
+from genssl.commands._outputs import Target, evaluation_name, finite, target_of_run
 from genssl.data.registry import base_name, locate
 from genssl.environment import command_line, launched_rank
 from genssl.errors import UserError
@@ -62,11 +60,7 @@ class LoadedRun:
 def note_other_content(info: "RunInfo", data: str | None, split: "Split") -> None:
     """Say so where data are split otherwise than a run's, or are not the images any more that it has seen."""
     config = info.config
-    if data and data != config.data and base_name(data) == base_name(config.data) and split.part != "train":
-        echo(
-            f"note: {data} and {config.data}, on which the run was trained, are split differently: "
-            f"images of the {split.part} split may be among its training images"
-        )
+    note_overlap(info, data, split)
     # The limit is applied later to a train split from which nothing was held out
     is_cut = split.part == "train" and config.limit is not None and config.holdout == 0
     # Two processors render a digit alike but for the last bit of some pixels
@@ -78,6 +72,20 @@ def note_other_content(info: "RunInfo", data: str | None, split: "Split") -> Non
             f"note: the {split.part} images of {config.data} are not those that {info.name} had when it was "
             "trained; its images may have been changed, or another folder has this name"
         )
+
+
+def note_overlap(info: "RunInfo", data: str | None, split: "Split") -> None:
+    """Say so where images of a split may be among those that a run was trained on."""
+    known = info.config.data
+    if split.part == "train" or (data and base_name(data) != base_name(known)):
+        return
+    if data not in {None, known}:
+        reason = f"{data} and {known}, on which {info.name} was trained, are split differently"
+    elif split.seed not in {None, info.config.seed}:
+        reason = f"{known} has no parts, and the random seed of {info.name} chose other images for testing"
+    else:
+        return
+    echo(f"note: {reason}: images of the {split.part} split may be among its training images")
 
 
 def read_split(
@@ -163,7 +171,7 @@ def load_run(reference: str, named: str | None, device: str, data: str | None = 
 
     where = choose_device(device)
     if distributed.init(where):
-        atexit.register(distributed.shutdown)
+        distributed.shutdown_at_exit(where)
     done: str = info.state
     if paths.is_shipped(info.folder):
         done = "weights that come with genssl"
@@ -249,15 +257,6 @@ def write_result(
 def origin_of(values: Mapping[str, Any]) -> dict[str, str]:
     """The metadata of a figure: the command, and the run and its weights, if any."""
     return {name: str(values[name]) for name in ("command", "run", "weights_sha256") if name in values}
-
-
-def finite(value: Any) -> Any:
-    """The same JSON value with null in place of numbers that are not finite."""
-    if isinstance(value, dict):
-        return {name: finite(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def provenance(loaded: LoadedRun, split: "Split | None") -> dict[str, Any]:

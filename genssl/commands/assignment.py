@@ -28,8 +28,8 @@ def register(app: typer.Typer) -> None:
 def assignment(
     context: typer.Context,
     out: Annotated[Path, typer.Option(help="Output folder; an unfinished one is continued.")],
-    data: Annotated[str, typer.Option(help="Data of the VAE and the DDPM: svhn or a path.")] = "svhn",
-    ssl_data: Annotated[str, typer.Option(help="Data of SimSiam: cifar10 or a path.")] = "cifar10",
+    data: Annotated[str, typer.Option(help="Data of VAE and DDPM: svhn, synthetic or a path.")] = "svhn",
+    ssl_data: Annotated[str, typer.Option(help="Data of SimSiam: cifar10, synthetic or a path.")] = "cifar10",
     budget: Annotated[
         float | None,
         typer.Option(

@@ -57,16 +57,18 @@ def data_fetch(
     """Download and convert a data set ahead of training."""
     from genssl.data.image_folder import DataWarning
 
+    notes: list[str] = []
     for split in _options.SPLITS:
         with warnings.catch_warnings():
             # They are among the notes, also where the data are cached
             warnings.simplefilter("ignore", DataWarning)
             images = read_split(data, split, image_size, 0, skip_bad, fit=fit, zip_encoding=zip_encoding)
         echo(f"{images.name} {split}: {len(images):,} images, {len(images.classes)} classes")
+        notes += [note for note in images.notes if note not in notes]
     from genssl.data.registry import SOURCES, base_name
 
     if base_name(data) not in SOURCES:
-        for note in images.notes or ("nothing was left out",):
+        for note in notes or ["nothing was left out"]:
             echo(f"  {note}")
 
 

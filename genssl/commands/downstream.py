@@ -1,6 +1,6 @@
 """`segment` and `probe`: what features are good for, with few labels."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -8,7 +8,14 @@ import typer
 from genssl.commands import _options
 from genssl.commands._console import progress
 from genssl.commands._options import Common, with_options
-from genssl.commands._run import Evaluation, find_run, load_run, open_evaluation
+from genssl.commands._run import (
+    Evaluation,
+    LoadedRun,
+    find_run,
+    load_run,
+    note_overlap,
+    open_evaluation,
+)
 from genssl.data.registry import SOURCES
 from genssl.errors import UserError
 from genssl.files import expand_home
@@ -40,7 +47,7 @@ def segment(
     labelled: Annotated[
         list[int] | None, typer.Option(min=1, help="Number of labelled images; default: 50. Repeatable.")
     ] = None,
-    repeats: Annotated[int, typer.Option(min=1, max=1000, help="Draws of the labelled images.")] = 5,
+    draws: Annotated[int, typer.Option(min=1, max=1000, help="Draws of the labelled images.")] = 5,
     blocks: Annotated[
         list[str] | None,
         typer.Option(metavar="N,N,...", help="Blocks of the run's network, from 1; default: all."),
@@ -73,13 +80,14 @@ def segment(
     from genssl.metrics.segmentation import ClassifierSettings
 
     settings = evaluation.SegmentSettings(
-        tuple(dict.fromkeys(labelled or [50])), repeats, chosen_blocks or None, chosen_times or None,
+        tuple(dict.fromkeys(labelled or [50])), draws, chosen_blocks or None, chosen_times or None,
         classes, heat_map, ClassifierSettings(members, steps), common.seed,
     )  # fmt: skip
     others = _others(work, beside or [])
     train, test = _with_masks(work, "train"), _with_masks(work, "test").take(test_limit, common.seed)
+    methods = _methods(work, others, test)
     with progress("training pixel classifiers") as tick:
-        result = evaluation.segment(work.method, train, test, settings, beside=others, tick=tick)
+        result = evaluation.segment(work.method, train, test, settings, beside=methods, tick=tick)
     work.finish(result, test)
 
 
@@ -104,9 +112,9 @@ def _find(references: Sequence[str] | None) -> None:
         find_run(reference, None)
 
 
-def _others(work: Evaluation, references: Sequence[str]) -> "dict[str, Method]":
+def _others(work: Evaluation, references: Sequence[str]) -> dict[str, LoadedRun]:
     """The runs of --beside: by their method, or by their own name where that is taken."""
-    others: dict[str, Method] = {}
+    others: dict[str, LoadedRun] = {}
     for reference in references:
         loaded = load_run(reference, None, work.common.device)
         name = loaded.info.config.method
@@ -114,8 +122,15 @@ def _others(work: Evaluation, references: Sequence[str]) -> "dict[str, Method]":
             name = loaded.info.name
         if name in others or loaded.info.name == work.loaded.info.name:
             raise UserError(f"{reference} is measured already; name each run once")
-        others[name] = loaded.method
+        others[name] = loaded
     return others
+
+
+def _methods(work: Evaluation, others: Mapping[str, LoadedRun], test: "Split") -> "dict[str, Method]":
+    """The methods of the runs of --beside; says so where one may have been trained on test images."""
+    for other in others.values():
+        note_overlap(other.info, work.common.data or work.loaded.info.config.data, test)
+    return {name: other.method for name, other in others.items()}
 
 
 @with_options()
@@ -163,9 +178,10 @@ def probe(
     settings = evaluation.LabelFractions(
         fractions or [0.01, 0.1, 1.0], draws, k, ProbeSettings(epochs=epochs, learning_rate=lr), common.seed
     )
+    methods = _methods(work, others, test)
     with progress("classifying") as tick:
         result = evaluation.probe(
-            work.method, train, test, settings, beside=others, baselines=baselines,
+            work.method, train, test, settings, beside=methods, baselines=baselines,
             batch_size=common.batch_size, tick=tick,
         )  # fmt: skip
     work.finish(result, test)

@@ -170,7 +170,7 @@ def linear_eval(
     with progress("classifying") as tick:
         result, probe = evaluation.linear_eval(
             work.method, train, test, ProbeSettings(epochs=epochs, learning_rate=lr), augment=augment,
-            seed=common.seed, batch_size=common.batch_size, tick=tick,
+            data=common.data, seed=common.seed, batch_size=common.batch_size, tick=tick,
         )  # fmt: skip
     work.finish(result, test)
     if work.target.with_numbers:

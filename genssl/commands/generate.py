@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MOST_LEVELS = 10_000
 MOST = 10_000  # images in a picture
+SHOWN, QUERIES = 16, 256  # images reconstructed, and per noise level of a sweep, where none are asked for
 
 
 def register(app: typer.Typer) -> None:
@@ -87,6 +88,9 @@ def sample(
     from genssl.eval import sample as evaluation
     from genssl.metrics.sharpness import SHARPNESS
 
+    if trajectory:
+        evaluation.require_steps(work.method, sampling.given())
+
     folder = None
     if samples is not None and launched_rank() == 0:
         folder = _outputs.SampleFolder(samples, _settings(work, sampling))
@@ -130,7 +134,7 @@ def reconstruct(
     context: typer.Context,
     run: _options.Run,
     common: Common,
-    n: Annotated[int, typer.Option("-n", min=1, help="Number of images to show.")] = 16,
+    n: Annotated[int | None, typer.Option("-n", min=1, help="Number of images to show; default: 16.")] = None,
     t_prime: Annotated[int | None, typer.Option(help="Noising steps before denoising (DDPM).")] = None,
     sweep: Annotated[
         str | None,
@@ -142,12 +146,16 @@ def reconstruct(
         int | None,
         typer.Option(min=1, help="Add higher levels, at most this one, until t* is reached (sweep)."),
     ] = None,
-    queries: Annotated[int, typer.Option(min=1, help="Images per noise level of the sweep.")] = 256,
+    queries: Annotated[
+        int | None, typer.Option(min=1, help="Images per noise level (sweep); default: 256.")
+    ] = None,
     sampler: Annotated[
         _options.DiffusionSampler | None,
         typer.Option(help="Reverse process; default: ancestral, and dpm++ for the curves of a sweep."),
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Maximum number of sampler steps.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Number of sampler steps; of a sweep, where there are as many.")
+    ] = None,
     features: Annotated[
         str | None,
         typer.Option(
@@ -159,6 +167,15 @@ def reconstruct(
     """Reconstruct test images, and measure the error."""
     config = find_run(run, common.checkpoint)[1].config
     _check_noise_options(config, t_prime, sweep)
+    if sweep is None:
+        _refuse(
+            "reconstruction without --sweep", {"--until": until, "--queries": queries, "--features": features}
+        )
+    else:
+        _refuse("sweep", {"-n": n})
+    if not config.has_noise_levels:
+        _refuse(config.method, {"--sampler": sampler, "--steps": steps})
+    shown = n or SHOWN
     levels = None if sweep is None else parse_levels(sweep)
     if features not in {None, "pixels"}:
         find_run(features, None)
@@ -172,7 +189,7 @@ def reconstruct(
                 None if features == "pixels" else feature_space(features, config.image_size, common.device)[0]
             )
             result = run_sweep(
-                work.method, split, levels, queries=queries, seed=common.seed,
+                work.method, split, levels, queries=queries or QUERIES, seed=common.seed,
                 batch_size=common.batch_size, sampler=sampler or "dpm++", steps=steps,
                 space=space, bank_split=_bank(work, split), until=until or 0, tick=tick,
             )  # fmt: skip
@@ -180,14 +197,14 @@ def reconstruct(
             from genssl.eval.reconstruct import reconstruct_from
 
             result = reconstruct_from(
-                work.method, split, t_prime, n, seed=common.seed, batch_size=common.batch_size,
+                work.method, split, t_prime, shown, seed=common.seed, batch_size=common.batch_size,
                 sampler=sampler or "ancestral", steps=steps, tick=tick,
             )  # fmt: skip
         else:
             from genssl.eval.reconstruct import reconstruct as evaluate
 
             result = evaluate(
-                work.method, split, n, seed=common.seed, batch_size=common.batch_size, tick=tick
+                work.method, split, shown, seed=common.seed, batch_size=common.batch_size, tick=tick
             )
     work.finish(result, split)
 

@@ -9,7 +9,7 @@ import typer
 from genssl.commands import _options
 from genssl.commands._console import LONG, confirm, echo, progress, readable_seconds
 from genssl.commands._options import Common, with_options
-from genssl.commands._run import LoadedRun, find_run, load_run, open_evaluation
+from genssl.commands._run import LoadedRun, find_run, load_run, note_overlap, open_evaluation
 from genssl.errors import UserError
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ def purify(
     from genssl.metrics.attacks import Attack
 
     split = work.split("test", n)
+    note_overlap(target.info, common.data or work.loaded.info.config.data, split)
     settings = evaluation.Settings(
         Attack(norm, epsilon, step_size, attack_steps),
         FULL_STEPS[on_gpu] if full_steps is None else full_steps, eot or DRAWS[on_gpu], surrogate_steps,

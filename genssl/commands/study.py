@@ -187,7 +187,8 @@ def _guidance(reference: str, values: list[float], n: int | None, common: Common
     from genssl.eval.names import file_name
 
     count = n or default_samples(source.device)
-    changed = _options.given(n=n, data=common.data)
+    weights = "-".join(f"{w:g}".replace("-", "minus") for w in values)
+    changed = _options.given(n=n, data=common.data, seed=common.seed or None, w=f"w{weights}")
     target = _outputs.target_of_run(source.loaded.info.folder, file_name("guidance", changed), common.out)
     real = source.real("test", count, common.seed)
     train = source.training_images().take(BANK, common.seed)

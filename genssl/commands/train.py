@@ -265,8 +265,9 @@ def _resume(folder: Path, changes: dict[str, Any], options: "Options", as_json: 
 
 def _show_result(folder: Path, as_json: bool) -> None:
     import json
+    import shlex
 
-    from genssl import run_info
+    from genssl import paths, run_info
     from genssl.config import EncoderConfig
 
     if launched_rank() > 0:  # the main process prints it
@@ -279,9 +280,10 @@ def _show_result(folder: Path, as_json: bool) -> None:
     epochs = progress_of(info.epochs_trained, info.config.epochs)
     show_values(f"{folder.name}, epoch {epochs}, {info.state}", info.metrics)
     echo(f"pictures, curves and weights: {folder}")
-    name = info.config.method
+    # By its name or path: a method's name may mean another run
+    run = folder.name if folder.parent == paths.runs_root() else shlex.quote(str(folder))
     is_encoder = isinstance(info.config, EncoderConfig)
-    echo(f"next: genssl knn-eval {name}" if is_encoder else f"next: genssl sample {name} --out {name}.png")
+    echo(f"next: genssl knn-eval {run}" if is_encoder else f"next: genssl sample {run}")
 
 
 def _dry_run(config: "Config", options: "Options", as_json: bool) -> None:

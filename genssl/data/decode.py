@@ -6,6 +6,7 @@ import importlib.util
 import io
 import os
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,6 +88,25 @@ class Observed:
         """The bits of the largest value of all 16-bit images, as cameras have them: 8, 10, 12, 14 or 16."""
         bits = self.largest.bit_length()
         return 16 if self.wide == 0 or bits > 14 else max(8, bits + bits % 2)
+
+    def notices(self, n: int) -> Iterator[str]:
+        """What users of n images may not have meant."""
+        if self.bits < 16:
+            yield (
+                f"the {self.wide:,} images of 16 bits hold values up to {self.largest:,}: they are read "
+                f"as images of {self.bits} bits"
+            )
+        if self.animated:
+            yield f"{self.animated:,} of {n:,} images have several frames, of which the first one is taken"
+
+    def look(self, content: bytes) -> None:
+        """Note an image that is decoded later, by its header where it has not 16 bits; not a bad one."""
+        with contextlib.suppress(Exception), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(content), formats=_formats()) as image:
+                self.animated += bool(getattr(image, "is_animated", False))
+                if _is_wide(image):
+                    self.narrow(np.asarray(image))
 
 
 def suffixes() -> set[str]:
@@ -249,14 +269,18 @@ def _without_text(content: bytes) -> bytes:
 
 
 def _to_rgb(image: Image.Image, observed: Observed) -> Image.Image:
-    # "I" is 16 bits in a wider type where the format has no more
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in {"PPM", "PNG", "JPEG2000"}):
+    if _is_wide(image):
         return _from_16_bit(np.asarray(image), image.info.get("transparency"), observed)
     if image.mode in {"I", "F"}:
         raise BadImage("32-bit pixels have no agreed range")
     if image.has_transparency_data:
         return _over_white(image.convert("RGBA"))
     return image.convert("RGB")
+
+
+def _is_wide(image: Image.Image) -> bool:
+    # "I" is 16 bits in a wider type where the format has no more
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format in {"PPM", "PNG", "JPEG2000"})
 
 
 def _from_16_bit(wide: npt.NDArray[np.integer], transparent: object, observed: Observed) -> Image.Image:

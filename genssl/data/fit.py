@@ -56,5 +56,5 @@ class Fit:
             return None
         return (
             f"the center square leaves out more than a third of {self.cropped:,} of {self.images:,} images; "
-            "--fit pad or --fit stretch shows the whole of them"
+            "training with --fit pad or --fit stretch shows the whole of them"
         )

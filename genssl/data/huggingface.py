@@ -1,5 +1,6 @@
 """Splits from data sets of the Hugging Face hub: .parquet files, and `hf:OWNER/NAME` through `datasets`."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -15,13 +16,13 @@ import numpy as np
 
 from genssl.data.arrays import in_turn, number_labels, refuse_pointer, store
 from genssl.data.cache import Progress
-from genssl.data.decode import BadImage, Bytes, decode
+from genssl.data.decode import BadImage, Bytes, Observed, decode
 from genssl.data.fit import Fit
 from genssl.data.layout import PARTS
 from genssl.data.registry import HUB, Shape, hub_name
 from genssl.data.split import Split
 from genssl.data.torchvision_sets import require_answer
-from genssl.errors import FAILED_RUN, UserError
+from genssl.errors import FAILED_RUN, UserError, first_few
 
 SUFFIX = ".parquet"
 PICTURES = {".png", ".jpg", ".jpeg"}
@@ -226,8 +227,8 @@ def _type(feature: Any) -> str | None:
     return feature.get("_type") if isinstance(feature, dict) else None
 
 
-def _image(cell: Any, fit: Fit) -> Bytes:
-    """The image of a cell: bytes, or a mapping of bytes and path.
+def _content(cell: Any) -> bytes:
+    """The file in a cell, which is bytes, or a mapping of bytes and path.
 
     Raises:
         BadImage: there is none in it.
@@ -237,7 +238,67 @@ def _image(cell: Any, fit: Fit) -> Bytes:
         content = Path(cell["path"]).read_bytes()
     if not isinstance(content, bytes):
         raise BadImage("no image in it")
-    return decode(content, fit)
+    return content
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The images and labels of a table.
+
+    Attributes:
+        table: they are in.
+        column: of the images.
+        labels: of all rows, of which None and -1 mean that there is none; None: of no row.
+        classes: how many the labels number; None where they are names themselves.
+    """
+
+    table: Table
+    column: str
+    labels: Sequence[Any] | None
+    classes: int | None
+
+    def look(self, observed: Observed) -> None:
+        """Note what the images are, before any is decoded."""
+        for cell in self.table.column(self.column):
+            with contextlib.suppress(BadImage):
+                observed.look(_content(cell))
+
+    def bad(self, fit: Fit) -> dict[int, str]:
+        """Why rows cannot be used, found by decoding all of them."""
+        reasons = {}
+        for i, cell in enumerate(self.table.column(self.column)):
+            try:
+                self._read(i, cell, replace(fit), 16)
+            except BadImage as error:
+                reasons[i] = str(error)
+        return reasons
+
+    def images(self, bad: Mapping[int, str], fit: Fit, bits: int) -> Iterator[Bytes]:
+        """The images, (H, W, 3), of all rows that are not bad.
+
+        Raises:
+            UserError: another one is.
+        """
+        table = self.table
+        for i, cell in enumerate(table.column(self.column)):
+            if i in bad:
+                continue
+            try:
+                yield self._read(i, cell, fit, bits)
+            except BadImage as error:
+                raise UserError(
+                    f"row {i:,} of {table.n:,} in {table.name} cannot be used ({error}); repair it, or leave "
+                    "such rows out with --skip-bad"
+                ) from error
+
+    def _read(self, i: int, cell: Any, fit: Fit, bits: int) -> Bytes:
+        if self.labels is not None:
+            label = self.labels[i]
+            if label in {None, -1}:
+                raise BadImage("it has no label")
+            if self.classes is not None and label not in range(self.classes):
+                raise BadImage(f"its label {label} is none of the {self.classes:,} classes, from 0 on")
+        return decode(_content(cell), fit, Observed(bits))
 
 
 def _convert(
@@ -250,63 +311,57 @@ def _convert(
     notes: Sequence[str],
 ) -> dict[str, Split]:
     images, labels, left_out = {}, {}, list(notes)
-    first = next(iter(tables.values()))
-    label, names = label_column(first)
-    for part, table in tables.items():
-        column = image_column(table)
-        values = None if label is None or label not in table.kinds else [*table.column(label)]
-        if values is not None and all(value in {None, -1} for value in values):
-            values = None  # as in a test part whose labels are kept secret
-        bad = _bad_rows(table, column, values, fit) if skip_bad else {}
+    column, classes = label_column(next(iter(tables.values())))
+    count = None if classes is None else len(classes)
+    parts = {
+        part: _Rows(table, image_column(table), _labels(table, column, classes), count)
+        for part, table in tables.items()
+    }
+    observed = Observed()
+    for rows in parts.values():
+        rows.look(observed)
+    observed.bits = observed.needed_bits()
+    for part, rows in parts.items():
+        table = rows.table
+        bad = rows.bad(fit) if skip_bad else {}
         if len(bad) == table.n:
             raise UserError(f"{table.name} has no usable image among {table.n:,} rows; name another file")
         if bad:
             some = ", ".join(f"row {i:,} ({reason})" for i, reason in [*bad.items()][:3])
             left_out.append(f"{len(bad):,} of {table.n:,} rows in {table.name} are left out: {some}")
-        rows = partial(_rows, table, column, values, bad, fit)
-        images[part] = in_turn(rows, table.n - len(bad), fit, f"reading {table.name}", progress)
-        if values is not None:
+        read = partial(rows.images, bad, fit, observed.bits)
+        images[part] = in_turn(read, table.n - len(bad), fit, f"reading {table.name}", progress)
+        if rows.labels is not None:
             # Of a row without a label -1, until the row is read and refused
-            usable = [-1 if value is None else value for i, value in enumerate(values) if i not in bad]
+            usable = [-1 if value is None else value for i, value in enumerate(rows.labels) if i not in bad]
             labels[part] = np.array(usable)
-    if names is None:
-        numbers, classes = number_labels(labels)
-    else:
-        numbers, classes = labels, names
-    return store(key, path, images, numbers, classes, fit, left_out)
+    left_out += observed.notices(sum(table.n for table in tables.values()))
+    if classes is None:
+        labels, classes = number_labels(labels)
+    return store(key, path, images, labels, classes, fit, left_out)
 
 
-def _rows(
-    table: Table, column: str, values: Sequence[Any] | None, bad: Mapping[int, str], fit: Fit
-) -> Iterator[Bytes]:
-    for i, cell in enumerate(table.column(column)):
-        if i in bad:
-            continue
-        try:
-            _check_label(values, i)
-            yield _image(cell, fit)
-        except BadImage as error:
-            raise UserError(
-                f"row {i:,} of {table.n:,} in {table.name} cannot be used ({error}); repair it, or leave "
-                "such rows out with --skip-bad"
-            ) from error
+def _labels(table: Table, column: str | None, classes: tuple[str, ...] | None) -> list[Any] | None:
+    """A column of labels, by the numbers of `classes` where these are given; None where there are no labels.
 
-
-def _check_label(values: Sequence[Any] | None, i: int) -> None:
-    if values is not None and values[i] in {None, -1}:
-        raise BadImage("it has no label")
-
-
-def _bad_rows(table: Table, column: str, values: Sequence[Any] | None, fit: Fit) -> dict[int, str]:
-    """Why rows cannot be used, found by decoding all of them."""
-    bad = {}
-    for i, cell in enumerate(table.column(column)):
-        try:
-            _check_label(values, i)
-            _image(cell, replace(fit))
-        except BadImage as error:
-            bad[i] = str(error)
-    return bad
+    Raises:
+        UserError: this table names other classes.
+    """
+    if column is None or column not in table.kinds:
+        return None
+    values = [*table.column(column)]
+    if all(value in {None, -1} for value in values):  # as in a test part whose labels are kept secret
+        return None
+    _, names = label_column(table)
+    if classes is None or names is None or names == classes:
+        return values
+    if sorted(names) != sorted(classes):
+        raise UserError(
+            f"a part of {table.name} names the classes {first_few(names)}, and another {first_few(classes)}; "
+            "write both with the same names"
+        )
+    numbers = {i: classes.index(name) for i, name in enumerate(names)}
+    return [numbers.get(value, value) for value in values]
 
 
 def read_hub(

@@ -298,12 +298,8 @@ def _arrange(
 
 def _odd(decoded: _Decoded) -> Iterator[str]:
     """What the pixels look like that nobody may have meant."""
-    observed, n = decoded.observed, len(decoded.rows)
-    if observed.bits < 16:
-        yield (
-            f"the {observed.wide:,} images of 16 bits hold values up to {observed.largest:,}: they are read "
-            f"as images of {observed.bits} bits"
-        )
+    n = len(decoded.rows)
+    yield from decoded.observed.notices(n)
     if decoded.uniform:
         yield (
             f"{len(decoded.uniform):,} of {n:,} images are of one color, as drawings on a transparent ground "
@@ -314,8 +310,6 @@ def _odd(decoded: _Decoded) -> Iterator[str]:
             f"no pixel of the {n:,} images is brighter than {decoded.brightest} of 255; if they are colors "
             "of fewer than 16 bits in files of 16, or numbers of classes, convert them to 8 bits"
         )
-    if observed.animated:
-        yield f"{observed.animated:,} of {n:,} images have several frames, of which the first one is taken"
 
 
 def _write(
@@ -395,7 +389,7 @@ def data_name(path: Path) -> str:
     return name
 
 
-READING = "2"  # to be raised when files are read or laid out in another way
+READING = "3"  # to be raised when files are read or laid out in another way
 
 
 def cache_keys(
@@ -486,7 +480,7 @@ def hold_out(everything: Split, part: str, seed: int, progress: Progress | None 
     rows, name = (rows[:test] if part == "test" else rows[test:]).sort().values, everything.name
     digest = hashlib.sha256(digest.encode()).hexdigest()
     split = select_rows([everything], rows, digest=digest, name=name, part=part, progress=progress)
-    return replace(split, notes=everything.notes)
+    return replace(split, notes=everything.notes, seed=seed)
 
 
 def _test_images(n: int) -> int:

@@ -84,9 +84,10 @@ def fits(size: int, device: torch.device, limit: float | None = None) -> bool:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Free memory: that of a CUDA device, else of the host."""
+    """Free memory: that of a CUDA device, with what torch holds for later use; else of the host."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
     return int(psutil.virtual_memory().available)
 
 

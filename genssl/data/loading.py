@@ -98,7 +98,7 @@ def _load(
             zip_encoding=zip_encoding, progress=progress,
         )  # fmt: skip
         train, test = source("train"), source("test")
-        return replace(remix(train, test, part, progress), notes=train.notes)
+        return replace(remix(train, test, part, progress), notes=train.notes, seed=train.seed)
     if is_hub(data):
         split = _load_hub(data, part, image_size, skip_bad, fit, progress)
     else:
@@ -265,9 +265,12 @@ def _load_path(
 def _load_hub(
     data: str, part: Part, image_size: int, skip_bad: bool, fit: Shape, progress: Progress | None
 ) -> Split | None:
-    from genssl.data import huggingface
+    from genssl.data import decode, huggingface
 
-    key = hub_key(data, image_size, *(["skip-bad"] if skip_bad else []), *([] if fit == "crop" else [fit]))
+    options = ["skip-bad"] * skip_bad + [fit] * (fit != "crop")
+    if (limit := decode.max_pixels()) != decode.MAX_PIXELS:  # which images are too large to be read
+        options.append(str(limit))
+    key = hub_key(data, image_size, *options)
     return cache.load_or_build(
         key,
         [part, "all"],

@@ -20,6 +20,7 @@ from genssl.files import tensor_digest
 from genssl.pixels import IGNORE, to_channels
 
 NAME = re.compile(r"(?:(train|test)/)?(images|masks)/(.+)\.[^./]+")
+DEPTH = 24  # byte of a PNG that says how many bits a number has
 INTEGERS = ("1", "L", "P", "I", "I;16")  # modes of images that hold one number per pixel
 LAYOUT = "give images/NAME.* and masks/NAME.png, with the number of a class at each pixel"
 Pair = dict[str, tuple[str, bytes]]  # "images" and "masks": name and content
@@ -127,6 +128,8 @@ def _mask(name: str, content: bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             numbers, mode = np.array(image), image.mode
+            if mode == "L" and content[DEPTH] < 8:  # Pillow spreads 2 and 4 bits of gray over 8
+                numbers = numbers // (255 // (2 ** content[DEPTH] - 1))
     except Exception as error:  # on damaged files Pillow's readers raise nearly every type there is
         raise UserError(f"cannot read the mask {name} as a PNG; write it again") from error
     if mode not in INTEGERS or numbers.max() > IGNORE:

@@ -23,6 +23,7 @@ class Split:
         part: "train", "validation" or "test".
         digest: of the content, so that results can name what they were measured on.
         notes: what was left out of a user's images, and what is odd about them.
+        seed: that chose which images are for testing, of data without parts; None: the data have parts.
 
     Examples:
         >>> images, labels = torch.zeros(6, 3, 8, 8, dtype=torch.uint8), torch.arange(6) % 2
@@ -39,6 +40,7 @@ class Split:
     digest: str
     masks: Tensor | None = None
     notes: tuple[str, ...] = ()
+    seed: int | None = None
 
     def __len__(self) -> int:
         return len(self.images)

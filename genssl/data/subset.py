@@ -115,9 +115,10 @@ def with_channels(split: Split, channels: int, progress: Progress | None = None)
     if channels == 3:  # takes no memory: one plane is seen three times
         return replace(split, images=to_channels(split.images, 3), digest=digest)
     rows = torch.arange(len(split))
-    return select_rows(
+    changed = select_rows(
         [split], rows, digest=digest, name=split.name, part=split.part, channels=channels, progress=progress
     )
+    return replace(changed, notes=split.notes, seed=split.seed)
 
 
 def limit_split(split: Split, limit: int | None, seed: int, progress: Progress | None = None) -> Split:

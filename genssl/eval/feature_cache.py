@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from genssl import distributed
 from genssl.data.cache import cache_folder
 from genssl.data.loader import fits
 from genssl.data.rows import read_slice
@@ -67,8 +68,9 @@ def extract_features(
     device, dtype = device or split.images.device, torch.float32
     if encoder is pixels:
         dtype = torch.float16  # (2 u - 255) / 256 is exact in float16
-        # Twice the bytes of the images, while other features are few
-        device = device if fits(dtype.itemsize * split.images.numel(), device) else torch.device("cpu")
+        # Twice the bytes of the images, while other features are few; all processes keep them alike
+        lacks_room = not fits(dtype.itemsize * split.images.numel(), device)
+        device = torch.device("cpu") if distributed.all_reduce_max(int(lacks_room)) else device
     features = extract(
         encoder, split.images, batch_size, tick, sharded=True, device=device, dtype=dtype, read=read_slice
     )
@@ -162,7 +164,9 @@ def cached_features(
         return extract_features(space.encode, split, batch_size, tick, device)
     file = _file(space, split)
     cached = _read_cached(file, len(split))
-    if cached is not None:
+    # All processes compute them together, or none does
+    is_missing = distributed.all_reduce_max(int(cached is None))
+    if cached is not None and not is_missing:
         return cached.to(device or split.images.device)
     features = extract_features(space.encode, split, batch_size, tick, device)
     metadata = {"network": space.digest, "data": split.name, "part": split.part, "data_digest": split.digest}

@@ -25,7 +25,7 @@ from genssl.runtime import Tick, chunks, generator, measuring
 WHITE = 128  # gray level from which a pixel of a mask is white
 TRUE_LABEL, NO_CLASS = "true label", "none"
 UNITS = dict.fromkeys(("psnr_inside_db", "psnr_inside_best_db", "psnr_outside_db"), "dB") | {
-    "nfe": "network evaluations per completion",
+    "nfe": "network calls per completion, each of which evaluates it twice under guidance",
     "std_inside": "pixel range [-1, 1]",
     "seconds": "s",
 }

@@ -39,6 +39,7 @@ def linear_eval(
     settings: ProbeSettings,
     *,
     augment: bool = False,
+    data: str | None = None,
     seed: int = 0,
     batch_size: int = 256,
     tick: Tick,
@@ -53,6 +54,7 @@ def linear_eval(
         settings: of its optimizer.
         augment: crop and mirror the train images anew in each epoch, and take features of that; else
             features are taken once.
+        data: what `--data` calls the images, by which they are mirrored or not; default: the run's.
         seed: of the order, and of the crops.
         batch_size: images encoded at a time.
         tick: called with the number of epochs done, and of all epochs.
@@ -74,7 +76,7 @@ def linear_eval(
             before = epoch * len(train) + sum(map(len, encoded))
             tick(before + done, settings.epochs * len(train))
 
-        mirror = may_mirror(method, train.name, train.classes)
+        mirror = may_mirror(method, data or method.config.data, train.classes)
         for part in cropped(train.images, mirror, seed, epoch, device):
             encoded.append(extract(method.features, part, batch_size, so_far))
         return torch.cat(encoded)

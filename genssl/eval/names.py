@@ -13,7 +13,7 @@ USUAL_SWEEP = "16:256:16"  # the assignment's
 UNNAMED = {"run", "checkpoint", "device", "batch_size", "out", "as_json", "trajectory", "yes"}
 SHORTENED = {"data", "features", "classifier"}  # whose values are references
 MASKS = {"box", "left"}  # of inpaint, that are no files
-LABELS = {"t_prime": "t", "t_samples": "times", "test_limit": "test", "sweep": ""}
+LABELS = {"class_label": "class", "t_prime": "t", "t_samples": "times", "test_limit": "test", "sweep": ""}
 LONGEST = 150  # characters
 
 
@@ -63,10 +63,12 @@ def _part(name: str, value: Any) -> str:
     text = f"{value:g}" if isinstance(value, float) else str(value)
     if isinstance(value, list | tuple):
         text = "-".join(_short(str(item)) if name == "beside" else str(item) for item in value)
+    if name not in SHORTENED:
+        text = re.sub(r"(?<![\w.])\.(?=\d)", "0.", text)  # .1 is 0.1
     if name in SHORTENED or (name == "mask" and text not in MASKS):
         text = f"{name}-{_short(text)}"
-    if name == "beside":
-        text = f"beside-{text}"
+    if name == "beside" or (name == "class_label" and not text[:1].isdigit()):
+        text = f"{LABELS.get(name, name)}-{text}"
     clean = re.sub(r"[^A-Za-z0-9_.]+", "-", text.replace("-", "minus", 1) if is_negative(value) else text)
     clean = clean.strip("-.")
     is_reference = name in {*SHORTENED, "mask"}

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+SMALLEST_SNR = 1e-30
 SNR_TICKS = (100, 30, 10, 3, 1, 0.3, 0.1, 0.03, 0.01, 1e-3, 1e-4)
 TICK_ROOM = 0.07  # between two of them, as a share of the axis
 COLORS = {"pixels": "tab:blue", "features": "tab:orange", "class": "tab:green", "noised": "0.6"}
@@ -164,7 +165,8 @@ def describe_half(half: Crossing) -> str:
 def _add_snr_axis(axis: "Axes", snr: Tensor) -> None:
     """A second x axis on top: signal-to-noise ratios."""
     last = min(round(axis.get_xlim()[1]), len(snr))
-    falling = snr[:last].cpu().numpy()[::-1]
+    # Pure noise, where a schedule ends in it, has no logarithm
+    falling = snr[:last].clamp(min=SMALLEST_SNR).cpu().numpy()[::-1]
     ticks: dict[str, float] = {}
     for ratio in SNR_TICKS:
         position = float(np.interp(math.log(ratio), np.log(falling), np.arange(last, 0, -1)))

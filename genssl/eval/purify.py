@@ -183,7 +183,7 @@ def purify(
         UserError: as `check`.
     """
     model, target = check(method, classifier, split, settings)
-    levels = settings.t_primes or default_levels(model)
+    split, levels = split.to(method.device), settings.t_primes or default_levels(model)
     pipeline, start = Pipeline(model, target, settings), time.perf_counter()
     count = Counter(_calls(len(split), levels, settings), tick)
     # Gradients are needed: float32 products without the inference mode
@@ -421,7 +421,7 @@ def expected_seconds(method: Method, classifier: Method, split: Split, settings:
         UserError: as `check`.
     """
     model, target = check(method, classifier, split, settings)
-    levels = settings.t_primes or default_levels(model)
+    split, levels = split.to(method.device), settings.t_primes or default_levels(model)
     pipeline, n = Pipeline(model, target, settings), min(8, settings.batch_size, len(split))
     with measuring(), torch.inference_mode(False), torch.no_grad():
         v, labels = split.images[:n].float() / BRIGHTEST, cast(Tensor, split.labels)[:n]

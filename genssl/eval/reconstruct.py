@@ -82,8 +82,14 @@ class Reverse:
     steps: int | None = None
 
     def steps_from(self, t_prime: int) -> int:
-        """Steps from t'."""
+        """Steps from t'.
+
+        Raises:
+            UserError: fewer than 1, or more of them are asked for than there are.
+        """
         if self.steps is not None:
+            if not 1 <= self.steps <= t_prime:
+                raise UserError(f"steps must be from 1 to {t_prime} from t' = {t_prime}, not {self.steps}")
             return self.steps
         return t_prime if self.sampler == "ancestral" else min(FAST_STEPS, t_prime)
 

@@ -274,16 +274,21 @@ def _in_words(values: Mapping[str, Any]) -> str:
     return ", ".join(filter(None, parts))
 
 
-@measuring()
-def trajectory(method: Method, *, seed: int, options: Mapping[str, Any]) -> EvalResult:
-    """The denoising trajectories of the first images of `sample`, one per row.
+def require_steps(method: Method, options: Mapping[str, Any]) -> None:
+    """Check that there is a trajectory.
 
     Raises:
         UserError: the method makes its images in one step.
     """
+    if "callback" not in inspect.signature(sampler_of(method, options)).parameters:
+        raise UserError(f"a {method.config.method} samples in one step; --trajectory needs a DDPM or a flow")
+
+
+@measuring()
+def trajectory(method: Method, *, seed: int, options: Mapping[str, Any]) -> EvalResult:
+    """The denoising trajectories of the first images of `sample`, one per row; raises as `require_steps`."""
+    require_steps(method, options)
     sample = sampler_of(method, options)
-    if "callback" not in inspect.signature(sample).parameters:
-        raise UserError(f"a {method.config.method} samples in one step; --trajectory needs a diffusion model")
     states: list[Tensor] = []
     left: list[int] = []  # noising steps of a DDPM, steps of a flow
 

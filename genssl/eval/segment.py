@@ -93,13 +93,17 @@ class _Fitted:
 
 @dataclass(frozen=True)
 class _Problem:
-    """The images, the classes of their pixels, and which rows of train are labelled in each draw."""
+    """The images, the classes of their pixels, and which rows of train are labelled in each draw.
+
+    Images may stay on the host: a portion at a time goes to the device.
+    """
 
     train: Split
     test: Split
     classes: tuple[str, ...]
     draws: list[Tensor]
     settings: SegmentSettings
+    device: torch.device
 
 
 @measuring()
@@ -118,8 +122,8 @@ def segment(
     same draws. Noise, where a method looks at noisy images, is one draw for all images and times.
 
     Args:
-        method: with spatial features, in eval mode, on the device of the splits.
-        train: where the labelled images are drawn from; with masks.
+        method: with spatial features, in eval mode, on its device.
+        train: where the labelled images are drawn from; with masks; on the device or on the host, as `test`.
         test: with masks.
         settings: the defaults when None.
         beside: other methods by name, likewise; with all their blocks and their own times.
@@ -131,7 +135,7 @@ def segment(
     """
     settings = settings or SegmentSettings()
     start = time.perf_counter()
-    problem = _problem(train, test, settings)
+    problem = _problem(train, test, settings, method.device)
     encoders, cells = _encoders(method, beside or {}, problem), _cells(method, problem)
     total = len(encoders) * len(settings.labelled) * settings.repeats + len(cells)
     count = Counter(total, tick)
@@ -163,7 +167,7 @@ def segment(
     )  # fmt: skip
 
 
-def _problem(train: Split, test: Split, settings: SegmentSettings) -> _Problem:
+def _problem(train: Split, test: Split, settings: SegmentSettings, device: torch.device) -> _Problem:
     """Check the images and the numbers, and draw the labelled images."""
     for split in (train, test):
         if split.masks is None:
@@ -190,7 +194,7 @@ def _problem(train: Split, test: Split, settings: SegmentSettings) -> _Problem:
             )
     if test.masks is None or not (test.masks != IGNORE).any():
         raise UserError(f"no pixel of {len(test)} test images counts; take more images, or mend the masks")
-    return _Problem(train, test, classes, order, settings)
+    return _Problem(train, test, classes, order, settings, device)
 
 
 def _foreground(masks: Tensor | None) -> Tensor:
@@ -249,7 +253,7 @@ def _cells(method: Method, problem: _Problem) -> list[_Cell]:
         raise UserError(f"a {method.config.method} looks at images without noise; leave --times away")
     blocks = settings.blocks or range(1, spatial.spatial_blocks + 1)
     times = (spatial.spatial_times if settings.times is None else settings.times) or (None,)
-    image, cells, start = to_model(problem.train.images[:1]), list[_Cell](), 0
+    image, cells, start = to_model(problem.train.images[:1].to(problem.device)), list[_Cell](), 0
     for level in times:
         for block in blocks:
             encode = _encoder(method, settings.seed, [block - 1], None if level is None else [level])
@@ -299,7 +303,8 @@ def _labelled_pixels(
     """Features (n, P, D) and classes (n, P) of the labelled images: of all pixels, or of as many as fit."""
     assert problem.train.masks is not None
     rows = rows.to(problem.train.images.device)
-    images, labels = problem.train.images[rows], problem.train.masks[rows].flatten(1).long()
+    images, masks = (t[rows].to(problem.device) for t in (problem.train.images, problem.train.masks))
+    labels = masks.flatten(1).long()
     dimensions = encoder(to_model(images[:1])).shape[1]
     most = _pixels_per_image(problem, dimensions)
     if labels.shape[1] == most:
@@ -323,12 +328,12 @@ def _confusions(encoder: SpatialEncoder, problem: _Problem, fitted: Sequence[_Fi
     assert test.masks is not None
     matrices = [torch.zeros(classes, classes, dtype=torch.int64) for _ in fitted]
     for rows in chunks(len(test), SHOWN):
-        features, labels = _features(encoder, test.images[rows]), test.masks[rows].flatten(1).long()
+        images, masks = (t[rows].to(problem.device) for t in (test.images, test.masks))
+        features, labels = _features(encoder, images), masks.flatten(1).long()
         for f, matrix in zip(fitted, matrices, strict=True):
             # An image at a time: its hidden layers stay in a CPU's cache
-            for pixels, truth in zip(features, labels, strict=True):
-                predicted, _ = f.model.vote(pixels[:, f.channels])
-                matrix.add_(pixel_confusion(truth, predicted, classes).cpu())
+            predicted = torch.stack([f.model.vote(pixels[:, f.channels])[0] for pixels in features])
+            matrix.add_(pixel_confusion(labels, predicted, classes).cpu())
     return matrices
 
 
@@ -418,7 +423,7 @@ def _picture(method: Method, encoder: SpatialEncoder, problem: _Problem, fitted:
     """Test images with their masks, the predictions, and how many of the ensemble disagree."""
     test = problem.test.images[:SHOWN]
     assert problem.test.masks is not None
-    votes = [fitted.model.vote(pixels) for pixels in _features(encoder, test)]
+    votes = [fitted.model.vote(pixels) for pixels in _features(encoder, test.to(problem.device))]
     predicted, disagreement = (
         torch.stack(column).view(len(test), *test.shape[2:]) for column in zip(*votes, strict=True)
     )

@@ -138,7 +138,7 @@ def fit_pixel_classifiers(
         raise ValueError("every pixel is ignored")
     sources = [generator(seed, "pixel classifiers", draw, i) for i in range(settings.members)]
     model = PixelClassifiers(pixels.shape[1], classes, sources).to(pixels.device)
-    std, center = torch.std_mean(pixels, 0, correction=0)
+    std, center = torch.std_mean(pixels[rows], 0, correction=0)
     model.center, model.scale = center, torch.where(std > SMALLEST_STD, std, 1.0)
     optimizer = torch.optim.Adam(model.parameters(), settings.learning_rate)
     # Which pixels each member sees at each step, with replacement: drawn once, so that no step waits

@@ -128,7 +128,7 @@ def _read_kept(folder: Path, details: Mapping[str, Any]) -> Quality | None:
 def _measure(trained: Trained, space: FeatureSpace, samples: int) -> Quality:
     train, test = trained.splits
     real = test.take(2 * samples, SEED)
-    settings = Settings(seed=SEED)
+    settings = Settings(seed=SEED, device=trained.method.device)
     sampled, images = sample(
         trained.method, samples, seed=SEED, batch_size=settings.batch_size,
         tick=trained.tick("sampling"), options={},

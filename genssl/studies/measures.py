@@ -208,7 +208,7 @@ def bound(trained: Trained) -> dict[str, float]:
     if not isinstance(trained.method, DDPM):
         return {}
     test = trained.splits[1].take(BOUND_IMAGES)
-    times = min(BOUND_TIMES, trained.method.schedule.timesteps - 1)
+    times = min(BOUND_TIMES, trained.method.schedule.timesteps - 1) or None  # of a single step: all
     tick = trained.tick("bounding")
     outcome = bits_per_dim(trained.method, test, t_samples=times, seed=0, batch_size=BOUND_IMAGES, tick=tick)
     error = outcome.values["standard_error"]

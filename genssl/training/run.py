@@ -411,7 +411,8 @@ class RunInProgress:
             return
         self.losses.images -= (self.training.step - first) * self.training.batch_size
         self.training.rewind(first)
-        self._write()
+        if self.training.is_finite():
+            self._write()
         raise UserError(
             f"step {first + 1} gave a loss or gradient that is not finite; it changed nothing, and "
             f"{self.folder.path} holds the weights before it. Try a smaller learning_rate, "
@@ -446,13 +447,12 @@ class RunInProgress:
     def _training_record(self) -> dict[str, Any]:
         """What is trained, and on what, for the weights' metadata."""
         trained, total = count_parameters(self.training.method)
-        split = self.training.split
         return {
             "parameters": trained,
             "all_parameters": total,
-            "images": len(split),
-            "data_digest": split.digest,
-            **({"classes": list(split.classes)} if self.training.method.classes else {}),
+            "images": len(self.training.split),
+            "data_digest": self.training.split.digest,
+            **({"classes": list(self.training.split.classes)} if self.training.method.classes else {}),
             "monitor_digest": self.monitor_digest,
             **({"data_path": self.data_path} if self.data_path else {}),
             **({"validation_images": held_out} if (held_out := self.monitor.validation_images) else {}),

@@ -93,20 +93,23 @@ def test_a_conditional_vae_is_sampled_by_class_and_measured_without(digits: Path
         "--set", "conditional=true", *SMALL, "--set", "decoder_variance=learned",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    pictures = {}
+    images = {}
     for options, shown in (
         (("--class", 7), "7"), (("--class", 3), "3"), (("--class", "all"), "all"), ((), "random"),
         (("--prior", "mixture"), "none"),
     ):  # fmt: skip
-        out = tmp_path / f"{shown}.png"
+        out = tmp_path / shown
         result = call("sample", vae, "-n", 10, *options, "--json", "--out", out, "--device", "cpu")
         assert result.exit_code == 0, result.output
         values = json.loads(result.stdout)
         assert values["class"] == shown
         assert "guidance" not in values
-        with Image.open(out) as picture:
-            pictures[shown] = picture.tobytes()
-    assert len(set(pictures.values())) == len(pictures)
+        images[shown] = [Image.open(out / f"{i:05d}.png").tobytes() for i in range(10)]
+    # The noise of image i is the same in all of them, so what differs is the class
+    assert images["7"] != images["3"]
+    for i in (3, 7):
+        assert images["all"][i] == images[str(i)][i]
+        assert images["all"][i] not in {images[other][i] for other in ("none", str(10 - i))}
     for command in (
         ("reconstruct", vae, "-n", 4), ("interpolate", vae, "--rows", 2, "--steps", 3),
         ("latent-profile", vae), ("importance-ll", vae, "-k", 2, "--limit", 4),
@@ -145,10 +148,23 @@ def test_guidance_is_swept_without_training(run: Path, tmp_path: Path) -> None:
     assert [row["w"] for row in values["guidance"]] == [0, 2]
     assert values["samples"] == 24
     assert (tmp_path / "sweep.png").exists()
+    # Other weights of guidance, or another seed, leave earlier results alone
+    for options in ((0,), (0, "--seed", 1), (-1,)):
+        assert call("ablate", run, "--guidance", *options, "-n", 24, "--device", "cpu").exit_code == 0
+    names = {file.name for file in (run / "eval").glob("guidance*.json")}
+    assert names == {f"guidance-n24-{rest}.json" for rest in ("w0", "seed1-w0", "wminus1")}
     for value in ("nan", -5):
         result = call("ablate", run, "--guidance", value, "-n", 24)
         assert result.exit_code == 2
         assert "guidance" in result.stderr
+    other = tmp_path / "other"
+    for name in ("train/cat", "train/dog", "test/cat", "test/dog"):
+        (other / name).mkdir(parents=True)
+        for i in range(9):
+            Image.new("RGB", (32, 32), (i, 0, 0)).save(other / name / f"{i}.png")
+    result = call("ablate", run, "--guidance", 0, "-n", 4, "--data", other, "--device", "cpu")
+    assert result.exit_code == 2
+    assert "other has no labels, or other classes than the run" in result.stderr
     result = call("ablate", run, "--guidance", 0, "--epochs", 3)
     assert result.exit_code == 2
     assert "--guidance trains nothing" in result.stderr

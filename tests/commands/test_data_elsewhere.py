@@ -79,3 +79,26 @@ def test_which_path_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert locate("photos", str(tmp_path / "there")) == str(tmp_path / "there")
     assert locate("photos-remix", f"{tmp_path}/there-remix") == f"{tmp_path}/there-remix"
     assert locate("svhn", None) == "svhn"
+
+
+def test_a_second_run_may_have_been_trained_on_test_images(tmp_path: Path, digits: Path) -> None:
+    heap = tmp_path / "heap"
+    for i, file in enumerate(sorted((digits / "train").glob("*/*.png"))):
+        (heap / file.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, heap / file.parent.name / f"{i}.png")
+    for seed, method in enumerate(("vae", "simsiam")):
+        settings = SMALL if method == "vae" else ("--set", "encoder=small", "--set", "projector_dim=16")
+        result = call(
+            "train", method, "--data", heap, "--epochs", 1, "--batch-size", 16, "--seed", seed, *settings,
+            "--out", tmp_path / method,
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+    options = ("--label-fractions", "1", "--epochs", 1, "--no-baselines", "--beside")
+    result = call("probe", tmp_path / "vae", *options, tmp_path / "simsiam")
+    assert result.exit_code == 0, result.output
+    assert "the random seed of simsiam chose other images for testing: images of the test split may" in (
+        " ".join(result.output.split())
+    )
+    # The parts of `digits` do not depend on a seed
+    result = call("probe", tmp_path / "vae", "--data", digits, *options, tmp_path / "simsiam")
+    assert "random seed" not in result.output

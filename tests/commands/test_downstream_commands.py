@@ -17,7 +17,7 @@ from genssl.models.unet import Layout
 from ..conftest import call
 from .test_commands import json_of
 
-FEW = ["--members", 2, "--steps", 8, "--repeats", 2, "--labelled", 6, "--test-limit", 6, "--device", "cpu"]
+FEW = ["--members", 2, "--steps", 8, "--draws", 2, "--labelled", 6, "--test-limit", 6, "--device", "cpu"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -98,7 +98,7 @@ def test_the_masks_of_rendered_digits_are_read(
     monkeypatch.setenv("GENSSL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(render, "TRAIN_IMAGES", 20)
     monkeypatch.setattr(render, "TEST_IMAGES", 8)
-    options = [*FEW, "--data", "synthetic", "--repeats", 1, "--classes", "all", "--out", tmp_path / "s.png"]
+    options = [*FEW, "--data", "synthetic", "--draws", 1, "--classes", "all", "--out", tmp_path / "s.png"]
     values = json_of("segment", vae_run, *options)
     assert [row["class"] for row in values["iou_by_class"]] == ["ground", *"0123456789"]
     assert (values["train_images"], values["test_images"], values["times"], values["std"]) == (
@@ -157,7 +157,7 @@ def test_probe(vae_run: Path, ddpm: Path) -> None:
         ),
         (["segment", "DDPM", "--data", "MASKED", "--times", "x"], "--times takes numbers"),
         (["segment", "DDPM", "--data", "MASKED", "--beside", "DDPM"], "is measured already"),
-        (["segment", "DDPM", "--repeats", 0], "--repeats"),
+        (["segment", "DDPM", "--draws", 0], "--draws"),
         (["segment", "VAE", "--data", "MASKED", *FEW, "--times", 5], "without noise; leave --times away"),
         (["probe", "VAE", "--data", "HEAP"], "has no labels"),
         (["probe", "VAE", "--label-fractions", "0.1,1.5"], "at most 1, not 1.5"),

@@ -82,6 +82,14 @@ def test_where_nothing_was_left_out_that_is_said(write: Write) -> None:
     assert "  nothing was left out" in fetch(write(two_classes("train", "test")))
 
 
+def test_fetch_says_what_either_part_lost(tmp_path: Path) -> None:
+    wide, square = (np.zeros((20, 20, side, 3), np.uint8) for side in (60, 20))
+    labels = np.arange(20) % 2
+    file = tmp_path / "wide.npz"
+    np.savez(file, x_train=wide, y_train=labels, x_test=square, y_test=labels)
+    assert "more than a third of 20 of 20 images" in fetch(file)
+
+
 def test_a_run_says_what_was_left_out_once(write: Write) -> None:
     path = write(two_classes("train", "test") | {"1.heic": b"x"})
     told = call("data", "preview", path, "--image-size", 8).output

@@ -210,6 +210,11 @@ def test_options_that_matter_are_in_the_name(run: Path) -> None:
             "segment-beside-simsiam-vae-labelled20-50",
         ),
         ("probe", {"label_fractions": ["0.01,0.1", "1"]}, "probe-labelfractions0.01-0.1-1"),
+        ("purify", {"eps": ".1"}, "purify-eps0.1"),
+        ("purify", {"step": ".1"}, "purify-step0.1"),
+        ("segment", {"times": [".15,1", "5"]}, "segment-times0.15-1-5"),
+        ("sample", {"class_label": "7", "n": 4}, "sample-class7-n4"),
+        ("sample", {"class_label": "all"}, "sample-class-all"),
         ("linear-eval", {"augment": True, "seed": 1, "device": "cpu"}, "linear-eval-augment-seed1"),
     ],
 )

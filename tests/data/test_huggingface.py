@@ -1,18 +1,22 @@
 """Data sets of the Hugging Face hub: parquet files that are written here in its layout, and `datasets`."""
 
 import importlib
+import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from genssl.data import huggingface, registry
+from genssl.data import cache, huggingface, loading, registry
 from genssl.data.decode import decode
 from genssl.data.loading import load
 from genssl.errors import UserError
+from tests.narrow import given
 from tests.peers import import_peer
 
 Picture = Callable[..., bytes]
@@ -26,6 +30,7 @@ def write(
     image: str = "img",
     label: str = "label",
     described: bool = True,
+    classes: Sequence[str] = CLASSES,
 ) -> Path:
     """A file as `datasets` writes it: a struct of bytes and path, and names of labels in the metadata."""
     pyarrow = import_peer("pyarrow")
@@ -35,7 +40,7 @@ def write(
     features: dict[str, Any] = {image: {"_type": "Image"}}
     if labels is not None:
         columns[label] = pyarrow.array(labels, pyarrow.int64())
-        features[label] = {"names": CLASSES, "_type": "ClassLabel"}
+        features[label] = {"names": classes, "_type": "ClassLabel"}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})} if described else None
     path.parent.mkdir(parents=True, exist_ok=True)
     table = pyarrow.table(columns).replace_schema_metadata(metadata)
@@ -90,6 +95,44 @@ def test_labels_that_are_kept_secret(hub: Path, picture: Picture) -> None:
     write(hub / "data" / "test-00000-of-00001.parquet", [*map(picture, range(3))], [-1, -1, -1])
     assert load(str(hub), "test").labels is None
     assert load(str(hub), "train").labels is not None
+
+
+def test_parts_that_list_their_classes_in_another_order(hub: Path, picture: Picture) -> None:
+    test = hub / "data" / "test-00000-of-00001.parquet"
+    write(test, [*map(picture, range(3))], [0, 1, 2], classes=["cat", "zebra", "ant"])
+    split = load(str(hub), "test")
+    assert [split.classes[i] for i in given(split.labels)] == ["cat", "zebra", "ant"]
+    write(test, [*map(picture, range(3))], [0, 1, 2], classes=["cat", "dog", "ant"])
+    with pytest.raises(UserError, match="names the classes cat, dog, ant, and another zebra, ant, cat"):
+        load(str(hub), "test")
+
+
+def test_a_label_without_a_class(tmp_path: Path, picture: Picture) -> None:
+    path = str(write(tmp_path / "x.parquet", [*map(picture, range(4))], [0, 3, 2, -2]))
+    with pytest.raises(UserError, match=r"row 1 of 4 .*its label 3 is none of the 3 classes"):
+        load(path, "train")
+    with pytest.warns(UserWarning, match="2 of 4 rows .* left out: row 1 .*, row 3 "):
+        load(path, "train", skip_bad=True)
+
+
+def test_images_of_12_bits(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 4095, 1024).astype(np.uint16).reshape(32, 32)
+    buffer = io.BytesIO()
+    Image.fromarray(ramp).save(buffer, "PNG")
+    path = str(write(tmp_path / "x.parquet", [buffer.getvalue()] * 4, [0, 1, 2, 0]))
+    with pytest.warns(UserWarning, match="the 4 images of 16 bits hold values up to 4,095: .* of 12 bits"):
+        train = load(path, "train")
+    assert torch.equal(train.images[0, 0], torch.from_numpy((ramp >> 4).astype(np.uint8)))
+    assert "of 12 bits" in str(train.notes)
+
+
+def test_a_higher_limit_of_pixels_is_another_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = []
+    monkeypatch.setattr(cache, "load_or_build", lambda key, *_, **__: keys.append(key))
+    for limit in ("", "2e8"):
+        monkeypatch.setenv("GENSSL_MAX_PIXELS", limit)
+        loading._load_hub("hf:owner/name", "train", 32, True, "crop", None)
+    assert keys[0] != keys[1]
 
 
 def test_bad_rows(tmp_path: Path, picture: Picture) -> None:

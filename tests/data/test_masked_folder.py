@@ -53,6 +53,26 @@ def test_numbers_are_those_of_the_file(tmp_path: Path, palette: bool) -> None:
     assert read_masked(tmp_path, "train", 8, 1).images.shape == (8, 1, 8, 8)
 
 
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_numbers_of_few_bits_are_those_of_the_file(tmp_path: Path, depth: int) -> None:
+    import struct
+    import zlib
+
+    numbers = np.arange(64).reshape(8, 8) % 2**depth
+    write(tmp_path, "0", numbers)
+    write(tmp_path, "1", numbers)
+    bits = ((numbers[..., None] >> np.arange(depth)[::-1]) & 1).reshape(8, -1).astype(np.uint8)
+    lines = b"".join(b"\0" + np.packbits(line).tobytes() for line in bits)
+    header = struct.pack(">IIBBBBB", 8, 8, depth, 0, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")):
+        content += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    for i in range(2):
+        (tmp_path / "masks" / f"{i}.png").write_bytes(content)
+    train = read_masked(tmp_path, "train", 8, 3)
+    np.testing.assert_array_equal(given(train.masks)[0], numbers)
+
+
 def test_a_tenth_is_for_testing_where_there_are_no_parts(tmp_path: Path) -> None:
     for i, mask in enumerate(masks(20)):
         write(tmp_path, f"{i:02d}", mask)

@@ -22,6 +22,8 @@ from genssl.runtime import generator
 
 from .blobs import Projection, silent
 
+CPU = torch.device("cpu")
+
 SIDE = 16
 FAST = ClassifierSettings(members=3, steps=40, batch_size=64, learning_rate=1e-2)
 
@@ -97,7 +99,7 @@ def test_portions_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_pixels_are_drawn_where_all_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "KEPT", 3 * 27 * 60)
-    problem = module._problem(TRAIN, TEST, SegmentSettings(labelled=(3,), classes="all"))
+    problem = module._problem(TRAIN, TEST, SegmentSettings(labelled=(3,), classes="all"), CPU)
     rows = problem.draws[0]
     pixels, labels = module._labelled_pixels(neighborhoods, problem, rows, 0)
     assert pixels.shape == (3, 60, 27)
@@ -148,7 +150,7 @@ def test_pixels_are_drawn_among_those_that_count(monkeypatch: pytest.MonkeyPatch
     masks[:, 4, ::2] = 2
     train = replace(TRAIN, masks=masks)
     monkeypatch.setattr(module, "KEPT", 3 * 27 * 16)
-    problem = module._problem(train, TEST, SegmentSettings(labelled=(3,), classes="all"))
+    problem = module._problem(train, TEST, SegmentSettings(labelled=(3,), classes="all"), CPU)
     _, labels = module._labelled_pixels(neighborhoods, problem, problem.draws[0], 0)
     assert labels.shape == (3, 16)
     assert not (labels == IGNORE).any()

@@ -56,7 +56,9 @@ def test_ignored_pixels_count_for_nothing() -> None:
     wrong = torch.cat([labels, torch.full((100,), IGNORE)])
     noise = 50 * torch.randn(100, D, generator=generator(0, "test", 7))
     model = fit_pixel_classifiers(torch.cat([pixels, noise]), wrong, C, FAST, seed=0)
-    assert model(pixels).shape == (3, 300, C)
+    without = fit_pixel_classifiers(pixels, labels, C, FAST, seed=0)
+    torch.testing.assert_close(model.state_dict(), without.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(model(pixels), without(pixels), rtol=0, atol=0)
     with pytest.raises(ValueError, match="every pixel is ignored"):
         fit_pixel_classifiers(noise, wrong[300:], C, FAST, seed=0)
 

@@ -1,7 +1,7 @@
 """The method: what it logs, what its samples depend on, and that it learns."""
 
 import copy
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -12,7 +12,13 @@ from genssl.config import DDPMConfig
 from genssl.errors import UserError
 from genssl.models.build import build
 from genssl.models.ddpm import DDPM, thirds
-from genssl.models.diffusion import cosine_schedule, linear_schedule, p_losses, q_sample
+from genssl.models.diffusion import (
+    TimestepSampling,
+    cosine_schedule,
+    linear_schedule,
+    p_losses,
+    q_sample,
+)
 from genssl.models.unet import Layout, UNet
 from genssl.runtime import generator, generators
 
@@ -75,8 +81,10 @@ def test_losses_by_noise_level_have_no_bias() -> None:
     assert few["loss_low"] > 0
 
 
-def test_the_loss_compiles_into_one_graph() -> None:
+@pytest.mark.parametrize("sampling", get_args(TimestepSampling))
+def test_the_loss_compiles_into_one_graph(sampling: TimestepSampling) -> None:
     method, x = small(), images()
+    method.timestep_sampling = sampling
     draws = method.draws(4, generator(0, "method"))
     compiled = torch.compile(method.loss, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled((x,), draws)["loss"], method.loss((x,), draws)["loss"])
