@@ -286,9 +286,7 @@ def program(
     expand_home(os.environ.get("GENSSL_CHECKPOINTS", ""))  # refused where there is no such user
     if checkpoints is not None:
         if context.invoked_subcommand not in NEEDS_NO_RUNS and not checkpoints.is_dir():
-            raise UserError(
-                f"no folder of runs {checkpoints}; name one that exists, or leave --checkpoints away"
-            )
+            raise UserError(f"no folder of runs {checkpoints}; name one that exists, or omit --checkpoints")
         context.with_resource(paths.use_runs_root(checkpoints))
 
 

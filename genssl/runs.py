@@ -261,7 +261,7 @@ def _newest(reference: str, data: str | None) -> Path | None:
         return best.folder
     if data is not None:
         raise UserError(
-            f"no finished {method} run on {data} in {paths.runs_root()}/; leave --data away, or train one"
+            f"no finished {method} run on {data} in {paths.runs_root()}/; omit --data, or train one"
         )
     shipped = paths.shipped_root() / method
     if (shipped / run_info.MODEL).exists():

@@ -130,7 +130,7 @@ class StepNoise:
 
     Args:
         shape: of the noise, (B, ...).
-        generators: one a row.
+        generators: one per row.
         device: to draw on.
     """
 

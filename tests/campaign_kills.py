@@ -93,13 +93,18 @@ for line in sys.stdin:
     print(number, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(number, 0)[1]), flush=True)
 """
+CLOCK = {"seconds", "images_per_second"}
 VAE = ["--set", "width=8", "--set", "z_dim=6", "--set", "mixture_components=2"]
 SSL = [
     "--set", "encoder=small", "--set", "projector_dim=16", "--set", "projector_hidden=16",
     "--set", "predictor_hidden=8", "--knn-every", "0", "--epochs", "3",
 ]  # fmt: skip
+MOCO = [
+    "--set", "encoder=small", "--set", "projector_dim=16", "--set", "projector_hidden=16",
+    "--set", "queue_size=32", "--knn-every", "0", "--epochs", "3",
+]  # fmt: skip
 DDPM = ["--set", "network=tiny", "--timesteps", "20", "--set", "features_t=2", "--epochs", "3"]
-KINDS = ("vae", "ddpm", "simsiam", "byol", "two processes", "conversion", "ablate", "assignment")
+KINDS = ("vae", "ddpm", "simsiam", "byol", "moco", "two processes", "conversion", "ablate", "assignment")
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,7 @@ class Work:
             "ddpm": ["train", "ddpm", *run, *DDPM],
             "simsiam": ["train", "simsiam", *run, *SSL],
             "byol": ["train", "byol", *run, *SSL],
+            "moco": ["train", "moco", *run, *MOCO],
             "two processes": ["train", "vae", *run, *VAE, "--epochs", "6", "--gpus", "2"],
             "conversion": ["data", "fetch", digits, "--image-size", "32"],
             "ablate": ["ablate", "vae", *shared, "--set", "z_dim=3", "--set", "z_dim=5", "--base", "width=8",
@@ -289,8 +295,20 @@ def new_record(seed: int) -> dict[str, Any]:
 
 
 def outcome_of(folder: Path) -> dict[str, Any]:
-    """What a command has left: the weights, and the names of all files."""
-    return {"weights": weights_of(folder), "names": sorted(names_in(folder))}
+    """What a command has left: the weights, the histories without their times, and all files' names."""
+    names = sorted(names_in(folder))
+    return {"weights": weights_of(folder), "histories": histories_of(folder), "names": names}
+
+
+def histories_of(folder: Path) -> list[list[dict[str, Any]]]:
+    """The records of every run, without what the clock says."""
+    return [
+        [
+            {name: value for name, value in json.loads(line).items() if name not in CLOCK}
+            for line in file.read_text().splitlines()
+        ]
+        for file in sorted(folder.rglob("history.jsonl"))
+    ]
 
 
 def cycle(
@@ -311,7 +329,9 @@ def cycle(
     if not went_well:
         return counts, said[-600:]
     outcome = outcome_of(work.out)
-    counts["equal_weights"] = int(outcome["weights"] == undisturbed["weights"])
+    counts["equal_weights"] = int(
+        all(outcome[name] == undisturbed[name] for name in ("weights", "histories"))
+    )
     left = orphans_in(work.out)
     counts["orphans"] = len(left)
     differing = set(outcome["names"]) ^ set(undisturbed["names"])

@@ -83,7 +83,7 @@ ONCE = SCHEDULE | {
     "metrics/linalg.py: principal_components", "metrics/collapse.py: rankme",
     "metrics/collapse.py: output_std", "metrics/collapse.py: output_scale",
     "metrics/collapse.py: _singular_values", "metrics/linear_probe.py: linear_probe",
-    "metrics/linear_probe.py: _standard", "metrics/knn.py: confusion_matrix",
+    "metrics/linear_probe.py: _center_and_scale", "metrics/knn.py: confusion_matrix",
     "metrics/fidelity.py: _overlap", "metrics/fidelity.py: frechet_distance",
     "metrics/fidelity.py: squared_mmd", "metrics/fidelity.py: kernel_distance",
     "metrics/sharpness.py: diversity", "metrics/sharpness.py: mean_sharpness",
@@ -97,7 +97,7 @@ ONCE = SCHEDULE | {
     "eval/segment.py: _problem", "eval/segment.py: _picture",
     "metrics/segmentation.py: fit_pixel_classifiers",
     "eval/purify.py: purify", "eval/purify.py: _measure", "eval/purify.py: _draw_examples",
-    "models/vae.py: fit_mixture", "training/monitor.py: Monitor._accuracy",
+    "models/vae.py: fit_mixture", "training/monitor.py: Monitor._knn_accuracy",
     "training/monitor.py: Monitor.held_out_losses",
     # pictures, of a few images
     "figures.py: grid", "figures.py: one", "eval/features.py: draw_components",

@@ -128,7 +128,7 @@ def read_for_run(config: "Config", data: str, split: RunSplitName, skip_bad: boo
 
     skip_bad = skip_bad or config.skip_bad
     if split == "validation" and data != config.data:
-        raise UserError(f"a validation split is of the run's own data, {config.data}; leave --data away")
+        raise UserError(f"a validation split is of the run's own data, {config.data}; omit --data")
     if split == "validation" or (config.holdout > 0 and split == "train" and data == config.data):
         config = config.updated({"skip_bad": skip_bad})
         with progress(f"reading {data}") as tick:
@@ -388,7 +388,7 @@ class SampleSource:
             return images, {name: value for name, value in result.values.items() if name != "images"}
         assert self.folder is not None
         for name in options:
-            raise UserError(f"--{name} is for a run, and {self.folder} is a folder of images; leave it away")
+            raise UserError(f"--{name} is for a run, and {self.folder} is a folder of images; omit it")
         from genssl.data.loading import read_unlabeled
 
         with progress(f"reading {self.folder}") as tick:

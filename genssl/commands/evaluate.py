@@ -258,7 +258,7 @@ def fidelity(
     if run is None:
         raise UserError("name a run or a folder of samples, or --sensitivity with --data")
     if common.out is not None and not memorization:
-        raise UserError("--no-memorization leaves nothing to draw; leave --out away, or --no-memorization")
+        raise UserError("--no-memorization leaves nothing to draw; omit --out, or --no-memorization")
     source = open_samples(run, features, common)
     from genssl.eval import fidelity as evaluation
     from genssl.eval.fidelity import Settings

@@ -216,9 +216,7 @@ def _check_noise_options(config: "Config", t_prime: int | None, sweep: str | Non
     if config.has_noise_levels and not noised:
         raise UserError(f"reconstruct {name} needs --t-prime 176, or --sweep 16:256:16")
     if noised and not config.has_noise_levels:
-        raise UserError(
-            f"--t-prime and --sweep are for a diffusion model, and this is a {name}; leave them away"
-        )
+        raise UserError(f"--t-prime and --sweep are for a diffusion model, and this is a {name}; omit them")
 
 
 def _bank(work: Evaluation, split: "Split") -> "Split | None":
@@ -292,4 +290,4 @@ def interpolate(
 def _refuse(method: str, given: dict[str, object]) -> None:
     for name, value in given.items():
         if value is not None:
-            raise UserError(f"{name} is not for a {method}; leave it away")
+            raise UserError(f"{name} is not for a {method}; omit it")

@@ -136,11 +136,11 @@ def train(
     check_tag(tag)
     is_launcher = gpus > 1 and not is_launched_by_torchrun()
     if is_launcher and dry_run:
-        raise UserError("--dry-run measures one process; leave --gpus away")
+        raise UserError("--dry-run measures one process; omit --gpus")
     if resume is not None:
         if dry_run or remix or config is not None or init is not None:
             raise UserError(
-                "a resumed run has its own settings; leave --dry-run, --config, --init and --remix away"
+                "a resumed run has its own settings; omit --dry-run, --config, --init and --remix"
             )
         folder = _resumable(resume, method, changes, options)
         if is_launcher:
@@ -249,7 +249,7 @@ def _resumable(reference: str, method: str | None, changes: dict[str, Any], opti
     if method is not None:
         changes["method"] = config_class(method).model_fields["method"].default
     if options.tag is not None or options.out is not None:
-        raise UserError("a resumed run keeps its folder; leave --tag and --out away")
+        raise UserError("a resumed run keeps its folder; omit --tag and --out")
     folder = runs.find_unfinished(reference)
     resumed(runs.read_config(folder), changes)
     return folder

@@ -352,9 +352,7 @@ def _write(
 def _refuse(task: Conversion, decoded: _Decoded, total: int) -> None:
     bad = decoded.bad
     if bad and not task.skip_bad:
-        raise UserError(
-            f"{_bad(task.path, bad, total)}; repair or remove them, or leave them out with --skip-bad"
-        )
+        raise UserError(f"{_bad(task.path, bad, total)}; repair or remove them, or omit them with --skip-bad")
     if total == len(bad):
         problem = _bad(task.path, bad, total) if bad else f"no images in {task.path}"
         if skipped := [*decoded.skipped.loud(), *decoded.skipped.quiet()]:

@@ -136,7 +136,7 @@ def bits_per_dim(
     check_size(method, split)
     if isinstance(method, HasFlow):
         if t_samples is not None or variance != "posterior":
-            raise UserError(f"a {method.config.method} has no --t-samples and no --variance; leave them away")
+            raise UserError(f"a {method.config.method} has no --t-samples and no --variance; omit them")
         return flow_likelihood(method, split, seed=seed, batch_size=batch_size, tick=tick)
     diffusion = require_ability(method, CanDenoise, "bits-per-dim")
     timesteps = diffusion.schedule.timesteps

@@ -85,11 +85,11 @@ def sampler_of(method: Method, options: Mapping[str, Any]) -> Callable[..., Tens
     parameters = inspect.signature(method.sample).parameters
     for name in options.keys() - {"class_label"}:
         if name not in parameters:
-            raise UserError(f"a {method.config.method} has no --{name} to sample with; leave it away")
+            raise UserError(f"a {method.config.method} has no --{name} to sample with; omit it")
     for name, sampler in OF_SAMPLER.items():
         chosen = options.get("sampler", parameters["sampler"].default if "sampler" in parameters else None)
         if name in options and chosen != sampler:
-            raise UserError(f"--{name} is for --sampler {sampler}, and this is {chosen}; leave it away")
+            raise UserError(f"--{name} is for --sampler {sampler}, and this is {chosen}; omit it")
     return method.sample
 
 

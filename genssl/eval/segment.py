@@ -250,7 +250,7 @@ def _cells(method: Method, problem: _Problem) -> list[_Cell]:
     settings = problem.settings
     spatial = require_ability(method, HasSpatialFeatures, "segment")
     if settings.times is not None and not spatial.spatial_times:
-        raise UserError(f"a {method.config.method} looks at images without noise; leave --times away")
+        raise UserError(f"a {method.config.method} looks at images without noise; omit --times")
     blocks = settings.blocks or range(1, spatial.spatial_blocks + 1)
     times = (spatial.spatial_times if settings.times is None else settings.times) or (None,)
     image, cells, start = to_model(problem.train.images[:1].to(problem.device)), list[_Cell](), 0

@@ -56,7 +56,7 @@ def pgd(
         losses: of each image, differentiable; of an image alone, whatever the others in its batch are.
         images: (B, C, H, W) in [0, 1].
         attack: the ball, and the steps in it.
-        generator: of the start; one for all, or one an image.
+        generator: of the start; one for all, or one per image.
         draws: of the loss, for one step.
         tick: called with the steps done and in total.
 
@@ -138,7 +138,7 @@ def _length(x: Tensor) -> Tensor:
 
 
 def wilson_interval(right: int, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share of which `right` of `n` independent images are a sample (Wilson 1927).
+    """The 95 % interval of an accuracy, given `right` of `n` independent images (Wilson 1927).
 
     The shares from which the observed one is no more than 1.96 of their own standard deviations away: it
     stays within [0, 1], and is of use for 0 of n, too.

@@ -21,7 +21,7 @@ def output_std(z: Tensor) -> float:
         z: outputs (N, d) of any real type; their lengths do not matter, and a zero row stays zero.
 
     Returns:
-        A number in [0, 1], not a number where z is not finite.
+        A number in [0, 1], NaN where z is not finite.
 
     Raises:
         ValueError: z is not (N, d), or empty.
@@ -48,7 +48,7 @@ def output_scale(z: Tensor) -> float:
         z: outputs (N, d) of any real type.
 
     Returns:
-        A number from 0 on, in the units of z; not a number where z is not finite.
+        A number from 0 on, in the units of z; NaN where z is not finite.
 
     Raises:
         ValueError: z is not (N, d), or empty.
@@ -73,7 +73,7 @@ def rankme(z: Tensor) -> float:
         z: outputs (N, d) of any real type.
 
     Returns:
-        A number from 1 to min(N, d), up to the 1e-7; 0 where all of z is zero, not a number where z is
+        A number from 1 to min(N, d), up to the 1e-7; 0 where all of z is zero, NaN where z is
         not finite.
 
     Raises:

@@ -20,9 +20,10 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
     """|mu - mu'|^2 + Tr(S + S' - 2 (S S')^(1/2)): FID, with features of one's own choice.
 
     Heusel et al. 2017, equation 6 (Dowson and Landau 1982). With factors F F^T = S and G G^T = S', the
-    trace of the root is the sum of the singular values of F^T G, which are the roots of the eigenvalues of
-    S^(1/2) S' S^(1/2); nothing is squared, so that few rows or dead dimensions do no harm. Float64.
-    Covariances are divided by N - 1. Fewer samples have a larger distance: never compare two sizes.
+    trace of the root is the sum of the singular values of F^T G: their squares are the eigenvalues of
+    S^(1/2) S' S^(1/2). The usual way, the matrix root of S S', loses half of the digits where a covariance
+    is singular, and may turn complex. Float64. Covariances are divided by N - 1. Fewer samples have a larger
+    distance: never compare two sizes.
 
     Args:
         x: features (N, D) of any real type, N at least 2.
@@ -41,8 +42,6 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
     """
     _check(x, y, 2)
     (mean, factor), (other_mean, other_factor) = _moments(x), _moments(y)
-    # Tr (S S')^(1/2) = sum of the singular values of F^T G. The usual route, the matrix root of S S', loses
-    # half of the digits where a covariance is singular, and may turn complex
     trace_root = torch.linalg.svdvals(factor.T @ other_factor).sum()
     mean_term = (mean - other_mean).square().sum()
     # Tr S = |F|^2, the sum of its squared entries

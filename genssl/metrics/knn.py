@@ -165,24 +165,50 @@ def nearest(bank: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
         (tensor([1.]), tensor([1]))
     """
     _check(bank, queries)
-    with _float32(queries):
-        parts = [_nearest(bank, part.float()) for part in queries.split(QUERIES)]
-    index = torch.cat(parts)
+    index = torch.cat([nearest_index(bank, part) for part in queries.split(QUERIES)])
     return distances(bank, queries, index), index
 
 
-def _nearest(bank: Tensor, queries: Tensor) -> Tensor:
+def nearest_index(bank: Tensor, queries: Tensor, excluded: Tensor | None = None) -> Tensor:
+    """The row of the bank (N, D) that is nearest to each query (q, D), of few enough queries: int64 (q,).
+
+    Found in float32, one piece of the bank at a time.
+
+    Args:
+        bank: features of any real type.
+        queries: features; (q, BANK) distances fit in memory.
+        excluded: int64 (q, e), rows of the bank that do not count for a query, such as the query itself.
+
+    Examples:
+        >>> bank = torch.tensor([[0.0], [1.0], [3.0]])
+        >>> nearest_index(bank, bank, excluded=torch.tensor([[0], [1], [2]]))
+        tensor([1, 0, 1])
+    """
+    queries = queries.float()
     # |q - b|^2 = |q|^2 + |b|^2 - 2 q.b, where |q|^2 is the same for all b; centered, so that less cancels
     center = queries.mean(0)
     queries = queries - center
     smallest = torch.full((len(queries),), torch.inf, device=queries.device)
     index = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
-    for start, piece in _pieces(bank, queries.device):
-        rows = piece - center
-        squares, columns = torch.addmm(rows.square().sum(1), queries, rows.T, alpha=-2).min(1)
-        nearer = squares < smallest
-        smallest, index = torch.where(nearer, squares, smallest), torch.where(nearer, columns + start, index)
+    with _float32(queries):
+        for start, piece in _pieces(bank, queries.device):
+            rows = piece - center
+            squares = torch.addmm(rows.square().sum(1), queries, rows.T, alpha=-2)
+            if excluded is not None:
+                _exclude(squares, excluded - start)
+            least, columns = squares.min(1)
+            nearer = least < smallest
+            smallest = torch.where(nearer, least, smallest)
+            index = torch.where(nearer, columns + start, index)
     return index
+
+
+def _exclude(squares: Tensor, columns: Tensor) -> None:
+    """Set entries of `squares` (q, n) to infinity, in place: of each row its `columns` (q, e) in [0, n)."""
+    # The maximum with minus infinity changes nothing: to select the columns that exist, the host would wait
+    is_here = (columns >= 0) & (columns < squares.shape[1])
+    limit = torch.where(is_here, torch.inf, -torch.inf).to(squares.dtype)
+    squares.scatter_reduce_(1, columns.clamp(0, squares.shape[1] - 1), limit, "amax")
 
 
 def distances(bank: Tensor, queries: Tensor, index: Tensor) -> Tensor:
@@ -248,7 +274,7 @@ def confusion_matrix(labels: Tensor, predicted: Tensor, classes: int) -> Tensor:
 
 
 def class_accuracy(matrix: Tensor) -> Tensor:
-    """The share of each class predicted right, (C,) float64; not a number for a class without images.
+    """The share of each class predicted right, (C,) float64; NaN for a class without images.
 
     Examples:
         >>> class_accuracy(torch.tensor([[1, 1], [0, 1]]))

@@ -109,7 +109,7 @@ def linear_probe(
     settings = settings or ProbeSettings()
     # Scaled by the statistics of the train features alone: those of the test features are not to be known
     features = train if isinstance(train, Tensor) else train(0)
-    center, scale = _standard(features)
+    center, scale = _center_and_scale(features)
     inputs, test_inputs = _inputs(features, center, scale), _inputs(test, center, scale)
     targets = F.one_hot(train_labels, classes).float()
     weights = inputs.new_zeros(inputs.shape[1], classes)
@@ -120,16 +120,16 @@ def linear_probe(
             inputs = _inputs(train(epoch), center, scale)
         places = epoch_permutation(seed, epoch, len(inputs), inputs.device)
         _fit(weights, velocity, inputs[places], targets[places], epoch, settings)
-        scores.append(_score(weights, inputs, train_labels) + _score(weights, test_inputs, test_labels))
+        score, test_score = _score(weights, inputs, train_labels), _score(weights, test_inputs, test_labels)
+        scores.append(torch.stack([*score, *test_score]))
         if tick is not None:
             tick(epoch + 1, settings.epochs)
-    columns = torch.tensor([[float(value) for value in row] for row in scores]).T.tolist()
-    return ProbeResult(
-        columns[0], columns[2], columns[1], columns[3], (test_inputs @ weights).argmax(1), scale
-    )
+    train_accuracy, train_loss, test_accuracy, test_loss = torch.stack(scores).T.tolist()
+    predicted = (test_inputs @ weights).argmax(1)
+    return ProbeResult(train_accuracy, test_accuracy, train_loss, test_loss, predicted, scale)
 
 
-def _standard(features: Tensor) -> tuple[Tensor, float]:
+def _center_and_scale(features: Tensor) -> tuple[Tensor, float]:
     """The mean of the train features (D,), and the number that leaves a leading variance of STEEPEST."""
     mean, covariance = mean_and_covariance(features)
     leading = float(torch.linalg.eigvalsh(covariance)[-1])

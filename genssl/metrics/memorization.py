@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from genssl.metrics.knn import BANK, QUERIES, distances, nearest, rows_of
+from genssl.metrics.knn import QUERIES, distances, nearest, nearest_index, rows_of
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,10 @@ def find_nearest_training(train: Tensor, samples: Tensor) -> NearestTraining:
     distance, index = nearest(train, samples)
     # Several samples may share a training image: its own neighbor is looked for once
     rows, row_of_sample = index.unique(return_inverse=True)
-    neighbors = torch.cat([_nearest_other(train, part, part[:, None]) for part in rows.split(QUERIES)])
-    spacing = distances(train, rows_of(train, rows, rows.device), neighbors)
+    chosen = rows_of(train, rows, rows.device)
+    parts = zip(chosen.split(QUERIES), rows.split(QUERIES), strict=True)
+    neighbors = torch.cat([nearest_index(train, part, excluded=own[:, None]) for part, own in parts])
+    spacing = distances(train, chosen, neighbors)
     return NearestTraining(index, distance, neighbors[row_of_sample], spacing[row_of_sample])
 
 
@@ -79,39 +81,13 @@ def leave_one_out(train: Tensor, rows: Tensor) -> NearestTraining:
     if len(train) < 3 or len(rows) == 0:
         raise ValueError(f"leaving one out needs a row and three training images: {len(rows)}, {len(train)}")
     index, neighbor = torch.empty_like(rows), torch.empty_like(rows)
+    queries = rows_of(train, rows, rows.device)
     for start in range(0, len(rows), QUERIES):
         part = slice(start, start + QUERIES)
         # The nearest other image x*, and the nearest image to that one, neither of them the one left out
-        index[part] = _nearest_other(train, rows[part], rows[part, None])
+        index[part] = nearest_index(train, queries[part], excluded=rows[part, None])
         excluded = torch.stack([index[part], rows[part]], 1)
-        neighbor[part] = _nearest_other(train, index[part], excluded)
-    distance = distances(train, rows_of(train, rows, rows.device), index)
+        neighbor[part] = nearest_index(train, rows_of(train, index[part], rows.device), excluded)
+    distance = distances(train, queries, index)
     spacing = distances(train, rows_of(train, index, rows.device), neighbor)
     return NearestTraining(index, distance, neighbor, spacing)
-
-
-def _nearest_other(bank: Tensor, rows: Tensor, excluded: Tensor) -> Tensor:
-    """Which row of the bank (N, D) is nearest to each of its `rows` (q,), but for some: int64 (q,).
-
-    Args:
-        bank: features.
-        rows: int64 (q,).
-        excluded: int64 (q, e), rows of the bank that do not count, such as the row itself.
-    """
-    chosen = rows_of(bank, rows, rows.device)
-    center = chosen.mean(0)
-    queries = chosen - center
-    smallest, index = torch.full_like(queries[:, 0], torch.inf), torch.zeros_like(rows)
-    for start in range(0, len(bank), BANK):
-        piece = bank[start : start + BANK].to(rows.device).float() - center
-        # |b|^2 - 2 q.b, (q, n): the squared distances but for |q|^2, which changes no order
-        squares = torch.addmm(piece.square().sum(1), queries, piece.T, alpha=-2)
-        # The maximum with infinity, or with minus infinity for rows of other pieces: the host would have to
-        # wait for a list of those of this one
-        is_here = (excluded >= start) & (excluded < start + len(piece))
-        no_less = torch.where(is_here, torch.inf, -torch.inf).to(squares.dtype)
-        squares.scatter_reduce_(1, (excluded - start).clamp(0, len(piece) - 1), no_less, "amax")
-        least, columns = squares.min(1)
-        nearer = least < smallest
-        smallest, index = torch.where(nearer, least, smallest), torch.where(nearer, columns + start, index)
-    return index

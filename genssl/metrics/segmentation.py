@@ -168,7 +168,7 @@ def pixel_confusion(labels: Tensor, predicted: Tensor, classes: int) -> Tensor:
 
 
 def intersection_over_union(matrix: Tensor) -> Tensor:
-    """IoU of each class from counts (C, C): (C,) float64; not a number for a class that nowhere occurs.
+    """IoU of each class from counts (C, C): (C,) float64; NaN for a class that nowhere occurs.
 
     IoU_c = TP_c / (TP_c + FP_c + FN_c), over the pixels of all images together.
 

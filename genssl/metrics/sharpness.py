@@ -71,7 +71,7 @@ def diversity(x: Tensor) -> float:
         5.0
     """
     if x.ndim != 2 or len(x) < 2:
-        raise ValueError(f"variety needs features (N, D) of at least two rows, not {list(x.shape)}")
+        raise ValueError(f"diversity needs features (N, D) of at least two rows, not {list(x.shape)}")
     rows = to_float64(x)
     total = rows.new_zeros(())
     for part in rows.split(ROWS):

@@ -12,6 +12,7 @@ from genssl.models.diffusion import (
     Loss,
     NoiseSchedule,
     Prediction,
+    Predictor,
     StepCallback,
     TimestepSampling,
     Variance,
@@ -23,7 +24,6 @@ from genssl.models.diffusion import (
     probability_of_times,
     q_sample,
     t_sample,
-    x_start_and_epsilon,
     zero_terminal_snr,
 )
 from genssl.models.guidance import (
@@ -202,11 +202,11 @@ class DDPM(Method):
         clip: bool = True,
         callback: StepCallback | None = None,
     ) -> Tensor:
-        """Images (n, C, H, W) from noise; with one generator an image, image i depends on its own alone.
+        """Images (n, C, H, W) from noise; with one generator per image, image i depends on its own alone.
 
         Args:
             n: number of images.
-            generator: of all noise; one for all, or one an image.
+            generator: of all noise; one for all, or one per image.
             sampler, steps, eta, variance, clip, callback: as for `denoise`.
             labels: the class of each image, (n,) int64; None: drawn uniformly where the network has classes.
             guidance: as for `denoise`; GUIDANCE when None.
@@ -217,8 +217,6 @@ class DDPM(Method):
         x = normal((n, *self.shape), generator, self.device)
         if self.classes and labels is None:
             labels = random_labels(n, self.classes, generator, torch.device("cpu"))
-        if labels is not None and guidance is None:
-            guidance = self.guidance
         return self.denoise(
             x, None, generator, sampler, steps, labels=labels, guidance=guidance,
             eta=eta, variance=variance, clip=clip, callback=callback,
@@ -244,12 +242,12 @@ class DDPM(Method):
         Args:
             x: at time t_start, (B, C, H, W).
             t_start: T - 1 when None.
-            generator: of the noise that stochastic samplers add; one for all, or one an image.
+            generator: of the noise that stochastic samplers add; one for all, or one per image.
             sampler: "dpm++", "unipc", "heun", "ddim" or "ancestral".
             steps: of the sampler, with one network call each, or two of "heun"; 20 when not given, or as many
                 as there are times; all for "ancestral".
             labels: the class of each image, (B,) int64; None: no class.
-            guidance: w of `guided`; 0, no guidance, when None.
+            guidance: w of `guided`; GUIDANCE when None and there are labels.
             eta: of "ddim".
             variance: of "ancestral".
             clip: keep the predicted images in [-1, 1] on the way.
@@ -263,7 +261,7 @@ class DDPM(Method):
         if steps is None:
             steps = times if sampler == "ancestral" else min(FAST_STEPS, times)
 
-        model = model_of(self.network, self.classes, labels, guidance, self.device)
+        model = self._model(labels, guidance)
         common: dict[str, Any] = {"prediction": self.prediction, "clip": clip, "callback": callback}
         if sampler in DETERMINISTIC:
             return DETERMINISTIC[sampler](model, self.schedule, x, steps, t_start, **common)
@@ -295,10 +293,8 @@ class DDPM(Method):
     ) -> Tensor:
         """`images` (B, C, H, W), the pixels of `mask` (H, W) filled anew by `repaint`; see `CanInpaint`."""
         noise = step_noise(images.shape, generator, images.device)
-        if labels is not None and guidance is None:
-            guidance = self.guidance
         return repaint(
-            model_of(self.network, self.classes, labels, guidance, self.device), self.schedule, noise(0),
+            self._model(labels, guidance), self.schedule, noise(0),
             self.inpaint_steps if steps is None else steps, noise, images, mask, jump_length, resamplings,
             prediction=self.prediction, clip=True, callback=callback,
         )  # fmt: skip
@@ -321,15 +317,14 @@ class DDPM(Method):
         times = torch.full((len(images),), t_prime - 1, device=images.device)
         x = q_sample(self.schedule, images, times, normal(images.shape, generator, images.device))
         sampler: Sampler = "ddim" if surrogate else "ancestral"
-        steps = min(steps or FAST_STEPS, t_prime)
+        steps = min(FAST_STEPS if steps is None else steps, t_prime)
         # Clipping has no gradient where it acts: a surrogate for gradients does without
         return self.denoise(x, t_prime - 1, generator, sampler, steps, clip=not surrogate)
 
-    def predict(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(x_0, epsilon) that the network predicts for x (B, C, H, W) at times t (B,), of no class."""
-        signal = extract(self.schedule.sqrt_alphas_cumprod, t, x)
-        std = extract(self.schedule.sqrt_one_minus_alphas_cumprod, t, x)
-        return x_start_and_epsilon(self.prediction, self.network(x, t), x, signal, std)
+    def _model(self, labels: Tensor | None, guidance: float | None) -> Predictor:
+        if labels is not None and guidance is None:
+            guidance = self.guidance
+        return model_of(self.network, self.classes, labels, guidance, self.device)
 
     # Looking at it
 

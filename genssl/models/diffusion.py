@@ -16,7 +16,7 @@ from torch import Tensor
 
 from genssl.runtime import Randomness, normal, to_float64, uniform
 
-Predictor = Callable[[Tensor, Tensor], Tensor]
+Predictor = Callable[[Tensor, Tensor], Tensor]  # (x (B, ...), t (B,)) -> prediction (B, ...)
 Noise = Callable[[int], Tensor]  # standard normal noise for the step that leaves time t, shape of x
 # Called after each step of a sampler with the time (-1: the clean image) and x
 StepCallback = Callable[[int, Tensor], None]
@@ -258,8 +258,11 @@ def p_sample(
 ) -> Tensor:
     """One reverse step, a sample of p(x_{t-1} | x_t) (algorithm 2); its mode where t = 0.
 
+    In the paper's words, for a model that predicts epsilon. `DDPM.sample` takes `samplers.ancestral`, which
+    visits any number of times and takes every prediction.
+
     Args:
-        model: finds the noise.
+        model: predicts epsilon.
         schedule, t, noise: as for `q_sample`.
         x: x_t, (B, ...).
         variance: "posterior", that of q(x_{t-1} | x_t, x_0), or "large", beta_t (section 3.2).
@@ -296,7 +299,7 @@ def p_sample_loop(
     clip: bool = False,
     callback: StepCallback | None = None,
 ) -> Tensor:
-    """Every reverse step from `t_start` to 0 (algorithm 2), t_start + 1 network calls.
+    """Every reverse step from `t_start` to 0 (algorithm 2), t_start + 1 network calls; see `p_sample`.
 
     Args:
         model, schedule, variance, clip: as for `p_sample`.

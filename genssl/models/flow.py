@@ -137,16 +137,16 @@ class Flow(Method):
         guidance: float | None = None,
         callback: StepCallback | None = None,
     ) -> Tensor:
-        """Images (n, C, H, W) from noise; with one generator an image, image i depends on its own alone.
+        """Images (n, C, H, W) from noise; with one generator per image, image i depends on its own alone.
 
         Args:
             n: number of images.
-            generator: one for all, or one an image.
+            generator: one for all, or one per image.
             sampler: "heun", of second order at two network calls per step but the last, or "euler", at one.
             steps: 10 of "heun" or 20 of "euler" when None, 19 or 20 network calls.
             labels: the class of each image, (n,) int64; None: drawn uniformly where the network has classes.
             guidance: w of `guided`; GUIDANCE when None.
-            callback: called with (steps that are left - 1, x) after each step.
+            callback: called with (noise levels left - 1, x) after each step.
 
         Raises:
             ValueError: an unknown sampler, no step, or a class or guidance that the network does not have.
@@ -282,7 +282,7 @@ def follow(
             noise of an image without any, least of all, and would leave noise in the samples.
         backwards: from images to noise at t = `start`.
         start: the noisy end.
-        callback: called with (steps that are left - 1, x) after each step.
+        callback: called with (noise levels left - 1, x) after each step.
 
     Raises:
         ValueError: there is no step.
@@ -333,7 +333,7 @@ def fill(
         known: the image where the mask is false, (B, ...).
         mask: where to fill, bool, broadcast to x.
         jump_length, resamplings: see `jump_path`.
-        callback: called with (steps that are left - 1, x) after each step and each jump.
+        callback: called with (noise levels left - 1, x) after each step and each jump.
 
     Raises:
         ValueError: as in `jump_path`.

@@ -5,15 +5,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from genssl.models.diffusion import Predictor
 from genssl.models.unet import Dropout, UNet
 from genssl.runtime import Randomness, uniform
 
 GUIDANCE = 1.0  # w, where none is asked for
 LABEL_DROPOUT = 0.1  # share of images that are shown without their class (Ho & Salimans 2022, section 4)
 
-Model = Callable[[Tensor, Tensor], Tensor]  # (x (B, ...), t (B,)) -> prediction (B, ...)
-# The same with the class of each image, (B,) int64, or None, as the third argument, and in training with the
-# dropout of the step as the fourth
+# A `Predictor` that also takes the class of each image, (B,) int64, or None, and in training the dropout of
+# the step
 ConditionalModel = Callable[..., Tensor]
 
 
@@ -40,7 +40,7 @@ def shown_labels(classes: int, draws: dict[str, Tensor]) -> Tensor:
 
 def training_model(
     model: ConditionalModel, classes: int, draws: dict[str, Tensor], dropout: Dropout | None = None
-) -> Model:
+) -> Predictor:
     """The model of a training step: given the class of each image that shows it, and none for the others.
 
     Args:
@@ -67,11 +67,12 @@ def training_model(
 def dropout_draws(network: UNet, p: float, n: int, side: int, generator: Randomness) -> dict[str, Tensor]:
     """The mask of `Dropout` for `n` images of `side` pixels, (n, size) bool; nothing where p is 0.
 
-    Examples:
-        >>> from genssl.models.unet import Layout
-        >>> network = UNet(Layout((16, 32), (1, 1), (False, False)))
-        >>> dropout_draws(network, 0.1, n=2, side=8, generator=torch.Generator())["dropout_mask"].shape
-        torch.Size([2, 4096])
+        Examples:
+            >>> from genssl.models.diffusion import Predictor
+    from genssl.models.unet import Layout
+            >>> network = UNet(Layout((16, 32), (1, 1), (False, False)))
+            >>> dropout_draws(network, 0.1, n=2, side=8, generator=torch.Generator())["dropout_mask"].shape
+            torch.Size([2, 4096])
     """
     return {"dropout_mask": uniform((n, network.dropout_size(side)), generator) >= p} if p > 0 else {}
 
@@ -108,7 +109,7 @@ def model_of(
     labels: Tensor | None = None,
     w: float | None = None,
     device: torch.device | None = None,
-) -> Model:
+) -> Predictor:
     """A network as a model of images of these classes, guided towards them.
 
     Args:
@@ -134,7 +135,7 @@ def model_of(
     return guided(model, labels.to(device), classes, w or 0.0)
 
 
-def guided(model: ConditionalModel, labels: Tensor, null: int, w: float) -> Model:
+def guided(model: ConditionalModel, labels: Tensor, null: int, w: float) -> Predictor:
     """A conditional network as a model of its classes, by classifier-free guidance (Ho & Salimans 2022).
 
     (1 + w) f(x, class) - w f(x, none), equation 6: w = 0 is the conditional model, w = -1 the unconditional

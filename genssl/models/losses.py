@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-NORM_EPSILON = 1e-5  # in Barlow Twins' standardisation, as in a batch norm
+NORM_EPSILON = 1e-5  # in Barlow Twins' standardization, as in a batch norm
 UNIT_EPSILON = 1e-8  # least length a cosine divides by, as torch's: the slope at a row of zeros is bounded
 STD_EPSILON = 1e-4  # in VICReg's standard deviation (Bardes et al. 2022, equation 1 and appendix)
 
@@ -24,7 +24,7 @@ def simsiam_loss(*, p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
     """L = D(p1, z2) / 2 + D(p2, z1) / 2 with D the negative cosine (Chen and He 2021, equations 1 to 4).
 
     Whether gradients reach z1 and z2 is the caller's choice. BYOL's loss (Grill et al. 2020, equation 2,
-    symmetrised) is 4 + 4 L.
+    symmetrized) is 4 + 4 L.
 
     Returns:
         A scalar in [-1, 1].
@@ -64,10 +64,13 @@ def directional_loss(
         >>> directional_loss(**dict.fromkeys(names, torch.eye(2)))["loss"]
         tensor(-2.)
     """
-    # `simsiam_loss` compares p1 with z2 and p2 with z1: the z's are ordered so as to pair them rightly
+
+    def distance(p: Tensor, z: Tensor) -> Tensor:
+        return -cosine_similarity(p, z).mean()
+
     symmetric = simsiam_loss(p1=p1, p2=p2, z1=z1, z2=z2)
-    heavy_follow = simsiam_loss(p1=heavy_p1, p2=heavy_p2, z1=z2, z2=z1)
-    standard_follow = simsiam_loss(p1=p1, p2=p2, z1=heavy_z2, z2=heavy_z1)
+    heavy_follow = (distance(heavy_p1, z1) + distance(heavy_p2, z2)) / 2
+    standard_follow = (distance(p1, heavy_z1) + distance(p2, heavy_z2)) / 2
     directional = (1 - beta) * heavy_follow + beta * standard_follow
     return {"loss": symmetric + directional, "symmetric": symmetric, "directional": directional}
 

@@ -25,7 +25,7 @@ class Method(nn.Module):
     config: Config  # set by `build`
     epoch: float | None = None  # how many epochs the weights were trained; set by `checkpoint.load`
     class_names: tuple[str, ...] = ()  # of the data it was trained on; set by `checkpoint.load`
-    classes: int = 0  # that it is trained on: `draws` of `loss` then has "labels", (B,) int64
+    classes: int = 0  # that it trains on: above 0 the `draws` of `loss` hold "labels", (B,) int64
     sees_scale: bool = False  # its loss depends on the lengths of its outputs, which may shrink to a point
     units: Mapping[str, str] = {}  # of the terms of `loss`, by name, e.g. {"kl": "nats per image"}
 
@@ -49,10 +49,10 @@ class Method(nn.Module):
         return {}
 
     def loss(self, views: tuple[Tensor, ...], draws: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The scalar to minimise as "loss", and named scalar terms to log.
+        """The scalar to minimize as "loss", and named scalar terms to log.
 
-        Pure: no random number is drawn and nothing is read to the host inside, so that it compiles
-        into one graph.
+        No random number is drawn and nothing is read to the host, so that it compiles into one graph. In
+        training it may write buffers (statistics of batch norms, MoCo's queue).
         """
         raise NotImplementedError
 
@@ -198,7 +198,7 @@ class CanInpaint(Protocol):
             jump_length, resamplings: see `genssl.models.samplers.jump_path`.
             labels: the class of each image, (B,) int64; None: no class.
             guidance: towards the classes; the method's default when None.
-            callback: called with (time, x) after each step and each jump.
+            callback: called with (noise levels left - 1, x), of a DDPM the time, after each step and jump.
 
         Raises:
             ValueError: numbers that do not fit, or a class or guidance that the network does not have.
@@ -229,7 +229,7 @@ class CanPurify(Protocol):
         Args:
             images: in the model's range.
             t_prime: the noise level, from 1 to T.
-            generator: of all noise; one for all, or one an image.
+            generator: of all noise; one for all, or one per image.
             steps: network calls per image; 20 when None, fewer where there are fewer levels.
             surrogate: the same as a differentiable map of few steps that adds no noise on its way and cuts
                 nothing off, for gradients.

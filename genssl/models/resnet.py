@@ -147,7 +147,7 @@ class TimmEncoder(Backbone):
         size: dict[str, Any] = {"img_size": image_size} if fixed else {}
         try:
             self.network = timm.create_model(name, num_classes=0, in_chans=channels, **size).eval()
-            for side in {image_size, view_size or image_size}:
+            for side in (view_size or image_size, image_size):
                 with torch.no_grad():
                     self.dim = self.network(torch.zeros(1, channels, side, side)).flatten(1).shape[1]
         except (RuntimeError, AssertionError, ValueError, TypeError) as error:

@@ -314,17 +314,17 @@ def unipc(
         factor = level_next.alpha - sigma_ratio * level.alpha
         base = sigma_ratio * x + factor * x_start
         is_last = level_next.t == CLEAN
-        slope = torch.zeros_like(x)  # of x_0 in lambda, times h
+        change = torch.zeros_like(x)  # of x_0 over this step, as over the last one
         if level_prev is not None and not is_last:
             ratio = (level_next.log_snr - level.log_snr) / (level.log_snr - level_prev.log_snr)
-            slope = ratio * (x_start - x_start_prev)
-        predicted = base + 0.5 * factor * slope
+            change = ratio * (x_start - x_start_prev)
+        predicted = base + 0.5 * factor * change
         if is_last:
             _report(callback, level_next, predicted)
             return predicted
         x_start_next, _ = _predict(model, predicted, level_next, prediction, clip)
         weight_prev, weight_next = _corrector(level_prev, level, level_next)
-        x = base + factor * (weight_prev * slope + weight_next * (x_start_next - x_start))
+        x = base + factor * (weight_prev * change + weight_next * (x_start_next - x_start))
         level_prev, x_start_prev, x_start = level, x_start, x_start_next
         _report(callback, level_next, x)
     return x
@@ -340,11 +340,12 @@ def _corrector(level_prev: Level | None, level: Level, level_next: Level) -> tup
         return 0.0, 0.5
     h = level_next.log_snr - level.log_snr
     r = (level_prev.log_snr - level.log_snr) / h
-    phi_1 = math.expm1(-h)
-    phi_2 = phi_1 / -h - 1
-    b_1 = phi_2 / phi_1
-    b_2 = 2 * (phi_2 / -h - 0.5) / phi_1
-    # [1 1; r 1] (w_prev, w_next) = (b_1, b_2); slope above is (x_0_prev - x_0) / r
+    hh = -h
+    phi_1 = math.expm1(hh) / hh
+    phi_2 = (phi_1 - 1) / hh
+    phi_3 = (phi_2 - 0.5) / hh
+    b_1, b_2 = phi_2 / phi_1, 2 * phi_3 / phi_1
+    # [1 1; r 1] (w_prev, w_next) = (b_1, b_2); `change` above is (x_0_prev - x_0) / r
     weight_prev = (b_1 - b_2) / (1 - r)
     return weight_prev, b_1 - weight_prev
 

@@ -49,7 +49,8 @@ class Siamese(Method):
         self.classes = classes
         # From zero, not from random numbers: whatever is initialized afterwards stays the same
         self.probe = nn.utils.skip_init(nn.Linear, self.encoder.dim, classes)
-        nn.init.zeros_(self.probe.weight), nn.init.zeros_(self.probe.bias)
+        nn.init.zeros_(self.probe.weight)
+        nn.init.zeros_(self.probe.bias)
 
     @classmethod
     def settings_of(cls, config: Any) -> dict[str, Any]:
@@ -125,7 +126,7 @@ class Siamese(Method):
 
     @property
     def spatial_times(self) -> tuple[float, ...]:
-        """None: it looks at images as they are."""
+        """(): it looks at images without noise."""
         return ()
 
     def spatial_features(
@@ -151,7 +152,9 @@ class Siamese(Method):
         if self.probe is None:
             return super().parameter_groups()
         probe = list(self.probe.parameters())
-        rest = [p for p in self.parameters() if p.requires_grad and not any(p is q for q in probe)]
+        # By identity: == compares tensors entry by entry
+        ids = {id(p) for p in probe}
+        rest = [p for p in self.parameters() if p.requires_grad and id(p) not in ids]
         return [{"params": rest}, {"params": probe, "is_probe": True}]
 
     def outputs(self, images: Tensor) -> Tensor:
@@ -209,7 +212,6 @@ class Predicting(Siamese):
         predictor = [p for p in self.predictor.parameters() if p.requires_grad]
         if not self.fix_predictor_lr or not predictor:
             return groups
-        # By identity: == compares tensors entry by entry
         ids = {id(p) for p in predictor}
         rest = [p for p in groups[0]["params"] if id(p) not in ids]
         return [{"params": rest}, {"params": predictor, "fix_lr": True}, *groups[1:]]

@@ -191,8 +191,8 @@ class VAE(Method):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The networks, and the decoder's variance at a rate of its own.
 
-        Its optimum is near 1/90 of where it starts, and Adam moves it by about the rate a step: at the
-        networks' 1e-4 it would be on its way for 40,000 steps.
+        Its logarithm starts at 0 and has its optimum near log(1/90) = -4.5, and Adam moves it by about the
+        learning rate per step: 45,000 steps at the networks' 1e-4.
         """
         networks = [p for p in self.parameters() if p is not self.decoder_logvar]
         groups: list[dict[str, Any]] = [{"params": networks}]
@@ -293,8 +293,8 @@ class VAE(Method):
 
         Args:
             x: (B, C, H, W).
-            k: samples an image.
-            generator: one for all, or one an image.
+            k: samples per image.
+            generator: one for all, or one per image.
 
         Returns:
             (k, B). All k B decodings are held at once: draw in portions when k is large.
@@ -331,7 +331,7 @@ class VAE(Method):
 
     @property
     def spatial_times(self) -> tuple[float, ...]:
-        """None: it looks at images as they are."""
+        """(): it looks at images without noise."""
         return ()
 
     def spatial_features(
@@ -360,7 +360,7 @@ class VAE(Method):
 
 
 def fit_mixture(points: Tensor, components: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Fit a full-covariance Gaussian mixture by expectation maximisation.
+    """Fit a full-covariance Gaussian mixture by expectation maximization.
 
     Args:
         points: (N, D).

@@ -12,7 +12,7 @@ from genssl.models.siamese import Siamese
 
 
 class VICReg(Siamese):
-    """Variance-invariance-covariance regularisation (Bardes et al. 2022).
+    """Variance-invariance-covariance regularization (Bardes et al. 2022).
 
     Args:
         encoder: the backbone.

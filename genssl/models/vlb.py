@@ -36,7 +36,7 @@ def bound_terms(
     """The term of each image's own time: the decoder's at t = 0, else the denoising one, (B,) nats.
 
     Args:
-        model: finds the noise.
+        model: predicts what `prediction` names.
         schedule: of T steps.
         x_start: x_0, images in [-1, 1], (B, ...).
         t: (B,) int64 in [0, T). On the host, since which terms there are is decided there.
@@ -117,7 +117,7 @@ def denoising_kl(
     squared_distance = coefficient.square() * (x_start - x_start_predicted).square().flatten(1).sum(1)
     if variance == "posterior":
         return 0.5 * squared_distance / schedule.posterior_variance[t]
-    # posterior variance / beta = 1 - r; r - 1 - log r of that ratio, in float64 as it is about r^2 / 2
+    # With r = 1 - posterior variance / beta the variances add -r - log(1 - r), about r^2 / 2: in float64
     r = to_float64(alpha_bar_prev * beta / one_minus_alpha_bar)
     variance_term = (-r - torch.log1p(-r)).to(x_start.dtype).to(x_start.device)
     return 0.5 * (squared_distance / beta + variance_term * x_start[0].numel())

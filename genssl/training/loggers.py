@@ -293,8 +293,8 @@ class Loggers:
 
 
 ADVICE: Mapping[LoggerName, str] = {
-    "tensorboard": "leave it away",
-    "csv": "leave it away",
+    "tensorboard": "omit it",
+    "csv": "omit it",
     "wandb": "`wandb login` signs in, WANDB_MODE=offline needs no account",
     "mlflow": "check MLFLOW_TRACKING_URI; without it, a database in the run folder is used",
 }

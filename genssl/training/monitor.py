@@ -26,12 +26,10 @@ SHARPNESS_IMAGES = 1024
 # Neighbors, training images and held-out images of the kNN accuracy: few, since it is measured while training
 KNN_K, KNN_BANK, KNN_QUERIES = 200, 10_000, 2_000
 CHUNK = 256  # images at a time
-# Collapsed: an output std below this (1 is healthy, 0 is the same output for every image), or an effective
-# rank below this: a batch norm at the end forbids one and the same output, but not one direction
-COLLAPSED_STD = 0.1
-COLLAPSED_RANK = 2.0
-# Also collapsed where the loss sees it: outputs that deviate by less than this, where the loss asks for 1
-COLLAPSED_SCALE = 0.05
+# The output has collapsed where one of these holds
+COLLAPSED_STD = 0.1  # output_std below: 1 is healthy, 0 is the same output for every image
+COLLAPSED_RANK = 2.0  # rankme below: a batch norm at the end forbids a constant output, but not one direction
+COLLAPSED_SCALE = 0.05  # output_scale below, where the loss asks for 1 (`Method.sees_scale`)
 COLLAPSE_AFTER = 50  # steps; before, running statistics still hold their initial values
 
 
@@ -96,7 +94,7 @@ class Monitor:
             due = self._due(self.config.sample_every, epoch, last)
             values |= self.held_out_losses(method) if due else {}
             values |= self.collapse(method, steps)
-            values |= self.accuracy(method) if due or last or epoch == self.config.epochs else {}
+            values |= self.classifier_accuracy(method) if due or last or epoch == self.config.epochs else {}
         if not self._due(self.config.knn_every, epoch, last):
             return values
         # A barrier on the host: where the first process has failed, no device is to wait for it
@@ -132,16 +130,16 @@ class Monitor:
         return {f"{split}_{name}": float(total) / whole for name, total in totals.items()}
 
     @measuring()
-    def accuracy(self, method: Method) -> dict[str, float]:
+    def classifier_accuracy(self, method: Method) -> dict[str, float]:
         """The share of all held-out images classified right, as test_ or validation_accuracy.
 
         Nothing for a method that classifies none.
         """
         if not isinstance(method, CanClassify) or not self._is_labeled():
             return {}
-        return {f"{self.config.monitor_split}_accuracy": self._right(method.eval().classify)}
+        return {f"{self.config.monitor_split}_accuracy": self._top1_accuracy(method.eval().classify)}
 
-    def _right(self, logits_of: FeatureFunction, *, sharded: bool = False) -> float:
+    def _top1_accuracy(self, logits_of: FeatureFunction, *, sharded: bool = False) -> float:
         """The share of all held-out images whose class has the largest logit; sharded: by all processes."""
         held_out = cast(Split, self.held_out)
         logits = extract(logits_of, held_out.images, CHUNK, sharded=sharded, device=self.device)
@@ -194,10 +192,10 @@ class Monitor:
         """
         if not self._is_labeled():
             return {}
-        values = {"knn_accuracy": self._accuracy(method.eval().features)}
+        values = {"knn_accuracy": self._knn_accuracy(method.eval().features)}
         if isinstance(method, HasProbe) and method.probe is not None:
             name = f"{self.config.monitor_split}_probe_accuracy"
-            values[name] = self._right(method.probe_logits, sharded=True)
+            values[name] = self._top1_accuracy(method.probe_logits, sharded=True)
         return values
 
     def data_statistics(self, method: Method) -> dict[str, float]:
@@ -225,15 +223,15 @@ class Monitor:
         missing = distributed.all_reduce_max(int(distributed.is_main_process() and known is None))
         values = self.knn(method) if missing else {} if known is None else {"knn_accuracy": known}
         untrained = build(self.config.updated({"seed": self.config.seed + 1})).to(self.device).eval()
-        values["knn_accuracy_untrained"] = self._accuracy(untrained.features)
+        values["knn_accuracy_untrained"] = self._knn_accuracy(untrained.features)
         # (2 u - 255) / 256 is exact in float16
-        values["knn_accuracy_pixels"] = self._accuracy(lambda images: images.flatten(1), torch.float16)
+        values["knn_accuracy_pixels"] = self._knn_accuracy(lambda images: images.flatten(1), torch.float16)
         return values | {"knn_images": min(KNN_QUERIES, len(cast(Split, self.held_out)))}
 
     def _is_labeled(self) -> bool:
         return self.held_out is not None and None not in (self.train.labels, self.held_out.labels)
 
-    def _accuracy(self, function: FeatureFunction, dtype: torch.dtype = torch.float32) -> float:
+    def _knn_accuracy(self, function: FeatureFunction, dtype: torch.dtype = torch.float32) -> float:
         """kNN accuracy of the features that `function` gives."""
         train = self.train.take(KNN_BANK, self.config.seed)
         held_out = cast(Split, self.held_out).take(KNN_QUERIES, self.config.seed)

@@ -34,12 +34,15 @@ def build_optimizer(
 
 
 class LARS(torch.optim.Optimizer):
-    """SGD with momentum whose rate is adapted to each layer (You et al. 2017, equation 6 and algorithm 1).
+    """SGD with momentum whose rate is adapted to each layer (You et al. 2017, equation 6).
 
     v <- momentum v + r (g + decay w) and w <- w - lr v, with r = trust |w| / (|g| + decay |w|): a step
-    changes every layer by about the same share. r is 1 where w or g is all zero. Biases and the scales of
-    norms, which have one axis, have r = 1 and no decay, as in the self-supervised methods that use LARS; so
-    has a group with `is_probe`, whose weights start at zero.
+    changes every layer by about the same share. As in torch's SGD, and unlike algorithm 1 of the paper, lr
+    multiplies v where the weights change: under a schedule, earlier gradients take the present rate, too.
+
+    r is 1 where w or g is all zero. Biases and the scales of norms, which have one axis, have r = 1 and no
+    decay, as in the self-supervised methods that use LARS; so has a group with `is_probe`, whose weights
+    start at zero.
 
     Args:
         groups: parameters, as for torch's optimizers.
@@ -199,8 +202,7 @@ class EMA(nn.Module):
     def __init__(self, method: nn.Module, decay: float, guard: Guard) -> None:
         super().__init__()
         self.decay = decay
-        # In a list: the guard's tensors are no part of this module's state
-        self._guard = [guard]
+        self._guard = guard
         self.averaged = torch.optim.swa_utils.AveragedModel(
             method, multi_avg_fn=self._blend, use_buffers=True
         )
@@ -215,7 +217,7 @@ class EMA(nn.Module):
             torch._foreach_copy_(averages, current)
             return
         warmup = torch.as_tensor((1 + count) / (10 + count), device=averages[0].device)
-        weight = (1 - warmup.clamp(max=self.decay)) * (1 - self._guard[0].bad)
+        weight = (1 - warmup.clamp(max=self.decay)) * (1 - self._guard.bad)
         differences = torch._foreach_sub(current, averages)
         torch._foreach_mul_(differences, weight)
         torch._foreach_add_(averages, differences)

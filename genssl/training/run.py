@@ -231,7 +231,7 @@ class RunInProgress:
         if problem is None:
             self.training.compile()
         elif self.options.compile == "on":
-            raise UserError(f"torch.compile does not work here ({problem}); leave --compile on away")
+            raise UserError(f"torch.compile does not work here ({problem}); omit --compile on")
         else:
             self.listener(Note(f"warning: torch.compile does not work here ({problem}); training uncompiled"))
 

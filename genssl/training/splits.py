@@ -23,7 +23,7 @@ def without_labels(name: str, config: Config) -> str:
     if config.needs_labels:
         return f"{name} has no labels, and a {config.method} learns them; choose data in folders of classes"
     choice = "online_probe" if getattr(config, "online_probe", False) else "conditional"
-    return f"{name} has no labels, and {choice}=true needs them; leave it away"
+    return f"{name} has no labels, and {choice}=true needs them; omit it"
 
 
 def load_splits(config: Config, listener: Listener, other: RunPart = "test") -> tuple[Split, Split]:

@@ -382,7 +382,7 @@ def test_a_damaged_checkpoint_is_one_line(vae_run: Path, tmp_path: Path, fault: 
         (["train", "--resume", "nothing"], "no run folder"),
         (["train", "--resume", "RUN", "--tag", "x"], "keeps its folder"),
         (["train", "--resume", "RUN", "--epochs", 1], "has 2 epochs, and --epochs 1 is fewer"),
-        (["train", "--resume", "RUN", "--dry-run"], "leave --dry-run, --config, --init and --remix away"),
+        (["train", "--resume", "RUN", "--dry-run"], "omit --dry-run, --config, --init and --remix"),
         (
             ["train", "vae", "--data", "DIGITS", "--batch-size", 1],
             "batch_size must be greater than or equal to 2",

@@ -158,7 +158,7 @@ def test_probe(vae_run: Path, ddpm: Path) -> None:
         (["segment", "DDPM", "--data", "MASKED", "--times", "x"], "--times takes numbers"),
         (["segment", "DDPM", "--data", "MASKED", "--beside", "DDPM"], "is measured already"),
         (["segment", "DDPM", "--draws", 0], "--draws"),
-        (["segment", "VAE", "--data", "MASKED", *FEW, "--times", 5], "without noise; leave --times away"),
+        (["segment", "VAE", "--data", "MASKED", *FEW, "--times", 5], "without noise; omit --times"),
         (["probe", "VAE", "--data", "HEAP"], "has no labels"),
         (["probe", "VAE", "--label-fractions", "0.1,1.5"], "at most 1, not 1.5"),
         (["probe", "VAE", "--label-fractions", "-1"], "above 0 and at most 1, not -1"),

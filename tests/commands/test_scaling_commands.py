@@ -226,7 +226,7 @@ def test_torchrun_is_told_how_often_to_restart(monkeypatch: pytest.MonkeyPatch) 
 def test_a_dry_run_is_of_one_process(digits: Path) -> None:
     result = call("train", "vae", "--data", digits, "--gpus", 2, "--device", "cpu", "--dry-run")
     assert result.exit_code == WRONG_INPUT
-    assert "leave --gpus away" in result.output
+    assert "omit --gpus" in result.output
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def test_a_large_remix_is_the_same(monkeypatch: pytest.MonkeyPatch, cache: Path)
 def test_labels_are_needed_in_both_parts(part: str) -> None:
     bare = {name: split_of(name) for name in SIZES}
     bare[part] = Split(bare[part].images, None, (), "photos", part, "d")
-    with pytest.raises(UserError, match=r"no labels in both parts.*; sort its images .*leave -remix away"):
+    with pytest.raises(UserError, match=r"no labels in both parts.*; sort its images .*omit -remix"):
         remix(bare["train"], bare["test"], "train")
 
 

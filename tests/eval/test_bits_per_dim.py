@@ -1,7 +1,7 @@
 """The bound of models whose every term is known, and the ways to sum it."""
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from genssl.eval.bits_per_dim import Strata, bits_per_dim
 from genssl.eval.result import EvalResult
 from genssl.models.build import build
 from genssl.models.ddpm import DDPM
-from genssl.models.diffusion import NoiseSchedule, extract, linear_schedule, predict_x_start
+from genssl.models.diffusion import NoiseSchedule, Prediction, extract, linear_schedule, predict_x_start
 from genssl.models.method import Method
 from genssl.models.vlb import decoder_std
 from genssl.pixels import to_model
@@ -26,24 +26,29 @@ BYTE = 100
 
 
 class Finder(nn.Module):
-    """Predicts x_0 + OFF for images of BYTE alone, whatever the noise; `pull` mixes in what it sees."""
+    """Predicts x_0 + OFF for images of BYTE alone, whatever the noise; `pull` mixes in what it sees.
 
-    def __init__(self, schedule: NoiseSchedule, pull: float = 0.0) -> None:
+    In terms of the noise, of v or of the image, as `prediction` says.
+    """
+
+    def __init__(self, schedule: NoiseSchedule, pull: float, prediction: Prediction) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.tensor(0.0))
-        self.schedule, self.pull = schedule, pull
+        self.schedule, self.pull, self.prediction = schedule, pull, prediction
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         seen = predict_x_start(self.schedule, x, t, torch.zeros_like(x))
         found = (1 - self.pull) * ((BYTE + 0.5) / 128 - 1 + OFF) + self.pull * seen
-        signal, std = self.schedule.sqrt_alphas_cumprod, self.schedule.sqrt_one_minus_alphas_cumprod
-        return (x - extract(signal, t, x) * found) / extract(std, t, x)
+        signal = extract(self.schedule.sqrt_alphas_cumprod, t, x)
+        std = extract(self.schedule.sqrt_one_minus_alphas_cumprod, t, x)
+        epsilon = (x - signal * found) / std
+        return {"epsilon": epsilon, "v": signal * epsilon - std * found, "x": found}[self.prediction]
 
 
-def ddpm(timesteps: int = 100, pull: float = 0.0) -> DDPM:
+def ddpm(timesteps: int = 100, pull: float = 0.0, prediction: Prediction = "epsilon") -> DDPM:
     schedule = linear_schedule(timesteps, scaled=timesteps > 20)
-    network: Any = Finder(schedule, pull)  # as a UNet
-    method = DDPM(schedule, network, image_size=8)
+    network: Any = Finder(schedule, pull, prediction)  # as a UNet
+    method = DDPM(schedule, network, image_size=8, prediction=prediction)
     method.config = DDPMConfig(image_size=8, timesteps=timesteps, features_t=0)
     return method
 
@@ -67,8 +72,9 @@ def known_terms(schedule: NoiseSchedule) -> Tensor:
     return 0.5 * (snr[:-1] - snr[1:]) * OFF**2 / math.log(2)
 
 
-def test_every_part_is_what_it_must_be() -> None:
-    method = ddpm()
+@pytest.mark.parametrize("prediction", get_args(Prediction))
+def test_every_part_is_what_it_must_be(prediction: Prediction) -> None:
+    method = ddpm(prediction=prediction)
     values = run(method, split(3)).values
     terms = known_terms(method.schedule)
     assert values["denoising_bits_per_dim"] == pytest.approx(float(terms.sum()), rel=2e-3)

@@ -95,6 +95,14 @@ def test_deterministic_paths_are_great_circles_of_gaussian_data() -> None:
     assert outcome.values["largest_to_mean_step"] == pytest.approx(1.0, abs=0.05)  # arcs of equal length
 
 
+def test_a_great_circle_turns_evenly_and_its_length_changes_linearly() -> None:
+    z_1, z_2 = torch.eye(4, dtype=torch.float64)[None, 0], 3 * torch.eye(4, dtype=torch.float64)[None, 1]
+    angles = math.pi / 8 * torch.arange(5, dtype=torch.float64).view(5, 1, 1)
+    lengths = torch.linspace(1, 3, 5, dtype=torch.float64).view(5, 1, 1)
+    expected = lengths * (angles.cos() * z_1 + angles.sin() * z_2 / 3)
+    torch.testing.assert_close(spherical_path(z_1, z_2, 5), expected)
+
+
 def test_evenness_is_that_of_the_picture() -> None:
     data = split()
     faint = to_bytes(to_model(data.images[0::2]) / 5)  # arcs grow with the length of what turns

@@ -14,6 +14,7 @@ from genssl.errors import UserError
 from genssl.eval.linear_eval import cropped, linear_eval, may_mirror, records
 from genssl.eval.result import EvalResult
 from genssl.metrics.linear_probe import ProbeResult, ProbeSettings, linear_probe
+from genssl.pixels import to_model
 
 from ..narrow import given
 from .blobs import CLASSES, SIZE, Projection, reference, silent, split, unlabeled
@@ -78,6 +79,14 @@ def test_augmented_features_are_made_anew_in_each_epoch() -> None:
     assert outcome.values["augmented"] is True
     assert probe.train_loss != evaluate()[1].train_loss
     assert probe.train_loss == evaluate(augment=True)[1].train_loss
+
+    def anew(epoch: int) -> Tensor:
+        parts = cropped(TRAIN.images, may_mirror(method, "synthetic", TRAIN.classes), 0, epoch)
+        return torch.cat([method.features(to_model(part)) for part in parts])
+
+    features = method.features(to_model(TEST.images))
+    expected = linear_probe(anew, TRAIN_LABELS, features, TEST_LABELS, len(TRAIN.classes), SETTINGS)
+    assert probe.train_loss == pytest.approx(expected.train_loss, rel=1e-4)
     assert probe.train_loss != evaluate(augment=True, seed=1)[1].train_loss
 
 

@@ -25,9 +25,9 @@ def cloud(n: int, d: int, counter: int = 0, spread: float = 1.0) -> Tensor:
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fidelity, "ROWS", 7)
     monkeypatch.setattr(fidelity, "QUERIES", 11)
+    monkeypatch.setattr(knn, "BANK", 13)
     for module in (knn, memorization):
         monkeypatch.setattr(module, "QUERIES", 5)
-        monkeypatch.setattr(module, "BANK", 13)
 
 
 def rotation(d: int) -> Tensor:
@@ -235,7 +235,8 @@ def test_chunks_devices_of_memory_and_autocast_change_nothing(monkeypatch: pytes
             (fidelity, "ROWS"),
             (fidelity, "QUERIES"),
             (knn, "QUERIES"),
-            (memorization, "BANK"),
+            (knn, "BANK"),
+            (memorization, "QUERIES"),
         ):
             monkeypatch.setattr(module, name, size)
         assert everything() == pytest.approx(expected, rel=1e-12)

@@ -13,14 +13,21 @@ from genssl.errors import UserError
 from genssl.models.build import build
 from genssl.models.ddpm import DDPM, thirds
 from genssl.models.diffusion import (
+    Loss,
+    Noise,
+    Prediction,
     TimestepSampling,
+    Variance,
+    Weighting,
     cosine_schedule,
     linear_schedule,
     p_losses,
+    probability_of_times,
     q_sample,
 )
+from genssl.models.samplers import ancestral, ddim
 from genssl.models.unet import Layout, UNet
-from genssl.runtime import generator, generators
+from genssl.runtime import generator, generators, step_noise
 
 SIDE = 8
 SAMPLERS: list[dict[str, Any]] = [
@@ -88,6 +95,59 @@ def test_the_loss_compiles_into_one_graph(sampling: TimestepSampling) -> None:
     draws = method.draws(4, generator(0, "method"))
     compiled = torch.compile(method.loss, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled((x,), draws)["loss"], method.loss((x,), draws)["loss"])
+
+
+@pytest.mark.parametrize("loss", get_args(Loss))
+@pytest.mark.parametrize("weighting", get_args(Weighting))
+@pytest.mark.parametrize("prediction", get_args(Prediction))
+def test_the_objective_is_the_one_of_the_config(
+    prediction: Prediction, weighting: Weighting, loss: Loss
+) -> None:
+    method, x = small(), images()
+    method.prediction, method.weighting, method.loss_kind = prediction, weighting, loss
+    draws = method.draws(4, generator(0, "method"))
+    options: dict[str, Any] = {"prediction": prediction, "weighting": weighting}
+    expected = p_losses(method.network, method.schedule, x, draws["t"], draws["noise"], loss, **options)
+    torch.testing.assert_close(method.loss((x,), draws)["loss"], expected)
+
+
+def test_times_are_drawn_as_the_config_says_and_losses_by_noise_level_know_it() -> None:
+    method, n = small(1000), 4000
+    method.timestep_sampling = "logit_normal"
+    draws = {name: value[:n] for name, value in method.draws(n, generator(0, "method")).items()}
+    # Phi(logit(1/4)) = 0.136 of them are in the first quarter; four standard errors
+    share = float((draws["t"] < 250).float().mean())
+    assert abs(share - 0.136) < 4 * (0.136 * 0.864 / n) ** 0.5
+    few = {name: value[:8] for name, value in draws.items()}
+    x = images(8)
+    first, end = thirds(1000)[0]
+    inside = (few["t"] >= first) & (few["t"] < end)
+    assert inside.any()
+    part = p_losses(method.network, method.schedule, x[inside], few["t"][inside], few["noise"][inside])
+    expected = part * int(inside.sum()) / (8 * probability_of_times(1000, first, end, "logit_normal"))
+    torch.testing.assert_close(method.loss((x,), few)["loss_low"], expected)
+
+
+@torch.no_grad()
+def test_options_reach_the_sampler() -> None:
+    method = small()
+    x = torch.randn(2, 3, SIDE, SIDE, generator=generator(3, "test"))
+    common: dict[str, Any] = {"prediction": method.prediction, "clip": True}
+
+    def noise() -> Noise:
+        return step_noise(x.shape, generators(0, "sample", range(2)), x.device)
+
+    def found(sampler: Any, **options: Any) -> Tensor:
+        return method.denoise(x, None, generators(0, "sample", range(2)), sampler, 5, **options)
+
+    for eta in (0.0, 1.0):
+        expected = ddim(method.network, method.schedule, x, 5, None, noise(), eta, **common)
+        torch.testing.assert_close(found("ddim", eta=eta), expected)
+    variances: tuple[Variance, ...] = ("posterior", "large")
+    for variance in variances:
+        expected = ancestral(method.network, method.schedule, x, 5, None, noise(), variance, **common)
+        torch.testing.assert_close(found("ancestral", variance=variance), expected)
+    assert (found("ddim", eta=1.0) - found("ddim", eta=0.0)).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("options", SAMPLERS)

@@ -98,6 +98,25 @@ def test_the_loss_is_that_of_the_velocity(tiny: FlowConfig) -> None:
     assert ((draws["t"] > 0) & (draws["t"] < 1)).all()
 
 
+def test_the_network_sees_the_straight_path_its_time_and_the_shown_labels(tiny: FlowConfig) -> None:
+    flow = build(tiny)
+    assert isinstance(flow, Flow)
+    seen: list[tuple[Tensor, ...]] = []
+    flow.network.register_forward_hook(lambda _, arguments, __: seen.append(arguments))
+    draws = flow.draws(40, generator(0, "test")) | {"labels": torch.arange(40) % 10}
+    images = torch.rand(40, 3, 16, 16, generator=generator(1, "test"))
+    flow.loss((images,), draws)
+    x, t, labels = seen[0]
+    share = draws["t"].view(-1, 1, 1, 1)
+    torch.testing.assert_close(x, (1 - share) * images + share * draws["noise"])
+    torch.testing.assert_close(t, 1000 * draws["t"])
+    assert torch.equal(labels, torch.where(draws["shows_class"], draws["labels"], 10))
+    assert not draws["shows_class"].all()
+    level = flow.features_t
+    expected = flow.network.middle((1 - level) * images, torch.full((40,), 1000 * level))
+    torch.testing.assert_close(flow.features(images), expected)
+
+
 @pytest.mark.parametrize(("timestep_sampling", "share"), [("logit_normal", 0.1587), ("uniform", 0.2689)])
 def test_times_have_their_distribution(tiny: FlowConfig, timestep_sampling: str, share: float) -> None:
     """Below sigmoid(-1) = 0.2689 are that share of uniform times, and of logit-normal ones Phi(-1)."""

@@ -11,7 +11,7 @@ from genssl.errors import UserError
 from genssl.models import unet
 from genssl.models.build import build
 from genssl.models.ddpm import DDPM
-from genssl.models.guidance import guided
+from genssl.models.guidance import GUIDANCE, guided, random_labels
 from genssl.models.unet import Layout
 from genssl.runtime import generator, generators
 from genssl.training.loop import Training
@@ -111,10 +111,30 @@ def test_an_image_depends_on_its_own_generator_and_class(tiny: DDPMConfig) -> No
         three = ddpm.sample(3, generators(0, "sample", range(3)), labels=labels, guidance=2.0)
         last = ddpm.sample(1, generators(0, "sample", [2]), labels=labels[2:], guidance=2.0)
         other = ddpm.sample(1, generators(0, "sample", [2]), labels=labels[1:2], guidance=2.0)
-        drawn = ddpm.sample(3, generators(0, "sample", range(3)))
     torch.testing.assert_close(three[2:], last, rtol=0, atol=1e-5)
     assert not torch.allclose(last, other, atol=1e-3)
-    assert drawn.shape == three.shape
+
+
+def test_without_a_word_guidance_is_the_default(tiny: DDPMConfig) -> None:
+    ddpm = build(tiny).eval()
+    assert isinstance(ddpm, DDPM)
+    for parameter in ddpm.network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1, generator=generator(1, "test"))
+
+    def sampled(guidance: float | None = None) -> Tensor:
+        labels = torch.tensor([3, 7])
+        return ddpm.sample(2, generators(0, "sample", range(2)), labels=labels, guidance=guidance)
+
+    with torch.no_grad():
+        torch.testing.assert_close(sampled(), sampled(guidance=GUIDANCE), rtol=0, atol=0)
+        assert not torch.allclose(sampled(), sampled(guidance=0.0), atol=1e-3)
+
+
+def test_random_classes_are_all_alike_in_number() -> None:
+    n = 10_000
+    counts = random_labels(n, 10, generator(0, "test"), torch.device("cpu")).bincount(minlength=10)
+    # 4.5 standard deviations of a binomial count
+    assert ((counts - n / 10).abs() < 4.5 * (n * 0.1 * 0.9) ** 0.5).all()
 
 
 def test_wrong_classes_are_refused(tiny: DDPMConfig) -> None:

@@ -117,7 +117,7 @@ def test_what_a_probe_cannot_do_is_said(tmp_path: Path) -> None:
         Image.new("RGB", (16, 16), (i, 2 * i, 3 * i)).save(tmp_path / "images" / f"{i}.png")
     refused = call(*TRAINING, "--data", tmp_path / "images", "--set", "online_probe=true")
     assert refused.exit_code == 2
-    assert "has no labels, and online_probe=true needs them; leave it away" in refused.stderr
+    assert "has no labels, and online_probe=true needs them; omit it" in refused.stderr
 
 
 def test_a_probe_is_for_training_alone() -> None:

@@ -107,7 +107,7 @@ def test_errors_fall_at_the_methods_order(sampler: Sampler, order: int) -> None:
     assert math.log(coarse / fine, 4) == pytest.approx(order, abs=0.3)
 
 
-@pytest.mark.parametrize("sampler", [ddim, dpm_solver_pp])
+@pytest.mark.parametrize("sampler", [ddim, dpm_solver_pp, heun, unipc])
 @pytest.mark.parametrize("t_start", [0, 49, 300])
 def test_a_sampler_starts_where_it_is_told(sampler: Sampler, t_start: int) -> None:
     data = GaussianData(linear_schedule())
@@ -175,7 +175,7 @@ def test_an_inverted_image_comes_back() -> None:
     assert float(noise.std()) == pytest.approx(1, abs=0.15)
 
 
-@pytest.mark.parametrize("sampler", [ddim, ancestral, dpm_solver_pp])
+@pytest.mark.parametrize("sampler", [ddim, ancestral, dpm_solver_pp, heun, unipc])
 def test_clipping_keeps_predicted_images_in_range(sampler: Sampler) -> None:
     schedule = linear_schedule()
     data = GaussianData(schedule)
@@ -185,7 +185,7 @@ def test_clipping_keeps_predicted_images_in_range(sampler: Sampler) -> None:
     assert float(sampler(data, schedule, x, 10, clip=True, **options).abs().max()) <= 1 + 1e-6
 
 
-@pytest.mark.parametrize("sampler", [ddim, ancestral, dpm_solver_pp, ddim_invert])
+@pytest.mark.parametrize("sampler", [ddim, ancestral, dpm_solver_pp, ddim_invert, heun, unipc])
 @pytest.mark.parametrize("steps", [1, 2, 7, 20])
 def test_one_network_call_a_step_and_the_states_are_told(sampler: Sampler, steps: int) -> None:
     schedule = linear_schedule(20)
@@ -202,7 +202,11 @@ def test_one_network_call_a_step_and_the_states_are_told(sampler: Sampler, steps
     options = {"noise": fresh_noise(x)} if sampler is ancestral else {}
     kept: list[tuple[int, Tensor]] = []
     out = sampler(model, schedule, x, steps, callback=lambda t, x: kept.append((t, x)), **options)
-    assert len(calls) == len(kept) == steps
+    assert len(kept) == steps
+    if sampler is heun:  # another one at the end of each step but the last
+        assert calls[1:-1:2] == calls[2::2]
+        calls = calls[::2]
+    assert len(calls) == steps
     assert torch.equal(kept[-1][1], out)
     if sampler is ddim_invert:
         assert kept[-1][0] == 19
@@ -212,7 +216,7 @@ def test_one_network_call_a_step_and_the_states_are_told(sampler: Sampler, steps
         assert calls == [19, *[t for t, _ in kept[:-1]]]
 
 
-@pytest.mark.parametrize("sampler", [ddim, ancestral, dpm_solver_pp, ddim_invert])
+@pytest.mark.parametrize("sampler", [ddim, ancestral, dpm_solver_pp, ddim_invert, heun, unipc])
 @pytest.mark.parametrize(
     ("steps", "t_start", "message"),
     [

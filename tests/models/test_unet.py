@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from genssl.models.unet import LAYOUTS, Dropout, Layout, ResidualBlock, UNet, sinusoids
+from genssl.models.unet import LAYOUTS, Attention, Dropout, Layout, ResidualBlock, UNet, sinusoids
 from genssl.runtime import generator
 
 SMALLEST = Layout((16, 32), (1, 2), (True, False))
@@ -54,6 +54,23 @@ def test_a_patch_is_one_place_with_the_colors_of_its_pixels() -> None:
     expected = plain(stacked, t).reshape(2, 3, 2, 2, 8, 8).permute(0, 1, 4, 2, 5, 3).reshape(2, 3, 16, 16)
     torch.testing.assert_close(network(x, t), expected)
     torch.testing.assert_close(network.middle(x, t), plain.middle(stacked, t))
+
+
+def test_attention_is_that_of_torch() -> None:
+    torch.manual_seed(0)
+    attention = Attention(32)
+    reference = nn.MultiheadAttention(32, 1, batch_first=True)
+    with torch.no_grad():
+        attention.project.weight.normal_()
+        reference.in_proj_weight.copy_(attention.query_key_value.weight)
+        reference.in_proj_bias.copy_(attention.query_key_value.bias.normal_())
+        reference.out_proj.weight.copy_(attention.project.weight)
+        reference.out_proj.bias.copy_(attention.project.bias.normal_())
+    x = torch.randn(2, 32, 3, 5, generator=generator(0, "test"))
+    places = attention.norm(x).flatten(2).transpose(1, 2)
+    mixed, _ = reference(places, places, places)
+    expected = x + mixed.transpose(1, 2).reshape(x.shape)
+    torch.testing.assert_close(attention(x), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_new_network_says_zero() -> None:

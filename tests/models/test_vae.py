@@ -1,11 +1,12 @@
 """The VAE against models whose likelihood is known, and against its own definitions."""
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from genssl.config import VAEConfig
 from genssl.models import vae as module
@@ -103,6 +104,43 @@ def test_forward_gives_the_terms_of_the_elbo() -> None:
     noise = torch.randn(3, 5, generator=generator(0, "test"))
     terms = vae.loss((x,), {"noise": noise})
     torch.testing.assert_close(terms["loss"], (nll + kl).mean())
+
+
+def test_its_networks_are_the_layers_of_the_assignment() -> None:
+    vae, x = small(), images()
+    layers: list[nn.Module] = []
+    for wide, narrow in pairwise((3, 4, 8, 16, 32)):
+        layers += [nn.Conv2d(wide, narrow, 4, stride=2, padding=1), nn.LeakyReLU(0.2), nn.BatchNorm2d(narrow)]
+    encoder = nn.Sequential(*layers, nn.Flatten()).eval()
+    layers = [nn.Linear(5, 32), nn.ReLU(), nn.Unflatten(1, (32, 1, 1))]
+    for wide, narrow in pairwise((32, 16, 8, 4, 3)):
+        layers += [nn.Upsample(scale_factor=2), nn.Conv2d(wide, narrow, 3, padding=1), nn.LeakyReLU(0.2)]
+    decoder = nn.Sequential(*layers[:-1]).eval()
+    for reference, network in ((encoder, vae.encoder), (decoder, vae.decoder)):
+        pairs = zip(reference.state_dict().values(), network.state_dict().values(), strict=True)
+        for target, value in pairs:
+            target.copy_(value)
+    torch.testing.assert_close(vae.encoder(x), encoder(x))
+    z = torch.randn(3, 5, generator=generator(0, "test"))
+    torch.testing.assert_close(vae.decoder(z), decoder(z))
+
+
+def test_the_learned_variance_is_optimized_at_a_rate_of_its_own() -> None:
+    vae = small(decoder_variance="learned")
+    networks, variance = vae.parameter_groups()
+    grouped = [*networks["params"], *variance["params"]]
+    assert {id(p) for p in grouped} == {id(p) for p in vae.parameters()}
+    assert len(grouped) == len(list(vae.parameters()))
+    assert len(variance["params"]) == 1
+    assert variance["params"][0] is vae.decoder_logvar
+    assert variance["lr"] == 1e-2
+    optimizer = torch.optim.Adam([networks, variance], lr=1e-4)
+    for _ in range(10):
+        optimizer.zero_grad()
+        vae.loss((images(8),), vae.draws(8, generator(0, "test")))["loss"].backward()
+        optimizer.step()
+    # Far from its optimum, Adam moves a scalar by about the rate per step
+    assert abs(float(given(vae.decoder_logvar))) == pytest.approx(10 * 1e-2, rel=0.2)
 
 
 def test_a_learned_variance_has_its_optimum_at_the_error() -> None:

@@ -23,7 +23,7 @@ from tests.campaign_kills import Work
 from tests.conftest import call
 
 KILLS = int(os.environ.get("GENSSL_KILLS", "2"))  # all kinds and 200 by hand, as in campaign_kills
-KINDS = ("vae", "simsiam")
+KINDS = ("vae", "simsiam", "byol", "moco")  # two of which keep more than weights: a target, a queue
 
 
 @pytest.mark.slow

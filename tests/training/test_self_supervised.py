@@ -1,13 +1,7 @@
 """Runs of the self-supervised methods: killed and resumed, watched, and on data of every kind."""
 
 import json
-import os
-import random
 import shutil
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -346,40 +340,3 @@ def test_looking_changes_nothing(digits: Path, tmp_path: Path) -> None:
 
 
 # Killed for real
-
-
-def wait_until(reached: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    until = time.monotonic() + 60
-    while not reached() and process.poll() is None and time.monotonic() < until:
-        time.sleep(0.02)
-    assert reached(), process.communicate()
-
-
-# Those that keep more than weights and moments: a target network, a queue
-@pytest.mark.slow
-@pytest.mark.parametrize("method", ["byol", "moco"])
-def test_killed_at_random_moments_a_run_ends_with_the_same_weights(
-    method: str, digits: Path, tmp_path: Path
-) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    settled = config(method, digits, epochs=12)
-    (tmp_path / "config.json").write_text(settled.to_json())
-    start = [sys.executable, "-m", "genssl", "train", "--config", str(tmp_path / "config.json")]
-    rest = ["--save-every", "0", "--device", "cpu"]
-    whole = [*start, "--out", str(tmp_path / "whole"), *rest]
-    subprocess.run(whole, check=True, capture_output=True, env=environment)
-    chance = random.Random(0)
-    cut = tmp_path / "cut"
-    resume = [*start[:4], "--resume", str(cut), *rest]
-    for _ in range(3):
-        first = not (cut / run_info.CONFIG).exists()
-        process = subprocess.Popen(
-            [*start, "--out", str(cut), *rest] if first else resume,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True,
-        )  # fmt: skip
-        wait_until((cut / run_info.CONFIG).exists, process)
-        time.sleep(chance.uniform(0.0, 8.0))
-        process.kill()
-        process.communicate()
-    subprocess.run(resume, check=True, capture_output=True, env=environment)
-    same_run(tmp_path / "whole", cut)
