@@ -4,18 +4,21 @@ import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
 import typer.main
 import typer.testing
+from PIL import Image
 from typer.testing import CliRunner, Result
 
-from genssl import figures
+from genssl import figures, files
 from genssl.cli import app
 from genssl.data.synthetic import render
 from genssl.models import unet
+from genssl.studies import measures
+from genssl.training.run_folder import RunFolder
 
 from .narrow import given
 
@@ -36,6 +39,26 @@ def miniature_unet() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(unet.LAYOUTS, "small", unet.Layout((16, 16), (1, 1), (False, False)))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _blank_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Curves take most of the time of so short a run: blank pictures, but for tests that look at figures."""
+    if request.node.get_closest_marker("figures"):
+        return
+
+    def write(self: RunFolder, records: list[dict[str, Any]]) -> None:
+        for name in ("curves.png", "wall-clock.png"):
+            if records:
+                files.write_picture(self.path / name, Image.new("RGB", (8, 8)))
+
+    monkeypatch.setattr(RunFolder, "write_curves", write)
+
+
+@pytest.fixture(autouse=True)
+def _sample_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Studies time the sampling of each arm once, and not for seconds."""
+    monkeypatch.setattr(measures, "SAMPLING_BUDGET", 1e-9)
 
 
 @pytest.fixture(scope="session", autouse=True)

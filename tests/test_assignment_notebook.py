@@ -65,6 +65,7 @@ def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 @pytest.mark.slow
+@pytest.mark.figures
 def test_every_cell_runs_and_shows_its_figure(pictures: list[Path], tmp_path: Path) -> None:
     names: dict[str, Any] = {}
     shown = []

@@ -56,10 +56,12 @@ def bounded() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def evaluated(vae_run: Path) -> Path:
-    for command in (["sample", vae_run, "-n", 4], ["latent-profile", vae_run], ["report", vae_run]):
+def evaluated(vae_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("evaluated") / vae_run.name
+    shutil.copytree(vae_run, run, ignore=shutil.ignore_patterns("eval"))
+    for command in (["sample", run, "-n", 4], ["latent-profile", run], ["report", run]):
         assert call(*command).exit_code == 0
-    return vae_run
+    return run
 
 
 def copy_of(run: Path, tmp_path: Path) -> Path:

@@ -31,11 +31,13 @@ RUN_FILES = (
 
 
 @pytest.fixture(scope="session")
-def measured_run(vae_run: Path) -> Path:
-    """The run with numbers in eval/."""
-    assert call("sample", vae_run, "-n", 4).exit_code == 0
-    shutil.copy(vae_run / "eval" / "sample-n4.json", vae_run / "eval" / "sample.json")
-    return vae_run
+def measured_run(vae_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the run with numbers in eval/, none of other tests."""
+    run = tmp_path_factory.mktemp("measured") / vae_run.name
+    shutil.copytree(vae_run, run, ignore=shutil.ignore_patterns("eval"))
+    assert call("sample", run, "-n", 4).exit_code == 0
+    shutil.copy(run / "eval" / "sample-n4.json", run / "eval" / "sample.json")
+    return run
 
 
 @pytest.fixture

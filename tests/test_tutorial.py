@@ -20,6 +20,7 @@ def blocks() -> list[tuple[str, str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.figures
 def test_every_line_of_the_first_hour_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GENSSL_CHECKPOINTS", "checkpoints")

@@ -22,6 +22,7 @@ from genssl.cli import Program, app
 from genssl.commands import data as data_module
 from genssl.data.augment.views import Standard, choose_views
 from genssl.data.loading import load
+from genssl.data.synthetic import render
 from genssl.eval import importance_ll as evaluation
 from genssl.eval.latent_profile import latent_profile
 from genssl.eval.result import EvalResult
@@ -175,7 +176,7 @@ def test_latent_profile(vae_run: Path) -> None:
 
 
 def test_a_latent_profile_is_of_the_classes_that_have_images(vae_run: Path) -> None:
-    vae, split = checkpoint.load(vae_run), load("synthetic", "test").take(12, 0)
+    vae, split = checkpoint.load(vae_run), render.make("test", count=12)
     more = replace(split, classes=(*split.classes, "none", "nothing"))
     found = latent_profile(vae, more, batch_size=12, tick=lambda *_: None)
     assert split.labels is not None

@@ -34,6 +34,22 @@ def exported(method: Method, part: str | None) -> Any:
     return session(to_onnx(choose(method, part)[1], {"run": "this one"}))
 
 
+@pytest.fixture(scope="module")
+def vae() -> VAE:
+    method = awake("vae", image_size=16)
+    assert isinstance(method, VAE)
+    return method
+
+
+@pytest.fixture(scope="module")
+def decoder(vae: VAE) -> tuple[Any, bytes]:
+    """What is exported of the VAE where no part is named, and the file; an export takes seconds."""
+    for package in onnx.PACKAGES:
+        import_peer(package)
+    graph = choose(vae, None)[1]
+    return graph, to_onnx(graph, {})
+
+
 def agree(found: np.ndarray, expected: Tensor) -> None:
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-4)
     if len(expected) > 1:
@@ -41,9 +57,8 @@ def agree(found: np.ndarray, expected: Tensor) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("encoder", ["small", "resnet18"])
-def test_encoder(encoder: str) -> None:
-    method = awake("simsiam", encoder=encoder)
+def test_encoder() -> None:
+    method = awake("simsiam")
     found = exported(method, None)
     for n in (1, 5):
         images = pixels(n)
@@ -56,10 +71,8 @@ def test_encoder(encoder: str) -> None:
 
 
 @pytest.mark.slow
-def test_parts_of_a_vae() -> None:
-    vae = awake("vae", image_size=16)
-    assert isinstance(vae, VAE)
-    encoder, decoder = exported(vae, "encoder"), exported(vae, None)
+def test_parts_of_a_vae(vae: VAE, decoder: tuple[Any, bytes]) -> None:
+    encoder, decode = exported(vae, "encoder"), session(decoder[1])
     for n in (1, 4):
         images = pixels(n, 16)
         posterior = vae.encode(to_model(images))
@@ -67,18 +80,16 @@ def test_parts_of_a_vae() -> None:
         agree(mean, posterior.mean)
         assert posterior.logvar is not None
         agree(logvar, posterior.logvar)
-        drawn, mode = decoder.run(["images", "mean"], {"z": mean})
+        drawn, mode = decode.run(["images", "mean"], {"z": mean})
         agree(mode, vae.reconstruct(to_model(images)))
         assert np.array_equal(drawn, to_bytes(torch.from_numpy(mode)).numpy())
     assert drawn.dtype == np.uint8
 
 
 @pytest.mark.slow
-def test_bytes_out_of_range_are_clamped() -> None:
-    vae = awake("vae", image_size=16)
-    assert isinstance(vae, VAE)
+def test_bytes_out_of_range_are_clamped(decoder: tuple[Any, bytes]) -> None:
     z = 1000 * torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
-    drawn, mode = exported(vae, "decoder").run(["images", "mean"], {"z": z.numpy()})
+    drawn, mode = session(decoder[1]).run(["images", "mean"], {"z": z.numpy()})
     assert mode.min() < -2
     assert mode.max() > 2
     assert (drawn[mode > 1] == 255).all()
@@ -117,11 +128,8 @@ def test_network_of_classes_and_a_flow() -> None:
 
 
 @pytest.mark.slow
-def test_a_graph_that_does_not_run_is_one_line() -> None:
-    _, graph = choose(awake("vae", image_size=16), None)
-    for package in onnx.PACKAGES:
-        import_peer(package)
-    content = to_onnx(graph, {})
+def test_a_graph_that_does_not_run_is_one_line(decoder: tuple[Any, bytes]) -> None:
+    graph, content = decoder
     other = replace(graph, inputs={name: rows[:, :-1] for name, rows in graph.inputs.items()})
     with pytest.raises(UserError, match="the exported graph does not run"):
         check(content, other)
@@ -139,12 +147,9 @@ def test_what_is_not_used_is_not_exported() -> None:
 
 
 @pytest.mark.slow
-def test_the_check_sees_other_weights() -> None:
+def test_the_check_sees_other_weights(decoder: tuple[Any, bytes]) -> None:
     method = awake("vae", image_size=16)
-    for package in onnx.PACKAGES:
-        import_peer(package)
-    _, graph = choose(method, None)
-    content = to_onnx(graph, {})
+    graph, content = choose(method, None)[1], decoder[1]
     seen = check(content, graph)
     assert seen["largest_difference"] < 1e-5
     assert seen["inputs"] == {"z": "float32 (N, 6)"}

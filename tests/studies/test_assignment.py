@@ -309,10 +309,10 @@ SMALL_PROGRAM = """
 from genssl.cli import main
 from genssl.eval import feature_cache, fidelity_features
 from genssl.models import unet
-from genssl.studies import plan
+from genssl.studies import measures, plan
 fidelity_features.default_features = lambda device: feature_cache.PIXELS
 unet.LAYOUTS["compact"] = unet.Layout((16, 16, 16), (1, 1, 1), (False, False, False), patch=4)
-plan.LEAST_TRAINING = 3.0
+measures.SAMPLING_BUDGET, plan.LEAST_TRAINING = 1e-9, 1.0
 main()
 """
 

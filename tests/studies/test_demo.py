@@ -16,6 +16,7 @@ METHODS = ("vae", "ddpm", "flow", "simsiam")
 
 
 @pytest.mark.slow
+@pytest.mark.figures
 def test_the_demo_ends_with_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GENSSL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(render, "TRAIN_IMAGES", 600)

@@ -58,6 +58,7 @@ def without_time(folder: Path) -> list[dict[str, object]]:
     return [{k: v for k, v in r.items() if k not in {"seconds", "images_per_second"}} for r in records]
 
 
+@pytest.mark.figures
 def test_a_run_folder_holds_everything(digits: Path, tmp_path: Path) -> None:
     events = train(config(digits), tmp_path / "run")
     names = {str(file.relative_to(tmp_path / "run")) for file in (tmp_path / "run").rglob("*.*")}
@@ -195,16 +196,22 @@ def train_and_kill(config: Config, folder: Path, at: int, monkeypatch: pytest.Mo
             train(config, folder, save_every=0)
 
 
+@pytest.fixture(scope="module")
+def whole(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with an average that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train(config(digits, ema_decay=0.9), folder)
+    return folder
+
+
 @pytest.mark.parametrize("at", [1, 6, 8, 14, 20])
 def test_a_killed_run_resumes_to_the_same_end(
-    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+    digits: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    settled = config(digits, ema_decay=0.9)
-    train(settled, tmp_path / "whole")
-    train_and_kill(settled, tmp_path / "cut", at, monkeypatch)
+    train_and_kill(config(digits, ema_decay=0.9), tmp_path / "cut", at, monkeypatch)
     run.resume(tmp_path / "cut", {}, Options(device="cpu", save_every=0))
-    same_weights(tmp_path / "whole", tmp_path / "cut")
-    assert without_time(tmp_path / "whole") == without_time(tmp_path / "cut")
+    same_weights(whole, tmp_path / "cut")
+    assert without_time(whole) == without_time(tmp_path / "cut")
 
 
 @pytest.mark.parametrize(("at", "dropout"), [(3, 0.0), (5, 0.1)])

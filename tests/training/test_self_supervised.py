@@ -25,7 +25,6 @@ from genssl.settings import Config
 from genssl.training import loop, monitor, run
 from genssl.training.events import EpochEnded, Event, Note, silent
 from genssl.training.options import Options
-from genssl.training.run_folder import RunFolder
 from genssl.training.splits import load_splits
 
 METHODS = ("simsiam", "dssl", "byol", "barlow_twins", "vicreg", "simclr", "moco")
@@ -41,12 +40,6 @@ def _narrow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if "slow" not in request.keywords:
         # With fewer channels, convolutions of torch 2.14.1 corrupt memory on CPUs with AVX2 but not AVX-512
         monkeypatch.setitem(resnet.WIDTHS, "small", 8)
-
-
-@pytest.fixture
-def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Most of the time of so short a run goes into its figures."""
-    monkeypatch.setattr(RunFolder, "write_curves", lambda self, history: None)
 
 
 def config(method: str, digits: Path, **changes: Any) -> Config:
@@ -95,7 +88,6 @@ def train_and_kill(config: Config, folder: Path, at: int, monkeypatch: pytest.Mo
             train(config, folder, save_every=0)
 
 
-@pytest.mark.usefixtures("_no_curves")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_killed_run_resumes_to_the_same_end(
     method: str, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -111,7 +103,6 @@ def test_a_killed_run_resumes_to_the_same_end(
     assert all({"output_std", "rankme", "output_scale", "collapsed"} <= set(record) for record in whole)
 
 
-@pytest.mark.usefixtures("_no_curves")
 @pytest.mark.parametrize("method", METHODS)
 def test_the_kept_weights_are_the_trained_method(method: str, digits: Path, tmp_path: Path) -> None:
     settled = config(method, digits, epochs=1, optimizer="adam", weight_decay=0.0)
@@ -128,7 +119,6 @@ def test_the_kept_weights_are_the_trained_method(method: str, digits: Path, tmp_
     assert features.shape == (2, 64)
 
 
-@pytest.mark.usefixtures("_no_curves")
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "lars"])
 def test_a_run_whose_first_step_fails_can_be_cured(
     optimizer: str, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -162,6 +152,7 @@ def constant(method: Method) -> Method:
     return method
 
 
+@pytest.mark.figures
 def test_a_run_that_collapses_says_so_and_goes_on(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,7 +188,6 @@ def test_outputs_that_shrink_have_collapsed_where_the_loss_sees_it(
     assert shrunk["output_std"] == pytest.approx(healthy["output_std"], rel=1e-4)
 
 
-@pytest.mark.usefixtures("_no_curves")
 def test_a_collapse_is_told_again_after_a_recovery(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,7 +203,6 @@ def test_a_collapse_is_told_again_after_a_recovery(
     assert len(told) == 2
 
 
-@pytest.mark.usefixtures("_no_curves")
 def test_no_verdict_is_given_before_the_statistics_have_settled(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,7 +225,6 @@ def without_labels(digits: Path, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.usefixtures("_no_curves")
 def test_data_without_labels_train_without_neighbors(digits: Path, tmp_path: Path) -> None:
     data = without_labels(digits, tmp_path / "unlabeled")
     train(config("byol", data, epochs=2, knn_every=1), tmp_path / "run")
@@ -246,7 +234,6 @@ def test_data_without_labels_train_without_neighbors(digits: Path, tmp_path: Pat
         assert record["output_std"] > 0
 
 
-@pytest.mark.usefixtures("_no_curves")
 @pytest.mark.parametrize(("every", "expected"), [(0, []), (1, [1, 2, 3, 4]), (3, [3, 4])])
 def test_neighbors_are_counted_when_asked(
     every: int, expected: list[int], digits: Path, tmp_path: Path
@@ -256,7 +243,6 @@ def test_neighbors_are_counted_when_asked(
     assert [record["epoch"] for record in found if "knn_accuracy" in record] == expected
 
 
-@pytest.mark.usefixtures("_no_curves")
 def test_features_that_are_no_better_than_without_training_are_said_to_be(
     digits: Path, tmp_path: Path
 ) -> None:
@@ -283,7 +269,6 @@ def test_features_that_are_no_better_than_without_training_are_said_to_be(
     assert watched["knn_accuracy_pixels"] == pytest.approx(compared["raw pixels"])
 
 
-@pytest.mark.usefixtures("_no_curves")
 def test_time_that_ends_with_an_epoch_leaves_an_accuracy_to_judge_by(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -319,7 +304,6 @@ def test_what_is_said_of_features(own: float, untrained: float, pixels: float, w
     assert monitor.baseline_warning({}) is None
 
 
-@pytest.mark.usefixtures("_no_curves")
 @pytest.mark.parametrize("method", METHODS)
 def test_losses_of_test_images_are_finite_whatever_the_batch_leaves_over(
     method: str, digits: Path, tmp_path: Path
@@ -331,7 +315,6 @@ def test_losses_of_test_images_are_finite_whatever_the_batch_leaves_over(
     assert "test_loss" in record
 
 
-@pytest.mark.usefixtures("_no_curves")
 def test_looking_changes_nothing(digits: Path, tmp_path: Path) -> None:
     train(config("byol", digits, knn_every=0), tmp_path / "blind")
     train(config("byol", digits, knn_every=1, sample_every=1), tmp_path / "watched")
