@@ -28,8 +28,8 @@ from genssl.models.diffusion import (
 )
 from genssl.models.guidance import (
     GUIDANCE,
+    conditional_model,
     dropout_draws,
-    model_of,
     random_labels,
     shows_class,
     training_model,
@@ -55,7 +55,7 @@ TARGETS = {"epsilon": "noise", "v": "v", "x": "image"}
 FAST_STEPS = 20
 VISIBLE = 1e-3  # alpha-bar at the last time above which an image shows through the noise
 SPATIAL_TIMES = (50, 150, 250)  # of 1,000 with linear betas (Baranchuk et al. 2022, section 4)
-LEVELS = ("low", "mid", "high")  # thirds of the times, by noise
+NOISE_THIRDS = ("low", "mid", "high")  # thirds of the times, by noise
 
 
 class DDPM(Method):
@@ -105,7 +105,7 @@ class DDPM(Method):
         self.shape = (channels, image_size, image_size)
         self.loss_kind: Loss = loss
         error = {"smooth_l1": "smooth L1 error", "mse": "mean squared error"}[loss]
-        names = ("loss", *(f"loss_{level}" for level in LEVELS))
+        names = ("loss", *(f"loss_{level}" for level in NOISE_THIRDS))
         self.units = dict.fromkeys(names, f"{error} of the {TARGETS[prediction]}")
         self.features_t = features_t
         self.classes, self.prediction = classes, prediction
@@ -179,7 +179,7 @@ class DDPM(Method):
             draws["noise"], self.loss_kind, prediction=self.prediction, weighting=self.weighting,
         )  # (B,)  # fmt: skip
         terms = {"loss": losses.mean()}
-        for name, (first, end) in zip(LEVELS, thirds(self.schedule.timesteps), strict=True):
+        for name, (first, end) in zip(NOISE_THIRDS, thirds(self.schedule.timesteps), strict=True):
             inside = (t >= first) & (t < end)
             share = probability_of_times(self.schedule.timesteps, first, end, self.timestep_sampling)
             expected = len(t) * share
@@ -324,7 +324,7 @@ class DDPM(Method):
     def _model(self, labels: Tensor | None, guidance: float | None) -> Predictor:
         if labels is not None and guidance is None:
             guidance = self.guidance
-        return model_of(self.network, self.classes, labels, guidance, self.device)
+        return conditional_model(self.network, self.classes, labels, guidance, self.device)
 
     # Looking at it
 

@@ -17,8 +17,8 @@ from genssl.config import FlowConfig
 from genssl.models.diffusion import StepCallback
 from genssl.models.guidance import (
     GUIDANCE,
+    conditional_model,
     dropout_draws,
-    model_of,
     random_labels,
     shows_class,
     training_model,
@@ -31,7 +31,7 @@ from genssl.runtime import Randomness, normal, step_noise, uniform
 Field = Callable[[Tensor, Tensor], Tensor]
 Sampler = Literal["heun", "euler"]
 CALLS = 20  # of the network per image, where none are asked for
-LEVELS = 1000  # of noise, which t' counts
+NOISE_LEVELS = 1000  # of noise, which t' counts
 # Times at which image and noise have the ratio of 50, 150 and 250 of the DDPM's 1,000: 1/t - 1 = sqrt(SNR)
 SPATIAL_TIMES = (0.15, 0.34, 0.49)
 TIME_SCALE = 1000.0  # the network's sinusoids are made for times up to 1,000
@@ -159,7 +159,7 @@ class Flow(Method):
             raise ValueError(f"unknown sampler {sampler!r}; use heun or euler")
         calls = 2 if sampler == "heun" else 1
         steps = CALLS // calls if steps is None else steps
-        return follow(field, x, steps, heun=sampler == "heun", callback=callback)
+        return solve_ode(field, x, steps, heun=sampler == "heun", callback=callback)
 
     def inpaint(
         self,
@@ -184,7 +184,7 @@ class Flow(Method):
     @property
     def noise_to_signal(self) -> Tensor:
         """t / (1 - t) at t' = 1 .. 1,000, thousandths of the time t, (1000,)."""
-        t = torch.arange(1, LEVELS + 1, device=self.device) / LEVELS
+        t = torch.arange(1, NOISE_LEVELS + 1, device=self.device) / NOISE_LEVELS
         return t / (1 - t)
 
     def purify(
@@ -197,16 +197,16 @@ class Flow(Method):
         surrogate: bool = False,
     ) -> Tensor:
         """Images (B, C, H, W) carried to t = t' / 1,000 and back by Euler's steps; see `CanPurify`."""
-        t = t_prime / LEVELS
+        t = t_prime / NOISE_LEVELS
         x = (1 - t) * images + t * normal(images.shape, generator, images.device)
         steps = min(CALLS if steps is None else steps, t_prime)
-        x = follow(self._field(None, None), x, steps, heun=False, start=t)
+        x = solve_ode(self._field(None, None), x, steps, heun=False, start=t)
         return x if surrogate else x.clamp(-1, 1)
 
     def _field(self, labels: Tensor | None, guidance: float | None) -> Field:
         if labels is not None and guidance is None:
             guidance = self.guidance
-        return model_of(self._velocity, self.classes, labels, guidance, self.device)
+        return conditional_model(self._velocity, self.classes, labels, guidance, self.device)
 
     # Looking at it
 
@@ -261,13 +261,13 @@ class Flow(Method):
         return log_likelihood(self._velocity, x, steps, generator)
 
 
-def follow(
+def solve_ode(
     field: Field,
     x: Tensor,
     steps: int,
     *,
     heun: bool = True,
-    backwards: bool = False,
+    to_noise: bool = False,
     start: float = 1.0,
     callback: StepCallback | None = None,
 ) -> Tensor:
@@ -275,12 +275,12 @@ def follow(
 
     Args:
         field: the velocity.
-        x: (B, ...) at t = `start`, or at t = 0 where `backwards`.
+        x: (B, ...) at t = `start`, or at t = 0 where `to_noise`.
         steps: number of steps.
         heun: Heun's method, of second order and two calls per step; else Euler's. The last step to images is
             Euler's, as in Karras et al. (2022), algorithm 1: a network knows the velocity at t = 0, the mean
             noise of an image without any, least of all, and would leave noise in the samples.
-        backwards: from images to noise at t = `start`.
+        to_noise: from images to noise at t = `start`.
         start: the noisy end.
         callback: called with (noise levels left - 1, x) after each step.
 
@@ -289,18 +289,18 @@ def follow(
 
     Examples:
         >>> field = lambda x, t: (x - 0.5) / t[:, None]  # straight lines to an image of 0.5 everywhere
-        >>> [round(value, 3) for value in follow(field, torch.randn(1, 3), steps=4)[0].tolist()]
+        >>> [round(value, 3) for value in solve_ode(field, torch.randn(1, 3), steps=4)[0].tolist()]
         [0.5, 0.5, 0.5]
     """
     if steps < 1:
         raise ValueError(f"steps must be 1 or more, not {steps}")
-    dt = (start if backwards else -start) / steps
-    first = 0.0 if backwards else start
+    dt = (start if to_noise else -start) / steps
+    first = 0.0 if to_noise else start
     for i in range(steps):
         t, t_next = (x.new_full((len(x),), first + k * dt) for k in (i, i + 1))
         velocity = field(x, t)
         # One Euler step of n has a local error of second order, and leaves the whole of second order
-        if heun and (backwards or i < steps - 1):
+        if heun and (to_noise or i < steps - 1):
             velocity = 0.5 * (velocity + field(x + dt * velocity, t_next))
         x = x + dt * velocity
         if callback is not None:

@@ -103,7 +103,7 @@ def check_labels(labels: Tensor, classes: int) -> None:
         raise ValueError(f"a class must be from 0 to {classes - 1}")
 
 
-def model_of(
+def conditional_model(
     model: ConditionalModel,
     classes: int,
     labels: Tensor | None = None,
@@ -123,7 +123,7 @@ def model_of(
         ValueError: the network has no classes, or not this one, or guidance is without a class.
 
     Examples:
-        >>> model = model_of(lambda x, t, labels: labels, 10, torch.tensor([3, 4]))
+        >>> model = conditional_model(lambda x, t, labels: labels, 10, torch.tensor([3, 4]))
         >>> model(torch.zeros(2, 8), torch.zeros(2))
         tensor([3, 4])
     """

@@ -276,29 +276,29 @@ class Attention(nn.Module):
 class TimeEmbedding(nn.Module):
     """t as sines and cosines of many wavelengths (Vaswani et al. 2017), then two linear layers."""
 
-    def __init__(self, waves: int, time_width: int) -> None:
+    def __init__(self, dim: int, time_width: int) -> None:
         super().__init__()
-        self.waves = waves
+        self.dim = dim
         self.layers = nn.Sequential(
-            nn.Linear(waves, time_width), nn.SiLU(), nn.Linear(time_width, time_width), nn.SiLU()
+            nn.Linear(dim, time_width), nn.SiLU(), nn.Linear(time_width, time_width), nn.SiLU()
         )
 
     def forward(self, t: Tensor) -> Tensor:
         """(B,) -> (B, time_width), in float32: bf16 cannot tell t = 900 from t = 901."""
         with torch.autocast(t.device.type, enabled=False):
-            embedded: Tensor = self.layers(sinusoids(t, self.waves))
+            embedded: Tensor = self.layers(sinusoids(t, self.dim))
         return embedded
 
 
-def sinusoids(t: Tensor, waves: int) -> Tensor:
-    """sin and cos of t (B,) at waves/2 angular frequencies from 1 down to 1/10,000: (B, waves) float32.
+def sinusoids(t: Tensor, dim: int) -> Tensor:
+    """sin and cos of t (B,) at dim/2 angular frequencies from 1 down to 1/10,000: (B, dim) float32.
 
     Examples:
-        >>> sinusoids(torch.tensor([0]), waves=4)
+        >>> sinusoids(torch.tensor([0]), dim=4)
         tensor([[0., 0., 1., 1.]])
     """
-    octave = torch.linspace(0, 1, waves // 2, device=t.device)
-    angles = t.float()[:, None] * torch.exp(-math.log(10_000) * octave)  # (B, waves / 2)
+    exponent = torch.linspace(0, 1, dim // 2, device=t.device)
+    angles = t.float()[:, None] * torch.exp(-math.log(10_000) * exponent)  # (B, dim / 2)
     return torch.cat([angles.sin(), angles.cos()], 1)
 
 

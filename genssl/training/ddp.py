@@ -137,7 +137,7 @@ def launch(arguments: Sequence[str], count: int, device: str, max_restarts: int)
         run(parse_args([*options, "--log-dir", logs.name, "-m", "genssl", *arguments]))
     except ChildFailedError as error:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
-        raise _explained(codes, count, arguments) from error
+        raise _launch_error(codes, count, arguments) from error
     except SignalException as stop:
         raise Echo("stopped", 128 + stop.sigval) from stop
     finally:
@@ -167,7 +167,7 @@ def _check_devices(count: int, device: str) -> None:
         raise UserError("one computer has one such GPU; --device cpu runs several processes")
 
 
-def _explained(codes: dict[int, int], count: int, arguments: Sequence[str]) -> UserError:
+def _launch_error(codes: dict[int, int], count: int, arguments: Sequence[str]) -> UserError:
     """What the exit codes of the processes that failed, by rank, mean for a person.
 
     After a failure torchrun sends SIGTERM to the others, which end by the signal or save and exit with 143,

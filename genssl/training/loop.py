@@ -20,7 +20,7 @@ from genssl.runtime import autocast, choose_precision, epoch_permutation, genera
 from genssl.settings import Config
 from genssl.training.ddp import check_batch_divides, convert_batch_norm, wrap_ddp
 from genssl.training.optim import EMA, Guard, build_optimizer, optimizer_step, set_lr
-from genssl.training.splits import without_labels
+from genssl.training.splits import missing_labels_message
 
 # Prefixes of the names of tensors in a saved state; part of the file format
 METHOD, AVERAGE, OPTIMIZER, LOSSES = "method.", "average.", "optimizer.", "sum."
@@ -253,7 +253,7 @@ def labels_for(method: Method, split: Split) -> Tensor | None:
     if not method.classes:
         return None
     if split.labels is None:
-        raise UserError(without_labels(split.name, method.config))
+        raise UserError(missing_labels_message(split.name, method.config))
     if len(split.classes) != method.classes:
         raise UserError(f"{split.name} has {len(split.classes)} classes, and the network {method.classes}")
     return split.labels

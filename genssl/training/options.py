@@ -49,7 +49,7 @@ class Options:
     auto_resume: bool = False
 
 
-def continuing(folder: Path, options: Options) -> str:
+def resume_hint(folder: Path, options: Options) -> str:
     """How to continue a run that was stopped: the command, on the same devices."""
     from genssl import distributed
 
@@ -132,7 +132,7 @@ def resumed(config: Config, changes: Mapping[str, Any]) -> Config:
     return longer
 
 
-def prolonging(before: Config, config: Config) -> str:
+def prolongation_note(before: Config, config: Config) -> str:
     """What more epochs change, in words: a schedule over the whole run begins to fall later."""
     text = f"{config.epochs} epochs instead of {before.epochs}"
     schedules = {"the learning rate": config.schedule, "tau": getattr(config, "tau_schedule", "constant")}

@@ -29,8 +29,8 @@ from genssl.training.options import (
     Options,
     checked_loggers,
     compiler_problem,
-    continuing,
-    prolonging,
+    prolongation_note,
+    resume_hint,
     resumed,
     should_compile,
 )
@@ -61,7 +61,7 @@ def start(config: Config, options: Options, listener: Listener = silent) -> Path
 
 
 def _start(config: Config, options: Options, device: torch.device, listener: Listener) -> Path:
-    if begun := _begun(config, options):
+    if begun := _run_to_continue(config, options):
         return resume(begun, config.model_dump(), options, listener)
     run = _prepare(config, options, device, listener)
     if not distributed.is_main_process():
@@ -77,7 +77,7 @@ def _start(config: Config, options: Options, device: torch.device, listener: Lis
         folder.remove_if_empty()
 
 
-def _begun(config: Config, options: Options) -> Path | None:
+def _run_to_continue(config: Config, options: Options) -> Path | None:
     """The run to continue (`auto_resume`, or a restart), the same in every process; None: start a new one."""
     path = None
     if distributed.is_main_process() and (options.auto_resume or restart_count() > 0):
@@ -126,7 +126,7 @@ def _resume(
             listener(Note(f"{path} is complete: all {config.epochs} epochs are done, nothing is left to do"))
             return path
         if config.epochs > before.epochs:
-            listener(Note(prolonging(before, config)))
+            listener(Note(prolongation_note(before, config)))
         run = _prepare(config, options, device, listener, run_info.data_path(path), is_new=False)
         if not distributed.is_main_process():
             distributed.broadcast("")  # a state that cannot be read is said once, by the first process
@@ -461,7 +461,7 @@ class RunInProgress:
 
     def _stop(self, code: int) -> None:
         self._save()
-        hint = continuing(self.folder.path, self.options)
+        hint = resume_hint(self.folder.path, self.options)
         raise UserError(f"stopped and saved at step {self.training.step}; {hint}", code)
 
     def _out_of_time(self) -> bool:
@@ -471,7 +471,7 @@ class RunInProgress:
 
     def _end_early(self, step: Step) -> None:
         trained = epochs_of(step.step, self.training.steps_per_epoch)
-        hint = continuing(self.folder.path, self.options)
+        hint = resume_hint(self.folder.path, self.options)
         self.listener(Note(f"time is up after {progress_of(trained, self.config.epochs)} epochs; {hint}"))
         self._save()
         if self.losses.images > 0:

@@ -14,11 +14,11 @@ def with_classes_of(config: Config, train: Split) -> Config:
     if not config.uses_labels or getattr(config, "num_classes", None) is not None:
         return config
     if train.labels is None:
-        raise UserError(without_labels(config.data, config))
+        raise UserError(missing_labels_message(config.data, config))
     return config.updated({"num_classes": len(train.classes)})
 
 
-def without_labels(name: str, config: Config) -> str:
+def missing_labels_message(name: str, config: Config) -> str:
     """The message for data without labels and a method that needs them."""
     if config.needs_labels:
         return f"{name} has no labels, and a {config.method} learns them; choose data in folders of classes"

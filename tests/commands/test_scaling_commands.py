@@ -181,13 +181,13 @@ def test_each_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_exit_codes_mean() -> None:
-    killed = ddp._explained({0: -15, 1: -9, 2: LOST_PROCESS}, 3, ["train", "vae"])
+    killed = ddp._launch_error({0: -15, 1: -9, 2: LOST_PROCESS}, 3, ["train", "vae"])
     again = "the same command with --auto-resume continues the run"
     assert str(killed) == f"process 1 of 3 was killed (SIGKILL); {again}"
     assert killed.code == FAILED_RUN
-    killed = ddp._explained({0: -15}, 2, ["train", "--resume", "x"])
+    killed = ddp._launch_error({0: -15}, 2, ["train", "--resume", "x"])
     assert str(killed) == "process 0 of 2 was killed (SIGTERM); the same command continues the run"
-    lost = ddp._explained({0: LOST_PROCESS, 1: LOST_PROCESS}, 2, ["train", "vae"])
+    lost = ddp._launch_error({0: LOST_PROCESS, 1: LOST_PROCESS}, 2, ["train", "vae"])
     assert str(lost) == f"a process ended; {again}"
 
 
@@ -201,7 +201,7 @@ def test_what_exit_codes_mean() -> None:
     ],
 )
 def test_what_a_process_has_said_is_not_said_again(codes: dict[int, int], code: int) -> None:
-    error = ddp._explained(codes, len(codes), ["train"])
+    error = ddp._launch_error(codes, len(codes), ["train"])
     assert isinstance(error, Echo)
     assert error.code == code
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import genssl
 from genssl.models.ddpm import DDPM
-from genssl.models.flow import Flow, follow
+from genssl.models.flow import Flow, solve_ode
 from genssl.models.method import Method
 from genssl.pixels import to_bytes
 from genssl.runtime import generator, normal
@@ -81,7 +81,7 @@ def test_its_scheduler_draws_our_samples(name: str) -> None:
     with torch.no_grad():
         assert torch.equal(pipeline.unet(x, t, labels), network(x, t, labels))
         if isinstance(method, Flow):
-            ours = follow(method._field(labels, 1.5 if name in GUIDED else None), x, STEPS, heun=False)
+            ours = solve_ode(method._field(labels, 1.5 if name in GUIDED else None), x, STEPS, heun=False)
         else:
             guidance: dict[str, Any] = {"labels": labels, "guidance": 1.5} if name in GUIDED else {}
             assert isinstance(method, DDPM)

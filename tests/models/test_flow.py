@@ -10,7 +10,7 @@ from torch import Tensor
 from genssl.config import FlowConfig
 from genssl.models import unet
 from genssl.models.build import build
-from genssl.models.flow import Flow, follow, log_likelihood
+from genssl.models.flow import Flow, log_likelihood, solve_ode
 from genssl.models.unet import Layout
 from genssl.runtime import generator, generators
 
@@ -36,7 +36,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> FlowConfig:
 @pytest.mark.parametrize(("heun", "order"), [(False, 1), (True, 2)])
 def test_following_the_exact_velocity_gives_the_data(heun: bool, order: int) -> None:
     exact = MEAN + STD * NOISE  # the same quantile of the data
-    errors = [float((follow(velocity, NOISE, n, heun=heun) - exact).abs().max()) for n in (50, 100, 200)]
+    errors = [float((solve_ode(velocity, NOISE, n, heun=heun) - exact).abs().max()) for n in (50, 100, 200)]
     assert errors[2] < (2e-3 if heun else 0.05)
     for coarse, fine in pairwise(errors):
         # half the step: half the error of a first-order method, a quarter of that of a second-order one
@@ -45,9 +45,9 @@ def test_following_the_exact_velocity_gives_the_data(heun: bool, order: int) -> 
 
 def test_there_and_back_again() -> None:
     images = MEAN + STD * NOISE
-    noise = follow(velocity, images, 200, backwards=True)
+    noise = solve_ode(velocity, images, 200, to_noise=True)
     torch.testing.assert_close(noise, NOISE, rtol=0, atol=5e-3)
-    torch.testing.assert_close(follow(velocity, noise, 200), images, rtol=0, atol=5e-3)
+    torch.testing.assert_close(solve_ode(velocity, noise, 200), images, rtol=0, atol=5e-3)
 
 
 def test_the_likelihood_is_that_of_the_gaussian() -> None:
@@ -150,6 +150,6 @@ def test_what_it_cannot_do_is_refused(tiny: FlowConfig) -> None:
     with pytest.raises(ValueError, match="from 0 to 9"):
         flow.sample(1, labels=torch.tensor([10]))
     with pytest.raises(ValueError, match="1 or more"):
-        follow(velocity, NOISE, 0)
+        solve_ode(velocity, NOISE, 0)
     with pytest.raises(ValueError, match="1 or more"):
         flow.sample(1, steps=0)

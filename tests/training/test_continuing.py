@@ -13,7 +13,7 @@ from genssl.errors import UserError
 from genssl.models.build import build
 from genssl.training import run
 from genssl.training.events import Event, Note
-from genssl.training.options import Options, prolonging
+from genssl.training.options import Options, prolongation_note
 
 from ..conftest import call
 
@@ -57,10 +57,10 @@ def test_the_change_of_a_schedule_is_said(digits: Path, tmp_path: Path) -> None:
 
 def test_the_schedule_of_a_target_network_is_a_schedule() -> None:
     before = BYOLConfig(epochs=2, schedule="constant")
-    note = prolonging(before, before.updated({"epochs": 3}))
+    note = prolongation_note(before, before.updated({"epochs": 3}))
     assert note.startswith("3 epochs instead of 2: the schedule of tau is now over all of them, and goes on")
     steady = before.updated({"tau_schedule": "constant"})
-    assert prolonging(steady, steady.updated({"epochs": 3})) == "3 epochs instead of 2"
+    assert prolongation_note(steady, steady.updated({"epochs": 3})) == "3 epochs instead of 2"
 
 
 def test_a_prolongation_that_fails_leaves_the_settings_alone(digits: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from genssl.settings import Config
 from genssl.training import loggers, run
 from genssl.training.events import Event, Note
 from genssl.training.loop import Step
-from genssl.training.options import LoggerName, Options, checked_loggers, continuing
+from genssl.training.options import LoggerName, Options, checked_loggers, resume_hint
 
 from ..conftest import call
 from ..peers import import_service
@@ -301,7 +301,7 @@ def test_names_of_loggers(digits: Path, tmp_path: Path) -> None:
     assert result.exit_code == WRONG_INPUT
     assert "no logger 'tensorbord' (did you mean 'tensorboard'?)" in " ".join(result.stderr.split())
     options = Options(loggers=("csv", "wandb"))
-    assert "--logger csv --logger wandb" in continuing(Path("run"), options)
+    assert "--logger csv --logger wandb" in resume_hint(Path("run"), options)
 
 
 @pytest.mark.slow
