@@ -152,6 +152,7 @@ def wilson_interval(right: int, n: int) -> tuple[float, float]:
     """
     if not 0 <= right <= n or n == 0:
         raise ValueError(f"{right} of {n} images is no share")
+    # The two roots p of (share - p)^2 = Z^2 p (1 - p) / n
     share, weight = right / n, Z**2 / n
     center = (share + weight / 2) / (1 + weight)
     half = Z / (1 + weight) * math.sqrt(share * (1 - share) / n + weight / (4 * n))

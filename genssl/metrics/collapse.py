@@ -59,6 +59,7 @@ def output_scale(z: Tensor) -> float:
         (1.0, 0.5)
     """
     _check(z)
+    # The mean of the variances, whose root is in the units of z, too
     return float(z.detach().float().var(0, correction=0).mean().sqrt())
 
 

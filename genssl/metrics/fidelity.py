@@ -42,6 +42,7 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
     """
     _check(x, y, 2)
     (mean, factor), (other_mean, other_factor) = _moments(x), _moments(y)
+    # Tr (S S')^(1/2)
     trace_root = torch.linalg.svdvals(factor.T @ other_factor).sum()
     mean_term = (mean - other_mean).square().sum()
     # Tr S = |F|^2, the sum of its squared entries
@@ -129,9 +130,11 @@ def _kernel_sum(x: Tensor, y: Tensor, *, skip_diagonal: bool = False) -> Tensor:
     """The sum of k(x, y) over all pairs; `skip_diagonal`: x is y, and no row is paired with itself."""
     columns = to_float64(y).T
     total = columns.new_zeros(())
+    # A few rows at a time: all N x M values of the kernel would not fit into memory
     for part in x.split(ROWS):
         total += (to_float64(part) @ columns / x.shape[1] + 1).pow(3).sum()
     if skip_diagonal:
+        # k(x, x) = (|x|^2 / D + 1)^3
         norms = to_float64(x).square().sum(1)
         total -= (norms / x.shape[1] + 1).pow(3).sum()
     return total

@@ -124,6 +124,7 @@ def linear_probe(
         scores.append(torch.stack([*score, *test_score]))
         if tick is not None:
             tick(epoch + 1, settings.epochs)
+    # Read from the device once, and not in every epoch
     train_accuracy, train_loss, test_accuracy, test_loss = torch.stack(scores).T.tolist()
     predicted = (test_inputs @ weights).argmax(1)
     return ProbeResult(train_accuracy, test_accuracy, train_loss, test_loss, predicted, scale)

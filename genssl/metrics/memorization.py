@@ -55,8 +55,13 @@ def find_nearest_training(train: Tensor, samples: Tensor) -> NearestTraining:
     # Several samples may share a training image: its own neighbor is looked for once
     rows, row_of_sample = index.unique(return_inverse=True)
     chosen = rows_of(train, rows, rows.device)
-    parts = zip(chosen.split(QUERIES), rows.split(QUERIES), strict=True)
-    neighbors = torch.cat([nearest_index(train, part, excluded=own[:, None]) for part, own in parts])
+    # The nearest but for the image itself
+    neighbors = torch.cat(
+        [
+            nearest_index(train, part, excluded=part_rows[:, None])
+            for part, part_rows in zip(chosen.split(QUERIES), rows.split(QUERIES), strict=True)
+        ]
+    )
     spacing = distances(train, chosen, neighbors)
     return NearestTraining(index, distance, neighbors[row_of_sample], spacing[row_of_sample])
 
