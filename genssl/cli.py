@@ -152,7 +152,9 @@ def _check_names(arguments: Sequence[str]) -> None:
         names.append(os.getcwd())
     for name in names:
         if "\0" in name or not _is_utf8(name):
-            raise UserError(f"{name!r} is not UTF-8, and no file could say so; rename it, or link to it")
+            raise UserError(
+                f"{name!r} cannot be recorded: it is not UTF-8, or holds a NUL; rename it, or link to it"
+            )
     if wrong := wrong_counts():
         raise UserError(f"{', '.join(wrong)} in the environment is no whole number; unset it")
 

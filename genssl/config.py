@@ -208,7 +208,7 @@ class SelfSupervisedConfig(EncoderConfig):
     projector_layers: Annotated[int, Field(gt=0, le=100)] = 2
 
     crop_scale: Annotated[float, Field(gt=0, le=1)] = 0.2  # smallest share of the area that a view shows
-    view_size: Annotated[int, Field(ge=8, le=LARGEST)] | None = None  # pixels a side; none: the image's
+    view_size: Annotated[int, Field(ge=8, le=LARGEST)] | None = None  # pixels per side; none: the image's
     jitter: Share = 0.8  # probability of the next four, in an order of their own for each image
     brightness: Share = 0.4  # factors from 1 - this to 1 + this
     contrast: Share = 0.4

@@ -147,11 +147,11 @@ def _explain_os_error(error: OSError) -> UserError | None:
         case errno.ENOSPC | errno.EDQUOT:
             what = f"the disk is full{where}; free some space and try again (train continues with --resume)"
         case errno.EACCES | errno.EPERM | errno.EROFS:
-            what = f"no permission to use {error.filename}; choose another folder"
+            what = f"no permission{where}; choose another folder"
         case errno.ENOENT:
-            what, code = f"no such file or folder: {error.filename}", WRONG_INPUT
+            what, code = f"no such file or folder{where}", WRONG_INPUT
         case errno.EISDIR | errno.ENOTDIR | errno.EEXIST | errno.ENAMETOOLONG | errno.ELOOP:
-            what, code = f"{error.filename}: {error.strerror}; check the path", WRONG_INPUT
+            what, code = f"{error.strerror}{where}; check the path", WRONG_INPUT
         case _:  # a broken or a busy disk, a file that grew too large
             what = f"{error.strerror or 'the system refused'}{where}; check the disk and try again"
     return UserError(what, code)

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from genssl.pixels import to_bytes
+from genssl.run_info import BOOKKEEPING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -267,9 +268,8 @@ def curves(
         title: of the whole.
         units: of the method's own terms, by name, e.g. {"kl": "nats per image"}.
     """
-    known = {"epoch", "step", "seconds", "learning_rate", "images_per_second", "split"}
     split = next((record["split"] for record in history if "split" in record), "test")
-    names = list(dict.fromkeys(key for record in history for key in record if key not in known))
+    names = list(dict.fromkeys(key for record in history for key in record if key not in BOOKKEEPING))
     names = [name for name in names if not any(isinstance(record.get(name), bool) for record in history)]
     joined = [f"{split}_{name}" for name in names]
     panels = [name for name in names if name not in joined]

@@ -170,7 +170,7 @@ def write_picture(path: Path, picture: "Figure | Image", details: Mapping[str, s
 
 
 def _shrunk(picture: "Image") -> "Image":
-    """A picture of at most LARGEST pixels a side, in the same proportions."""
+    """A picture of at most LARGEST pixels per side, in the same proportions."""
     smaller = picture.copy()
     smaller.thumbnail((LARGEST, LARGEST))
     smaller.info = picture.info
@@ -254,7 +254,7 @@ def read_tensors(
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    # Its errors of types that this torch does not have, and of a device that does not read
+    # safetensors' own errors, those for a type that this torch lacks, and those of reading the disk
     except (SafetensorError, ValueError, TypeError, AttributeError, RuntimeError, OSError) as error:
         raise _damaged(path, error) from error
     if verify and tensor_digest(tensors) != recorded_digest(metadata):

@@ -45,10 +45,9 @@ class Condition:
         """Whether a run fulfills it; one without this setting or number does not."""
         actual = value_of(info, self.key)
         if self.operator == "=":
-            return (
-                str(actual).lower() == self.value.lower()
-                or _number(actual) == _number(self.value) is not None
-            )
+            number = _number(self.value)
+            is_equal_number = number is not None and _number(actual) == number
+            return is_equal_number or str(actual).lower() == self.value.lower()
         left, right = _number(actual), _number(self.value)
         if left is None or right is None:
             return False
@@ -119,8 +118,8 @@ def removable(reference: str) -> Path:
         UserError: there is none, it comes with genssl, or a process trains it.
     """
     candidates = [parent / reference for parent in paths.parents(arms=True)] + [Path(reference)]
-    is_run = (folder for folder in candidates if folder.is_dir() and _has_run(folder))
-    folder = next(is_run, None)
+    run_folders = (folder for folder in candidates if folder.is_dir() and _has_run(folder))
+    folder = next(run_folders, None)
     if folder is None:
         raise UserError(f"no run folder {reference} to remove; `genssl runs list` names them")
     if paths.is_shipped(folder):

@@ -45,7 +45,7 @@ class Config(BaseModel):
     holdout: Fraction = 0.0  # share of these images that is held out of training, as a validation split
     skip_bad: bool = False  # leave unreadable files out
     zip_encoding: str | None = None  # of names in a .zip that are not marked as UTF-8
-    image_size: Annotated[int, Field(gt=0, le=LARGEST)] = 32  # pixels a side
+    image_size: Annotated[int, Field(gt=0, le=LARGEST)] = 32  # pixels per side
     channels: int = 3  # of the images: 1 (gray) or 3; `genssl train` takes 1 where all images are gray
     fit: Literal["crop", "pad", "stretch"] = "crop"  # how images that are not square become so
 

@@ -111,7 +111,7 @@ def test_a_command_serves_it(run: Path, command: list[object], key: str) -> None
 def test_what_it_cannot_do_is_one_line(run: Path) -> None:
     for command, message in (
         (["importance-ll", run], "importance-ll needs a vae, and this is a linear_autoencoder"),
-        (["bits-per-dim", run], "bits-per-dim needs a ddpm, and this is a linear_autoencoder"),
+        (["bits-per-dim", run], "bits-per-dim needs a ddpm or a flow, and this is a linear_autoencoder"),
         (["reconstruct", run, "--t-prime", 5], "are for a diffusion model"),
     ):
         result = call(*command)

@@ -47,7 +47,7 @@ def echo(*lines: str, always: bool = False) -> None:
     """Print lines on stderr, in the main process only; a stderr on a full disk stops no work.
 
     Args:
-        lines: where it is to be quiet, those alone that begin with "warning".
+        lines: under `quiet`, only those that begin with "warning" are printed.
         always: also where it is to be quiet.
 
     Raises:
@@ -92,8 +92,8 @@ def collect_results() -> "Iterator[list[EvalResult]]":
         _RESULTS.reset(token)
 
 
-def collected(result: "EvalResult") -> bool:
-    """Whether a caller from Python takes the result, which is not printed then."""
+def hand_over(result: "EvalResult") -> bool:
+    """Give the result to a caller from Python, if there is one, who then shows it; whether there is."""
     results = _RESULTS.get()
     if results is not None:
         results.append(result)
@@ -188,9 +188,6 @@ def show_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     console = stdout()
     console.print(_text(title), style="bold")
     console.print(table)
-
-
-HIDDEN = {"epoch", "step", "seconds", "learning_rate", "images_per_second", "split"}
 
 
 class TrainingScreen:
@@ -310,10 +307,10 @@ def describe_progress(event: "TrainingProgress") -> str:
 
 def describe_epoch(event: "EpochEnded") -> str:
     """The numbers of an epoch, as text."""
-    record = event.record
-    terms = [
-        f"{name} {value:.5g}" for name, value in record.items() if name not in HIDDEN and value is not None
-    ]
+    from genssl.run_info import BOOKKEEPING
+
+    record = {name: value for name, value in event.record.items() if value is not None}
+    terms = [f"{name} {value:.5g}" for name, value in record.items() if name not in BOOKKEEPING]
     speed = f"{record['images_per_second']:,.0f} images/s, {readable_seconds(record['seconds'])}"
     return f"epoch {record['epoch']}: {', '.join(terms)} ({speed})"
 

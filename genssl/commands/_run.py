@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from genssl.commands._console import collected, echo, progress, show_values
+from genssl.commands._console import echo, hand_over, progress, show_values
 from genssl.commands._options import Common, RealSplitName, RunSplitName, SplitName
 from genssl.commands._outputs import Target, evaluation_name, finite, target_of_run
 from genssl.data.registry import base_name, locate
@@ -241,12 +241,13 @@ def write_result(
         target: where the files go.
         as_json: print JSON instead of a table.
     """
-    # All processes have the same result; the main one writes it
+    # All processes have the same result, and each gives it to its caller; the main one writes it
+    is_taken = hand_over(result)
     if launched_rank() > 0:
         return
     values = finite({"command": command_line(), **details, **result.to_json()})
     target.write(values, result.figures, origin_of(values))
-    if collected(result):
+    if is_taken:
         return
     if as_json:
         print(json.dumps(values, indent=2))
@@ -285,7 +286,7 @@ ARRAYS = (".npz", ".npy", ".parquet")  # that hold samples
 FEW, MANY = 512, 10_000
 PIXELS_SIZE, COLOR = 32, 3  # image size and channels of a folder of samples, as it is read
 PRETRAINED = ("inception", "dinov2")  # the features of published weights
-LARGEST = 299  # pixels a side that they see
+LARGEST = 299  # pixels per side that they see
 
 
 def default_samples(device: "torch.device") -> int:

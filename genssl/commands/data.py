@@ -148,7 +148,8 @@ def cache_list(as_json: _options.Json = False) -> None:
     sizes = {kind: [item.bytes for item in items if item.kind == kind] for kind in kinds}
     if rows:
         show_rows(f"cache {cache.cache_folder()}", rows)
-        show_values("in all", {kind: f"{len(of)} of {sum(of) / 1e6:,.1f} MB" for kind, of in sizes.items()})
+        totals = {kind: f"{len(of)} entries, {sum(of) / 1e6:,.1f} MB" for kind, of in sizes.items()}
+        show_values("total", totals)
     else:
         echo(f"nothing in the cache {cache.cache_folder()}")
 
@@ -168,7 +169,7 @@ def cache_clear(
     kinds = {"leftover"} if leftovers else {"data", "features", "leftover"}
     removed = cache.clear(kinds | ({"download"} if downloads else set()))
     size = sum(item.bytes for item in removed) / 1e6
-    echo(f"removed {len(removed)} of the cache {cache.cache_folder()}, {size:,.1f} MB")
+    echo(f"removed {len(removed)} entries ({size:,.1f} MB) from the cache {cache.cache_folder()}")
 
 
 def _config(method: str, data: str, settings: list[str]) -> "Config":
@@ -179,7 +180,7 @@ def _config(method: str, data: str, settings: list[str]) -> "Config":
 
 
 def _views_picture(split: "Split", config: "Config", seed: int, header: str) -> "Image":
-    """Rows of an image and its views, a few images a row."""
+    """Rows of an image and its views, a few images per row."""
     import torch
     import torch.nn.functional as F
 

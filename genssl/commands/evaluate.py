@@ -294,7 +294,7 @@ def _sensitivity(
 
     where = choose_device(common.device)
     space, size = feature_space(features, None, common.device)
-    target = _outputs.target(Path("sensitivity.png"), "fidelity --sensitivity", common.out)
+    target = _outputs.target(Path("sensitivity.png"), "sensitivity", common.out)
     real = None
     if split == "test" and run is None:
         real = load_undivided(data, image_size=size or PIXELS_SIZE, skip_bad=common.skip_bad)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from genssl.eval.purify import Settings
 
 EPSILONS = {"linf": 8 / 255, "l2": 0.5}  # of the attack by its norm: usual on images of 32 pixels
-LONGEST = 10_000  # distance of two images; black and white of 4,096 pixels a side are at 7,094 in l2
+LONGEST = 10_000  # distance of two images; black and white of 4,096 pixels per side are at 7,094 in l2
 STEPS_IN_BALL = 4  # of default size, from its center to its edge
 # Draws and steps of the attack on the whole pipeline: (on a CPU, on a GPU)
 DRAWS, FULL_STEPS = (4, 20), (10, 40)

@@ -64,7 +64,7 @@ def runs_list(
     elif rows:
         show_rows(f"runs in {paths.runs_root()}/", rows)
     elif chosen:
-        echo(f"no run in {paths.runs_root()}/ is so")
+        echo(f"no run in {paths.runs_root()}/ meets these conditions")
     else:
         echo(f"no runs in {paths.runs_root()}/ yet; `genssl train vae --data synthetic` makes one")
 
@@ -176,7 +176,7 @@ def runs_verify(run: _options.Run) -> None:
     problems = run_info.verify(path)
     if problems:
         raise UserError("; ".join(problems), FAILED_RUN)
-    echo(f"{path} is sound")
+    echo(f"{path} meets these conditionsund")
 
 
 def doctor(

@@ -11,7 +11,6 @@ from genssl.commands import _options, _outputs
 from genssl.commands._console import (
     TrainingScreen,
     confirm_long,
-    echo,
     format_value,
     progress,
     show_lines,
@@ -165,7 +164,10 @@ def ablate(
         confirm_long(study.untrained(baseline, arms, seeds), options, "--base")
     with TrainingScreen(quiet=as_json) as screen:
         result = study.ablate(baseline, arms, options, screen, seeds)
-    if not _written(result, target, as_json):
+    values = _write(result, target)
+    if as_json:
+        print(json.dumps(values, indent=2))
+    else:
         rows = result.values["rows"]
         title = f"ablation of {baseline.method} on {baseline.data}"
         show_rows(title, _table({row["arm"]: row["numbers"] for row in rows}))
@@ -268,7 +270,10 @@ def compare(
     with TrainingScreen(quiet=as_json) as screen:
         samples = None if no_fidelity else n or default_samples(choose_device(device))
         result = study.compare(folders, device, screen, samples)
-    if not _written(result, target, as_json):
+    values = _write(result, target)
+    if as_json:
+        print(json.dumps(values, indent=2))
+    else:
         rows = result.values["runs"]
         show_rows("what they are", [_identity(row) for row in rows])
         if result.values["differences"]:
@@ -285,26 +290,16 @@ def _identity(row: dict[str, Any]) -> dict[str, Any]:
     return {**{name: row[name] for name in names}, "state": state, "path": row["path"]}
 
 
-def _written(result: "EvalResult", target: _outputs.Target, as_json: bool) -> bool:
-    """Write the figures, and the numbers if they have a file; True when these were shown as JSON."""
-    from genssl import files
-
-    values = {"command": command_line(), **result.values, "notes": list(result.notes)}
-    for i, (name, figure) in enumerate(result.figures.items()):
-        path = target.picture if i == 0 else target.further(name)
-        files.write_picture(path, figure, {"command": command_line()})
-        echo(f"figure: {path}")
-    if target.with_numbers:
-        numbers = target.picture.with_suffix(".json")
-        files.write_json(numbers, values)
-        echo(f"numbers: {numbers}")
-    if as_json:
-        print(json.dumps(values, indent=2))
-    return as_json
+def _write(result: "EvalResult", target: _outputs.Target) -> dict[str, Any]:
+    """Write the figures, and the numbers if they have a file; returns the numbers."""
+    known = {"command": command_line(), **result.values, "notes": list(result.notes)}
+    values: dict[str, Any] = _outputs.finite(known)
+    target.write(values, result.figures, {"command": command_line()})
+    return values
 
 
 def _table(numbers: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
-    """One line a number and one column an arm or run, so that many numbers fit on a screen."""
+    """One line per number and one column per arm or run, so that many numbers fit on a screen."""
     from genssl.studies.results import FIRST, REMARKS
 
     present = dict.fromkeys(name for row in numbers.values() for name in row)
@@ -317,7 +312,7 @@ def _table(numbers: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
 
 
 def _ranks(ranking: dict[str, Any]) -> list[dict[str, str]]:
-    """One line an arm, the best above, with the number of its seeds."""
+    """One line per arm, the best above, with the number of its seeds."""
     lines = []
     for item in ranking["arms"]:
         ends = (item["low"], item["high"])

@@ -183,7 +183,7 @@ def decode(content: bytes, size: int | Fit, observed: Observed | None = None) ->
 
     Args:
         content: of the file.
-        image_size: pixels on a side.
+        size: pixels per side, or a `Fit` that says how the square is made.
         observed: records what was noticed, and says how 16 bits become 8.
 
     Raises:

@@ -208,7 +208,7 @@ def image_column(table: Table) -> str:
     columns = ", ".join(f"{name} ({kind.split('<')[0]})" for name, kind in table.kinds.items())
     problem = "several columns of images" if names else "no column of images"
     raise UserError(
-        f"{table.name} has {problem} among {columns}; give one image a row, in a column called image"
+        f"{table.name} has {problem} among {columns}; give one image per row, in a column called image"
     )
 
 
@@ -310,7 +310,7 @@ def _convert(
     progress: Progress | None,
     notes: Sequence[str],
 ) -> dict[str, Split]:
-    images, labels, left_out = {}, {}, list(notes)
+    images, labels, notes = {}, {}, list(notes)
     column, classes = label_column(next(iter(tables.values())))
     count = None if classes is None else len(classes)
     parts = {
@@ -328,17 +328,17 @@ def _convert(
             raise UserError(f"{table.name} has no usable image among {table.n:,} rows; name another file")
         if bad:
             some = ", ".join(f"row {i:,} ({reason})" for i, reason in [*bad.items()][:3])
-            left_out.append(f"{len(bad):,} of {table.n:,} rows in {table.name} are left out: {some}")
+            notes.append(f"{len(bad):,} of {table.n:,} rows in {table.name} are left out: {some}")
         read = partial(rows.images, bad, fit, observed.bits)
         images[part] = in_turn(read, table.n - len(bad), fit, f"reading {table.name}", progress)
         if rows.labels is not None:
             # Of a row without a label -1, until the row is read and refused
             usable = [-1 if value is None else value for i, value in enumerate(rows.labels) if i not in bad]
             labels[part] = np.array(usable)
-    left_out += observed.notices(sum(table.n for table in tables.values()))
+    notes += observed.notices(sum(table.n for table in tables.values()))
     if classes is None:
         labels, classes = number_labels(labels)
-    return store(key, path, images, labels, classes, fit, left_out)
+    return store(key, path, images, labels, classes, fit, notes)
 
 
 def _labels(table: Table, column: str | None, classes: tuple[str, ...] | None) -> list[Any] | None:

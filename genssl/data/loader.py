@@ -26,7 +26,7 @@ class Loader:
     Attributes:
         split: on the device, or on the host where it is streamed. On a CPU it may be memory-mapped.
         device: where the batches are wanted.
-        stream: whether they are read one by one.
+        stream: whether the images stay on the host, and batches are copied when they are needed.
     """
 
     split: Split

@@ -55,7 +55,7 @@ def load(
             again. A name goes before a path, and a path before a remix.
         part: "train" or "test".
         image_size: pixels on a side.
-        seed: of the 90/10 split of a path that has no parts; not used elsewhere.
+        seed: of the 90/10 split of data without parts, a path or of the hub; not used elsewhere.
         skip_bad: leave out files of a path that are no usable images, with a warning.
         channels: 1 (gray) or 3 of the images; as they are in the cache when None.
         zip_encoding: of names in a .zip that are not marked as UTF-8.

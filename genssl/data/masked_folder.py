@@ -43,7 +43,7 @@ def read_masked(
     Args:
         path: of the folder.
         part: "train" or "test".
-        image_size: pixels a side.
+        image_size: pixels per side.
         channels: of the images, 1 or 3.
         fit: how images that are not square become so.
         seed: of what is held out.

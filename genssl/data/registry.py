@@ -39,7 +39,7 @@ class DataSource:
         read: called with a part, an image size, a user's folder of official files (None: they are downloaded)
             and a progress callback; returns images, labels and masks if any, and the class names. It imports
             what it needs when it is called.
-        native_size: pixels a side that `read` gives, other sizes are resized from it; None: `read` gives any.
+        native_size: pixels per side that `read` gives, and others are made from; None: `read` gives any.
         flips: whether a mirrored image keeps its class.
         about: one line on it.
         images: how many, train and test together.

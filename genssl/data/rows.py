@@ -72,7 +72,7 @@ def crc32(pieces: Iterable[npt.NDArray[Any]]) -> int:
 
 
 def read_labels(path: Path) -> Tensor:
-    """Read labels into memory: they are 8 bytes an image."""
+    """Read labels into memory: they are 8 bytes per image."""
     return torch.from_numpy(load_array(path))
 
 

@@ -18,9 +18,9 @@ class Split:
         images: uint8 (N, C, H, W), of 1 channel (gray) or 3.
         labels: int64 (N,), or None.
         classes: the name of each label.
-        masks: uint8 (N, H, W), 0 for ground, 1 + digit elsewhere; or None.
+        masks: uint8 (N, H, W), 0 for ground, 1 + i for classes[i], `pixels.IGNORE` for neither; or None.
         name: what to call the data set beside a number.
-        part: "train", "validation" or "test".
+        part: "train", "validation" or "test"; "all" of data that are not divided, or what else images are.
         digest: of the content, so that results can name what they were measured on.
         notes: what was left out of a user's images, and what is odd about them.
         seed: that chose which images are for testing, of data without parts; None: the data have parts.

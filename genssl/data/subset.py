@@ -261,7 +261,7 @@ def remix(train: Split, test: Split, part: str, progress: Progress | None = None
     if train.labels is None or test.labels is None:
         raise UserError(
             f"{train.name} has no labels in both parts, and a remix keeps how many there are of each class; "
-            f"sort its images into a folder a class, or omit {REMIX_SUFFIX}"
+            f"sort its images into one folder per class, or omit {REMIX_SUFFIX}"
         )
     chosen = _rows(train.labels.cpu(), test.labels.cpu(), part)
     text = f"{train.digest}|{test.digest}|remix|{REMIX_SEED}|{part}"

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 PARTS = 10  # of the times, in the table
 UNIFORM = "an upper bound on what the bytes cost: 8 bits/dim for uniform bytes, and less is better"
 STRATIFIED = (
-    "estimated from {} of {} times an image: t = 1, and one drawn from each of {} ranges that cover the "
+    "estimated from {} of {} timesteps per image: t = 1, and one drawn from each of {} ranges that cover the "
     "others; it has no bias, and the standard error includes the drawing"
 )
 VISIBLE = (
@@ -119,10 +119,12 @@ def bits_per_dim(
     tick: Tick,
     variance: Variance = "posterior",
 ) -> EvalResult:
-    """The bound of the split's images, with its terms by time; the network runs in float32.
+    """Bits/dim of images: a DDPM's variational bound with its terms by time, or a flow's likelihood.
+
+    The network runs in float32.
 
     Args:
-        method: one that denoises.
+        method: one that denoises, or a flow.
         split: images as bytes.
         t_samples: stratified timesteps per image after t = 0; None: all.
         seed: random seed; the timesteps and noise of image i depend on (seed, i) alone.
@@ -138,7 +140,7 @@ def bits_per_dim(
         if t_samples is not None or variance != "posterior":
             raise UserError(f"a {method.config.method} has no --t-samples and no --variance; omit them")
         return flow_likelihood(method, split, seed=seed, batch_size=batch_size, tick=tick)
-    diffusion = require_ability(method, CanDenoise, "bits-per-dim")
+    diffusion = require_ability(method, CanDenoise, "bits-per-dim", HasFlow)
     timesteps = diffusion.schedule.timesteps
     strata = Strata.make(timesteps, t_samples)
     sums = TermSums(timesteps)

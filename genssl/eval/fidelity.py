@@ -314,7 +314,7 @@ def fidelity(
     rows = {name: measure(*pair, settings, tick)[0] for name, pair in references.items()}
     values = _provenance(reference, generated, space, settings)
     values |= {"train_images": None if train is None else len(train)}
-    values |= {f"{name}_images": len(pair[1]) for name, pair in references.items() if name == "other"}
+    values["other_images"] = len(references["other"][1])
     if "train" in references:
         values |= {"train_row_images": len(references["train"][1])}
     values |= {"kernel_deviation_over_subsets": deviation, "measures": _table(estimates, rows)}

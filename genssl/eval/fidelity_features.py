@@ -39,7 +39,7 @@ from genssl.pixels import to_channels
 from genssl.runtime import Tick, to_float64
 
 NAME = "genssl-1"  # another number where the same images get other features
-SIZE = 32  # pixels a side of the images that the networks were trained on
+SIZE = 32  # pixels per side of the images that the networks were trained on
 TIMES = (10, 50)  # zero-based noise levels of the DDPM, of 1,000
 DIMENSIONS = 48  # more of them cost more bias for the same number of images
 LEAST_SCALE = 1e-4  # of a feature that hardly varies

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Shape = Literal["linear", "spherical"]
-HEADLINE = ("path", "way", "t_prime", "round_trip_rmse", "largest_to_mean_step")
+HEADLINE = ("path", "noise_method", "t_prime", "round_trip_rmse", "largest_to_mean_step")
 
 
 @measuring()
@@ -153,9 +153,9 @@ def interpolate_through_noise(
     values = {
         "rows": rows,
         "steps": steps,
-        "way": noise_method,
+        "noise_method": noise_method,
         "t_prime": t_prime,
-        "network_calls_per_image": 2 * nfe if noise_method == "ddim" else t_prime,
+        "nfe": nfe if noise_method == "ddim" else t_prime,
         "round_trip_rmse": float(_rmse(path[:, [0, -1]] - _pairs(ends)).square().mean().sqrt()),
         "mean_step_rmse": float(change.mean()),
         "largest_to_mean_step": float((change.amax(1) / change.mean(1).clamp(min=1e-12)).mean()),
@@ -167,7 +167,7 @@ def interpolate_through_noise(
     picture = _draw(path, ends, header_of(method, what))
     return EvalResult(
         values, {"interpolations": picture}, (note,), name="interpolate", title="Interpolations",
-        headline=HEADLINE, units={"t_prime": "noising steps"},
+        headline=HEADLINE, units={"t_prime": "noising steps", "nfe": "network calls in each direction"},
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from genssl.data.rows import read_rows
 from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.eval.feature_cache import Encoder, extract_features, pixels, require_labels, untrained_copy
@@ -183,7 +184,8 @@ def _neighbors(bank: Tensor, queries: Tensor, train: Split, test: Split) -> Imag
     near = near.to(train.images.device)
     names = [[train.classes[label] for label in row] for row in train.labels[near].tolist()]
     query_names = [test.classes[label] for label in test.labels[shown].tolist()]
-    images, near_images = test.images[shown].cpu(), train.images[near].cpu()
+    images = read_rows(test.images, shown).cpu()
+    near_images = read_rows(train.images, near.flatten()).unflatten(0, near.shape).cpu()
     return draw_neighbors(images, query_names, near_images, names, train.classes)
 
 

@@ -24,7 +24,7 @@ MOST_PANELS = 40  # classes that are drawn
 
 @measuring()
 def latent_profile(method: Method, split: Split, *, batch_size: int, tick: Tick) -> EvalResult:
-    """Bar charts, one a class, of the mean posterior mean over the split's images, with its spread.
+    """Bar charts, one per class, of the mean posterior mean over the split's images, with its spread.
 
     Raises:
         UserError: the method cannot do it, or the data have no labels.
@@ -32,7 +32,9 @@ def latent_profile(method: Method, split: Split, *, batch_size: int, tick: Tick)
     require_ability(method, HasLatents, "latent-profile")
     check_size(method, split)
     if split.labels is None:
-        raise UserError(f"{split.name} has no labels, and a profile is one a class; choose another --data")
+        raise UserError(
+            f"{split.name} has no labels, and a profile is of a class; choose another --data"
+        )
     codes = []
     for rows in chunks(len(split), batch_size):
         codes.append(method.features(to_model(read_slice(split.images, rows).to(method.device))))

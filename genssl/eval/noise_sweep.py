@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from genssl.data.rows import read_rows
 from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.eval.feature_cache import PIXELS, FeatureSpace, cached_features
@@ -332,7 +333,8 @@ def sweep(
         return _measure(reverse, retrieval, split, query_index, level, seed, batch_size, count)
 
     levels, measured = _measure_levels(measure, retrieval, levels, until, seed)
-    rows = _rows(diffusion, split.images[query_index[:1]].to(diffusion.device), levels, seed, count)
+    shown = read_rows(split.images, query_index[:1]).to(diffusion.device)
+    rows = _rows(diffusion, shown, levels, seed, count)
     curves = summarize(diffusion.schedule.snr.cpu(), retrieval, query_index, levels, measured, seed)
     used = [steps_at(level, sampler, steps) for level in levels]
     calls = network_calls(levels, len(query_index), sampler, steps)
@@ -446,7 +448,7 @@ def _measure(
     """The measurements of all queries at one level, (Q,) each on the CPU."""
     parts = []
     for rows in chunks(len(query_index), batch_size):
-        x = to_model(split.images[query_index[rows]].to(reverse.diffusion.device))
+        x = to_model(read_rows(split.images, query_index[rows]).to(reverse.diffusion.device))
         noise = generators(seed, "eval", range(rows.start, rows.stop))
         noised, restored = reverse(x, level, noise, count)
         parts.append(retrieval(x, noised, restored, query_index[rows]))

@@ -115,7 +115,7 @@ class Reverse:
 
 
 def calls_of(sampler: Sampler, steps: int) -> int:
-    """Network calls per image: one a step, and in every step but the last of Heun's method another.
+    """Network calls per image: one per step, and in every step but the last of Heun's method another.
 
     Examples:
         >>> calls_of("dpm++", 5), calls_of("heun", 5)

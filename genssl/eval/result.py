@@ -124,13 +124,14 @@ def header_of(method: "Method", what: str) -> str:
     return f"{figures.run_title(config.method, short_name(config.data), method.epoch)}: {what}"
 
 
-def require_ability(method: "Method", ability: type[Ability], what: str) -> Ability:
+def require_ability(method: "Method", ability: type[Ability], what: str, *others: type) -> Ability:
     """Cast the method to an ability, a protocol of `genssl.models.method`.
 
     Args:
         method: of any class.
         ability: e.g. CanSample.
         what: the evaluation that needs it, for the message.
+        others: abilities that would do as well, for the message.
 
     Raises:
         UserError: the method does not have it.
@@ -139,8 +140,12 @@ def require_ability(method: "Method", ability: type[Ability], what: str) -> Abil
 
     if isinstance(method, ability):
         return cast(Ability, method)
-    members = [name for name in vars(ability) if not name.startswith("_")]
-    able = [name for name, (_, kind) in METHODS.items() if all(hasattr(kind, member) for member in members)]
+    abilities = [[name for name in vars(one) if not name.startswith("_")] for one in (ability, *others)]
+    able = [
+        name
+        for name, (_, kind) in METHODS.items()
+        if any(all(hasattr(kind, member) for member in members) for members in abilities)
+    ]
     raise UserError(
         f"{what} needs a {' or a '.join(able)}, and this is a {method.config.method}; choose another run"
     )

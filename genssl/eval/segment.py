@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from genssl import figures
+from genssl.data.rows import read_rows, read_slice
 from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.eval.feature_cache import untrained_copy
@@ -303,7 +304,9 @@ def _labelled_pixels(
     """Features (n, P, D) and classes (n, P) of the labelled images: of all pixels, or of as many as fit."""
     assert problem.train.masks is not None
     rows = rows.to(problem.train.images.device)
-    images, masks = (t[rows].to(problem.device) for t in (problem.train.images, problem.train.masks))
+    images, masks = (
+        read_rows(t, rows).to(problem.device) for t in (problem.train.images, problem.train.masks)
+    )
     labels = masks.flatten(1).long()
     dimensions = encoder(to_model(images[:1])).shape[1]
     most = _pixels_per_image(problem, dimensions)
@@ -328,7 +331,7 @@ def _confusions(encoder: SpatialEncoder, problem: _Problem, fitted: Sequence[_Fi
     assert test.masks is not None
     matrices = [torch.zeros(classes, classes, dtype=torch.int64) for _ in fitted]
     for rows in chunks(len(test), SHOWN):
-        images, masks = (t[rows].to(problem.device) for t in (test.images, test.masks))
+        images, masks = (read_slice(t, rows).to(problem.device) for t in (test.images, test.masks))
         features, labels = _features(encoder, images), masks.flatten(1).long()
         for f, matrix in zip(fitted, matrices, strict=True):
             # An image at a time: its hidden layers stay in a CPU's cache

@@ -6,7 +6,8 @@ from typing import Any
 
 from genssl import files, hub, run_info
 from genssl.errors import UserError
-from genssl.run_info import RunInfo
+from genssl.eval.result import flatten
+from genssl.run_info import BOOKKEEPING, RunInfo
 
 # Terms of the data that weights were trained on, by the name of the source
 TERMS = {
@@ -15,7 +16,6 @@ TERMS = {
     "cifar10": "CIFAR-10 (Krizhevsky 2009); no license is stated",
     "synthetic": "digits rendered by genssl (MIT)",
 }
-SKIPPED = {"epoch", "step", "seconds", "learning_rate", "images_per_second"}
 
 
 def model_card(folder: Path, name: str) -> str:
@@ -37,7 +37,7 @@ def model_card(folder: Path, name: str) -> str:
         "## Data", "",
         f"{config.data}: {TERMS.get(config.data.removesuffix('-remix'), 'terms of your own data')}.",
         *_trained_on(info), "",
-        "## Last epoch", "", *_table({k: v for k, v in info.metrics.items() if k not in SKIPPED}), "",
+        "## Last epoch", "", *_table({k: v for k, v in info.metrics.items() if k not in BOOKKEEPING}), "",
         *_results(folder),
         "## Settings", "", *_table(config.model_dump()), "",
         *_command(folder),
@@ -67,9 +67,8 @@ def _results(folder: Path) -> Iterator[str]:
         headline = record.get("headline")
         if not isinstance(headline, list) or not record.get("title"):
             continue
-        shown = {
-            name: record[name] for name in headline if not isinstance(record.get(name), list | dict | None)
-        }
+        values = dict(flatten(record))  # headline names may be dotted
+        shown = {name: values[name] for name in headline if not isinstance(values.get(name), list | None)}
         errors = {name: record[name] for name in ("standard_error",) if isinstance(record.get(name), float)}
         rows = [row for name in headline for row in _measures(record.get(name))]
         yield from (f"## {record['title']}", "", *_table(shown | errors), *rows, "")

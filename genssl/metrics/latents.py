@@ -28,7 +28,7 @@ class Profile:
     Attributes:
         means: (C, D), the mean code of each class.
         stds: (C, D), its spread within the class.
-        counts: (C,), images a class.
+        counts: (C,), images per class.
         separation: (D,), variance between the class means over the mean variance within classes,
             weighted by class sizes: how much a dimension tells about the class (an F ratio without
             its degrees of freedom).

@@ -19,7 +19,7 @@ def sharpness(images: Tensor, device: torch.device | None = None) -> Tensor:
     too, so that a number above that of real images is no merit.
 
     Args:
-        images: uint8 (N, C, H, W) of 1 or 3 channels, at least 3 pixels a side.
+        images: uint8 (N, C, H, W) of 1 or 3 channels, at least 3 pixels per side.
         device: where to compute, a part of the images at a time; where they are when None.
 
     Returns:
@@ -35,7 +35,7 @@ def sharpness(images: Tensor, device: torch.device | None = None) -> Tensor:
     """
     if images.ndim != 4 or images.shape[1] not in {1, 3} or min(images.shape[2:]) < 3:
         raise ValueError(
-            f"images must be (N, 1 or 3, H, W) of at least 3 pixels a side, not {list(images.shape)}"
+            f"images must be (N, 1 or 3, H, W) of at least 3 pixels per side, not {list(images.shape)}"
         )
     device = device or images.device
     weights = torch.tensor(GRAY if images.shape[1] == 3 else (1.0,), device=device).view(1, -1, 1, 1)

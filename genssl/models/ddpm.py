@@ -64,7 +64,7 @@ class DDPM(Method):
     Args:
         schedule: of T steps.
         network: (x (B, C, H, W), t (B,), labels (B,) | None) -> prediction.
-        image_size: pixels a side.
+        image_size: pixels per side.
         channels: of the images.
         loss: on the prediction, "smooth_l1" or "mse".
         features_t: the time at which `features` looks at an image.

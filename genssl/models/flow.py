@@ -42,7 +42,7 @@ class Flow(Method):
 
     Args:
         network: (x (B, C, H, W), 1000 t (B,), labels (B,) | None) -> velocity.
-        image_size: pixels a side.
+        image_size: pixels per side.
         channels: of the images.
         classes: number of classes of a class-conditional network; 0: unconditional.
         timestep_sampling: times of training drawn from a "logit_normal" distribution, or "uniform".

@@ -124,8 +124,8 @@ class TimmEncoder(Backbone):
     Args:
         name: as in `timm.list_models()`.
         channels: of the images.
-        image_size: pixels a side.
-        view_size: pixels a side of the views that it is trained on; those of the images when None.
+        image_size: pixels per side.
+        view_size: pixels per side of the views that it is trained on; those of the images when None.
 
     Raises:
         UserError: timm is not installed, has no such network, or the network takes no images of this size.

@@ -68,7 +68,7 @@ class Siamese(Method):
         size = config.view_size or config.image_size
         if not config.image_size / 2 <= size <= config.image_size:
             remarks.append(
-                f"views have {size} pixels a side, and images, of which features are taken, "
+                f"views have {size} pixels per side, and images, of which features are taken, "
                 f"{config.image_size}; --set view_size=N brings them nearer to each other"
             )
         return tuple(remarks)

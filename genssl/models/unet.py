@@ -23,7 +23,7 @@ class Layout:
         widths: channels, multiples of 16.
         blocks: residual blocks on the way down, and again on the way up.
         attention: whether self-attention follows each of these blocks; it is always in the middle.
-        patch: pixels a side of the squares whose colors become the channels of one place at the start.
+        patch: pixels per side of the squares whose colors become the channels of one place at the start.
     """
 
     widths: tuple[int, ...]

@@ -78,7 +78,7 @@ class VAE(Method):
     prior to sample from; likelihoods stay under N(0, I).
 
     Args:
-        image_size: pixels a side, a multiple of 16.
+        image_size: pixels per side, a multiple of 16.
         channels: of the images.
         width: channels of the encoder's first layer.
         z_dim: latent dimensions.

@@ -274,7 +274,7 @@ def _list(value: object) -> list[Any]:
 
 
 def gather(references: Sequence[str]) -> Contents:
-    """What the REFs mean; everything in `root()` without any.
+    """What the REFs mean; everything in `runs_root()` where there are none.
 
     Args:
         references: a run (a method, a name or a path), a study's folder, or a folder of runs and studies.

@@ -47,7 +47,7 @@ class Quantity:
 def quantities(values: Record) -> dict[str, Quantity]:
     """Values by name, those of a record in the record under dotted names.
 
-    "standard_error", "low" and "high" belong to the value before them, "floor_low" to "floor".
+    "standard_error", "low" and "high" belong to the value before them, "train_low" to "train".
     """
     result: dict[str, Quantity] = {}
     last: Quantity | None = None
@@ -227,7 +227,7 @@ def state_of(run: Run, values: Record) -> str:
 
 
 def of_comparisons(contents: Contents) -> Iterator[Result]:
-    """What comparisons measured of their runs: their tables with a row a run, by the evaluation's name."""
+    """What comparisons measured of their runs: their tables with a row per run, by the evaluation's name."""
     for study in contents.studies:
         for name, rows in study.values.items():
             for row in rows if is_table(rows) and name not in {"runs", "rows"} else []:

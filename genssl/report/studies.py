@@ -89,7 +89,7 @@ def picture_of(study: Study, rows: Sequence[Record]) -> Path:
 
 
 def table(rows: Sequence[Record], kind: str) -> Table | None:
-    """A row an arm, with the numbers that any of them has."""
+    """A row per arm, with the numbers that any of them has."""
     names = [name for name in COLUMNS if any(name in _record(row.get("numbers")) for row in rows)]
     if not names:
         return None

@@ -54,7 +54,7 @@ def arms_of(baseline: Config, named: Mapping[str, Sequence[Any]], *settings: Map
         changes = _changes(baseline, change)
         if not changes:
             first = f"{_label(_values(baseline, change))} (baseline)"
-        elif changes and changes not in [arm.changes for arm in arms]:
+        elif changes not in [arm.changes for arm in arms]:
             arms.append(Arm(_label(changes), changes))
     if not arms:
         current = _label(_values(baseline, {name: None for change in asked for name in change}))
@@ -89,7 +89,7 @@ def ablate(
         baseline: the settings of the first arm.
         arms: as from `arms_of`, the baseline first.
         options: how the runs are carried out; tag and out are chosen here.
-        listen: told what happens, which arm is at work among it.
+        listen: called with events, among them which arm is being trained.
         seeds: each arm is repeated with the seed, the seed + 1, ...
 
     Raises:

@@ -283,7 +283,7 @@ def _arm_notes(arms: Sequence[ArmRuns]) -> list[str]:
     notes += [_cut(run) for run in runs if run.info.epoch < run.info.config.epochs]
     notes += shared_notes(runs)
     if all(len(arm.runs) < 2 for arm in arms):
-        notes.append("one seed an arm: a difference may be chance; --seeds 3 shows the spread")
+        notes.append("one seed per arm: a difference may be chance; --seeds 3 shows the spread")
     notes += [arm.redefinition("the baseline") for arm in arms if arm.redefines()]
     return notes
 
@@ -312,19 +312,11 @@ def _cut(run: Measured) -> str:
     return f"{run.info.name} ended after {done} epochs by its time limit; the same command goes on"
 
 
-SCREENED = {
-    "output_std",
-    "rankme",
-    "output_scale",
-    "knn_accuracy",
-}  # terms of the history with panels of their own
-
-
 def compare(folders: Sequence[Path], device: str, listen: Listener, samples: int | None = None) -> EvalResult:
     """Measure what is not measured yet, and put the runs side by side.
 
     Args:
-        folders: as from `find_runs`.
+        folders: as from `runs.find_several`.
         device: where to measure.
         listen: told what happens.
         samples: of each generative run, to measure their quality; None: that is left out.
@@ -374,7 +366,7 @@ def _about(run: Measured) -> dict[str, Any]:
 
 
 def _differences(sides: Sequence[ArmRuns]) -> list[dict[str, Any]]:
-    """A row a setting that all methods have and that is not the same in all runs."""
+    """A row per setting that all methods have and that is not the same in all runs."""
     configs = {side.arm.name: side.runs[0].info.config.model_dump() for side in sides}
     first = configs[sides[0].arm.name]
     shared = [name for name in first if all(name in config for config in configs.values())]
@@ -387,7 +379,7 @@ def _shared_terms(result: Sequence[Measured]) -> list[str]:
     if len({run.info.config.method for run in result}) > 1 or not all(run.history for run in result):
         return []
     first, *others = (run.history[-1] for run in result)
-    known = NO_TERMS | SCREENED
+    known = NO_TERMS | figures.HELD_OUT  # which have panels of their own
     return [
         name
         for name in first
@@ -409,7 +401,7 @@ def _notes(sides: Sequence[ArmRuns]) -> list[str]:
     notes += [side.redefinition(sides[0].arm.name) for side in sides if side.redefines()]
     return [
         *notes,
-        "one run a side: a difference may be chance, and `genssl ablate --seeds 3` shows the spread",
+        "one run per side: a difference may be chance, and `genssl ablate --seeds 3` shows the spread",
     ]
 
 

@@ -87,7 +87,7 @@ class Panel:
     share: bool = False
 
     def series(self, run: Measured) -> Records:
-        """The records that hold it, one an epoch."""
+        """The records that hold it, one per epoch."""
         if not self.of_probe:
             return run.history
         values = run.findings.curves.get(f"{self.name}{BY_EPOCH}", [])

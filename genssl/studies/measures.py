@@ -24,7 +24,7 @@ from genssl.models.ddpm import DDPM
 from genssl.models.method import CanSample, Method
 from genssl.paths import is_writable_run
 from genssl.pixels import to_model
-from genssl.run_info import RunInfo
+from genssl.run_info import BOOKKEEPING, RunInfo
 from genssl.runtime import describe, measuring
 from genssl.settings import Config
 from genssl.studies.results import (
@@ -155,7 +155,7 @@ SAMPLING_BUDGET = 2.0  # seconds of repeating what is fast, since a first call i
 SAMPLING_REPEATS = 20
 BOUND_IMAGES = 256
 BOUND_TIMES = 20  # an image, stratified
-NO_TERMS = {"epoch", "step", "learning_rate", "images_per_second", "seconds", "collapsed", "split"}
+NO_TERMS = BOOKKEEPING | {"collapsed"}
 # Gives numbers, curves (lists) and facts (texts) by name
 Measure = Callable[[Trained], Mapping[str, float | list[float] | str]]
 
@@ -204,7 +204,7 @@ def ancestral(trained: Trained) -> dict[str, float]:
 
 
 def bound(trained: Trained) -> dict[str, float]:
-    """The bound of a DDPM on some test images in bits/dim, at a few times an image."""
+    """The bound of a DDPM on some test images in bits/dim, at a few times per image."""
     if not isinstance(trained.method, DDPM):
         return {}
     test = trained.splits[1].take(BOUND_IMAGES)

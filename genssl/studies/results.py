@@ -98,7 +98,7 @@ class Statistic:
 
 @dataclass(frozen=True)
 class ArmRuns:
-    """An arm's runs, one a seed, and why others are missing."""
+    """An arm's runs, one per seed, and why others are missing."""
 
     arm: Arm
     runs: list[Measured]
@@ -264,7 +264,7 @@ class Rank:
 
     Attributes:
         arm: its name.
-        values: of the metric, one a seed; none where all seeds failed.
+        values: of the metric, one per seed; none where all seeds failed.
         remark: why it is not in the order, if it is not.
     """
 
@@ -369,7 +369,7 @@ def _pace(what: str, before: Statistic, after: Statistic) -> str:
     return f"{what} {ratio:.2g}x slower" if ratio > 1 else f"{what} {1 / ratio:.2g}x faster"
 
 
-Records = Sequence[Mapping[str, Any]]  # one an epoch, with the number "epoch" and others
+Records = Sequence[Mapping[str, Any]]  # one per epoch, with the number "epoch" and others
 
 
 def draw_mean(axis: "Axes", histories: Sequence[Records], name: str, **style: Any) -> None:

@@ -129,7 +129,7 @@ class Training:
         images = self.data.batches(rows)
         if self.labels is None:
             return zip(images, itertools.repeat(None))
-        # All of the epoch's labels at once: 8 bytes an image
+        # All of the epoch's labels at once: 8 bytes per image
         return zip(images, self.labels[rows.to(self.labels.device)].to(self.device), strict=True)
 
     def _take_step(self, images: Tensor, labels: Tensor | None) -> dict[str, Tensor]:

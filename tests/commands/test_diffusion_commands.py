@@ -117,11 +117,11 @@ def test_a_sweep_compares_in_the_default_features_and_goes_on_until_t_star(
 def test_interpolate_through_noise(ddpm_run: Path, tmp_path: Path, method: str) -> None:
     chosen = ["--method", method, "--rows", 2, "--steps", 4]
     # 50 calls of ddim by itself are as many as there are: 20 timesteps, or t'
-    for t_prime, calls in ((20, {"ddim": 40, "noise": 20}), (6, {"ddim": 12, "noise": 6})):
+    for t_prime, calls in ((20, {"ddim": 20, "noise": 20}), (6, {"ddim": 6, "noise": 6})):
         out = tmp_path / f"{t_prime}.png"
         found = json_of("interpolate", ddpm_run, *chosen, "--t-prime", t_prime, "--out", out)
-        assert (found["way"], found["rows"], found["steps"]) == (method, 2, 4)
-        assert found["network_calls_per_image"] == calls[method]
+        assert (found["noise_method"], found["rows"], found["steps"]) == (method, 2, 4)
+        assert found["nfe"] == calls[method]
     result = call("interpolate", ddpm_run, *chosen, "--nfe", 50)
     reason = {"ddim": "--nfe of ddim must be from 1 to 20", "noise": "--nfe is not for a run interpolated by"}
     assert (result.exit_code, reason[method] in result.stderr) == (2, True)

@@ -421,9 +421,9 @@ def test_the_commands_list_and_clear_it(cache: Path) -> None:
     (cache / "path-b-1.lock").write_bytes(b"")
     kinds = [item["kind"] for item in json.loads(call("data", "cache", "list", "--json").stdout)]
     assert sorted(kinds) == ["data", "leftover"]
-    assert call("data", "cache", "clear", "--leftovers").output.startswith("removed 1 of the cache")
+    assert call("data", "cache", "clear", "--leftovers").output.startswith("removed 1 entries (")
     assert read_split(split_path("path-a-1", "train")) is not None
-    assert call("data", "cache", "clear").output.startswith("removed 1 of the cache")
+    assert call("data", "cache", "clear").output.startswith("removed 1 entries (")
     assert list(cache.iterdir()) == []
     assert "nothing in the cache" in call("data", "cache", "list").output
 

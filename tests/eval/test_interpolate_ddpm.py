@@ -126,13 +126,13 @@ def test_values_say_what_was_done() -> None:
     method, told = ddpm(), []
     network: Any = method.network
     outcome = run(method, split(), rows=2, steps=3, batch_size=4, nfe=10, tick=lambda *now: told.append(now))
-    assert outcome.values["network_calls_per_image"] == 20
+    assert outcome.values["nfe"] == 10
     assert network.batches == [4] * 20 + [2] * 10  # 4 ends, then 6 points
     assert told == sorted(told)
     assert told[-1] == (10, 10)
     network.batches.clear()
     outcome = run(method, split(), rows=2, steps=3, noise_method="noise", t_prime=30)
-    assert outcome.values["network_calls_per_image"] == 30
+    assert outcome.values["nfe"] == 30
     assert network.batches == [6] * 30
     assert run(method, split(), rows=1, steps=2, noise_method="noise").values["t_prime"] == 100
     assert run(method, split(), rows=1, steps=2).values["t_prime"] == 200

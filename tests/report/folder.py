@@ -73,7 +73,7 @@ def ablation(folder: Path, changes: list[dict[str, Any]]) -> None:
 
     rows = [row({}, 0.5), *(row(change, 0.25) for change in changes)]
     about = {"command": "genssl ablate simsiam --all", "method": "simsiam", "data": "x/photos.tar"}
-    numbers(folder / "ablate.json", {**about, "epochs": 3, "rows": rows, "notes": ["one seed an arm"]})
+    numbers(folder / "ablate.json", {**about, "epochs": 3, "rows": rows, "notes": ["one seed per arm"]})
     picture(folder / "ablate.png")
 
 

@@ -664,7 +664,7 @@ def test_the_command_shows_a_table_and_verdicts(
     arguments = [*command(digits)[:-1], "--seeds", 1, "--out", tmp_path / "study.svg"]
     result = call(*arguments)
     assert result.exit_code == 0, result.output
-    for words in ("ablation of vae", "test_loss", "the baseline: test_loss", "note: one seed an arm"):
+    for words in ("ablation of vae", "test_loss", "the baseline: test_loss", "note: one seed per arm"):
         assert words in result.stdout, words
     assert "arm 2 of 2: z_dim=2" in result.stderr
     assert {file.name for file in tmp_path.iterdir()} == {"study.svg"}

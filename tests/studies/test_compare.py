@@ -222,7 +222,7 @@ def test_runs_of_one_method_share_their_loss(monkeypatch: pytest.MonkeyPatch) ->
     assert titles(outcome)[0] == "training loss"
     assert [each["collapsed"] for each in outcome.values["runs"]] == [False, True]
     assert not any("differ" in note or "compare" in note for note in outcome.notes[:-1])
-    assert "one run a side" in outcome.notes[-1]
+    assert "one run per side" in outcome.notes[-1]
 
 
 def test_terms_that_all_have_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,7 +62,7 @@ def resized_crop(
         images: (N, C, H, W), any real type.
         boxes: (N, 4) top, left, height, width, within the image.
         flips: (N,) bool, or None for none.
-        size: S, pixels a side of the results; None: the image's own height and width.
+        size: S, pixels per side of the results; None: the image's own height and width.
 
     Returns:
         float32 (C, N, H, W), or (C, N, S, S), in the units of `images`: planes, which is how colors are
