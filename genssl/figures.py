@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from genssl.pixels import to_bytes
-from genssl.run_info import BOOKKEEPING
+from genssl.settings import BOOKKEEPING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

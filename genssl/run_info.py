@@ -18,8 +18,6 @@ STATE = "state.safetensors"
 HISTORY = "history.jsonl"
 ENVIRONMENT = "environment.json"
 FORMAT = "1"  # of checkpoints
-# Entries of a history's record that say when and how fast, and not what was measured
-BOOKKEEPING = frozenset({"epoch", "step", "seconds", "learning_rate", "images_per_second", "split"})
 
 State = Literal["finished", "stopped by time", "unfinished"]
 

@@ -20,6 +20,8 @@ SHORT = {"lr": "learning_rate", "bs": "batch_size", "wd": "weight_decay"}  # wha
 # Names of earlier versions, still read everywhere: in files, and from the command line
 RENAMED = {"rate_batch_size": "base_batch_size", "constant_predictor_rate": "fix_predictor_lr"}
 FROM_DATA = {"num_classes"}
+# Entries of a history's record that say when and how fast, and not what was measured
+BOOKKEEPING = frozenset({"epoch", "step", "seconds", "learning_rate", "images_per_second", "split"})
 USES_LABELS = ("conditional", "online_probe")  # choices that need them
 Optimizer = Literal["adam", "adamw", "sgd", "lars"]
 AnyConfig = TypeVar("AnyConfig", bound="Config")

@@ -307,7 +307,7 @@ def describe_progress(event: "TrainingProgress") -> str:
 
 def describe_epoch(event: "EpochEnded") -> str:
     """The numbers of an epoch, as text."""
-    from genssl.run_info import BOOKKEEPING
+    from genssl.settings import BOOKKEEPING
 
     record = {name: value for name, value in event.record.items() if value is not None}
     terms = [f"{name} {value:.5g}" for name, value in record.items() if name not in BOOKKEEPING]

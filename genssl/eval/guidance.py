@@ -63,12 +63,12 @@ def guidance_sweep(
     labels = labels_of(method, ALL, range(n))
     if train.labels is None:
         raise UserError(f"{train.name}, on which the run was trained, has no labels to read classes by")
-    if real.labels is None or real.classes != train.classes:
-        raise UserError(f"{real.name} has no labels, or other classes than the run; choose another --data")
     if len(train.classes) != method.classes:
         raise UserError(f"{train.name} has {len(train.classes)} classes, the run {method.classes}")
     if method.class_names and method.class_names != train.classes:
         raise UserError(f"the classes of {train.name} have other names now than when the run was trained")
+    if real.labels is None or real.classes != train.classes:
+        raise UserError(f"{real.name} has no labels, or other classes than the run; choose another --data")
     settings = replace(settings, device=method.device)
     bank, real_features = (
         cached_features(space, split, settings.batch_size, tick, method.device) for split in (train, real)

@@ -32,9 +32,7 @@ def latent_profile(method: Method, split: Split, *, batch_size: int, tick: Tick)
     require_ability(method, HasLatents, "latent-profile")
     check_size(method, split)
     if split.labels is None:
-        raise UserError(
-            f"{split.name} has no labels, and a profile is of a class; choose another --data"
-        )
+        raise UserError(f"{split.name} has no labels, and a profile is of a class; choose another --data")
     codes = []
     for rows in chunks(len(split), batch_size):
         codes.append(method.features(to_model(read_slice(split.images, rows).to(method.device))))

@@ -6,8 +6,8 @@ from typing import Any
 
 from genssl import files, hub, run_info
 from genssl.errors import UserError
-from genssl.eval.result import flatten
-from genssl.run_info import BOOKKEEPING, RunInfo
+from genssl.run_info import RunInfo
+from genssl.settings import BOOKKEEPING
 
 # Terms of the data that weights were trained on, by the name of the source
 TERMS = {
@@ -67,8 +67,8 @@ def _results(folder: Path) -> Iterator[str]:
         headline = record.get("headline")
         if not isinstance(headline, list) or not record.get("title"):
             continue
-        values = dict(flatten(record))  # headline names may be dotted
-        shown = {name: values[name] for name in headline if not isinstance(values.get(name), list | None)}
+        found = {name: _value_at(record, name) for name in headline}
+        shown = {name: value for name, value in found.items() if not isinstance(value, list | dict | None)}
         errors = {name: record[name] for name in ("standard_error",) if isinstance(record.get(name), float)}
         rows = [row for name in headline for row in _measures(record.get(name))]
         yield from (f"## {record['title']}", "", *_table(shown | errors), *rows, "")
@@ -76,6 +76,13 @@ def _results(folder: Path) -> Iterator[str]:
             f"`{record.get('command', '')}`, {record.get('device', 'a device that was not recorded')}.",
             "",
         )
+
+
+def _value_at(values: Any, name: str) -> Any:
+    """The value under a name, whose dots lead into mappings; None where there is none."""
+    for part in str(name).split("."):
+        values = values.get(part) if isinstance(values, Mapping) else None
+    return values
 
 
 def _measures(rows: Any) -> Iterator[str]:

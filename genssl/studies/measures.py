@@ -24,9 +24,9 @@ from genssl.models.ddpm import DDPM
 from genssl.models.method import CanSample, Method
 from genssl.paths import is_writable_run
 from genssl.pixels import to_model
-from genssl.run_info import BOOKKEEPING, RunInfo
+from genssl.run_info import RunInfo
 from genssl.runtime import describe, measuring
-from genssl.settings import Config
+from genssl.settings import BOOKKEEPING, Config
 from genssl.studies.results import (
     BY_EPOCH,
     KNN,

@@ -193,7 +193,7 @@ def test_notes_say_what_a_reader_needs() -> None:
 
 
 def test_what_cannot_be_bounded_is_refused() -> None:
-    with pytest.raises(UserError, match="needs a ddpm, and this is a vae"):
+    with pytest.raises(UserError, match="needs a ddpm or a flow, and this is a vae"):
         run(build(VAEConfig(width=4)), split(2, size=32))
     with pytest.raises(UserError, match="8x8"):
         run(ddpm(), split(2, size=16))

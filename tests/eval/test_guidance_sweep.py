@@ -1,5 +1,6 @@
 """The sweep over guidance, with a generator whose samples are known."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -91,13 +92,16 @@ def test_the_pictures_have_a_row_per_value() -> None:
 def test_what_cannot_be_swept_is_refused() -> None:
     train = split("train", 200)
     unlabeled = type(train)(train.images, None, (), "noise", "train", "")
-    with pytest.raises(UserError, match="noise has no labels to read classes by"):
+    with pytest.raises(UserError, match="noise, .* has no labels to read classes by"):
         sweep([0], train=unlabeled)
+    for real in (split("test", 120, ("cat", "dog", "emu")), replace(split("test", 120), labels=None)):
+        with pytest.raises(UserError, match="has no labels, or other classes than the run"):
+            sweep([0], real=real)
     with pytest.raises(UserError, match="2 classes, the run 3"):
         sweep([0], train=split("train", 200, CLASSES[:2]))
     renamed = Copies()
     renamed.class_names = ("0", "1", "2")
-    with pytest.raises(UserError, match="have other names than the run's"):
+    with pytest.raises(UserError, match="have other names now than when the run was trained"):
         sweep([0], renamed)
     plain = Copies()
     plain.classes = 0
