@@ -67,8 +67,8 @@ def _results(folder: Path) -> Iterator[str]:
         headline = record.get("headline")
         if not isinstance(headline, list) or not record.get("title"):
             continue
-        found = {name: _value_at(record, name) for name in headline}
-        shown = {name: value for name, value in found.items() if not isinstance(value, list | dict | None)}
+        numbers = {name: _value_at(record, name) for name in headline}
+        shown = {name: value for name, value in numbers.items() if not isinstance(value, list | dict | None)}
         errors = {name: record[name] for name in ("standard_error",) if isinstance(record.get(name), float)}
         rows = [row for name in headline for row in _measures(record.get(name))]
         yield from (f"## {record['title']}", "", *_table(shown | errors), *rows, "")

@@ -92,7 +92,7 @@ def test_the_pictures_have_a_row_per_value() -> None:
 def test_what_cannot_be_swept_is_refused() -> None:
     train = split("train", 200)
     unlabeled = type(train)(train.images, None, (), "noise", "train", "")
-    with pytest.raises(UserError, match="noise, .* has no labels to read classes by"):
+    with pytest.raises(UserError, match=r"noise, .* has no labels to read classes by"):
         sweep([0], train=unlabeled)
     for real in (split("test", 120, ("cat", "dog", "emu")), replace(split("test", 120), labels=None)):
         with pytest.raises(UserError, match="has no labels, or other classes than the run"):
