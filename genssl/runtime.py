@@ -179,9 +179,19 @@ def step_noise(
 def choose_device(name: str) -> torch.device:
     """Turn auto, cpu, cuda, cuda:1 or mps into a device that works here.
 
+    A GPU with a number becomes the current one: what asks for "cuda" afterwards, as the thread that pins
+    batches in memory does, means it and makes no context on the first.
+
     Raises:
         UserError: the name is unknown, or this machine has no such device.
     """
+    device = _named(name)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    return device
+
+
+def _named(name: str) -> torch.device:
     if name == "auto":
         if torch.cuda.is_available():
             return _local(torch.device("cuda"))
@@ -191,7 +201,7 @@ def choose_device(name: str) -> torch.device:
     except RuntimeError:
         raise UserError(f"unknown device {name!r}; use auto, cpu, cuda, cuda:1 or mps") from None
     if not _available(device):
-        raise UserError(f"no device {name!r} on this machine; use --device {choose_device('auto')}")
+        raise UserError(f"no device {name!r} on this machine; use --device {_named('auto')}")
     return _local(device)
 
 

@@ -166,10 +166,14 @@ def test_more_processes_than_gpus(
 def test_each_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
     assert str(choose_device("cuda")) == str(choose_device("auto")) == "cuda"
+    assert current == []
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert str(choose_device("cuda")) == str(choose_device("auto")) == "cuda:1"
     assert str(choose_device("cuda:0")) == "cuda:0"
+    assert [device.index for device in current] == [1, 1, 0]
     assert str(choose_device("cpu")) == "cpu"
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     with pytest.raises(UserError, match=r"3 processes .* use --device cuda"):
