@@ -12,7 +12,7 @@ from genssl.data.split import Split
 from genssl.eval.bits_per_dim import bits_per_dim, flow_likelihood
 from genssl.eval.feature_cache import PIXELS, FeatureSpace
 from genssl.eval.features import features
-from genssl.eval.fidelity import Settings, fidelity
+from genssl.eval.fidelity import FidelitySettings, fidelity
 from genssl.eval.fidelity_features import default_features
 from genssl.eval.guidance import guidance_sweep
 from genssl.eval.importance_ll import importance_ll
@@ -23,8 +23,7 @@ from genssl.eval.latent_profile import latent_profile
 from genssl.eval.linear_eval import linear_eval
 from genssl.eval.noise_sweep import sweep
 from genssl.eval.probe import LabelFractions, probe
-from genssl.eval.purify import Settings as PurifySettings
-from genssl.eval.purify import purify
+from genssl.eval.purify import PurifySettings, purify
 from genssl.eval.reconstruct import reconstruct, reconstruct_from
 from genssl.eval.result import require_ability
 from genssl.eval.sample import sample
@@ -62,7 +61,7 @@ def nothing(*_: object) -> None:
 
 
 MIXTURE_BATCH = 512  # images of the train split that the mixture encodes at a time
-SETTINGS = Settings(neighbors=1, resamples=2, batch_size=BATCH)
+SETTINGS = FidelitySettings(neighbors=1, resamples=2, batch_size=BATCH)
 
 
 def genssl_1(method: Method) -> FeatureSpace:

@@ -261,14 +261,14 @@ def fidelity(
         raise UserError("--no-memorization leaves nothing to draw; omit --out, or --no-memorization")
     source = open_samples(run, features, common)
     from genssl.eval import fidelity as evaluation
-    from genssl.eval.fidelity import Settings
+    from genssl.eval.fidelity import FidelitySettings
 
     target = _target(source, _outputs.evaluation_name(context), common.out)
     count = n or default_samples(source.device)
     real = source.real(split, 2 * count, common.seed)
     images, details = source.images(count, sampling.given(), common.seed, common.batch_size)
     train = source.training_images()
-    settings = Settings(k, resamples, common.seed, common.batch_size, memorization, source.device)
+    settings = FidelitySettings(k, resamples, common.seed, common.batch_size, memorization, source.device)
     with progress("measuring") as tick:
         result = evaluation.fidelity(images, real, train, source.space, settings, tick)
     result = replace(result, values={**result.values, "sampling": details})

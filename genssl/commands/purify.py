@@ -14,7 +14,7 @@ from genssl.errors import UserError
 
 if TYPE_CHECKING:
     from genssl.data.split import Split
-    from genssl.eval.purify import Settings
+    from genssl.eval.purify import PurifySettings
 
 EPSILONS = {"linf": 8 / 255, "l2": 0.5}  # of the attack by its norm: usual on images of 32 pixels
 LONGEST = 10_000  # distance of two images; black and white of 4,096 pixels per side are at 7,094 in l2
@@ -91,7 +91,7 @@ def purify(
 
     split = work.split("test", n)
     note_overlap(target.info, common.data or work.loaded.info.config.data, split)
-    settings = evaluation.Settings(
+    settings = evaluation.PurifySettings(
         Attack(norm, epsilon, step_size, attack_steps),
         FULL_STEPS[on_gpu] if full_steps is None else full_steps, eot or DRAWS[on_gpu], surrogate_steps,
         steps, tuple(sorted({*(t_prime or ())})), common.seed, batch_size,
@@ -141,7 +141,7 @@ def _find_classifier(reference: str | None) -> Path:
 
 
 def _announce(
-    loaded: LoadedRun, target: LoadedRun, split: "Split", settings: "Settings", *, asks: bool
+    loaded: LoadedRun, target: LoadedRun, split: "Split", settings: "PurifySettings", *, asks: bool
 ) -> None:
     """Say what will be done and how long it takes; where that is long, ask."""
     from genssl.eval import purify as evaluation

@@ -184,7 +184,7 @@ def _guidance(reference: str, values: list[float], n: int | None, common: Common
     source = open_samples(reference, None, common)
     if source.loaded is None:
         raise UserError(f"{reference} is a folder of samples; --guidance takes a run that generates them")
-    from genssl.eval.fidelity import Settings
+    from genssl.eval.fidelity import FidelitySettings
     from genssl.eval.guidance import BANK, guidance_sweep
     from genssl.eval.names import file_name
 
@@ -194,7 +194,7 @@ def _guidance(reference: str, values: list[float], n: int | None, common: Common
     target = _outputs.target_of_run(source.loaded.info.folder, file_name("guidance", changed), common.out)
     real = source.real("test", count, common.seed)
     train = source.training_images().take(BANK, common.seed)
-    settings = Settings(seed=common.seed, batch_size=common.batch_size)
+    settings = FidelitySettings(seed=common.seed, batch_size=common.batch_size)
     with progress("sampling") as tick:
         result = guidance_sweep(
             source.loaded.method, list(dict.fromkeys(values)), count, real, train, source.space, settings,

@@ -33,7 +33,7 @@ SHARES = {"precision", "recall", "coverage", "authenticity"}  # from 0 to 1
 
 
 @dataclass(frozen=True)
-class Settings:
+class FidelitySettings:
     """Settings of the measurement.
 
     Attributes:
@@ -97,7 +97,7 @@ class Estimate:
 
 
 def measure(
-    real: SampleSet, generated: SampleSet, settings: Settings, tick: Tick
+    real: SampleSet, generated: SampleSet, settings: FidelitySettings, tick: Tick
 ) -> tuple[dict[str, Estimate], float]:
     """All metrics by name, and the standard deviation of the kernel distance over its subsets."""
     values = numbers(real, generated, settings.neighbors)
@@ -274,7 +274,12 @@ BETTER = {
 
 @measuring()
 def fidelity(
-    samples: Tensor, real: Split, train: Split | None, space: FeatureSpace, settings: Settings, tick: Tick
+    samples: Tensor,
+    real: Split,
+    train: Split | None,
+    space: FeatureSpace,
+    settings: FidelitySettings,
+    tick: Tick,
 ) -> EvalResult:
     """Compare samples with as many real images, beside real images in the samples' place.
 
@@ -325,7 +330,7 @@ def fidelity(
     )  # fmt: skip
 
 
-def sample_set(images: Tensor, space: FeatureSpace, settings: Settings, tick: Tick) -> SampleSet:
+def sample_set(images: Tensor, space: FeatureSpace, settings: FidelitySettings, tick: Tick) -> SampleSet:
     """The statistics of images, uint8 (N, C, H, W) anywhere, on the device of the settings."""
     split = Split(images, None, (), "samples", "generated", "")
     features = extract_features(space.encode, split, settings.batch_size, tick, settings.device)
@@ -333,7 +338,7 @@ def sample_set(images: Tensor, space: FeatureSpace, settings: Settings, tick: Ti
 
 
 def _beside_training_images(
-    generated: SampleSet, train: Split, space: FeatureSpace, settings: Settings, tick: Tick
+    generated: SampleSet, train: Split, space: FeatureSpace, settings: FidelitySettings, tick: Tick
 ) -> tuple[SampleSet, SampleSet, NearestTraining | None]:
     """The samples with their authenticity, as many training images with theirs, and the nearest ones."""
     order = torch.randperm(len(train), generator=generator(settings.seed, "eval"))
@@ -350,7 +355,7 @@ def _beside_training_images(
 
 
 def _provenance(
-    reference: SampleSet, generated: SampleSet, space: FeatureSpace, settings: Settings
+    reference: SampleSet, generated: SampleSet, space: FeatureSpace, settings: FidelitySettings
 ) -> dict[str, Any]:
     return {
         "samples": len(generated),
@@ -407,7 +412,9 @@ def _table(
     return rows
 
 
-def _notes(values: Mapping[str, Any], real: Split, settings: Settings, has_train: bool) -> tuple[str, ...]:
+def _notes(
+    values: Mapping[str, Any], real: Split, settings: FidelitySettings, has_train: bool
+) -> tuple[str, ...]:
     count, dimensions, others = values["samples"], values["dimensions"], values["other_images"]
     notes = [
         f"other: {others} other {real.part} images in the samples' place, which is sampling noise alone",

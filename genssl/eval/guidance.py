@@ -12,7 +12,7 @@ from genssl import figures
 from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.eval.feature_cache import FeatureSpace, cached_features
-from genssl.eval.fidelity import Estimate, SampleSet, Settings, measure, sample_set
+from genssl.eval.fidelity import Estimate, FidelitySettings, SampleSet, measure, sample_set
 from genssl.eval.result import EvalResult, header_of
 from genssl.eval.sample import ALL, class_names, draw_samples, labels_of
 from genssl.metrics.knn import knn_predict, standard_error
@@ -38,7 +38,7 @@ def guidance_sweep(
     real: Split,
     train: Split,
     space: FeatureSpace,
-    settings: Settings,
+    settings: FidelitySettings,
     tick: Tick,
 ) -> EvalResult:
     """Sample with each w from the same noise and classes, and measure quality, variety and class.

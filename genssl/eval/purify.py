@@ -58,7 +58,7 @@ NOTES = (
 
 
 @dataclass(frozen=True)
-class Settings:
+class PurifySettings:
     """How images are attacked and purified.
 
     Attributes:
@@ -134,7 +134,7 @@ class Pipeline:
 
     purifier: CanPurify
     classifier: CanClassify
-    settings: Settings
+    settings: PurifySettings
 
     def losses(self, labels: Tensor) -> Callable[[Tensor], Tensor]:
         """The cross-entropy of each image under the classifier alone."""
@@ -167,7 +167,7 @@ def _to_model(v: Tensor) -> Tensor:
 
 
 def purify(
-    method: Method, classifier: Method, split: Split, settings: Settings, *, name: str = "", tick: Tick
+    method: Method, classifier: Method, split: Split, settings: PurifySettings, *, name: str = "", tick: Tick
 ) -> EvalResult:
     """Accuracy of a classifier on images, attacked images, and both behind a purification.
 
@@ -209,7 +209,7 @@ def purify(
 
 
 def check(
-    method: Method, classifier: Method, split: Split, settings: Settings
+    method: Method, classifier: Method, split: Split, settings: PurifySettings
 ) -> tuple[CanPurify, CanClassify]:
     """The two abilities, if the images and the levels fit them.
 
@@ -248,7 +248,7 @@ def default_levels(model: CanPurify) -> tuple[int, ...]:
     return tuple(sorted({min(int(t_prime), len(ratios)) for t_prime in t_primes}))
 
 
-def _calls(n: int, levels: Sequence[int], settings: Settings) -> int:
+def _calls(n: int, levels: Sequence[int], settings: PurifySettings) -> int:
     """Network evaluations, gradients counted as BACKWARD of them."""
     total = 0
     for t_prime in levels:
@@ -317,7 +317,7 @@ def _measure(
 
 
 def _values(
-    settings: Settings, name: str, undefended: Mapping[str, Share], levels: Sequence[Level]
+    settings: PurifySettings, name: str, undefended: Mapping[str, Share], levels: Sequence[Level]
 ) -> dict[str, Any]:
     rows = []
     for level in levels:
@@ -397,7 +397,7 @@ def _above(first: Share, second: Share) -> bool:
     return first.interval[0] > second.interval[1]
 
 
-def describe(method: Method, settings: Settings, n: int) -> str:
+def describe(method: Method, settings: PurifySettings, n: int) -> str:
     """What will be done with `n` images, in a line."""
     levels = settings.t_primes or default_levels(require_ability(method, CanPurify, "purify"))
     return (
@@ -414,7 +414,7 @@ def _ball(attack: Attack) -> str:
     return f"{attack.norm} ball of {radius}"
 
 
-def expected_seconds(method: Method, classifier: Method, split: Split, settings: Settings) -> float:
+def expected_seconds(method: Method, classifier: Method, split: Split, settings: PurifySettings) -> float:
     """How long `purify` takes, from one gradient through the surrogate and one purification of few images.
 
     Raises:
@@ -446,7 +446,7 @@ def _seconds(work: Callable[[], Tensor]) -> float:
 
 
 def draw_accuracy(
-    method: Method, undefended: Mapping[str, Share], levels: Sequence[Level], settings: Settings
+    method: Method, undefended: Mapping[str, Share], levels: Sequence[Level], settings: PurifySettings
 ) -> "Figure":
     """Accuracy over t' with its intervals: clean, transferred and full attack; dashed: without defense."""
     figure, (axis,) = figures.new_figure(1, 1, 7.2, 4.2)

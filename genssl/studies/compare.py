@@ -12,7 +12,7 @@ from PIL import Image
 from genssl import figures, files
 from genssl.errors import UserError
 from genssl.eval.feature_cache import FeatureSpace
-from genssl.eval.fidelity import Settings, fidelity
+from genssl.eval.fidelity import FidelitySettings, fidelity
 from genssl.eval.fidelity_features import default_features
 from genssl.eval.result import EvalResult
 from genssl.eval.sample import sample
@@ -128,7 +128,7 @@ def _read_kept(folder: Path, details: Mapping[str, Any]) -> Quality | None:
 def _measure(trained: Trained, space: FeatureSpace, samples: int) -> Quality:
     train, test = trained.splits
     real = test.take(2 * samples, SEED)
-    settings = Settings(seed=SEED, device=trained.method.device)
+    settings = FidelitySettings(seed=SEED, device=trained.method.device)
     sampled, images = sample(
         trained.method, samples, seed=SEED, batch_size=settings.batch_size,
         tick=trained.tick("sampling"), options={},

@@ -20,7 +20,7 @@ from genssl.data.loading import load
 from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.eval import purify as evaluation
-from genssl.eval.purify import Level, Settings, Share, finding
+from genssl.eval.purify import Level, PurifySettings, Share, finding
 from genssl.metrics.attacks import Attack
 from genssl.models import unet
 from genssl.models.build import build
@@ -206,7 +206,7 @@ def test_a_method_that_purifies_nothing(runs: dict[str, Path], tmp_path: Path) -
 def test_images_without_labels(runs: dict[str, Path], digits: Path) -> None:
     classifier, ddpm = checkpoint.load(runs["classifier"]), checkpoint.load(runs["ddpm"])
     split = replace(load(str(digits), "test", image_size=SIDE), labels=None)
-    settings = Settings(Attack(), 1, 1, 1)
+    settings = PurifySettings(Attack(), 1, 1, 1)
     with pytest.raises(UserError, match="has no labels, and accuracy needs them"):
         evaluation.check(ddpm, classifier, split, settings)
 
@@ -311,7 +311,7 @@ def shades() -> Split:
 
 
 def test_a_linear_classifier_falls_exactly_within_the_ball() -> None:
-    settings = Settings(Attack(steps=10), 10, 1, 1, t_primes=(1, 3))
+    settings = PurifySettings(Attack(steps=10), 10, 1, 1, t_primes=(1, 3))
     result = evaluation.purify(Blind(), Brightness(), shades(), settings, tick=lambda *_: None)
     # 8 of 255 levels: the two at 4 levels from the border fall, those at 12 and 40 stand
     assert result.values["clean"]["accuracy"] == 1
@@ -323,7 +323,7 @@ def test_a_linear_classifier_falls_exactly_within_the_ball() -> None:
 
 @pytest.mark.parametrize(("steps", "full_steps"), [(10, 0), (0, 10)])
 def test_the_worst_is_of_images_right_after_either_attack(steps: int, full_steps: int) -> None:
-    settings = Settings(Attack(steps=steps), full_steps, 1, 1, t_primes=(1,))
+    settings = PurifySettings(Attack(steps=steps), full_steps, 1, 1, t_primes=(1,))
     result = evaluation.purify(Blind(), Brightness(), shades(), settings, tick=lambda *_: None)
     (row,) = result.values["levels"]
     assert sorted((row["transfer"], row["full"])) == pytest.approx([4 / 6, 1])
@@ -333,7 +333,7 @@ def test_the_worst_is_of_images_right_after_either_attack(steps: int, full_steps
 
 def test_the_progress_ends_where_it_was_said_to() -> None:
     ticks: list[tuple[int, int]] = []
-    settings = Settings(Attack(steps=2), 3, 2, 4, t_primes=(1, 3), batch_size=4)
+    settings = PurifySettings(Attack(steps=2), 3, 2, 4, t_primes=(1, 3), batch_size=4)
     evaluation.purify(Blind(), Brightness(), shades(), settings, tick=lambda *so_far: ticks.append(so_far))
     assert ticks[-1][0] == ticks[-1][1]
     assert all(first[0] < second[0] for first, second in pairwise(ticks))

@@ -14,7 +14,7 @@ from genssl.errors import UserError
 from genssl.eval import feature_cache as kept
 from genssl.eval import fidelity as evaluation
 from genssl.eval.feature_cache import PIXELS, FeatureSpace, cached_features, space_of
-from genssl.eval.fidelity import SampleSet, Settings, draw_nearest_training, interval, measure
+from genssl.eval.fidelity import FidelitySettings, SampleSet, draw_nearest_training, interval, measure
 from genssl.eval.result import EvalResult
 from genssl.metrics.fidelity import frechet_distance, kernel_distance, prdc
 from genssl.metrics.memorization import find_nearest_training, leave_one_out
@@ -25,7 +25,7 @@ from genssl.runtime import generator
 from .blobs import SIZE, Projection, reference, silent, split
 
 TRAIN, TEST = split("train", 90), split("test", 80)
-QUICK = Settings(neighbors=3, resamples=4)
+QUICK = FidelitySettings(neighbors=3, resamples=4)
 
 
 @pytest.fixture(autouse=True)
@@ -116,7 +116,7 @@ def test_the_extrapolated_distance_has_no_bias() -> None:
         draw = generator(i, "test")
         one, two = (torch.randn(128, 16, generator=draw) for _ in range(2))
         left, right = (SampleSet(features, torch.ones(128)) for features in (one, two + mean))
-        found, _ = measure(left, right, Settings(neighbors=1, resamples=20), silent)
+        found, _ = measure(left, right, FidelitySettings(neighbors=1, resamples=20), silent)
         plain.append(found["frechet_distance"].value)
         infinite.append(found["frechet_distance_infinity"].value)
     bias = sum(plain) / 10 - 1
@@ -166,7 +166,7 @@ def test_an_interval_is_as_wide_as_new_images_would_make_it() -> None:
     # number is 2 x 1.96 deviations wide. 400 halves give that to 5 %; the bound is four times as wide
     values = 10 + torch.randn(400, generator=generator(0, "test"))
     whole = SampleSet(torch.randn(400, 2, generator=generator(1, "test")), values)
-    found, _ = measure(whole, whole, Settings(neighbors=1, resamples=400), silent)
+    found, _ = measure(whole, whole, FidelitySettings(neighbors=1, resamples=400), silent)
     number = found["sharpness"]
     assert number.low is not None
     assert number.high is not None
@@ -328,7 +328,9 @@ def test_the_picture_begins_with_the_closest_copies() -> None:
         ),
     ],
 )
-def test_wrong_input_is_one_line(samples: Tensor, real: Split, settings: Settings, message: str) -> None:
+def test_wrong_input_is_one_line(
+    samples: Tensor, real: Split, settings: FidelitySettings, message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         evaluate(samples, real, settings=settings)
     assert evaluate(split("other", 8).images, TEST.take(16)).values["samples"] == 8

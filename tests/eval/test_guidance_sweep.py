@@ -10,7 +10,7 @@ from torch import Tensor
 
 from genssl.errors import UserError
 from genssl.eval.feature_cache import FeatureSpace
-from genssl.eval.fidelity import Settings
+from genssl.eval.fidelity import FidelitySettings
 from genssl.eval.guidance import guidance_sweep
 from genssl.metrics.fidelity import frechet_distance, prdc
 from genssl.pixels import to_model
@@ -18,7 +18,7 @@ from genssl.runtime import Randomness, generator
 
 from .blobs import CLASSES, Projection, silent, split
 
-SETTINGS = Settings(neighbors=3, resamples=5)
+SETTINGS = FidelitySettings(neighbors=3, resamples=5)
 
 
 class Copies(Projection):
