@@ -70,12 +70,14 @@ def halved(tensor: Tensor) -> Tensor:
 
 
 def command(line: str, name: str) -> str:
-    """The command line of a run, with the folder of shipped weights instead of where it was written."""
+    """The command line of a run, with the folder of shipped weights instead of paths of another machine."""
     words, remaining = shlex.split(line), []
     while words:
         word = words.pop(0)
         if word in PLACES:
             words.pop(0)
+        elif word == "--init":
+            remaining += [word, Path(words.pop(0)).name]
         elif word != "--yes":
             remaining.append(word)
     return shlex.join([*remaining, "--out", f"checkpoints/shipped/{name}"])

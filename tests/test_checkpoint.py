@@ -45,12 +45,12 @@ def test_a_run_that_ships_has_half_the_size_and_no_place(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, target = saved(root / "a"), tmp_path / "shipped"
-    line = f"genssl --checkpoints {root} train vae --yes --epochs 3 --tag a"
+    line = f"genssl --checkpoints {root} train vae --yes --epochs 3 --init {root}/b/vae --tag a"
     files.write_json(folder / "environment.json", {"command": line})
     monkeypatch.setattr(paths, "shipped_root", lambda: target)
     monkeypatch.setattr("sys.argv", ["ship", str(folder), "--name", "small"])
     ship.main()
-    expected = "genssl train vae --epochs 3 --out checkpoints/shipped/small"
+    expected = "genssl train vae --epochs 3 --init vae --out checkpoints/shipped/small"
     assert json.loads((target / "small" / "environment.json").read_text()) == {"command": expected}
     assert (target / "small" / "model.safetensors").stat().st_size < 0.7 * (
         folder / "model.safetensors"
