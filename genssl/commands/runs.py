@@ -176,7 +176,7 @@ def runs_verify(run: _options.Run) -> None:
     problems = run_info.verify(path)
     if problems:
         raise UserError("; ".join(problems), FAILED_RUN)
-    echo(f"{path} meets these conditionsund")
+    echo(f"{path} is sound")
 
 
 def doctor(

@@ -67,12 +67,11 @@ def training_model(
 def dropout_draws(network: UNet, p: float, n: int, side: int, generator: Randomness) -> dict[str, Tensor]:
     """The mask of `Dropout` for `n` images of `side` pixels, (n, size) bool; nothing where p is 0.
 
-        Examples:
-            >>> from genssl.models.diffusion import Predictor
-    from genssl.models.unet import Layout
-            >>> network = UNet(Layout((16, 32), (1, 1), (False, False)))
-            >>> dropout_draws(network, 0.1, n=2, side=8, generator=torch.Generator())["dropout_mask"].shape
-            torch.Size([2, 4096])
+    Examples:
+        >>> from genssl.models.unet import Layout
+        >>> network = UNet(Layout((16, 32), (1, 1), (False, False)))
+        >>> dropout_draws(network, 0.1, n=2, side=8, generator=torch.Generator())["dropout_mask"].shape
+        torch.Size([2, 4096])
     """
     return {"dropout_mask": uniform((n, network.dropout_size(side)), generator) >= p} if p > 0 else {}
 
