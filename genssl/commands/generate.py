@@ -154,7 +154,7 @@ def reconstruct(
         typer.Option(help="Reverse process; default: ancestral, and dpm++ for the curves of a sweep."),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Number of sampler steps; of a sweep, where there are as many.")
+        int | None, typer.Option(min=1, help="Number of sampler steps; in a sweep, at most the level.")
     ] = None,
     features: Annotated[
         str | None,

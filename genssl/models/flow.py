@@ -31,7 +31,7 @@ from genssl.runtime import Randomness, normal, step_noise, uniform
 Field = Callable[[Tensor, Tensor], Tensor]
 Sampler = Literal["heun", "euler"]
 CALLS = 20  # of the network per image, where none are asked for
-NOISE_LEVELS = 1000  # of noise, which t' counts
+NOISE_LEVELS = 1000  # that t' counts
 # Times at which image and noise have the ratio of 50, 150 and 250 of the DDPM's 1,000: 1/t - 1 = sqrt(SNR)
 SPATIAL_TIMES = (0.15, 0.34, 0.49)
 TIME_SCALE = 1000.0  # the network's sinusoids are made for times up to 1,000
