@@ -65,6 +65,13 @@ def describe_invalid(problem: Mapping[str, Any]) -> str:
     return f"{'.'.join(map(str, problem['loc']))} {message} (got {problem['input']!r:.80})"
 
 
+def value_at(values: Any, name: str) -> Any:
+    """The value under a dotted name; None where there is none."""
+    for part in name.split("."):
+        values = values.get(part) if isinstance(values, Mapping) else None
+    return values
+
+
 def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text; a ValueError for what no file of this program holds.
 

@@ -287,7 +287,7 @@ def interpolate(
     work.finish(result, split)
 
 
-def _refuse(method: str, given: dict[str, object]) -> None:
+def _refuse(what: str, given: dict[str, object]) -> None:
     for name, value in given.items():
         if value is not None:
-            raise UserError(f"{name} is not for a {method}; omit it")
+            raise UserError(f"{name} is not for a {what}; omit it")

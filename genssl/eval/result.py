@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from genssl.data.registry import short_name
-from genssl.errors import UserError
+from genssl.errors import UserError, value_at
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,7 +54,7 @@ class EvalResult:
 
     def summary(self) -> dict[str, Any]:
         """The headline values by name; without those that this result lacks."""
-        values = ((name, _value_at(self.values, name)) for name in self.headline)
+        values = ((name, value_at(self.values, name)) for name in self.headline)
         return {name: value for name, value in values if value is not None}
 
     def to_json(self) -> dict[str, Any]:
@@ -107,13 +107,6 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 def _shown(value: Any) -> str:
     return f"{value:,.6g}" if isinstance(value, float) else str(value)
-
-
-def _value_at(values: Any, name: str) -> Any:
-    """The value under a dotted name; None where there is none."""
-    for part in name.split("."):
-        values = values.get(part) if isinstance(values, Mapping) else None
-    return values
 
 
 def header_of(method: "Method", what: str) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from genssl import files, hub, run_info
-from genssl.errors import UserError
+from genssl.errors import UserError, value_at
 from genssl.run_info import RunInfo
 from genssl.settings import BOOKKEEPING
 
@@ -67,7 +67,7 @@ def _results(folder: Path) -> Iterator[str]:
         headline = record.get("headline")
         if not isinstance(headline, list) or not record.get("title"):
             continue
-        numbers = {name: _value_at(record, name) for name in headline}
+        numbers = {name: value_at(record, name) for name in headline}
         shown = {name: value for name, value in numbers.items() if not isinstance(value, list | dict | None)}
         errors = {name: record[name] for name in ("standard_error",) if isinstance(record.get(name), float)}
         rows = [row for name in headline for row in _measures(record.get(name))]
@@ -76,13 +76,6 @@ def _results(folder: Path) -> Iterator[str]:
             f"`{record.get('command', '')}`, {record.get('device', 'a device that was not recorded')}.",
             "",
         )
-
-
-def _value_at(values: Any, name: str) -> Any:
-    """The value under a name, whose dots lead into mappings; None where there is none."""
-    for part in str(name).split("."):
-        values = values.get(part) if isinstance(values, Mapping) else None
-    return values
 
 
 def _measures(rows: Any) -> Iterator[str]:
