@@ -141,6 +141,13 @@ Sampler = Annotated[
     typer.Option(help="Sampler; default: dpm++ (DDPM), heun (flow)."),
 ]
 Steps = Annotated[int | None, typer.Option(min=1, help="Number of sampler steps (DDPM, flow).")]
+Spacing = Annotated[
+    Literal["karras", "log-snr", "quadratic", "uniform"] | None,
+    typer.Option(
+        help="Spacing of the times that the DDPM's sampler visits; "
+        "default: karras (dpm++, unipc, heun), quadratic (ddim, ancestral)."
+    ),
+]
 Eta = Annotated[
     float | None,
     typer.Option(min=0, max=1, help="Noise of the ddim sampler: 0 is deterministic, 1 ancestral."),
@@ -158,7 +165,7 @@ ClassLabel = Annotated[
 ]
 Guidance = Annotated[
     float | None,
-    typer.Option(min=-1, max=1000, help="Classifier-free guidance w; 0: none, -1: no class; default: 1."),
+    typer.Option(min=-1, max=1000, help="Classifier-free guidance w; 0: none, -1: no class; default: 0.5."),
 ]
 
 
@@ -189,6 +196,7 @@ class Sampling:
     prior: Prior = None
     sampler: Sampler = None
     steps: Steps = None
+    spacing: Spacing = None
     eta: Eta = None
     variance: Variance = None
     class_label: ClassLabel = None

@@ -268,7 +268,7 @@ def _in_words(values: Mapping[str, Any]) -> str:
         str(values.get("sampler", "")),
         f"{calls} network calls per image" if calls else "",
         f"class {values['class']}" if values.get("class") not in {None, ALL, "none", "random"} else "",
-        *(f"{name} {values[name]}" for name in ("guidance", "eta", "variance") if name in values),
+        *(f"{name} {values[name]}" for name in ("spacing", "guidance", "eta", "variance") if name in values),
         f"seed {values['seed']}",
     ]
     return ", ".join(filter(None, parts))

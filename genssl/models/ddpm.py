@@ -46,6 +46,7 @@ from genssl.models.samplers import (
     repaint,
     unipc,
 )
+from genssl.models.sampling_times import Spacing
 from genssl.models.unet import LAYOUTS, Dropout, UNet
 from genssl.runtime import Randomness, normal, step_noise
 
@@ -197,6 +198,7 @@ class DDPM(Method):
         *,
         labels: Tensor | None = None,
         guidance: float | None = None,
+        spacing: Spacing | None = None,
         eta: float = 0.0,
         variance: Variance = "posterior",
         clip: bool = True,
@@ -207,7 +209,7 @@ class DDPM(Method):
         Args:
             n: number of images.
             generator: of all noise; one for all, or one per image.
-            sampler, steps, eta, variance, clip, callback: as for `denoise`.
+            sampler, steps, spacing, eta, variance, clip, callback: as for `denoise`.
             labels: the class of each image, (n,) int64; None: drawn uniformly where the network has classes.
             guidance: as for `denoise`; GUIDANCE when None.
 
@@ -219,7 +221,7 @@ class DDPM(Method):
             labels = random_labels(n, self.classes, generator, torch.device("cpu"))
         return self.denoise(
             x, None, generator, sampler, steps, labels=labels, guidance=guidance,
-            eta=eta, variance=variance, clip=clip, callback=callback,
+            spacing=spacing, eta=eta, variance=variance, clip=clip, callback=callback,
         )  # fmt: skip
 
     def denoise(
@@ -232,6 +234,7 @@ class DDPM(Method):
         *,
         labels: Tensor | None = None,
         guidance: float | None = None,
+        spacing: Spacing | None = None,
         eta: float = 0.0,
         variance: Variance = "posterior",
         clip: bool = True,
@@ -248,14 +251,16 @@ class DDPM(Method):
                 as there are times; all for "ancestral".
             labels: the class of each image, (B,) int64; None: no class.
             guidance: w of `guided`; GUIDANCE when None and there are labels.
+            spacing: of the times that the sampler visits, see `sampling_levels`; None: "karras", and
+                "quadratic" for "ddim" and "ancestral".
             eta: of "ddim".
             variance: of "ancestral".
             clip: keep the predicted images in [-1, 1] on the way.
             callback: called with (time, x) after each step.
 
         Raises:
-            ValueError: an unknown sampler, steps or t_start that do not fit the schedule, or a class or
-                guidance that the network does not have.
+            ValueError: an unknown sampler or spacing, steps or t_start that do not fit the schedule, or a
+                class or guidance that the network does not have.
         """
         times = self.schedule.timesteps if t_start is None else t_start + 1
         if steps is None:
@@ -263,6 +268,8 @@ class DDPM(Method):
 
         model = self._model(labels, guidance)
         common: dict[str, Any] = {"prediction": self.prediction, "clip": clip, "callback": callback}
+        if spacing is not None:
+            common["spacing"] = spacing
         if sampler in DETERMINISTIC:
             return DETERMINISTIC[sampler](model, self.schedule, x, steps, t_start, **common)
         noise = step_noise(x.shape, generator, x.device)

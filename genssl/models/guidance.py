@@ -9,7 +9,7 @@ from genssl.models.diffusion import Predictor
 from genssl.models.unet import Dropout, UNet
 from genssl.runtime import Randomness, uniform
 
-GUIDANCE = 1.0  # w, where none is asked for
+GUIDANCE = 0.5  # w, where none is asked for
 LABEL_DROPOUT = 0.1  # share of images that are shown without their class (Ho & Salimans 2022, section 4)
 
 # A `Predictor` that also takes the class of each image, (B,) int64, or None, and in training the dropout of

@@ -2,16 +2,14 @@
 
 All take (model, schedule, x, steps) first. They visit `steps` of the schedule's times, one network call
 each (`heun`: two), from `t_start` (T - 1 when not given) to the clean image; x is (B, ...) at time t_start.
-`prediction` is what the model predicts: "epsilon", "v" or "x". `clip` keeps every predicted x_0 in [-1, 1].
-`callback` is called with (time, x) after each step, time -1 for the clean image. All raise ValueError when
-the steps or t_start do not fit the schedule.
+`spacing` says which of the times, see `sampling_levels`. `prediction` is what the model predicts: "epsilon",
+"v" or "x". `clip` keeps every predicted x_0 in [-1, 1]. `callback` is called with (time, x) after each step,
+time -1 for the clean image. All raise ValueError when the steps or t_start do not fit the schedule.
 
 Samplers know nothing of classes: `genssl.models.guidance` makes a model of a class from a network.
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -27,51 +25,13 @@ from genssl.models.diffusion import (
     check_start,
     x_start_and_epsilon,
 )
+from genssl.models.sampling_times import CLEAN, Level, Spacing, level_at, sampling_levels
 
-CLEAN = -1  # the time of the clean image, one before t = 0
 # Of inpainting, where none are asked for. Lugmayr et al. 2022 take 250 steps, jumps of 10 and 10 visits,
 # 2,410 network calls; these take 230
 INPAINT_STEPS = 50
 JUMP_LENGTH = 5
 RESAMPLINGS = 5
-
-
-@dataclass(frozen=True)
-class Level:
-    """One noise level, x_t = alpha x_0 + sigma epsilon, in float64 on the host.
-
-    Attributes:
-        t: its time; CLEAN is the image itself.
-        log_alpha_bar: log alpha-bar.
-
-    Examples:
-        >>> level = Level(t=0, log_alpha_bar=math.log(0.64))
-        >>> round(level.alpha, 3), round(level.sigma, 3)
-        (0.8, 0.6)
-    """
-
-    t: int
-    log_alpha_bar: float
-
-    @property
-    def alpha(self) -> float:
-        """The share of the image, sqrt(alpha-bar)."""
-        return math.exp(0.5 * self.log_alpha_bar)
-
-    @property
-    def variance(self) -> float:
-        """Of the noise, sigma^2 = 1 - alpha-bar."""
-        return -math.expm1(self.log_alpha_bar)
-
-    @property
-    def sigma(self) -> float:
-        """The standard deviation of the noise."""
-        return math.sqrt(self.variance)
-
-    @property
-    def log_snr(self) -> float:
-        """lambda = log(alpha / sigma), half the logarithm of the signal-to-noise ratio."""
-        return math.inf if self.t == CLEAN else 0.5 * (self.log_alpha_bar - math.log(self.variance))
 
 
 def ddim(
@@ -83,6 +43,7 @@ def ddim(
     noise: Noise | None = None,
     eta: float = 0.0,
     *,
+    spacing: Spacing = "quadratic",
     prediction: Prediction = "epsilon",
     clip: bool = False,
     callback: StepCallback | None = None,
@@ -90,7 +51,7 @@ def ddim(
     """Song et al. 2021 (DDIM), equation 12: deterministic with eta = 0, ancestral with eta = 1.
 
     Args:
-        model, schedule, x, steps, t_start, prediction, clip, callback: see the module.
+        model, schedule, x, steps, t_start, spacing, prediction, clip, callback: see the module.
         noise: t -> standard normal (B, ...), needed when eta > 0; not asked for the last step.
         eta: the standard deviation of the noise that a step adds, as a share of the posterior's.
 
@@ -102,7 +63,7 @@ def ddim(
     """
     if eta > 0 and noise is None:
         raise ValueError("eta > 0 adds noise at each step: give it")
-    levels = _levels(schedule, quadratic_times(check_start(schedule, t_start), steps))
+    levels = sampling_levels(schedule, check_start(schedule, t_start), steps, spacing)
     for level, level_next in pairwise(levels):
         # "Predicted x_0", "direction pointing to x_t" and "random noise" of equation 12; the variance of the
         # last two is that of the next level, whatever eta is
@@ -141,13 +102,13 @@ def ddim_invert(
         >>> torch.allclose(ddim(still, linear_schedule(), noise, steps=10), images, atol=1e-4)
         True
     """
-    levels = list(_levels(schedule, quadratic_times(check_start(schedule, t_end), steps)))[::-1]
+    levels = sampling_levels(schedule, check_start(schedule, t_end), steps, "quadratic")[::-1]
     for level, level_next in pairwise(levels):
         # The network was trained on t >= 0: at the clean image it is asked at t = 0
         output = model(x, _times(x, max(level.t, 0)))
         if level.t == CLEAN:
             # x is x_0 itself; the little noise that the network finds at t = 0 stands for epsilon
-            first = _level(schedule, 0)
+            first = level_at(schedule, 0)
             _, epsilon = x_start_and_epsilon(prediction, output, x, first.alpha, first.sigma)
             x_start = x
         else:
@@ -166,6 +127,7 @@ def ancestral(
     noise: Noise | None = None,
     variance: Variance = "posterior",
     *,
+    spacing: Spacing = "quadratic",
     prediction: Prediction = "epsilon",
     clip: bool = False,
     callback: StepCallback | None = None,
@@ -173,7 +135,7 @@ def ancestral(
     """Ho et al. 2020, algorithm 2; with fewer steps than times, on the process that visits only those.
 
     Args:
-        model, schedule, x, steps, t_start, prediction, clip, callback: see the module.
+        model, schedule, x, steps, t_start, spacing, prediction, clip, callback: see the module.
         noise: t -> standard normal (B, ...); not asked for the last step, which takes the mode.
         variance: of a step: "posterior", or "large", all the variance that the forward step added.
 
@@ -186,7 +148,7 @@ def ancestral(
     """
     if noise is None:
         raise ValueError("ancestral sampling adds noise at each step: give it")
-    levels = _levels(schedule, quadratic_times(check_start(schedule, t_start), steps))
+    levels = sampling_levels(schedule, check_start(schedule, t_start), steps, spacing)
     for level, level_next in pairwise(levels):
         x_start, _ = _predict(model, x, level, prediction, clip)
         x = _posterior_mean(x_start, x, level, level_next)
@@ -205,6 +167,7 @@ def dpm_solver_pp(
     steps: int,
     t_start: int | None = None,
     *,
+    spacing: Spacing = "karras",
     prediction: Prediction = "epsilon",
     clip: bool = False,
     callback: StepCallback | None = None,
@@ -222,7 +185,7 @@ def dpm_solver_pp(
         >>> len(times), times[0], times[-1]
         (5, 999, 0)
     """
-    levels = _levels(schedule, log_snr_times(schedule, check_start(schedule, t_start), steps))
+    levels = sampling_levels(schedule, check_start(schedule, t_start), steps, spacing)
     level_prev: Level | None = None
     x_start_prev = x
     for level, level_next in pairwise(levels):
@@ -248,6 +211,7 @@ def heun(
     steps: int,
     t_start: int | None = None,
     *,
+    spacing: Spacing = "karras",
     prediction: Prediction = "epsilon",
     clip: bool = False,
     callback: StepCallback | None = None,
@@ -265,7 +229,7 @@ def heun(
         >>> [round(value, 3) for value in x[0].tolist()], len(calls)
         ([0.5, 0.5, 0.5, 0.5], 9)
     """
-    levels = _levels(schedule, log_snr_times(schedule, check_start(schedule, t_start), steps))
+    levels = sampling_levels(schedule, check_start(schedule, t_start), steps, spacing)
     for level, level_next in pairwise(levels):
         x_start, epsilon = _predict(model, x, level, prediction, clip)
         # Euler's step, which is the one of `ddim`
@@ -288,6 +252,7 @@ def unipc(
     steps: int,
     t_start: int | None = None,
     *,
+    spacing: Spacing = "karras",
     prediction: Prediction = "epsilon",
     clip: bool = False,
     callback: StepCallback | None = None,
@@ -304,7 +269,7 @@ def unipc(
         >>> [round(value, 3) for value in x[0].tolist()]
         [0.5, 0.5, 0.5, 0.5]
     """
-    levels = list(_levels(schedule, log_snr_times(schedule, check_start(schedule, t_start), steps)))
+    levels = sampling_levels(schedule, check_start(schedule, t_start), steps, spacing)
     level_prev: Level | None = None
     x_start_prev = x
     x_start, _ = _predict(model, x, levels[0], prediction, clip)
@@ -387,7 +352,7 @@ def repaint(
         >>> repaint(gray, linear_schedule(), noise(0), 10, noise, known, mask, prediction="x").tolist()
         [[1.0, 1.0, 0.5, 0.5]]
     """
-    levels = list(_levels(schedule, quadratic_times(check_start(schedule, None), steps)))
+    levels = sampling_levels(schedule, check_start(schedule, None), steps, "quadratic")
     for i, j in pairwise(jump_path(steps, jump_length, resamplings)):
         level, level_next = levels[i], levels[j]
         if j < i:  # a jump: q(x_next | x) of the forward process
@@ -468,60 +433,6 @@ def _posterior_mean(x_start: Tensor, x: Tensor, level: Level, level_next: Level)
     from_start = level_next.alpha * forward_variance(level, level_next) / level.variance
     from_x = level.alpha / level_next.alpha * level_next.variance / level.variance
     return from_start * x_start + from_x * x
-
-
-def quadratic_times(t_start: int, steps: int) -> list[int]:
-    """`steps` times from t_start down to 0, evenly spaced in their square roots.
-
-    Song et al. 2021, appendix D.2. For Gaussian data, where the right answer is known, it brings `ddim`
-    and `ancestral` closer to it than even steps in t or in lambda, at 10 to 100 steps.
-
-    Examples:
-        >>> quadratic_times(t_start=999, steps=4)
-        [999, 444, 111, 0]
-    """
-    _check_steps(t_start, steps)
-    shares = [1 - i / max(steps - 1, 1) for i in range(steps)]
-    return _distinct([round(t_start * share**2) for share in shares])
-
-
-def log_snr_times(schedule: NoiseSchedule, t_start: int, steps: int) -> list[int]:
-    """`steps` times from t_start down to 0, evenly spaced in lambda (Lu et al. 2022, section 6).
-
-    Examples:
-        >>> from genssl.models.diffusion import linear_schedule
-        >>> times = log_snr_times(linear_schedule(), t_start=999, steps=4)
-        >>> len(times), times[0], times[-1]
-        (4, 999, 0)
-    """
-    _check_steps(t_start, steps)
-    if schedule.log_alphas_cumprod[t_start] == -math.inf:  # lambda is -inf at pure noise: leave it by itself
-        return [t_start, *(log_snr_times(schedule, t_start - 1, steps - 1) if steps > 1 else [])]
-    levels = [_level(schedule, t).log_snr for t in range(t_start + 1)]
-    lambdas = torch.tensor(levels, dtype=torch.float64)  # falling
-    wanted = torch.linspace(levels[-1], levels[0], steps, dtype=torch.float64)
-    return _distinct((wanted[:, None] - lambdas).abs().argmin(1).tolist())
-
-
-def _distinct(wanted: list[int]) -> list[int]:
-    """The falling times with repeated ones moved: each once, and enough left for the steps to come."""
-    times: list[int] = []
-    for left, t in zip(reversed(range(len(wanted))), wanted, strict=True):
-        times.append(max(min(t, times[-1] - 1), left) if times else t)
-    return times
-
-
-def _check_steps(t_start: int, steps: int) -> None:
-    if not 1 <= steps <= t_start + 1:
-        raise ValueError(f"steps must be from 1 to {t_start + 1} from t = {t_start}, not {steps}")
-
-
-def _level(schedule: NoiseSchedule, t: int) -> Level:
-    return Level(t, 0.0 if t == CLEAN else schedule.log_alphas_cumprod[t])
-
-
-def _levels(schedule: NoiseSchedule, times: list[int]) -> Iterator[Level]:
-    return (_level(schedule, t) for t in [*times, CLEAN])
 
 
 def _times(x: Tensor, t: int) -> Tensor:

@@ -52,13 +52,19 @@ def test_samples_of_one_class_and_of_all(run: Path, tmp_path: Path) -> None:
     with Image.open(tmp_path / "seven.png") as picture:
         assert isinstance(picture, PngImageFile)
         assert "class 7, guidance 2" in picture.text["Description"]
+    result = call("sample", run, "-n", 4, "--spacing", "log-snr", "--json", "--out", tmp_path / "spaced.png")
+    values = json.loads(result.stdout)
+    assert (values["spacing"], values["guidance"]) == ("log-snr", 0.5)
+    with Image.open(tmp_path / "spaced.png") as picture:
+        assert isinstance(picture, PngImageFile)
+        assert "spacing log-snr, guidance 0.5" in picture.text["Description"]
     result = call("sample", run, "-n", 20, "--class", "all", "--out", tmp_path / "all.png")
     assert result.exit_code == 0, result.output
     result = call(
         "sample", run, "-n", 4, "--sampler", "heun", "--steps", 4, "--json", "--out", tmp_path / "r.png"
     )
     values = json.loads(result.stdout)
-    assert (values["class"], values["guidance"], values["nfe"]) == ("random", 1.0, 7)
+    assert (values["class"], values["guidance"], values["nfe"]) == ("random", 0.5, 7)
 
 
 def test_it_is_measured_like_any_other(run: Path, tmp_path: Path) -> None:

@@ -402,6 +402,7 @@ def test_a_damaged_checkpoint_is_one_line(vae_run: Path, tmp_path: Path, fault: 
         (["sample", "RUN", "--out", "DIGITS"], "is not empty"),
         (["sample", "vae", "--data", "nothing"], "no finished vae run on nothing"),
         (["sample", "RUN", "--steps", 5], "has no --steps"),
+        (["sample", "RUN", "--spacing", "karras"], "has no --spacing"),
         (["sample", "RUN", "--trajectory"], "in one step"),
         (["sample", "RUN", "--trajectory", "--out", "samples-with-a-trajectory"], "needs a DDPM or a flow"),
         (["reconstruct", "RUN", "--t-prime", 5], "are for a diffusion model"),

@@ -72,7 +72,7 @@ def write_mask(path: Path, levels: np.ndarray) -> Path:
 def test_known_pixels_are_kept_and_the_picture_shows_it(ddpm: Path, digits: Path, tmp_path: Path) -> None:
     values, shown = inpainted(ddpm, tmp_path / "a.png", "-n", 3, "--completions", 2)
     assert (values["evaluation"], values["mask"], values["filled_share"]) == ("inpaint", "box", 0.25)
-    assert (values["class"], values["guidance"]) == ("true label", 1.0)
+    assert (values["class"], values["guidance"]) == ("true label", 0.5)
     # 4 steps, and a jump of 2 steps back from the last level but one
     assert (values["steps"], values["jump_length"], values["resamplings"], values["nfe"]) == (4, 2, 2, 6)
     assert values["known_pixels_exact"] is True

@@ -11,7 +11,7 @@ from genssl import config as configs
 from genssl.config import DDPMConfig
 from genssl.errors import UserError
 from genssl.models.build import build
-from genssl.models.ddpm import DDPM, thirds
+from genssl.models.ddpm import DDPM, DETERMINISTIC, thirds
 from genssl.models.diffusion import (
     Loss,
     Noise,
@@ -26,6 +26,7 @@ from genssl.models.diffusion import (
     q_sample,
 )
 from genssl.models.samplers import ancestral, ddim
+from genssl.models.sampling_times import Spacing
 from genssl.models.unet import Layout, UNet
 from genssl.runtime import generator, generators, step_noise
 
@@ -148,6 +149,13 @@ def test_options_reach_the_sampler() -> None:
         expected = ancestral(method.network, method.schedule, x, 5, None, noise(), variance, **common)
         torch.testing.assert_close(found("ancestral", variance=variance), expected)
     assert (found("ddim", eta=1.0) - found("ddim", eta=0.0)).abs().max() > 1e-3
+    for name, sampler in DETERMINISTIC.items():
+        for spacing in get_args(Spacing):
+            expected = sampler(method.network, method.schedule, x, 5, spacing=spacing, **common)
+            torch.testing.assert_close(found(name, spacing=spacing), expected)
+        torch.testing.assert_close(found(name), found(name, spacing="karras"), rtol=0, atol=0)
+    torch.testing.assert_close(found("ddim"), found("ddim", spacing="quadratic"), rtol=0, atol=0)
+    assert (found("dpm++", spacing="uniform") - found("dpm++")).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("options", SAMPLERS)

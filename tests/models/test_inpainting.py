@@ -14,7 +14,8 @@ from genssl.models.build import build
 from genssl.models.diffusion import StepCallback, linear_schedule
 from genssl.models.flow import fill
 from genssl.models.method import CanInpaint
-from genssl.models.samplers import jump_path, quadratic_times, repaint
+from genssl.models.samplers import jump_path, repaint
+from genssl.models.sampling_times import quadratic_times
 from genssl.models.unet import Layout
 from genssl.runtime import generator, generators
 from genssl.settings import Config

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -17,15 +17,15 @@ from genssl.models.diffusion import (
     p_sample_loop,
     zero_terminal_snr,
 )
-from genssl.models.samplers import (
-    ancestral,
-    ddim,
-    ddim_invert,
-    dpm_solver_pp,
-    heun,
+from genssl.models.samplers import ancestral, ddim, ddim_invert, dpm_solver_pp, heun, unipc
+from genssl.models.sampling_times import (
+    LEAST_LOG_SNR,
+    RHO,
+    Spacing,
+    karras_times,
+    level_at,
     log_snr_times,
-    quadratic_times,
-    unipc,
+    sampling_levels,
 )
 from genssl.runtime import generator
 
@@ -88,14 +88,20 @@ def test_samples_are_distributed_like_the_data(
 
 
 @pytest.mark.parametrize("schedule", [linear_schedule(), cosine_schedule(1000)])
-def test_deterministic_samplers_follow_the_exact_flow(schedule: NoiseSchedule) -> None:
+@pytest.mark.parametrize(
+    ("spacing", "bounds"),
+    [("karras", (0.05, 0.021)), ("log-snr", (0.02, 0.012))],
+)
+def test_deterministic_samplers_follow_the_exact_flow(
+    schedule: NoiseSchedule, spacing: Spacing, bounds: tuple[float, float]
+) -> None:
     data = GaussianData(schedule)
     x = data.noised(999)
     exact = data.flow(x, 999)
-    for steps, bound in ((10, 0.02), (20, 0.012)):
-        error = distance(dpm_solver_pp(data, schedule, x, steps), exact)
+    for steps, bound in zip((10, 20), bounds, strict=True):
+        error = distance(dpm_solver_pp(data, schedule, x, steps, spacing=spacing), exact)
         assert error < bound
-        assert error < 0.5 * distance(ddim(data, schedule, x, steps), exact)
+        assert error < 0.5 * distance(ddim(data, schedule, x, steps, spacing=spacing), exact)
     assert distance(ddim(data, schedule, x, 1000), exact) < 0.005
 
 
@@ -121,7 +127,7 @@ def test_dpm_solver_takes_the_steps_of_its_paper() -> None:
     schedule = linear_schedule()
     data = GaussianData(schedule)
     x = data.noised(600)
-    times = log_snr_times(schedule, 600, 3)
+    times = karras_times(schedule, 600, 3)
     alpha, sigma = data.alpha[times], data.variance[times].sqrt()
     lam = (alpha / sigma).log()
 
@@ -248,11 +254,38 @@ def test_stochastic_samplers_need_noise() -> None:
 def test_times_fall_from_the_start_to_zero_without_repeating(t_start: int) -> None:
     schedule = linear_schedule()
     for steps in {1, 2, t_start // 2 + 1, t_start, t_start + 1} & set(range(1, t_start + 2)):
-        for times in (quadratic_times(t_start, steps), log_snr_times(schedule, t_start, steps)):
+        for spacing in get_args(Spacing):
+            *times, clean = (level.t for level in sampling_levels(schedule, t_start, steps, spacing))
+            assert clean == -1
             assert len(times) == steps
             assert times[0] == t_start
             assert times[-1] == 0 or steps == 1
             assert all(a > b for a, b in pairwise(times))
+
+
+def test_karras_times_are_even_in_the_root_of_the_noise() -> None:
+    # Karras et al. 2022, equation 5: sigma_i = (sigma_0^(1/7) + i / (N - 1) (sigma_(N-1)^(1/7) - ...))^7
+    levels = [level_at(FINE, t) for t in karras_times(FINE, 19_999, 20)]
+    roots = [(level.sigma / level.alpha) ** (1 / 7) for level in levels]
+    for i, root in enumerate(roots):
+        assert root == pytest.approx(roots[0] + i / 19 * (roots[-1] - roots[0]), rel=2e-3)
+
+
+def test_few_karras_steps_are_spent_on_pure_noise() -> None:
+    schedule = cosine_schedule(1000)
+    levels = sampling_levels(schedule, 999, 20, "karras")[:-1]
+    assert levels[0].log_snr < LEAST_LOG_SNR - 4  # it starts where it is told
+    # and goes on as if it had started at the bound: the second level is one step from there
+    bound, last = (math.exp(-x / RHO) for x in (LEAST_LOG_SNR, levels[-1].log_snr))
+    second = -RHO * math.log(bound + (last - bound) / 19)
+    assert levels[1].log_snr == pytest.approx(second, abs=0.15)  # times are whole numbers
+    assert sum(level.log_snr < -4 for level in levels) <= 4
+    assert sum(level.log_snr < -4 for level in sampling_levels(schedule, 999, 20, "log-snr")) == 8
+
+
+def test_another_spacing_is_refused() -> None:
+    with pytest.raises(ValueError, match="use karras, log-snr, quadratic or uniform"):
+        sampling_levels(linear_schedule(), 999, 5, "even")  # type: ignore[arg-type]
 
 
 # Other predictions
@@ -347,7 +380,7 @@ def test_dpm_solver_is_that_of_diffusers_and_nearer_to_the_flow() -> None:
         return out
 
     for steps in (10, 20):
-        ours = dpm_solver_pp(data, schedule, x, steps)
+        ours = dpm_solver_pp(data, schedule, x, steps, spacing="log-snr")
         same_times = theirs(log_snr_times(schedule, 999, steps), steps)
         torch.testing.assert_close(ours, same_times, rtol=0, atol=1e-3)
         exact = data.flow(x, 999)
@@ -356,6 +389,18 @@ def test_dpm_solver_is_that_of_diffusers_and_nearer_to_the_flow() -> None:
         assert error < 0.5 * distance(theirs(None, steps, use_karras_sigmas=True), exact)
         # even steps in lambda are ours too, but for how they are rounded to whole times
         assert error < 1.1 * distance(theirs(None, steps, use_lu_lambdas=True), exact)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [5, 20, 50])
+def test_karras_times_are_those_of_diffusers(steps: int) -> None:
+    diffusers = import_peer("diffusers")
+    peer = diffusers.DPMSolverMultistepScheduler(1000, 1e-4, 0.02, use_karras_sigmas=True)
+    peer.set_timesteps(steps)
+    # it rounds a time between two, we take the nearer in lambda; and no time comes twice here
+    torch.testing.assert_close(
+        torch.tensor(karras_times(linear_schedule(), 999, steps)), peer.timesteps.long(), rtol=0, atol=1
+    )
 
 
 def sigmas_of(schedule: NoiseSchedule, times: list[int]) -> Tensor:
@@ -383,7 +428,7 @@ def test_unipc_is_that_of_diffusers(prediction: Prediction) -> None:
         theirs = x
         for t in peer.timesteps:
             theirs = peer.step(data(theirs, t.expand(len(x))), t, theirs).prev_sample
-        ours = unipc(data, schedule, x, steps, prediction=prediction)
+        ours = unipc(data, schedule, x, steps, spacing="log-snr", prediction=prediction)
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
@@ -406,4 +451,5 @@ def test_heun_is_that_of_diffusers() -> None:
         for t in peer.timesteps:
             epsilon = data(peer.scale_model_input(theirs, t), t.expand(len(x)))
             theirs = peer.step(epsilon, t, theirs).prev_sample
-        torch.testing.assert_close(heun(data, schedule, x, steps), theirs, rtol=0, atol=1e-5)
+        ours = heun(data, schedule, x, steps, spacing="log-snr")
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
