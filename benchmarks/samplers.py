@@ -3,8 +3,8 @@
 `python -m benchmarks.samplers [REF ...] [-n 512] [--only SAMPLER ...]` draws the same number of samples from
 the same noise with every sampler of a run and growing numbers of steps, and measures the Frechet distance to
 real test images in the default features, beside that of training images. `--guidance 0` asks the network once
-per call, without guidance. It writes docs/results/samplers.json after every row, and takes what is there
-already as done.
+per call, without guidance; `--spacing` takes other times than the sampler's default. It writes
+docs/results/samplers.json after every row, and takes what is there already as done.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from genssl.eval.feature_cache import FeatureSpace, cached_features, extract_fea
 from genssl.eval.fidelity_features import default_features
 from genssl.eval.sample import sample
 from genssl.metrics.fidelity import frechet_distance, prdc
+from genssl.models.ddpm import default_spacing
 from genssl.runtime import choose_device, describe
 
 RESULT = Path("docs/results/samplers.json")
@@ -44,6 +45,8 @@ def main() -> None:
     parser.add_argument("references", nargs="*", default=["ddpm", "flow"], help="generative runs")
     parser.add_argument("-n", type=int, default=512, help="samples of each")
     parser.add_argument("--only", nargs="*", default=list(STEPS), help="samplers")
+    parser.add_argument("--steps", type=int, nargs="*", help="numbers of steps; default: as in STEPS")
+    parser.add_argument("--spacing", help="of a DDPM's times; default: that of the sampler")
     parser.add_argument("--guidance", type=float, help="w; default: that of the method")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=RESULT)
@@ -62,9 +65,12 @@ def main() -> None:
         features = cached_features(space, real, BATCH, lambda *_: None)
         floor = frechet_distance(features, cached_features(space, train, BATCH, lambda *_: None))
         about = {"run": folder.name, "weights_sha256": digest, "n": asked.n, "device": describe(device)}
-        for sampler, steps in plans(method.sample, asked.only):
-            options = {"sampler": sampler, "steps": steps, **guidance}
-            if any(row.items() >= (about | options).items() for row in rows):
+        for sampler, steps in plans(method.sample, asked.only, asked.steps):
+            spacing = spacing_of(method.sample, sampler, asked.spacing)
+            options = {"sampler": sampler, "steps": steps, **spacing, **guidance}
+            other = spacing if spacing != spacing_of(method.sample, sampler, None) else {}
+            name = " ".join([folder.name, sampler, str(steps), *other.values()])
+            if any(row.items() >= {**about, **options, "name": name}.items() for row in rows):
                 continue
             start = time.perf_counter()
             outcome, images = sample(
@@ -76,16 +82,23 @@ def main() -> None:
                 "seconds": round(seconds, 2),
                 "train_fd": floor,
             }
-            row |= {"name": f"{folder.name} {sampler} {steps}"}
+            row |= {"name": name}
             rows.append({**about, **options, **row, **measured(features, images.to(device), space)})
             print({name: rows[-1][name] for name in ("run", "sampler", "calls", "seconds", "fd")}, flush=True)
             files.write_json(asked.out, content(rows))
 
 
-def plans(draw: Any, samplers: Sequence[str]) -> list[tuple[str, int]]:
-    """The samplers of a method with their numbers of steps."""
+def plans(draw: Any, samplers: Sequence[str], steps: Sequence[int] | None) -> list[tuple[str, int]]:
+    """The samplers of a method with their numbers of steps, or with those asked for."""
     known = str(inspect.signature(draw).parameters["sampler"].annotation)
-    return [(name, steps) for name in samplers if repr(name) in known for steps in STEPS[name]]
+    return [(name, n) for name in samplers if repr(name) in known for n in steps or STEPS[name]]
+
+
+def spacing_of(draw: Any, sampler: Any, asked: str | None) -> dict[str, str]:
+    """The spacing of a sampler's times, as asked for or by default; nothing for a flow, which has none."""
+    if "spacing" not in inspect.signature(draw).parameters:
+        return {}
+    return {"spacing": asked or default_spacing(sampler)}
 
 
 def measured(real: Tensor, images: Tensor, space: FeatureSpace) -> dict[str, float]:

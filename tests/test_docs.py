@@ -208,7 +208,7 @@ def test_what_both_readers_read_is_what_was_measured() -> None:
         shares = [row[reader][p] for reader in ("residual", "plain", "both") for p in ("0.8", "0.9")]
         cells = [f"{100 * s['share']:.1f} ({100 * s['low']:.1f} to {100 * s['high']:.1f})" for s in shares]
         assert f"| {titles[name]} | {row['n']:,} | {' | '.join(cells)} |" in table
-    assert rows["samples of ddpm"]["how"] == "dpm++, 20 calls, guidance 1"
+    assert rows["samples of ddpm"]["how"] == "dpm++, 20 calls, guidance 0.5"
     assert rows["samples of vae"]["how"] == "prior normal"
     text = " ".join(page.split())
     for name, reader in measured["readers"].items():

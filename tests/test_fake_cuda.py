@@ -75,7 +75,7 @@ ONCE = SCHEDULE | {
     # what the splits hold, before the work
     "eval/feature_cache.py: _check_classes", "figures.py: one_of_each", "models/vae.py: VAE.has_mixture",
     "eval/noise_sweep.py: InstanceRetrieval.class_chance",
-    # which images are labelled, once a draw
+    # which images are labeled, once a draw
     "eval/probe.py: _scores",
     # whether features are finite, once a split
     "eval/feature_cache.py: extract_features", "files.py: write_tensors",

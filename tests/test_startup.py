@@ -82,7 +82,7 @@ WRONG = [
     (["segment", "RUN", "--beside", "nothing"], "no run 'nothing'"),
     (["segment", "RUN", "--blocks", "1,x"], "--blocks takes numbers, with commas between them, not 'x'"),
     (["segment", "RUN", "--blocks", "1.5"], "--blocks takes whole numbers, not 1.5"),
-    (["segment", "RUN", "--labelled", "0"], "--labelled"),
+    (["segment", "RUN", "--labeled", "0"], "--labeled"),
     (["probe", "nothing"], "no run 'nothing'"),
     (["probe", "RUN", "--beside", "nothing"], "no run 'nothing'"),
     (

@@ -76,16 +76,10 @@ def note_other_content(info: "RunInfo", data: str | None, split: "Split") -> Non
 
 def note_overlap(info: "RunInfo", data: str | None, split: "Split") -> None:
     """Say so where images of a split may be among those that a run was trained on."""
-    known = info.config.data
-    if split.part == "train" or (data and base_name(data) != base_name(known)):
-        return
-    if data not in {None, known}:
-        reason = f"{data} and {known}, on which {info.name} was trained, are split differently"
-    elif split.seed not in {None, info.config.seed}:
-        reason = f"{known} has no parts, and the random seed of {info.name} chose other images for testing"
-    else:
-        return
-    echo(f"note: {reason}: images of the {split.part} split may be among its training images")
+    from genssl.data.loading import overlap_note
+
+    if note := overlap_note(info.name, info.config, data, split):
+        echo(f"note: {note}")
 
 
 def read_split(

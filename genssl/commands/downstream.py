@@ -44,10 +44,10 @@ def segment(
     context: typer.Context,
     run: _options.Run,
     common: Common,
-    labelled: Annotated[
-        list[int] | None, typer.Option(min=1, help="Number of labelled images; default: 50. Repeatable.")
+    labeled: Annotated[
+        list[int] | None, typer.Option(min=1, help="Number of labeled images; default: 50. Repeatable.")
     ] = None,
-    draws: Annotated[int, typer.Option(min=1, max=1000, help="Draws of the labelled images.")] = 5,
+    draws: Annotated[int, typer.Option(min=1, max=1000, help="Draws of the labeled images.")] = 5,
     blocks: Annotated[
         list[str] | None,
         typer.Option(metavar="N,N,...", help="Blocks of the run's network, from 1; default: all."),
@@ -71,7 +71,7 @@ def segment(
     ] = TEST_IMAGES,
     beside: Beside = None,
 ) -> None:
-    """Segment test images from the features of a few labelled ones, beside baselines."""
+    """Segment test images from the features of a few labeled ones, beside baselines."""
     chosen_blocks = [_options.whole(block, "--blocks") for block in _options.numbers(blocks, "--blocks")]
     chosen_times = _options.numbers(times, "--times")
     _find(beside)
@@ -80,7 +80,7 @@ def segment(
     from genssl.metrics.segmentation import ClassifierSettings
 
     settings = evaluation.SegmentSettings(
-        tuple(dict.fromkeys(labelled or [50])), draws, chosen_blocks or None, chosen_times or None,
+        tuple(dict.fromkeys(labeled or [50])), draws, chosen_blocks or None, chosen_times or None,
         classes, heat_map, ClassifierSettings(members, steps), common.seed,
     )  # fmt: skip
     others = _others(work, beside or [])
@@ -144,7 +144,7 @@ def probe(
             metavar="F,F,...", help="Shares of the train images with labels; default: 0.01,0.1,1. Repeatable."
         ),
     ] = None,
-    draws: Annotated[int, typer.Option(min=1, max=1000, help="Draws of the labelled images.")] = 5,
+    draws: Annotated[int, typer.Option(min=1, max=1000, help="Draws of the labeled images.")] = 5,
     k: Annotated[int, typer.Option("-k", min=1, help="Number of neighbors.")] = 20,
     epochs: Annotated[int, typer.Option(min=1, max=100_000, help="Epochs of the linear classifier.")] = 100,
     lr: Annotated[float, typer.Option("--lr", help="Initial learning rate of the linear classifier.")] = 30.0,

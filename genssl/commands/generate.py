@@ -119,13 +119,15 @@ def sample(
 
 def _settings(work: Evaluation, sampling: Sampling) -> dict[str, Any]:
     """What image i of a folder of samples depends on, besides i."""
+    from genssl.eval.sample import sampling_settings
+
     info = work.loaded.info
     return {
         "run": info.name,
         "weights_sha256": info.digest,
         "seed": work.common.seed,
         "batch_size": work.common.batch_size,
-        **sampling.given(),
+        **sampling_settings(work.method, sampling.given()),
     }
 
 
@@ -156,6 +158,7 @@ def reconstruct(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Number of sampler steps; in a sweep, at most the level.")
     ] = None,
+    spacing: _options.Spacing = None,
     features: Annotated[
         str | None,
         typer.Option(
@@ -174,7 +177,7 @@ def reconstruct(
     else:
         _refuse("sweep", {"-n": n})
     if not config.has_noise_levels:
-        _refuse(config.method, {"--sampler": sampler, "--steps": steps})
+        _refuse(config.method, {"--sampler": sampler, "--steps": steps, "--spacing": spacing})
     shown = n or SHOWN
     levels = None if sweep is None else parse_levels(sweep)
     if features not in {None, "pixels"}:
@@ -190,7 +193,7 @@ def reconstruct(
             )
             result = run_sweep(
                 work.method, split, levels, queries=queries or QUERIES, seed=common.seed,
-                batch_size=common.batch_size, sampler=sampler or "dpm++", steps=steps,
+                batch_size=common.batch_size, sampler=sampler or "dpm++", steps=steps, spacing=spacing,
                 space=space, bank_split=_bank(work, split), until=until or 0, tick=tick,
             )  # fmt: skip
         elif t_prime is not None:
@@ -198,7 +201,7 @@ def reconstruct(
 
             result = reconstruct_from(
                 work.method, split, t_prime, shown, seed=common.seed, batch_size=common.batch_size,
-                sampler=sampler or "ancestral", steps=steps, tick=tick,
+                sampler=sampler or "ancestral", steps=steps, spacing=spacing, tick=tick,
             )  # fmt: skip
         else:
             from genssl.eval.reconstruct import reconstruct as evaluate

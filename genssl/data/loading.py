@@ -307,3 +307,24 @@ def read_unlabeled(
     images = torch.cat([split.images for split in parts])
     digest = tensor_digest({"images": images})
     return replace(parts[0], images=images, labels=None, classes=(), part="all", digest=digest)
+
+
+def overlap_note(name: str, trained: Config, data: str | None, split: Split) -> str | None:
+    """Why images of a split may be among those that a run was trained on; None: they are not.
+
+    Args:
+        name: of the run.
+        trained: its settings.
+        data: what the split was loaded from; None: the run's own data.
+        split: images to test on, or those to train on, which may overlap.
+    """
+    known = trained.data
+    if split.part == "train" or (data and base_name(data) != base_name(known)):
+        return None
+    if data not in {None, known}:
+        reason = f"{data} and {known}, on which {name} was trained, are split differently"
+    elif split.seed not in {None, trained.seed}:
+        reason = f"{known} has no parts, and the random seed of {name} chose other images for testing"
+    else:
+        return None
+    return f"{reason}: images of the {split.part} split may be among its training images"

@@ -21,8 +21,9 @@ from genssl.eval.reconstruct import Reverse, Snapshots, StepCounter, calls_of, c
 from genssl.eval.result import EvalResult, check_size, require_ability
 from genssl.metrics.knn import knn_predict
 from genssl.metrics.reconstruction import Crossing, half_crossing, is_top1_match, mean_squared_error, psnr
-from genssl.models.ddpm import FAST_STEPS, Sampler
+from genssl.models.ddpm import FAST_STEPS, Sampler, default_spacing
 from genssl.models.method import CanDenoise, Method
+from genssl.models.sampling_times import Spacing
 from genssl.pixels import to_model
 from genssl.runtime import Tick, chunks, generator, generators, measuring
 
@@ -281,6 +282,7 @@ def sweep(
     batch_size: int,
     sampler: Sampler = "dpm++",
     steps: int | None = None,
+    spacing: Spacing | None = None,
     space: FeatureSpace | None = None,
     bank_split: Split | None = None,
     until: int = 0,
@@ -302,6 +304,7 @@ def sweep(
         batch_size: in images.
         sampler: of the curves; the images of the figure take all steps of the reverse process.
         steps: sampler steps, fewer where t' is less; None: 20, or all for "ancestral".
+        spacing: of the times that the sampler visits; the sampler's default when None.
         space: of the features; None: compare pixels only.
         bank_split: labeled images for the classes by kNN, of which 5,000 are taken; None: no classes.
         until: go on to higher levels, at most to this one, until every t* is reached with its interval.
@@ -329,7 +332,7 @@ def sweep(
     count = StepCounter(taken, tick)
 
     def measure(level: int) -> dict[str, Tensor]:
-        reverse = Reverse(diffusion, sampler, steps_at(level, sampler, steps))
+        reverse = Reverse(diffusion, sampler, steps_at(level, sampler, steps), spacing)
         return _measure(reverse, retrieval, split, query_index, level, seed, batch_size, count)
 
     levels, measured = _measure_levels(measure, retrieval, levels, until, seed)
@@ -338,7 +341,8 @@ def sweep(
     curves = summarize(diffusion.schedule.snr.cpu(), retrieval, query_index, levels, measured, seed)
     used = [steps_at(level, sampler, steps) for level in levels]
     calls = network_calls(levels, len(query_index), sampler, steps)
-    values = {"sampler": sampler, **values_of(curves, measured, used), "network_calls": calls}
+    way = {"sampler": sampler, "spacing": spacing or default_spacing(sampler)}
+    values = {**way, **values_of(curves, measured, used), "network_calls": calls}
     if space is not None:
         values |= {"features": space.name, "features_digest": space.digest}
     values["seconds"] = round(time.perf_counter() - start, 3)

@@ -35,8 +35,8 @@ class LabelFractions:
 
     Attributes:
         fractions: shares of the labels, in (0, 1].
-        draws: of the labelled images; of all labels there is one.
-        k: neighbors that vote; all labelled images where these are fewer.
+        draws: of the labeled images; of all labels there is one.
+        k: neighbors that vote; all labeled images where these are fewer.
         linear: of the linear classifier.
         seed: of the draws, and of the order in which the classifier sees features.
     """
@@ -66,7 +66,7 @@ def probe(
 
     Args:
         method: in eval mode, on the device of the splits.
-        train: where the labelled images are drawn from.
+        train: where the labeled images are drawn from.
         test: classified.
         settings: the defaults when None.
         beside: other methods by name.
@@ -112,7 +112,7 @@ def _check(settings: LabelFractions, beside: Mapping[str, Method], train: Split)
         check_size(other, train)
 
 
-def labelled_rows(labels: Tensor, fraction: float, seed: int, draw: int) -> Tensor:
+def labeled_rows(labels: Tensor, fraction: float, seed: int, draw: int) -> Tensor:
     """The rows of a share of each class, at least one of each: int64, in rising order.
 
     Of one draw, a larger share contains a smaller one.
@@ -143,7 +143,7 @@ def _scores(
     """Accuracies, the mean and the deviation over draws."""
     linear, neighbors, count = list[float](), list[float](), 0
     for draw in range(settings.draws if fraction < 1 else 1):
-        rows = labelled_rows(labels.cpu(), fraction, settings.seed, draw).to(bank.device)
+        rows = labeled_rows(labels.cpu(), fraction, settings.seed, draw).to(bank.device)
         features, known, count = bank[rows], labels[rows], len(rows)
         fitted = linear_probe(
             features, known, queries, test_labels, classes, settings.linear, seed=settings.seed
@@ -152,7 +152,7 @@ def _scores(
         predicted = knn_predict(features, known, queries, classes, min(settings.k, count))
         neighbors.append(float((predicted == test_labels).float().mean()))
     return {
-        "labelled": count,
+        "labeled": count,
         "linear_accuracy": statistics.fmean(linear),
         "linear_std": statistics.stdev(linear) if len(linear) > 1 else None,
         "knn_accuracy": statistics.fmean(neighbors),
@@ -165,7 +165,7 @@ def _result(
 ) -> EvalResult:
     first = rows[0]
     values = {
-        **{name: first[name] for name in ("fraction", "labelled", "linear_accuracy", "knn_accuracy")},
+        **{name: first[name] for name in ("fraction", "labeled", "linear_accuracy", "knn_accuracy")},
         "draws": settings.draws,
         "k": settings.k,
         "epochs": settings.linear.epochs,
@@ -174,11 +174,11 @@ def _result(
         "test_images": len(test),
         "compared": rows,
     }
-    smallest = min(row["labelled"] for row in rows)
-    cut = f"k is {smallest} where there are only {smallest} labelled images; -k takes another number"
+    smallest = min(row["labeled"] for row in rows)
+    cut = f"k is {smallest} where there are only {smallest} labeled images; -k takes another number"
     notes = (
-        "of each class the same share is labelled, at least one image",
-        "std is the deviation over draws of the labelled images; of all labels there is one",
+        "of each class the same share is labeled, at least one image",
+        "std is the deviation over draws of the labeled images; of all labels there is one",
         *((cut,) if smallest < settings.k else ()),
     )
     title = header_of(method, f"{len(test)} {test.name} test images classified")
@@ -206,7 +206,7 @@ def draw_fractions(rows: Sequence[Mapping[str, Any]], title: str) -> "Figure":
     shares = sorted({100 * row["fraction"] for row in rows})
     axis.set_xticks(shares, [f"{share:g}" for share in shares])
     axis.minorticks_off()
-    axis.set(xlabel="labelled train images (%)", ylabel="accuracy on test images (%)")
+    axis.set(xlabel="labeled train images (%)", ylabel="accuracy on test images (%)")
     axis.legend(frameon=False, fontsize="small")
     figure.suptitle(title, size="medium")
     return figure

@@ -12,9 +12,10 @@ from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.eval.result import EvalResult, check_size, header_of, require_ability
 from genssl.metrics.reconstruction import mean_squared_error, psnr
-from genssl.models.ddpm import FAST_STEPS, Sampler
+from genssl.models.ddpm import FAST_STEPS, Sampler, default_spacing
 from genssl.models.diffusion import StepCallback, q_sample
 from genssl.models.method import CanDenoise, CanReconstruct, Method
+from genssl.models.sampling_times import Spacing
 from genssl.pixels import to_model
 from genssl.runtime import Counter, Tick, chunks, generators, measuring, normal
 
@@ -75,11 +76,13 @@ class Reverse:
         diffusion: the diffusion model.
         sampler: "ancestral", "dpm++" or "ddim".
         steps: of the sampler; None: all for "ancestral", 20 for the others, fewer where t' is less.
+        spacing: of the times that the sampler visits; the sampler's default when None.
     """
 
     diffusion: CanDenoise
     sampler: Sampler
     steps: int | None = None
+    spacing: Spacing | None = None
 
     def steps_from(self, t_prime: int) -> int:
         """Steps from t'.
@@ -109,7 +112,9 @@ class Reverse:
         noised = q_sample(self.diffusion.schedule, x, times, normal(x.shape, noise, x.device))
         steps = self.steps_from(t_prime)
         try:
-            return noised, self.diffusion.denoise(noised, t, noise, self.sampler, steps, callback=callback)
+            return noised, self.diffusion.denoise(
+                noised, t, noise, self.sampler, steps, spacing=self.spacing, callback=callback
+            )
         except ValueError as error:
             raise UserError(f"cannot denoise from t' = {t_prime}: {error}") from error
 
@@ -189,6 +194,7 @@ def reconstruct_from(
     batch_size: int,
     sampler: Sampler = "ancestral",
     steps: int | None = None,
+    spacing: Spacing | None = None,
     snapshots: int = 8,
     tick: Tick,
 ) -> EvalResult:
@@ -205,7 +211,7 @@ def reconstruct_from(
         n: images.
         seed: random seed of the images and the noise.
         batch_size: in images.
-        sampler, steps: of the reverse process, see `Reverse`.
+        sampler, steps, spacing: of the reverse process, see `Reverse`.
         snapshots: maximum number of columns between the noised image and the result.
         tick: called with the network evaluations (images times steps) done and in total.
 
@@ -219,7 +225,7 @@ def reconstruct_from(
         raise UserError(f"-n must be at least 1, not {n}")
     start = time.perf_counter()
     images = split.take(n, seed).images.to(diffusion.device)
-    reverse = Reverse(diffusion, sampler, steps)
+    reverse = Reverse(diffusion, sampler, steps, spacing)
     steps = reverse.steps_from(t_prime)
     calls = calls_of(sampler, steps)
     count = StepCounter(steps * len(images), tick)
@@ -230,6 +236,7 @@ def reconstruct_from(
         "t_prime": t_prime,
         "snr": float(diffusion.schedule.snr[t_prime - 1]),
         "sampler": sampler,
+        "spacing": spacing or default_spacing(sampler),
         "steps": steps,
         "network_calls": calls * len(images),
         "mse": float(after.mean()),

@@ -14,6 +14,7 @@ from genssl import figures
 from genssl.errors import UserError
 from genssl.eval.result import EvalResult, header_of
 from genssl.metrics.sharpness import SHARPNESS, mean_sharpness
+from genssl.models.ddpm import default_spacing
 from genssl.models.method import CanDenoise, CanSample, Method
 from genssl.pixels import to_bytes
 from genssl.runtime import Tick, chunks, generators, measuring
@@ -204,7 +205,7 @@ def sample(
         images = draw_samples(method, n, seed, batch_size, tick, options, present, write, drawn, keep)
     seconds = time.perf_counter() - start
     first = first_to_draw(n, batch_size, present, drawn)
-    values: dict[str, Any] = {"images": n, "seed": seed, **_how(method, options)}
+    values: dict[str, Any] = {"images": n, "seed": seed, **sampling_settings(method, options)}
     if first == 0:
         values["seconds"] = round(seconds, 3)
     if calls[0]:
@@ -247,10 +248,16 @@ def _sharpness_note(mean: float, reference: float, *, fast: bool) -> str | None:
     return None
 
 
-def _how(method: Method, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The sampling settings: the prior or sampler, also where it is the default, and the options."""
+def sampling_settings(method: Method, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, and the prior, sampler, spacing, class and guidance where they are the method's defaults.
+
+    Raises:
+        UserError: as `sampler_of`.
+    """
     parameters = inspect.signature(sampler_of(method, options)).parameters
     how = {name: parameters[name].default for name in ("prior", "sampler") if name in parameters}
+    if "spacing" in parameters:
+        how["spacing"] = default_spacing(options.get("sampler", how["sampler"]))
     if method.classes:
         # The mixture is over the latents of images without their class
         usual = "none" if options.get("prior") == "mixture" else "random"
@@ -263,12 +270,15 @@ def _how(method: Method, options: Mapping[str, Any]) -> dict[str, Any]:
 def _in_words(values: Mapping[str, Any]) -> str:
     """The sampling settings as text: "ddim, 50 network calls per image, eta 0.5, seed 0"."""
     calls = values.get("nfe")
+    others = ["guidance", "eta", "variance"]
+    if "spacing" in values and values["spacing"] != default_spacing(values["sampler"]):
+        others.insert(0, "spacing")
     parts = [
         f"{values['prior']} prior" if "prior" in values else "",
         str(values.get("sampler", "")),
         f"{calls} network calls per image" if calls else "",
         f"class {values['class']}" if values.get("class") not in {None, ALL, "none", "random"} else "",
-        *(f"{name} {values[name]}" for name in ("spacing", "guidance", "eta", "variance") if name in values),
+        *(f"{name} {values[name]}" for name in others if name in values),
         f"seed {values['seed']}",
     ]
     return ", ".join(filter(None, parts))
@@ -302,7 +312,7 @@ def trajectory(method: Method, *, seed: int, options: Mapping[str, Any]) -> Eval
         sample(FOLLOWED, generators(seed, "sample", followed), **arguments, callback=callback)
     indices = torch.linspace(0, len(states) - 1, min(SNAPSHOTS, len(states))).round().int().tolist()
     rows = torch.stack([states[i] for i in indices], 1).flatten(0, 1)
-    how = _in_words({**_how(method, options), "seed": seed, "nfe": calls[0]})
+    how = _in_words({**sampling_settings(method, options), "seed": seed, "nfe": calls[0]})
     header = header_of(method, f"{FOLLOWED} samples on their way from noise, {how}")
     titles = [
         f"t' = {left[i]}" if isinstance(method, CanDenoise) else f"{left[i]} steps left" for i in indices

@@ -1,4 +1,4 @@
-"""Segmentation from few labelled images by features of pixels (Baranchuk et al. 2022), beside baselines."""
+"""Segmentation from few labeled images by features of pixels (Baranchuk et al. 2022), beside baselines."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +36,7 @@ GROUND = "ground"
 FOREGROUND = "not ground"
 Classes = Literal["ground", "all"]
 NUMBERS = 2**24  # features of images that are computed at once
-KEPT = 2**27  # of labelled images that are held at once: of larger ones, some pixels are drawn
+KEPT = 2**27  # of labeled images that are held at once: of larger ones, some pixels are drawn
 SHOWN = 8  # test images in the picture
 # Of classes in the picture, from 1 on, and again from the first; ground is black, what is ignored gray
 COLORS = torch.tensor([
@@ -52,8 +52,8 @@ class SegmentSettings:
     """What is compared, and how.
 
     Attributes:
-        labelled: numbers of labelled images; pictures and headline numbers are of the first.
-        repeats: draws of the labelled images.
+        labeled: numbers of labeled images; pictures and headline numbers are of the first.
+        repeats: draws of the labeled images.
         blocks: one-based, of the run itself; all when None.
         times: noise levels, of the run itself; the method's when None.
         classes: "ground": tell ground from everything else; "all": every class of the masks.
@@ -62,7 +62,7 @@ class SegmentSettings:
         seed: of the draws, the noise and the ensembles.
     """
 
-    labelled: Sequence[int] = (50,)
+    labeled: Sequence[int] = (50,)
     repeats: int = 5
     blocks: Sequence[int] | None = None
     times: Sequence[float] | None = None
@@ -85,7 +85,7 @@ class _Cell:
 class _Fitted:
     """An ensemble, what it is for, and the channels that it sees."""
 
-    labelled: int
+    labeled: int
     repeat: int
     model: PixelClassifiers
     channels: slice
@@ -94,7 +94,7 @@ class _Fitted:
 
 @dataclass(frozen=True)
 class _Problem:
-    """The images, the classes of their pixels, and which rows of train are labelled in each draw.
+    """The images, the classes of their pixels, and which rows of train are labeled in each draw.
 
     Images may stay on the host: a portion at a time goes to the device.
     """
@@ -117,14 +117,14 @@ def segment(
     beside: Mapping[str, Method] | None = None,
     tick: Tick,
 ) -> EvalResult:
-    """Train ensembles of pixel classifiers on a few labelled images, and segment the test images.
+    """Train ensembles of pixel classifiers on a few labeled images, and segment the test images.
 
     In one table: the features of the run, of its untrained network, of other runs, and raw pixels; all on the
     same draws. Noise, where a method looks at noisy images, is one draw for all images and times.
 
     Args:
         method: with spatial features, in eval mode, on its device.
-        train: where the labelled images are drawn from; with masks; on the device or on the host, as `test`.
+        train: where the labeled images are drawn from; with masks; on the device or on the host, as `test`.
         test: with masks.
         settings: the defaults when None.
         beside: other methods by name, likewise; with all their blocks and their own times.
@@ -132,13 +132,13 @@ def segment(
 
     Raises:
         UserError: a method without spatial features, no masks, images of another size, a block or time that
-            it does not have, or more labelled images than there are.
+            it does not have, or more labeled images than there are.
     """
     settings = settings or SegmentSettings()
     start = time.perf_counter()
     problem = _problem(train, test, settings, method.device)
     encoders, cells = _encoders(method, beside or {}, problem), _cells(method, problem)
-    total = len(encoders) * len(settings.labelled) * settings.repeats + len(cells)
+    total = len(encoders) * len(settings.labeled) * settings.repeats + len(cells)
     count = Counter(total, tick)
     rows, by_class, by_cell = list[dict[str, Any]](), dict[str, Tensor](), list[dict[str, Any]]()
     for name, encoder in encoders.items():
@@ -147,12 +147,12 @@ def segment(
             picture = _picture(method, encoder, problem, fitted[0])
         results = list(zip(fitted, _confusions(encoder, problem, fitted), strict=True))
         by_cell += [_cell_row(f.cell, matrix) for f, matrix in results if f.cell is not None]
-        for n in settings.labelled:
-            matrices = [matrix for f, matrix in results if f.labelled == n and f.cell is None]
+        for n in settings.labeled:
+            matrices = [matrix for f, matrix in results if f.labeled == n and f.cell is None]
             dimensions = fitted[0].model.dimensions
             sizes = {"dimensions": dimensions, "pixels_per_image": _pixels_per_image(problem, dimensions)}
-            rows.append({"what": name, "labelled": n, **_scores(matrices), **sizes})
-            if n == settings.labelled[0]:
+            rows.append({"what": name, "labeled": n, **_scores(matrices), **sizes})
+            if n == settings.labeled[0]:
                 by_class[name] = torch.stack([intersection_over_union(m) for m in matrices]).nanmean(0)
     values = _values(method, problem, rows, by_class, by_cell)
     values["seconds"] = round(time.perf_counter() - start, 3)
@@ -164,34 +164,34 @@ def segment(
         drawn["heat map"] = _heat_map(method, by_cell)
     return EvalResult(
         values, drawn, _notes(problem), name="segment", title="Segmentation",
-        headline=("mean_iou", "std", "labelled"), units={"seconds": "s"},
+        headline=("mean_iou", "std", "labeled"), units={"seconds": "s"},
     )  # fmt: skip
 
 
 def _problem(train: Split, test: Split, settings: SegmentSettings, device: torch.device) -> _Problem:
-    """Check the images and the numbers, and draw the labelled images."""
+    """Check the images and the numbers, and draw the labeled images."""
     for split in (train, test):
         if split.masks is None:
             raise UserError(
                 f"the {split.part} images of {split.name} have no masks; take --data synthetic, or a folder "
                 "with images/NAME.* and masks/NAME.png"
             )
-    most = max(settings.labelled)
+    most = max(settings.labeled)
     if most > len(train):
-        raise UserError(f"--labelled must be at most the number of train images, {len(train)}, not {most}")
+        raise UserError(f"--labeled must be at most the number of train images, {len(train)}, not {most}")
     classes = (GROUND, *train.classes)
     if settings.classes == "ground":
         classes = (GROUND, FOREGROUND)
         train, test = (replace(split, masks=_foreground(split.masks)) for split in (train, test))
     order = [
-        torch.randperm(len(train), generator=generator(settings.seed, "labelled", i))[:most]
+        torch.randperm(len(train), generator=generator(settings.seed, "labeled", i))[:most]
         for i in range(settings.repeats)
     ]
     for rows in order:
-        few = rows[: min(settings.labelled)].to(train.images.device)
+        few = rows[: min(settings.labeled)].to(train.images.device)
         if train.masks is None or not (train.masks[few] != IGNORE).any():
             raise UserError(
-                f"no pixel of {len(few)} labelled images counts; raise --labelled, or mend the masks"
+                f"no pixel of {len(few)} labeled images counts; raise --labeled, or mend the masks"
             )
     if test.masks is None or not (test.masks != IGNORE).any():
         raise UserError(f"no pixel of {len(test)} test images counts; take more images, or mend the masks")
@@ -282,11 +282,11 @@ def _features(encoder: SpatialEncoder, images: Tensor, places: Tensor | None = N
 
 def _fit(encoder: SpatialEncoder, problem: _Problem, cells: Sequence[_Cell], count: Counter) -> list[_Fitted]:
     """The ensembles of one kind of features: of each draw and number of images, then of each cell."""
-    fitted, labelled = list[_Fitted](), problem.settings.labelled
+    fitted, labeled = list[_Fitted](), problem.settings.labeled
     for repeat, rows in enumerate(problem.draws):
-        pixels, labels = _labelled_pixels(encoder, problem, rows, repeat)
-        jobs: list[tuple[int, _Cell | None]] = [(n, None) for n in labelled]
-        jobs += [(labelled[0], cell) for cell in cells] if repeat == 0 else []
+        pixels, labels = _labeled_pixels(encoder, problem, rows, repeat)
+        jobs: list[tuple[int, _Cell | None]] = [(n, None) for n in labeled]
+        jobs += [(labeled[0], cell) for cell in cells] if repeat == 0 else []
         for n, cell in jobs:
             channels = slice(None) if cell is None else cell.channels
             model = fit_pixel_classifiers(
@@ -298,10 +298,10 @@ def _fit(encoder: SpatialEncoder, problem: _Problem, cells: Sequence[_Cell], cou
     return fitted
 
 
-def _labelled_pixels(
+def _labeled_pixels(
     encoder: SpatialEncoder, problem: _Problem, rows: Tensor, repeat: int
 ) -> tuple[Tensor, Tensor]:
-    """Features (n, P, D) and classes (n, P) of the labelled images: of all pixels, or of as many as fit."""
+    """Features (n, P, D) and classes (n, P) of the labeled images: of all pixels, or of as many as fit."""
     assert problem.train.masks is not None
     rows = rows.to(problem.train.images.device)
     images, masks = (
@@ -320,9 +320,9 @@ def _labelled_pixels(
 
 
 def _pixels_per_image(problem: _Problem, dimensions: int) -> int:
-    """How many pixels of each labelled image are learned from: all, or as many as fit into memory."""
+    """How many pixels of each labeled image are learned from: all, or as many as fit into memory."""
     height, width = problem.train.images.shape[2:]
-    return min(height * width, max(1, KEPT // (max(problem.settings.labelled) * dimensions)))
+    return min(height * width, max(1, KEPT // (max(problem.settings.labeled) * dimensions)))
 
 
 def _confusions(encoder: SpatialEncoder, problem: _Problem, fitted: Sequence[_Fitted]) -> list[Tensor]:
@@ -380,7 +380,7 @@ def _values(
         for i, name in enumerate(problem.classes)
     ]
     return {
-        **{name: rows[0][name] for name in ("mean_iou", "std", "labelled")},
+        **{name: rows[0][name] for name in ("mean_iou", "std", "labeled")},
         "repeats": settings.repeats,
         "train_images": len(problem.train),
         "test_images": len(problem.test),
@@ -432,7 +432,7 @@ def _picture(method: Method, encoder: SpatialEncoder, problem: _Problem, fitted:
     )
     gray = (255 * disagreement).to(torch.uint8)[:, None].expand(-1, 3, -1, -1)
     columns = [to_channels(test, 3), colored(problem.test.masks[:SHOWN]), colored(predicted), gray]
-    n = f"{fitted.labelled} labelled images"
+    n = f"{fitted.labeled} labeled images"
     header = header_of(method, f"{problem.test.name} {problem.test.part} images segmented from {n}")
     pictures = torch.stack([column.cpu() for column in columns], 1).flatten(0, 1)
     return figures.titled_grid(pictures, header, 8, ["image", "mask", "predicted", "disagreement"])
@@ -447,15 +447,15 @@ def colored(masks: Tensor) -> Tensor:
 
 
 def _bars(method: Method, problem: _Problem, rows: Sequence[Mapping[str, Any]]) -> "Figure":
-    """The mean IoU of all features, a bar for each number of labelled images."""
+    """The mean IoU of all features, a bar for each number of labeled images."""
     names = list(dict.fromkeys(row["what"] for row in rows))
     figure, (axis,) = figures.new_figure(1, 1, 6.4, 0.6 + 0.45 * len(names))
-    height = 0.8 / len(problem.settings.labelled)
-    for i, n in enumerate(problem.settings.labelled):
-        chosen = [row for row in rows if row["labelled"] == n]
+    height = 0.8 / len(problem.settings.labeled)
+    for i, n in enumerate(problem.settings.labeled):
+        chosen = [row for row in rows if row["labeled"] == n]
         positions = [j + i * height for j in range(len(names))]
         axis.barh(
-            positions, [100 * row["mean_iou"] for row in chosen], 0.9 * height, label=f"{n} labelled images",
+            positions, [100 * row["mean_iou"] for row in chosen], 0.9 * height, label=f"{n} labeled images",
             xerr=[100 * (row["std"] or 0) for row in chosen],
         )  # fmt: skip
     axis.set_yticks([i + 0.4 - height / 2 for i in range(len(names))], names)

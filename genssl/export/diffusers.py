@@ -79,7 +79,7 @@ class GensslPipeline(DiffusionPipeline):
         batch_size=1,
         num_inference_steps=50,
         class_labels=None,
-        guidance_scale=2.0,
+        guidance_scale=1.5,
         generator=None,
         latents=None,
         eta=0.0,

@@ -251,8 +251,7 @@ class DDPM(Method):
                 as there are times; all for "ancestral".
             labels: the class of each image, (B,) int64; None: no class.
             guidance: w of `guided`; GUIDANCE when None and there are labels.
-            spacing: of the times that the sampler visits, see `sampling_levels`; None: "karras", and
-                "quadratic" for "ddim" and "ancestral".
+            spacing: of the times that the sampler visits, see `sampling_levels`; `default_spacing` when None.
             eta: of "ddim".
             variance: of "ancestral".
             clip: keep the predicted images in [-1, 1] on the way.
@@ -268,8 +267,7 @@ class DDPM(Method):
 
         model = self._model(labels, guidance)
         common: dict[str, Any] = {"prediction": self.prediction, "clip": clip, "callback": callback}
-        if spacing is not None:
-            common["spacing"] = spacing
+        common["spacing"] = default_spacing(sampler) if spacing is None else spacing
         if sampler in DETERMINISTIC:
             return DETERMINISTIC[sampler](model, self.schedule, x, steps, t_start, **common)
         noise = step_noise(x.shape, generator, x.device)
@@ -390,6 +388,16 @@ class DDPM(Method):
     def previews(self, images: Tensor, generator: Randomness) -> dict[str, Tensor]:
         """Samples by the fast sampler, as many as there are images."""
         return {"samples": self.sample(len(images), generator)}
+
+
+def default_spacing(sampler: Sampler) -> Spacing:
+    """The spacing of the times that a sampler visits, where none is asked for.
+
+    Examples:
+        >>> default_spacing("dpm++"), default_spacing("ancestral")
+        ('karras', 'quadratic')
+    """
+    return "karras" if sampler in DETERMINISTIC else "quadratic"
 
 
 def thirds(timesteps: int) -> list[tuple[int, int]]:

@@ -160,6 +160,7 @@ class CanDenoise(Protocol):
         sampler: Any = "dpm++",
         steps: int | None = None,
         *,
+        spacing: Any = None,
         callback: "StepCallback | None" = None,
     ) -> Tensor:
         """x (B, C, H, W) at the zero-based time t_start -> clean images."""

@@ -25,7 +25,7 @@ from genssl.models.diffusion import (
     check_start,
     x_start_and_epsilon,
 )
-from genssl.models.sampling_times import CLEAN, Level, Spacing, level_at, sampling_levels
+from genssl.models.sampling_times import CLEAN, LEAST_LOG_SNR, Level, Spacing, level_at, sampling_levels
 
 # Of inpainting, where none are asked for. Lugmayr et al. 2022 take 250 steps, jumps of 10 and 10 visits,
 # 2,410 network calls; these take 230
@@ -238,8 +238,11 @@ def heun(
             x = x_euler
         else:
             _, epsilon_next = _predict(model, x_euler, level_next, prediction, clip)
-            # x_euler + alpha_next (s_next - s) (epsilon_next - epsilon) / 2, without s, which may be infinite
-            ratio = level_next.alpha / level.alpha if level.alpha > 0 else level_next.sigma / level.sigma
+            # x_euler + alpha_next (s_next - s) (epsilon_next - epsilon) / 2, without s (it may be infinite).
+            # From beyond LEAST_LOG_SNR the step stays Euler's: alpha_next / alpha would multiply every error
+            # of epsilon there, by 79 in the first of 20 steps on the cosine schedule
+            is_noise = level.log_snr < LEAST_LOG_SNR
+            ratio = level_next.sigma / level.sigma if is_noise else level_next.alpha / level.alpha
             x = x_euler + 0.5 * (level_next.sigma - ratio * level.sigma) * (epsilon_next - epsilon)
         _report(callback, level_next, x)
     return x

@@ -16,8 +16,9 @@ from genssl.models.diffusion import NoiseSchedule
 CLEAN = -1  # the time of the clean image, one before t = 0
 Spacing = Literal["karras", "log-snr", "quadratic", "uniform"]
 RHO = 7  # Karras et al. 2022, table 1
-# Of lambda = log(alpha / sigma): 164 times as much noise as image, where the linear schedule ends. The bound
-# that DPM-Solver's authors advise for the cosine schedule, which ends with e^9.9 times as much
+# Bound on lambda = log(alpha / sigma), where sigma is 164 times alpha: about where the linear schedule of
+# 1,000 times ends (157). DPM-Solver's authors advise it for the cosine schedule, which ends with 20,000
+# times, and start there; here the first step leads to it
 LEAST_LOG_SNR = -5.1
 
 
@@ -104,11 +105,11 @@ def level_at(schedule: NoiseSchedule, t: int) -> Level:
 
 
 def karras_times(schedule: NoiseSchedule, t_start: int, steps: int) -> list[int]:
-    """`steps` times from t_start down to 0, evenly spaced in (sigma / alpha)^(1 / 7).
+    """`steps` times from t_start down to 0 (of one step t_start), evenly spaced in (sigma / alpha)^(1 / 7).
 
-    Karras et al. 2022, equation 5. Beside even steps in lambda, more of them are at middle noise, where the
-    image takes shape. A start beyond LEAST_LOG_SNR counts as if it were there, so that few steps are spent
-    where there is hardly anything but noise: of 20 even steps in lambda, nine are at t > 980 of the cosine
+    Karras et al. 2022, equation 5. Compared with even steps in lambda, more of them are where there is much
+    noise, and fewer where there is little. A start beyond LEAST_LOG_SNR counts as if it were there, so that
+    few steps are spent on nothing but noise: of 20 even steps in lambda, nine are at t > 980 of the cosine
     schedule's 1,000 times.
 
     Examples:
@@ -129,7 +130,9 @@ def karras_times(schedule: NoiseSchedule, t_start: int, steps: int) -> list[int]
 
 
 def log_snr_times(schedule: NoiseSchedule, t_start: int, steps: int) -> list[int]:
-    """`steps` times from t_start down to 0, evenly spaced in lambda (Lu et al. 2022, section 6).
+    """`steps` times from t_start down to 0 (of one step t_start), evenly spaced in lambda.
+
+    Lu et al. 2022, section 6.
 
     Examples:
         >>> from genssl.models.diffusion import linear_schedule
@@ -138,9 +141,11 @@ def log_snr_times(schedule: NoiseSchedule, t_start: int, steps: int) -> list[int
         (4, 999, 0)
     """
     _check_steps(t_start, steps)
-    if schedule.log_alphas_cumprod[t_start] == -math.inf:  # lambda is -inf at pure noise: leave it by itself
-        return [t_start, *(log_snr_times(schedule, t_start - 1, steps - 1) if steps > 1 else [])]
     lambdas = _log_snrs(schedule, t_start)
+    if lambdas[-1] == -math.inf:  # pure noise: a time by itself, and even steps from the next to 0
+        if steps <= 2:
+            return [t_start, 0][:steps]
+        return [t_start, *log_snr_times(schedule, t_start - 1, steps - 1)]
     return _nearest(
         torch.linspace(float(lambdas[-1]), float(lambdas[0]), steps, dtype=torch.float64), lambdas
     )

@@ -212,13 +212,13 @@ def _quality(vae: Part, ddpm: Part, samples: int) -> Iterator[Step]:
         ddpm.cost(6 * START, calls=MEASURING_CALLS, scalable=FAST_STEPS * samples, size=images)
     )
     # Images of three encoders: the DDPM, the same untrained, and the VAE
-    probed, labelled = ("--test-limit", PROBED), Size("--limit", LABELLED, 500)
+    probed, labeled = ("--test-limit", PROBED), Size("--limit", LABELLED, 500)
     probe = _evaluation(
         ("2.3 b",), "classify from the features", "probe", "ddpm",
-        "--beside", "vae", "--limit", labelled.full, *probed,
+        "--beside", "vae", "--limit", labeled.full, *probed,
     )  # fmt: skip
     yield probe.with_cost(
-        ddpm.cost(5 * PROBE, calls=3 * PROBED, scalable=3 * ENCODING_CALLS * LABELLED, size=labelled)
+        ddpm.cost(5 * PROBE, calls=3 * PROBED, scalable=3 * ENCODING_CALLS * LABELLED, size=labeled)
     )
 
 

@@ -220,8 +220,8 @@ def bound(trained: Trained) -> dict[str, float]:
 # run that it does not apply to.
 MEASURES: dict[str, Measure] = {
     "data": data,
-    "sampling": sampling,
-    "ancestral": ancestral,
+    "default sampling": sampling,
+    "ancestral sampling": ancestral,
     "bound with its error": bound,
     "knn": knn,
     "linear": linear,

@@ -36,9 +36,8 @@ from genssl.training.options import (
 )
 from genssl.training.run_folder import RunFolder, is_complete
 from genssl.training.signals import Clock, StopSignals, format_seconds, peak_memory
-from genssl.training.splits import load_splits, with_classes_of
+from genssl.training.splits import load_splits, notes_on_start, with_classes_of
 
-NAMED = 5  # weights in a note
 READ_EVERY = 1.0  # seconds between reads of the losses from the device
 DRAW_EVERY = 30.0  # seconds between drawings of the curves
 WARM_STEPS = 3  # left out of the estimate: they compile and allocate
@@ -183,11 +182,11 @@ def follow(training: Training, monitor: Monitor) -> Path:
     return folder
 
 
-def _initialize(method: Method, source: Path, listener: Listener) -> None:
+def _take_weights(method: Method, source: Path, shown: int = 5) -> list[str]:
     """Take the weights of another run, and say which differ; a resumed run has its own."""
-    if left := checkpoint.initialize(method, source):
-        names = f"{', '.join(left[:NAMED])}{', ...' * (len(left) > NAMED)}"
-        listener(Note(f"{len(left)} weights differ in name or shape, and were not taken: {names}"))
+    left = checkpoint.initialize(method, source)
+    names = ", ".join(left[:shown]) + ", ..." * (len(left) > shown)
+    return [f"{len(left)} weights differ in name or shape, and were not taken: {names}"] if left else []
 
 
 class RunInProgress:
@@ -211,7 +210,8 @@ class RunInProgress:
         views = choose_views(config, train.split.classes)
         method = build(config).to(train.device)
         if is_new and config.init is not None:
-            _initialize(method, Path(config.init), listener)
+            for text in (*_take_weights(method, Path(config.init)), *notes_on_start(config, held_out)):
+                listener(Note(text))
         self.training = Training(method, views, train, config)
         if should_compile(options, train.device, self.training.total_steps):
             self._compile(train.device)

@@ -1,8 +1,10 @@
 """The images of a run: what it trains on, and what it is measured on meanwhile."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
-from genssl.data.loading import RunPart, load_for_run
+from genssl import run_info
+from genssl.data.loading import RunPart, load_for_run, overlap_note
 from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.settings import Config
@@ -38,6 +40,15 @@ def load_splits(config: Config, listener: Listener, other: RunPart = "test") -> 
             f"{config.data} leaves {len(train)} image to train on, and batch norm needs 2 or more"
         )
     return train, load_for_run(config, other, progress)
+
+
+def notes_on_start(config: Config, held_out: Split) -> list[str]:
+    """A note where the weights that a run starts from may have been trained on its test images."""
+    if config.init is None:
+        return []
+    info = run_info.inspect(Path(config.init))
+    note = overlap_note(info.name, info.config, config.data, held_out)
+    return [] if note is None else [note]
 
 
 def require_data(configs: Iterable[Config], listener: Listener) -> None:

@@ -17,7 +17,7 @@ from genssl.models.unet import Layout
 from ..conftest import call
 from .test_commands import json_of
 
-FEW = ["--members", 2, "--steps", 8, "--draws", 2, "--labelled", 6, "--test-limit", 6, "--device", "cpu"]
+FEW = ["--members", 2, "--steps", 8, "--draws", 2, "--labeled", 6, "--test-limit", 6, "--device", "cpu"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,14 +55,14 @@ def ddpm(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_segment(ddpm: Path, vae_run: Path, masked: Path) -> None:
-    options = [*FEW, "--labelled", 4, "--data", masked, "--beside", vae_run, "--classes", "all"]
+    options = [*FEW, "--labeled", 4, "--data", masked, "--beside", vae_run, "--classes", "all"]
     values = json_of("segment", ddpm, *options)
-    assert (values["labelled"], values["repeats"], values["test_images"], values["classes"]) == (6, 2, 6, 11)
+    assert (values["labeled"], values["repeats"], values["test_images"], values["classes"]) == (6, 2, 6, 11)
     # as noisy as 50 and 150, and its last time, which is less noisy than 250 of 1,000
     assert (values["blocks"], values["times"]) == ([1, 2], [7, 19])
     rows = values["compared"]
     names = ["ddpm", "untrained ddpm", "vae", "raw pixels", "raw pixels, 3x3"]
-    assert [(row["what"], row["labelled"]) for row in rows] == [(name, n) for name in names for n in (6, 4)]
+    assert [(row["what"], row["labeled"]) for row in rows] == [(name, n) for name in names for n in (6, 4)]
     assert [row["dimensions"] for row in rows[::2]] == [64, 64, 8 + 16 + 32 + 64, 3, 27]
     assert all(0 < row["mean_iou"] < row["pixel_accuracy"] < 1 for row in rows)
     table = values["iou_by_class"]
@@ -132,7 +132,7 @@ def test_probe(vae_run: Path, ddpm: Path) -> None:
     expected = [(name, fraction) for name in ("vae", "ddpm") for fraction in (0.2, 1, 0.5)]
     assert [(row["what"], row["fraction"]) for row in rows] == expected
     assert values["draws"] == 2
-    assert rows[1]["labelled"] == 120
+    assert rows[1]["labeled"] == 120
     assert "k is" in str(values["notes"])
     (file,) = (vae_run / "eval").glob("probe-*.json")
     assert json.loads(file.read_text()) == values
@@ -148,7 +148,7 @@ def test_probe(vae_run: Path, ddpm: Path) -> None:
     [
         (["segment", "VAE", "--data", "HEAP"], "train images of downstream-heap have no masks"),
         (["segment", "VAE"], "have no masks; take --data synthetic, or a folder"),
-        (["segment", "VAE", "--data", "MASKED", "--labelled", 13], "--labelled must be at most the number"),
+        (["segment", "VAE", "--data", "MASKED", "--labeled", 13], "--labeled must be at most the number"),
         (["segment", "VAE", "--data", "MASKED", *FEW, "--blocks", 5], "blocks must be from 1 to 4, not 5"),
         (["segment", "VAE", "--data", "MASKED", *FEW, "--blocks", 0], "blocks must be from 1 to 4, not 0"),
         (

@@ -206,8 +206,8 @@ def test_options_that_matter_are_in_the_name(run: Path) -> None:
         ),
         (
             "segment",
-            {"beside": ["simsiam", "vae"], "labelled": [20, 50]},
-            "segment-beside-simsiam-vae-labelled20-50",
+            {"beside": ["simsiam", "vae"], "labeled": [20, 50]},
+            "segment-beside-simsiam-vae-labeled20-50",
         ),
         ("probe", {"label_fractions": ["0.01,0.1", "1"]}, "probe-labelfractions0.01-0.1-1"),
         ("purify", {"eps": ".1"}, "purify-eps0.1"),

@@ -94,7 +94,7 @@ def in_parts(*parts: str, classes: str = "AB") -> list[str]:
         ("test_set", "test"), ("testing data", "test"), ("PublicTest", "test"), ("seg_test", "test"),
         ("eval", "evaluation"), ("Evaluation", "evaluation"), ("holdout", "holdout"), ("hold-out", "holdout"),
         ("HeldOut", "holdout"), ("valid", "validation"), ("dev", "validation"), ("ValSet", "validation"),
-        ("unlabeled", "unlabeled"), ("un-labelled", "unlabeled"), ("seg_pred", "unlabeled"),
+        ("unlabeled", "unlabeled"), ("un-labeled", "unlabeled"), ("seg_pred", "unlabeled"),
         ("fold3", "fold"), ("k-fold_03", "fold"), ("fold", None), ("stretch", None), ("interval", None),
         ("contest", None), ("unfold4", None), ("train_test", None), ("cat", None), ("2", None),
     ],

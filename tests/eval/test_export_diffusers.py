@@ -1,5 +1,6 @@
 """Pipelines for diffusers: its own schedulers draw our samples from the same noise."""
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 import genssl
 from genssl.models.ddpm import DDPM
 from genssl.models.flow import Flow, solve_ode
+from genssl.models.guidance import GUIDANCE
 from genssl.models.method import Method
 from genssl.pixels import to_bytes
 from genssl.runtime import generator, normal
@@ -86,6 +88,8 @@ def test_its_scheduler_draws_our_samples(name: str) -> None:
             guidance: dict[str, Any] = {"labels": labels, "guidance": 1.5} if name in GUIDED else {}
             assert isinstance(method, DDPM)
             ours = method.denoise(x, None, sampler="ddim", steps=STEPS, **guidance)
+    default = inspect.signature(type(pipeline).__call__).parameters.get("guidance_scale")
+    assert default is None or default.default == 1 + GUIDANCE
     options: dict[str, Any] = {"class_labels": labels, "guidance_scale": 2.5} if name in GUIDED else {}
     options |= {"num_inference_steps": STEPS, "latents": x, "batch_size": 3}
     close(ours, pipeline(**options, output_type="latent").images)

@@ -1,4 +1,4 @@
-"""Accuracy by the share of labels: which images are labelled, and that each accuracy is that of its fit."""
+"""Accuracy by the share of labels: which images are labeled, and that each accuracy is that of its fit."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from sklearn.neighbors import KNeighborsClassifier
 
 from genssl.errors import UserError
-from genssl.eval.probe import LabelFractions, labelled_rows, probe
+from genssl.eval.probe import LabelFractions, labeled_rows, probe
 from genssl.eval.result import EvalResult
 from genssl.metrics.linear_probe import ProbeSettings, linear_probe
 
@@ -25,22 +25,22 @@ def evaluate(**changes: Any) -> EvalResult:
     return probe(Projection(), TRAIN, TEST, settings, tick=silent)
 
 
-def test_of_each_class_the_same_share_is_labelled() -> None:
+def test_of_each_class_the_same_share_is_labeled() -> None:
     labels = torch.tensor([0] * 100 + [1] * 20 + [2])
-    rows = labelled_rows(labels, 0.1, 0, 0)
+    rows = labeled_rows(labels, 0.1, 0, 0)
     assert labels[rows].bincount().tolist() == [10, 2, 1]
     assert torch.equal(rows, rows.unique())
-    assert torch.equal(labelled_rows(labels, 1, 0, 0), torch.arange(121))
+    assert torch.equal(labeled_rows(labels, 1, 0, 0), torch.arange(121))
     # A larger share of one draw contains a smaller one; draws and seeds differ
-    assert set(rows.tolist()) < set(labelled_rows(labels, 0.3, 0, 0).tolist())
-    assert not torch.equal(rows, labelled_rows(labels, 0.1, 0, 1))
-    assert not torch.equal(rows, labelled_rows(labels, 0.1, 1, 0))
+    assert set(rows.tolist()) < set(labeled_rows(labels, 0.3, 0, 0).tolist())
+    assert not torch.equal(rows, labeled_rows(labels, 0.1, 0, 1))
+    assert not torch.equal(rows, labeled_rows(labels, 0.1, 1, 0))
     # Every image of a class is as likely as any other: 400 draws, within five standard deviations
-    counts = sum(labelled_rows(labels[:100], 0.1, 0, draw).bincount(minlength=100) for draw in range(400))
+    counts = sum(labeled_rows(labels[:100], 0.1, 0, draw).bincount(minlength=100) for draw in range(400))
     assert float((torch.as_tensor(counts) - 40).abs().max()) < 5 * (400 * 0.1 * 0.9) ** 0.5
 
 
-def test_accuracies_are_those_of_the_labelled_images() -> None:
+def test_accuracies_are_those_of_the_labeled_images() -> None:
     values = evaluate().values
     rows = values["compared"]
     assert [row["what"] for row in rows[::2]] == ["vae", "untrained vae", "raw pixels"]
@@ -55,7 +55,7 @@ def test_accuracies_are_those_of_the_labelled_images() -> None:
         assert TRAIN.labels is not None
         assert TEST.labels is not None
         for draw in range(3):
-            chosen = labelled_rows(TRAIN.labels, 0.1, 0, draw)
+            chosen = labeled_rows(TRAIN.labels, 0.1, 0, draw)
             known = TRAIN.labels[chosen]
             fitted = linear_probe(bank[chosen].float(), known, queries.float(), TEST.labels, 3, FAST)
             linear.append(fitted.test_accuracy[-1])
@@ -66,12 +66,12 @@ def test_accuracies_are_those_of_the_labelled_images() -> None:
                 weights=lambda d: torch.exp(torch.tensor(1 - d) / 0.1).numpy(),
             ).fit(bank[chosen].numpy(), known.numpy())
             near.append(float(peer.score(queries.numpy(), TEST.labels.numpy())))
-        assert few["labelled"] == len(chosen)
+        assert few["labeled"] == len(chosen)
         assert few["linear_accuracy"] == pytest.approx(float(torch.tensor(linear).mean()), abs=0.01)
         assert few["linear_std"] == pytest.approx(float(torch.tensor(linear).std()), abs=0.01)
         assert few["knn_accuracy"] == pytest.approx(float(torch.tensor(near).mean()), abs=1e-6)
         assert few["knn_std"] == pytest.approx(float(torch.tensor(near).std()), abs=1e-6)
-        assert whole["labelled"] == 300
+        assert whole["labeled"] == 300
         assert whole["knn_std"] is None
     assert values["linear_accuracy"] == rows[0]["linear_accuracy"]
 
@@ -86,9 +86,9 @@ def test_the_figure_has_a_line_of_each_kind_and_names_the_shares() -> None:
     ]
 
 
-def test_fewer_labelled_images_than_neighbors() -> None:
+def test_fewer_labeled_images_than_neighbors() -> None:
     result = evaluate(fractions=(0.01,), k=20)
-    assert result.values["labelled"] == 3
+    assert result.values["labeled"] == 3
     assert any("k is 3" in note for note in result.notes)
     assert not any("k is" in note for note in evaluate().notes)
 

@@ -60,7 +60,7 @@ TRAIN, TEST = split("train", 10), split("test", 5)
 def evaluate(
     method: Method | None = None, train: Split = TRAIN, test: Split = TEST, **changes: Any
 ) -> EvalResult:
-    settings = {"labelled": (3,), "repeats": 2, "classes": "all", "classifiers": FAST, **changes}
+    settings = {"labeled": (3,), "repeats": 2, "classes": "all", "classifiers": FAST, **changes}
     return segment(method or Seeing(), train, test, SegmentSettings(**settings), tick=silent)
 
 
@@ -99,9 +99,9 @@ def test_portions_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_pixels_are_drawn_where_all_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "KEPT", 3 * 27 * 60)
-    problem = module._problem(TRAIN, TEST, SegmentSettings(labelled=(3,), classes="all"), CPU)
+    problem = module._problem(TRAIN, TEST, SegmentSettings(labeled=(3,), classes="all"), CPU)
     rows = problem.draws[0]
-    pixels, labels = module._labelled_pixels(neighborhoods, problem, rows, 0)
+    pixels, labels = module._labeled_pixels(neighborhoods, problem, rows, 0)
     assert pixels.shape == (3, 60, 27)
     # Each pixel with its own class: the middle of the neighborhood tells it
     levels = pixels.view(3, 60, 3, 9)[..., 4].mean(2)
@@ -150,8 +150,8 @@ def test_pixels_are_drawn_among_those_that_count(monkeypatch: pytest.MonkeyPatch
     masks[:, 4, ::2] = 2
     train = replace(TRAIN, masks=masks)
     monkeypatch.setattr(module, "KEPT", 3 * 27 * 16)
-    problem = module._problem(train, TEST, SegmentSettings(labelled=(3,), classes="all"), CPU)
-    _, labels = module._labelled_pixels(neighborhoods, problem, problem.draws[0], 0)
+    problem = module._problem(train, TEST, SegmentSettings(labeled=(3,), classes="all"), CPU)
+    _, labels = module._labeled_pixels(neighborhoods, problem, problem.draws[0], 0)
     assert labels.shape == (3, 16)
     assert not (labels == IGNORE).any()
 
@@ -172,9 +172,9 @@ def test_colors_are_of_classes() -> None:
 
 def test_gray_images_and_other_methods_side_by_side() -> None:
     gray = build(VAEConfig(image_size=SIDE, width=4, z_dim=5, channels=1)).eval()
-    settings = SegmentSettings(labelled=(2, 3), repeats=1, classifiers=FAST)
+    settings = SegmentSettings(labeled=(2, 3), repeats=1, classifiers=FAST)
     values = segment(Seeing(), TRAIN, TEST, settings, beside={"gray": gray}, tick=silent).values
-    assert [row["labelled"] for row in values["compared"] if row["what"] == "gray"] == [2, 3]
+    assert [row["labeled"] for row in values["compared"] if row["what"] == "gray"] == [2, 3]
     assert values["std"] is None
 
 
@@ -186,14 +186,14 @@ def test_gray_images_and_other_methods_side_by_side() -> None:
         (
             None,
             TRAIN,
-            {"labelled": (3, 11)},
-            "--labelled must be at most the number of train images, 10, not 11",
+            {"labeled": (3, 11)},
+            "--labeled must be at most the number of train images, 10, not 11",
         ),
         (
             None,
             replace(TRAIN, masks=torch.full_like(TRAIN.images[:, 0], IGNORE)),
             {},
-            "no pixel of 3 labelled",
+            "no pixel of 3 labeled",
         ),
         (None, replace(TRAIN, images=TRAIN.images[:, :, :8, :8]), {}, "trained on 16x16 images"),
     ],

@@ -251,8 +251,10 @@ def test_stochastic_samplers_need_noise() -> None:
 
 
 @pytest.mark.parametrize("t_start", [0, 1, 9, 175, 999])
-def test_times_fall_from_the_start_to_zero_without_repeating(t_start: int) -> None:
-    schedule = linear_schedule()
+@pytest.mark.parametrize(
+    "schedule", [linear_schedule(), cosine_schedule(1000), zero_terminal_snr(linear_schedule())]
+)
+def test_times_fall_from_the_start_to_zero_without_repeating(schedule: NoiseSchedule, t_start: int) -> None:
     for steps in {1, 2, t_start // 2 + 1, t_start, t_start + 1} & set(range(1, t_start + 2)):
         for spacing in get_args(Spacing):
             *times, clean = (level.t for level in sampling_levels(schedule, t_start, steps, spacing))
@@ -281,6 +283,24 @@ def test_few_karras_steps_are_spent_on_pure_noise() -> None:
     assert levels[1].log_snr == pytest.approx(second, abs=0.15)  # times are whole numbers
     assert sum(level.log_snr < -4 for level in levels) <= 4
     assert sum(level.log_snr < -4 for level in sampling_levels(schedule, 999, 20, "log-snr")) == 8
+
+
+def test_each_spacing_is_the_one_of_its_name() -> None:
+    schedule = linear_schedule()
+    shares = torch.linspace(1, 0, 7, dtype=torch.float64)
+    lambdas = torch.tensor([level_at(schedule, t).log_snr for t in range(1000)], dtype=torch.float64)
+    nearest = [
+        int((lambdas - wanted).abs().argmin()) for wanted in lambdas[0] * (1 - shares) + lambdas[-1] * shares
+    ]
+    expected = {
+        "karras": karras_times(schedule, 999, 7),
+        "log-snr": nearest,
+        "quadratic": (999 * shares**2).round().int().tolist(),
+        "uniform": (999 * shares).round().int().tolist(),
+    }
+    for spacing in get_args(Spacing):
+        times = [level.t for level in sampling_levels(schedule, 999, 7, spacing)]
+        assert times == [*expected[spacing], -1]
 
 
 def test_another_spacing_is_refused() -> None:
@@ -316,6 +336,20 @@ def test_samplers_start_from_pure_noise(sampler: Sampler, bound: float) -> None:
     x = data.data.noised(999)
     out = sampler(data, schedule, x, 40, prediction="v")
     assert distance(out, data.data.flow(x, 999)) < bound
+
+
+@pytest.mark.parametrize("sampler", [dpm_solver_pp, heun, unipc])
+def test_images_of_large_variance_come_out_of_almost_pure_noise(sampler: Sampler) -> None:
+    # The first principal components of images: the cosine schedule ends with 20,000 times as much noise as
+    # image, of which the first step of 20 leads to 130 times as much
+    schedule = cosine_schedule(1000)
+    data = GaussianData(schedule)
+    data.std = torch.full((32,), 20.0, dtype=torch.float64)
+    x = data.noised(999)
+    for steps in (20, 40):
+        out, exact = sampler(data, schedule, x, steps), data.flow(x, 999)
+        ratio = (out - data.mean).std() / (exact - data.mean).std()
+        assert float(ratio) == pytest.approx(1, abs=0.02)
 
 
 @pytest.mark.parametrize("sampler", [heun, unipc])

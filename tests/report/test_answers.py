@@ -101,7 +101,7 @@ def whole(tmp_path: Path) -> Path:
                              "levels": [{"t_prime": 16, "psnr_db": 39.0}, {"t_prime": 256, "psnr_db": 20.0}]},
             "fidelity": measures(40.0, 0.7, 205.0),
             "probe": {"test_images": 2000, "compared": [
-                {"what": what, "fraction": 1.0, "labelled": 500, "linear_accuracy": value}
+                {"what": what, "fraction": 1.0, "labeled": 500, "linear_accuracy": value}
                 for what, value in (("ddpm", 0.4), ("untrained ddpm", 0.2), ("raw pixels", 0.3))]},
         },
     }  # fmt: skip

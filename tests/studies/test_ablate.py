@@ -486,7 +486,7 @@ def test_a_measure_is_taken_once_for_the_same_weights_and_device(
         return {"test_images": len(run.splits[1])}
 
     monkeypatch.setitem(measures.MEASURES, "test_images", test_images)
-    monkeypatch.setitem(measures.MEASURES, "sampling", lambda run: pytest.fail("is known"))
+    monkeypatch.setitem(measures.MEASURES, "default sampling", lambda run: pytest.fail("is known"))
     history = [{"seconds": 1.0, "images_per_second": 2.0, "loss": 3.0, "epoch": 1}]
     half, other = (
         info.folder / "eval" / f".{name}.png.ab12cd_4.tmp" for name in ("ablate-samples", "sample")
@@ -504,7 +504,7 @@ def test_a_measure_is_taken_once_for_the_same_weights_and_device(
     kept = files.read_json(info.folder / measures.KEPT)
     for changed in ("weights_sha256", "device"):
         files.write_json(info.folder / measures.KEPT, {**kept, changed: "another"})
-        monkeypatch.setitem(measures.MEASURES, "sampling", lambda run: {"sampling_seconds": -1.0})
+        monkeypatch.setitem(measures.MEASURES, "default sampling", lambda run: {"sampling_seconds": -1.0})
         found = measures.measure(info, history, torch.device("cpu"), lambda event: None).numbers
         assert found["sampling_seconds"] == -1.0
     files.write_json(info.folder / measures.KEPT, kept)

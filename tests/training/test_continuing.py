@@ -116,6 +116,24 @@ def test_what_does_not_fit_is_named(digits: Path, tmp_path: Path) -> None:
     assert "mean.weight" in note
 
 
+def test_weights_that_may_have_seen_the_test_images_are_noted(digits: Path, tmp_path: Path) -> None:
+    # A folder without parts is divided by the seed
+    images = tmp_path / "images"
+    images.mkdir()
+    for i, image in enumerate(sorted((digits / "train").rglob("*.png"))):
+        shutil.copy(image, images / f"{i}.png")
+    start(vae(images), tmp_path / "first")
+
+    def notes(**settings: object) -> list[str]:
+        later = vae(images, epochs=1, init=str(tmp_path / "first"), **settings)
+        said = start(later, tmp_path / f"run-{len(list(tmp_path.iterdir()))}")
+        return [note for note in said if "may be among its training images" in note]
+
+    assert notes() == []
+    [note] = notes(seed=1)
+    assert "the random seed of first chose other images for testing" in note
+
+
 def test_another_method_is_refused(digits: Path, tmp_path: Path) -> None:
     start(vae(digits), tmp_path / "first")
     result = call("train", "ddpm", "--data", digits, "--init", tmp_path / "first", "--out", tmp_path / "x")

@@ -235,10 +235,10 @@ def _ranking(rows: list[Record], images: float, language: Language) -> Iterator[
     texts = [
         f"{_feature(name, language)} {language.percent(known[name]['linear_accuracy'])}" for name in order
     ]
-    share, labelled = (language.percent(rows[0]["fraction"]), language.number(rows[0].get("labelled")))
+    share, labeled = (language.percent(rows[0]["fraction"]), language.number(rows[0].get("labeled")))
     yield language.choose(
-        f"With {share} of the labels ({labelled}) a linear classifier reaches: {', '.join(texts)}.",
-        f"Avec {share} des étiquettes ({labelled}), un classifieur linéaire atteint : {', '.join(texts)}.",
+        f"With {share} of the labels ({labeled}) a linear classifier reaches: {', '.join(texts)}.",
+        f"Avec {share} des étiquettes ({labeled}), un classifieur linéaire atteint : {', '.join(texts)}.",
     )
     shares = {
         name: Share(row["linear_accuracy"], images, row.get("linear_std") or 0.0)

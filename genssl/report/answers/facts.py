@@ -21,7 +21,7 @@ class Share:
 
     Attributes:
         images: test images that it was measured on.
-        spread: standard deviation over draws of the labelled images.
+        spread: standard deviation over draws of the labeled images.
     """
 
     value: float
