@@ -32,6 +32,8 @@ from genssl.eval.feature_cache import cached_features
 from genssl.eval.fidelity_features import default_features
 from genssl.eval.sample import ALL, sample
 from genssl.models.build import build
+from genssl.models.ddpm import default_spacing
+from genssl.models.guidance import GUIDANCE
 from genssl.models.method import count_parameters
 from genssl.runtime import autocast, choose_precision, describe, generator
 from genssl.training import run
@@ -82,6 +84,8 @@ def main() -> None:
         return
     rows: list[dict[str, Any]] = json.loads(asked.out.read_text())["rows"] if asked.out.exists() else []
     length: dict[str, Any] = {"epochs": asked.epochs} if asked.epochs else {"minutes": asked.minutes}
+    # Samples of other times or another guidance are not compared with these
+    length |= {"guidance": GUIDANCE, "spacing": default_spacing("dpm++")}
     readers = () if asked.unread else READERS
     networks = {reader.name: trained(reader, load("synthetic", "train"), 4) for reader in readers}
     for name in asked.only:

@@ -3,7 +3,8 @@
 `python -m benchmarks.samplers [REF ...] [-n 512] [--only SAMPLER ...]` draws the same number of samples from
 the same noise with every sampler of a run and growing numbers of steps, and measures the Frechet distance to
 real test images in the default features, beside that of training images. `--guidance 0` asks the network once
-per call, without guidance; `--spacing` takes other times than the sampler's default. It writes
+per call, without guidance; `--spacing` takes other times than the sampler's default, and `--steps` other
+numbers of steps. It writes
 docs/results/samplers.json after every row, and takes what is there already as done.
 """
 
@@ -15,7 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from genssl.eval.fidelity_features import default_features
 from genssl.eval.sample import sample
 from genssl.metrics.fidelity import frechet_distance, prdc
 from genssl.models.ddpm import default_spacing
+from genssl.models.sampling_times import Spacing
 from genssl.runtime import choose_device, describe
 
 RESULT = Path("docs/results/samplers.json")
@@ -46,7 +48,7 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=512, help="samples of each")
     parser.add_argument("--only", nargs="*", default=list(STEPS), help="samplers")
     parser.add_argument("--steps", type=int, nargs="*", help="numbers of steps; default: as in STEPS")
-    parser.add_argument("--spacing", help="of a DDPM's times; default: that of the sampler")
+    parser.add_argument("--spacing", choices=get_args(Spacing), help="default: that of the sampler")
     parser.add_argument("--guidance", type=float, help="w; default: that of the method")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=RESULT)
@@ -80,6 +82,7 @@ def main() -> None:
             row: dict[str, Any] = {
                 "calls": outcome.values["nfe"],
                 "seconds": round(seconds, 2),
+                "command": shlex.join(["python", "-m", "benchmarks.samplers", *sys.argv[1:]]),
                 "train_fd": floor,
             }
             row |= {"name": name}
@@ -112,9 +115,8 @@ def measured(real: Tensor, images: Tensor, space: FeatureSpace) -> dict[str, flo
 
 
 def content(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The JSON: how it was made, and the rows."""
-    command = shlex.join(["python", "-m", "benchmarks.samplers", *sys.argv[1:]])
-    return {"command": command, "torch": torch.__version__, "threads": torch.get_num_threads(), "rows": rows}
+    """The JSON: with what it was made, and the rows."""
+    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "rows": rows}
 
 
 if __name__ == "__main__":

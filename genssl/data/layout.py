@@ -21,7 +21,7 @@ WORDS = {
         "evaluation": "eval evaluation",
         "holdout": "holdout heldout",
         "validation": "val valid validation validate validating vali dev devel development",
-        "unlabeled": "unlabeled unlabeled nolabel nolabels unsupervised pred predict prediction predictions",
+        "unlabeled": "unlabeled unlabelled nolabel nolabels unsupervised pred predict prediction predictions",
         "fold": "fold folds kfold",
     }.items()
     for word in words.split()

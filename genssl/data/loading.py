@@ -310,7 +310,7 @@ def read_unlabeled(
 
 
 def overlap_note(name: str, trained: Config, data: str | None, split: Split) -> str | None:
-    """Why images of a split may be among those that a run was trained on; None: they are not.
+    """Why images of a split may be among those that a run was trained on; None: nothing suggests it.
 
     Args:
         name: of the run.

@@ -14,7 +14,7 @@ from genssl.errors import UserError
 from genssl.eval.feature_cache import FeatureSpace, cached_features
 from genssl.eval.fidelity import Estimate, FidelitySettings, SampleSet, measure, sample_set
 from genssl.eval.result import EvalResult, header_of
-from genssl.eval.sample import ALL, class_names, draw_samples, labels_of
+from genssl.eval.sample import ALL, class_names, draw_samples, labels_of, sampling_settings
 from genssl.metrics.knn import knn_predict, standard_error
 from genssl.metrics.sharpness import sharpness
 from genssl.models.method import Method
@@ -94,8 +94,10 @@ def guidance_sweep(
         rows.append(_row(w, {**estimates, "class_accuracy": accuracy(generated.features, labels)}))
         tick(i + 1, len(values))
     of_real = accuracy(real_features, real.labels)
+    way = sampling_settings(method, {"class_label": ALL})
+    del way["guidance"]
     result = {
-        "samples": n, "real_images": len(reference), "features": space.name,
+        "samples": n, "sampling": way, "real_images": len(reference), "features": space.name,
         "features_digest": space.digest or None, "guidance": rows,
         "class_accuracy_of_real_images": of_real.value, "best": _best(rows),
     }  # fmt: skip

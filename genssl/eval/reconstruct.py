@@ -74,7 +74,7 @@ class Reverse:
 
     Attributes:
         diffusion: the diffusion model.
-        sampler: "ancestral", "dpm++" or "ddim".
+        sampler: one of the DDPM's, see `DDPM.denoise`.
         steps: of the sampler; None: all for "ancestral", 20 for the others, fewer where t' is less.
         spacing: of the times that the sampler visits; the sampler's default when None.
     """
@@ -83,6 +83,11 @@ class Reverse:
     sampler: Sampler
     steps: int | None = None
     spacing: Spacing | None = None
+
+    @property
+    def times(self) -> Spacing:
+        """The spacing of the times that the sampler visits."""
+        return default_spacing(self.sampler) if self.spacing is None else self.spacing
 
     def steps_from(self, t_prime: int) -> int:
         """Steps from t'.
@@ -236,7 +241,7 @@ def reconstruct_from(
         "t_prime": t_prime,
         "snr": float(diffusion.schedule.snr[t_prime - 1]),
         "sampler": sampler,
-        "spacing": spacing or default_spacing(sampler),
+        "spacing": reverse.times,
         "steps": steps,
         "network_calls": calls * len(images),
         "mse": float(after.mean()),

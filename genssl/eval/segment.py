@@ -183,8 +183,9 @@ def _problem(train: Split, test: Split, settings: SegmentSettings, device: torch
     if settings.classes == "ground":
         classes = (GROUND, FOREGROUND)
         train, test = (replace(split, masks=_foreground(split.masks)) for split in (train, test))
+    # "labelled" names the stream of random numbers: under another name, other images would be drawn
     order = [
-        torch.randperm(len(train), generator=generator(settings.seed, "labeled", i))[:most]
+        torch.randperm(len(train), generator=generator(settings.seed, "labelled", i))[:most]
         for i in range(settings.repeats)
     ]
     for rows in order:

@@ -18,7 +18,7 @@ Spacing = Literal["karras", "log-snr", "quadratic", "uniform"]
 RHO = 7  # Karras et al. 2022, table 1
 # Bound on lambda = log(alpha / sigma), where sigma is 164 times alpha: about where the linear schedule of
 # 1,000 times ends (157). DPM-Solver's authors advise it for the cosine schedule, which ends with 20,000
-# times, and start there; here the first step leads to it
+# times, and start there; here the first step leads to the time that follows it
 LEAST_LOG_SNR = -5.1
 
 

@@ -30,7 +30,7 @@ SAMPLES = 512  # whose fidelity is measured on a CPU
 # epochs
 SHOWN = 64
 TEST_IMAGES = 10_000  # of CIFAR-10
-LABELLED, PROBED = 5000, 2000  # images that the features of question 2.3 b are tried on
+LABELED, PROBED = 5000, 2000  # images that the features of question 2.3 b are tried on
 WEIGHTS = 100  # importance samples of an image
 TIMESTEPS = 1000
 OTHER_TIMESTEPS = (500, 1500)  # of question 2.3 a
@@ -212,13 +212,13 @@ def _quality(vae: Part, ddpm: Part, samples: int) -> Iterator[Step]:
         ddpm.cost(6 * START, calls=MEASURING_CALLS, scalable=FAST_STEPS * samples, size=images)
     )
     # Images of three encoders: the DDPM, the same untrained, and the VAE
-    probed, labeled = ("--test-limit", PROBED), Size("--limit", LABELLED, 500)
+    probed, labeled = ("--test-limit", PROBED), Size("--limit", LABELED, 500)
     probe = _evaluation(
         ("2.3 b",), "classify from the features", "probe", "ddpm",
         "--beside", "vae", "--limit", labeled.full, *probed,
     )  # fmt: skip
     yield probe.with_cost(
-        ddpm.cost(5 * PROBE, calls=3 * PROBED, scalable=3 * ENCODING_CALLS * LABELLED, size=labeled)
+        ddpm.cost(5 * PROBE, calls=3 * PROBED, scalable=3 * ENCODING_CALLS * LABELED, size=labeled)
     )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from genssl import run_info
 from genssl.data.loading import RunPart, load_for_run, overlap_note
+from genssl.data.registry import absolute
 from genssl.data.split import Split
 from genssl.errors import UserError
 from genssl.settings import Config
@@ -43,11 +44,21 @@ def load_splits(config: Config, listener: Listener, other: RunPart = "test") -> 
 
 
 def notes_on_start(config: Config, held_out: Split) -> list[str]:
-    """A note where the weights that a run starts from may have been trained on its test images."""
+    """A note where the weights that a run starts from may have been trained on images held out from it."""
     if config.init is None:
         return []
     info = run_info.inspect(Path(config.init))
-    note = overlap_note(info.name, info.config, config.data, held_out)
+    before = info.config
+    # One folder by two names
+    is_same = (absolute(config.data) or config.data) == (absolute(before.data) or before.data)
+    held_out_alike = (config.seed, config.limit, config.holdout) == (
+        before.seed,
+        before.limit,
+        before.holdout,
+    )
+    if held_out.part == "validation" and is_same and not held_out_alike:
+        return [f"{info.name} held out other images: validation images may be among its training images"]
+    note = overlap_note(info.name, before, before.data if is_same else config.data, held_out)
     return [] if note is None else [note]
 
 

@@ -352,6 +352,18 @@ def test_images_of_large_variance_come_out_of_almost_pure_noise(sampler: Sampler
         assert float(ratio) == pytest.approx(1, abs=0.02)
 
 
+def test_karras_steps_suit_images_of_large_variance_on_the_cosine_schedule() -> None:
+    data = GaussianData(cosine_schedule(1000))
+    data.std = torch.full((32,), 20.0, dtype=torch.float64)
+    x = data.noised(999)
+    exact = data.flow(x, 999)
+    karras, even = (
+        distance(dpm_solver_pp(data, data.schedule, x, 20, spacing=spacing), exact)
+        for spacing in get_args(Spacing)[:2]
+    )
+    assert karras < 0.5 * even
+
+
 @pytest.mark.parametrize("sampler", [heun, unipc])
 def test_higher_orders_converge_faster_than_euler(sampler: Sampler) -> None:
     data = GaussianData(FINE)

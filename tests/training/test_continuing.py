@@ -130,6 +130,7 @@ def test_weights_that_may_have_seen_the_test_images_are_noted(digits: Path, tmp_
         return [note for note in said if "may be among its training images" in note]
 
     assert notes() == []
+    assert notes(holdout=0.2) != []
     [note] = notes(seed=1)
     assert "the random seed of first chose other images for testing" in note
 
