@@ -85,15 +85,15 @@ def main() -> None:
     rows: list[dict[str, Any]] = json.loads(asked.out.read_text())["rows"] if asked.out.exists() else []
     length: dict[str, Any] = {"epochs": asked.epochs} if asked.epochs else {"minutes": asked.minutes}
     # Samples of other times or another guidance are not compared with these
-    length |= {"guidance": GUIDANCE, "spacing": default_spacing("dpm++")}
+    sampling = {"guidance": GUIDANCE, "spacing": default_spacing("dpm++")}
     readers = () if asked.unread else READERS
     networks = {reader.name: trained(reader, load("synthetic", "train"), 4) for reader in readers}
     for name in asked.only:
-        if any(row.items() >= ({"candidate": name} | length).items() for row in rows):
+        if any(row.items() >= ({"candidate": name} | length | sampling).items() for row in rows):
             continue
         with tempfile.TemporaryDirectory() as folder:
             row = candidate(CANDIDATES[name], asked.epochs, asked.minutes, Path(folder) / "run", networks)
-        rows.append({"candidate": name, **length, **row})
+        rows.append({"candidate": name, **length, **sampling, **row})
         print(json.dumps(rows[-1]), flush=True)
         command = shlex.join(["python", "-m", "benchmarks.networks", *sys.argv[1:]])
         about = {"device": describe(CPU), "threads": torch.get_num_threads(), "torch": torch.__version__}

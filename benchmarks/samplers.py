@@ -4,8 +4,8 @@
 the same noise with every sampler of a run and growing numbers of steps, and measures the Frechet distance to
 real test images in the default features, beside that of training images. `--guidance 0` asks the network once
 per call, without guidance; `--spacing` takes other times than the sampler's default, and `--steps` other
-numbers of steps. It writes
-docs/results/samplers.json after every row, and takes what is there already as done.
+numbers of steps. It writes docs/results/samplers.json after every row, and takes what is there already as
+done.
 """
 
 import argparse
@@ -72,7 +72,7 @@ def main() -> None:
             options = {"sampler": sampler, "steps": steps, **spacing, **guidance}
             other = spacing if spacing != spacing_of(method.sample, sampler, None) else {}
             name = " ".join([folder.name, sampler, str(steps), *other.values()])
-            if any(row.items() >= {**about, **options, "name": name}.items() for row in rows):
+            if any(row.items() >= (about | options).items() for row in rows):
                 continue
             start = time.perf_counter()
             outcome, images = sample(
@@ -84,8 +84,8 @@ def main() -> None:
                 "seconds": round(seconds, 2),
                 "command": shlex.join(["python", "-m", "benchmarks.samplers", *sys.argv[1:]]),
                 "train_fd": floor,
+                "name": name,
             }
-            row |= {"name": name}
             rows.append({**about, **options, **row, **measured(features, images.to(device), space)})
             print({name: rows[-1][name] for name in ("run", "sampler", "calls", "seconds", "fd")}, flush=True)
             files.write_json(asked.out, content(rows))

@@ -21,7 +21,7 @@ from genssl.eval.reconstruct import Reverse, Snapshots, StepCounter, calls_of, c
 from genssl.eval.result import EvalResult, check_size, require_ability
 from genssl.metrics.knn import knn_predict
 from genssl.metrics.reconstruction import Crossing, half_crossing, is_top1_match, mean_squared_error, psnr
-from genssl.models.ddpm import FAST_STEPS, Sampler
+from genssl.models.ddpm import FAST_STEPS, Sampler, default_spacing
 from genssl.models.method import CanDenoise, Method
 from genssl.models.sampling_times import Spacing
 from genssl.pixels import to_model
@@ -341,7 +341,7 @@ def sweep(
     curves = summarize(diffusion.schedule.snr.cpu(), retrieval, query_index, levels, measured, seed)
     used = [steps_at(level, sampler, steps) for level in levels]
     calls = network_calls(levels, len(query_index), sampler, steps)
-    way = {"sampler": sampler, "spacing": Reverse(diffusion, sampler, steps, spacing).times}
+    way = {"sampler": sampler, "spacing": spacing or default_spacing(sampler)}
     values = {**way, **values_of(curves, measured, used), "network_calls": calls}
     if space is not None:
         values |= {"features": space.name, "features_digest": space.digest}

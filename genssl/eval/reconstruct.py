@@ -84,11 +84,6 @@ class Reverse:
     steps: int | None = None
     spacing: Spacing | None = None
 
-    @property
-    def times(self) -> Spacing:
-        """The spacing of the times that the sampler visits."""
-        return default_spacing(self.sampler) if self.spacing is None else self.spacing
-
     def steps_from(self, t_prime: int) -> int:
         """Steps from t'.
 
@@ -241,7 +236,7 @@ def reconstruct_from(
         "t_prime": t_prime,
         "snr": float(diffusion.schedule.snr[t_prime - 1]),
         "sampler": sampler,
-        "spacing": reverse.times,
+        "spacing": spacing or default_spacing(sampler),
         "steps": steps,
         "network_calls": calls * len(images),
         "mse": float(after.mean()),

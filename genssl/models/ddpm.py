@@ -266,8 +266,10 @@ class DDPM(Method):
             steps = times if sampler == "ancestral" else min(FAST_STEPS, times)
 
         model = self._model(labels, guidance)
-        common: dict[str, Any] = {"prediction": self.prediction, "clip": clip, "callback": callback}
-        common["spacing"] = default_spacing(sampler) if spacing is None else spacing
+        spacing = default_spacing(sampler) if spacing is None else spacing
+        common: dict[str, Any] = {
+            "spacing": spacing, "prediction": self.prediction, "clip": clip, "callback": callback,
+        }  # fmt: skip
         if sampler in DETERMINISTIC:
             return DETERMINISTIC[sampler](model, self.schedule, x, steps, t_start, **common)
         noise = step_noise(x.shape, generator, x.device)

@@ -38,7 +38,8 @@ GRID = Path("eval") / "compare-samples.png"
 SHOWN = 64  # samples in a grid
 SCALE = 2
 SEED = 0
-DRAWN = 2  # to be raised when equal weights draw other samples: what was kept before is measured again
+# Raise it when equal weights draw other samples by default: what was kept before is measured again
+SAMPLING_VERSION = 2
 REFERENCES = {"train": "training images", "other": "other real images"}  # rows of `fidelity`
 
 
@@ -102,7 +103,7 @@ def quality(
         "features_digest": space.digest,
         "samples": samples,
         "device": describe(device),
-        "drawn": DRAWN,
+        "sampling_version": SAMPLING_VERSION,
     }
     if (saved := _read_kept(info.folder, details)) is not None:
         return saved

@@ -1,13 +1,15 @@
 """The options that commands share."""
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
+from genssl.commands import _options
 from genssl.commands._options import Common, Sampling, numbers, whole, with_options
 from genssl.errors import UserError
+from genssl.models import ddpm, sampling_times
 
 
 def invoke(*arguments: str) -> tuple[list[object], str]:
@@ -33,6 +35,13 @@ def test_options_go_to_the_parameters_whose_fields_they_are() -> None:
     assert seen == [Common(seed=7, device="cpu"), Sampling(steps=5), 4, "x"]
     assert Sampling(steps=5).given() == {"steps": 5}
     assert invoke()[0] == [Common(), Sampling(), 3, None]
+
+
+def test_the_choices_of_samplers_and_spacings_are_those_of_the_ddpm() -> None:
+    # Written twice, so that --help needs no torch
+    assert set(get_args(_options.DiffusionSampler)) == set(get_args(ddpm.Sampler))
+    choices, _ = get_args(get_args(_options.Spacing)[0])
+    assert get_args(choices) == get_args(sampling_times.Spacing)
 
 
 @pytest.mark.parametrize(("option", "value"), [("--limit", "3"), ("--device", "gpu")])

@@ -281,8 +281,8 @@ def test_few_karras_steps_are_spent_on_pure_noise() -> None:
     bound, last = (math.exp(-x / RHO) for x in (LEAST_LOG_SNR, levels[-1].log_snr))
     second = -RHO * math.log(bound + (last - bound) / 19)
     assert levels[1].log_snr == pytest.approx(second, abs=0.15)  # times are whole numbers
-    assert sum(level.log_snr < -4 for level in levels) <= 4
-    assert sum(level.log_snr < -4 for level in sampling_levels(schedule, 999, 20, "log-snr")) == 8
+    assert sum(level.t > 980 for level in levels) == 5
+    assert sum(level.t > 980 for level in sampling_levels(schedule, 999, 20, "log-snr")) == 9
 
 
 def test_each_spacing_is_the_one_of_its_name() -> None:
